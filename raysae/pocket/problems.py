@@ -1,0 +1,146 @@
+"""Arithmetic word problems with written-out steps, generated from a seed, each with its labels.
+
+One problem, as the pocket GPT-2 reads it::
+
+    Ana has 23 apples. Ana buys 14 more. Ben takes 9. How many apples are there now?
+    23+14=37
+    37-9=28
+    #### 28
+
+The steps follow GSM8K's habit of closing with ``#### ANSWER``. A problem is a pure function of
+``(seed, index)``, so any part of the stream can be made on its own, on any machine.
+"""
+
+import random
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+NAMES = ("Ana", "Ben", "Cal", "Dee", "Eli", "Fay", "Gus", "Hal", "Ida", "Jon", "Kim", "Leo")
+ITEMS = ("apples", "books", "cards", "coins", "cups", "eggs", "hats", "keys", "pens", "shells")
+START = (
+    "{name} has {n} {items}.",
+    "There are {n} {items} in the shop of {name}.",
+    "{name} starts the day with {n} {items}.",
+)
+SENTENCES = {
+    "+": ("{name} buys {n} more.", "{friend} brings {n} more.", "Then {n} more arrive."),
+    "-": ("{name} gives {n} away.", "{friend} takes {n}.", "Then {n} are lost."),
+    "*": (
+        "Then the number grows {n} times.",
+        "{friend} makes it {n} times as many.",
+    ),
+}
+ASK = ("How many {items} are there now?", "How many {items} does {name} have in the end?")
+
+LARGEST = 999  # no written number goes above this
+HELD_OUT_SHARE = 10  # one expression in so many is never trained on
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A word problem, its written solution, and the labels behind both."""
+
+    question: str
+    numbers: tuple[int, ...]
+    operators: tuple[str, ...]
+    intermediates: tuple[int, ...]
+    """The result of each step; the last one is the answer."""
+
+    @property
+    def answer(self) -> int:
+        return self.intermediates[-1]
+
+    @property
+    def steps(self) -> list[str]:
+        """The written steps, such as ``["23+14=37", "37-9=28"]``."""
+        lefts = (self.numbers[0], *self.intermediates)
+        rows = zip(lefts, self.operators, self.numbers[1:], self.intermediates, strict=False)
+        return [f"{left}{operator}{right}={result}" for left, operator, right, result in rows]
+
+    @property
+    def solution(self) -> str:
+        return "\n".join([*self.steps, f"#### {self.answer}"])
+
+    @property
+    def text(self) -> str:
+        return f"{self.question}\n{self.solution}"
+
+    @property
+    def prompt(self) -> str:
+        """The text up to the last step's equals sign: the model is about to write the answer."""
+        steps = "\n".join(self.steps)
+        return f"{self.question}\n{steps[: steps.rindex('=') + 1]}"
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this expression (numbers and operators) is kept from the pocket GPT-2's training."""
+        expression = f"{self.numbers}{self.operators}".encode()
+        return zlib.crc32(expression) % HELD_OUT_SHARE == 0
+
+    def row(self) -> dict[str, object]:
+        """The problem as a dataset row, labels included."""
+        return {
+            "text": self.text,
+            "question": self.question,
+            "prompt": self.prompt,
+            "solution": self.solution,
+            "numbers": list(self.numbers),
+            "operators": list(self.operators),
+            "intermediates": list(self.intermediates),
+            "answer": self.answer,
+        }
+
+
+def make_problem(seed: int, index: int) -> Problem:
+    """Problem ``index`` of the stream that ``seed`` names: two or three steps over + - *."""
+    rng = random.Random(f"raysae-pocket-{seed}-{index}")
+    numbers = [rng.randint(2, 99)]
+    operators: list[str] = []
+    intermediates: list[int] = []
+    total = numbers[0]
+    for _ in range(rng.choice((2, 2, 3))):
+        operator, operand = _draw_step(rng, total)
+        total = _apply(total, operator, operand)
+        operators.append(operator)
+        numbers.append(operand)
+        intermediates.append(total)
+    question = _tell(rng, numbers, operators)
+    return Problem(question, tuple(numbers), tuple(operators), tuple(intermediates))
+
+
+def stream(seed: int, *, held_out: bool) -> Iterator[Problem]:
+    """The endless stream of ``seed``, only its held-out problems or only the others."""
+    problems = (make_problem(seed, index) for index in count())
+    return (problem for problem in problems if problem.held_out == held_out)
+
+
+def _draw_step(rng: random.Random, total: int) -> tuple[str, int]:
+    choices = []
+    if total <= LARGEST - 2:
+        choices.append("+")
+    if total > 2:
+        choices.append("-")
+    if 2 <= total <= LARGEST // 9:
+        choices.append("*")
+    operator = rng.choice(choices)
+    if operator == "*":
+        return operator, rng.randint(2, 9)
+    if operator == "-":
+        return operator, rng.randint(2, min(99, total))
+    return operator, rng.randint(2, min(99, LARGEST - total))
+
+
+def _apply(left: int, operator: str, right: int) -> int:
+    return {"+": left + right, "-": left - right, "*": left * right}[operator]
+
+
+def _tell(rng: random.Random, numbers: list[int], operators: list[str]) -> str:
+    name, friend = rng.sample(NAMES, 2)
+    words = {"name": name, "friend": friend, "items": rng.choice(ITEMS)}
+    sentences = [rng.choice(START).format(n=numbers[0], **words)]
+    for operator, number in zip(operators, numbers[1:], strict=True):
+        sentences.append(rng.choice(SENTENCES[operator]).format(n=number, **words))
+    sentences.append(rng.choice(ASK).format(**words))
+    return " ".join(sentences)

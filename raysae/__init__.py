@@ -1,0 +1,50 @@
+"""raysae: sparse autoencoders for transformers, found by parallel experiment.
+
+Everything public loads when first touched, so that ``import raysae`` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "open_store": "raysae.activations",
+    "Site": "raysae.activations",
+    "Recipe": "raysae.config",
+    "load_recipe": "raysae.config",
+    "UserError": "raysae.errors",
+    "SAE": "raysae.sae",
+    "SAEConfig": "raysae.sae",
+    "load_sae": "raysae.sae",
+    "TrainingConfig": "raysae.training",
+    "fit": "raysae.training",
+}
+
+if TYPE_CHECKING:
+    from raysae.activations import Site, open_store
+    from raysae.config import Recipe, load_recipe
+    from raysae.errors import UserError
+    from raysae.sae import SAE, SAEConfig, load_sae
+    from raysae.training import TrainingConfig, fit
+
+__all__ = [
+    "SAE",
+    "Recipe",
+    "SAEConfig",
+    "Site",
+    "TrainingConfig",
+    "UserError",
+    "fit",
+    "load_recipe",
+    "load_sae",
+    "open_store",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "sweep":  # a module that can be called: raysae.sweep(recipe)
+        return importlib.import_module("raysae.sweep")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'raysae' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

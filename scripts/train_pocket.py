@@ -1,6 +1,6 @@
 """Train the pocket GPT-2 from nothing and save it into the package, or measure the saved one.
 
-    python scripts/train_pocket.py                    # about 20 minutes on two cores
+    python scripts/train_pocket.py                    # about 10 minutes on two cores
     python scripts/train_pocket.py --evaluate         # held-out answer accuracy against chance
 
 The model writes the steps and the answer itself (greedy decoding from the question alone) on
@@ -33,7 +33,8 @@ def train(steps: int, batch_size: int, lr: float, seed: int) -> tuple[GPT2LMHead
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(tokenizer), n_positions=CONTEXT, n_embd=128, n_layer=4, n_head=4,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_pytorch_tanh",
+            attn_implementation="eager",  # under bfloat16 autocast on CPUs, 3 times faster than sdpa
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         )
     )  # fmt: skip
@@ -110,8 +111,8 @@ def _lr_share(step: int, steps: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--evaluate", action="store_true", help="measure the saved model only")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--problems", type=int, default=2000, help="held-out problems to answer")

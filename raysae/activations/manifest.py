@@ -1,0 +1,125 @@
+"""The manifest: what is in a store and where it came from. Written last; without it, no store."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from raysae.activations.sites import Site
+from raysae.errors import UserError
+from raysae.files import read_json, write_json
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SplitRows(_Record):
+    train: int
+    validation: int
+    test: int
+
+    @property
+    def total(self) -> int:
+        return self.train + self.validation + self.test
+
+
+class ShardEntry(_Record):
+    """One Parquet file; its rows are ordered train, validation, test, each in row groups of its own."""
+
+    file: str
+    """Path relative to the store, such as ``layer=08/position=03/part-00000.parquet``."""
+    rows: SplitRows
+    bytes: int
+    sha256: str
+
+
+class SiteEntry(_Record):
+    """The activations of one site. Statistics run over all its rows, in float64."""
+
+    layer: int
+    position: int | Literal["all"]
+    rows: SplitRows
+    mean: list[float]
+    mean_square_norm: float
+    """Mean over rows of the squared norm."""
+    total_variance: float
+    """Mean over rows of the squared distance from ``mean``."""
+    shards: list[ShardEntry]
+
+    @property
+    def site(self) -> Site:
+        return Site(self.layer, self.position)
+
+
+class Manifest(_Record):
+    format_version: int
+    provenance: Literal["model", "imported", "synthetic"]
+    source: dict[str, Any]
+    """What the activations were made from: the recipe's source as resolved, without its place."""
+    model: dict[str, Any] | None
+    """Id, revision, architecture, number of layers, hash of the weights, hash of the tokenizer."""
+    dataset: dict[str, Any] | None
+    """Id, fingerprint of the texts, sequences read, used, too short and cut."""
+    hookpoint: str
+    dtype: Literal["float16", "bfloat16", "float32"]
+    d_in: int
+    split: dict[str, float]
+    """Shares of the sequences expected in ``validation`` and ``test``."""
+    sites: list[SiteEntry]
+
+    def digest(self) -> str:
+        """A hash of the whole manifest, and through its checksums of every byte in the store."""
+        text = json.dumps(self.model_dump(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def write(self, store: Path) -> None:
+        write_json(store / MANIFEST_FILE, self.model_dump())
+
+
+def read_manifest(store: Path) -> Manifest:
+    """The store's manifest. Raises UserError when it is missing, newer, malformed or contradictory."""
+    path = store / MANIFEST_FILE
+    if not path.is_file():
+        raise UserError(
+            f"{store}: no {MANIFEST_FILE}, so this is not a finished activation store; "
+            "check the path, or extract into it again"
+        )
+    try:
+        raw = read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); extract the store again") from None
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format_version {version!r}; this raysae reads {FORMAT_VERSION}; "
+            "upgrade raysae or extract the store again"
+        )
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {where}: {first['msg']}") from None
+    _check_entries(path, manifest)
+    return manifest
+
+
+def _check_entries(path: Path, manifest: Manifest) -> None:
+    sites = [entry.site for entry in manifest.sites]
+    files = [shard.file for entry in manifest.sites for shard in entry.shards]
+    for kind, names in (("site", sites), ("shard", files)):
+        twice = {str(name) for name in names if names.count(name) > 1} if len(
+            set(names)
+        ) != len(names) else set()
+        if twice:
+            raise UserError(f"{path}: {kind} listed twice: {', '.join(sorted(twice))}")
+    for entry in manifest.sites:
+        for shard in entry.shards:
+            if Path(shard.file).parent.as_posix() != entry.site.folder:
+                raise UserError(f"{path}: shard {shard.file!r} lies outside {entry.site.folder}/")

@@ -1,0 +1,55 @@
+"""The columns of a shard, and the way between torch rows and Arrow without a Python object a row.
+
+An activation is one non-null ``FixedSizeBinary(d_in * itemsize)`` value: pyarrow reads that column
+6 to 10 times faster than a list column, and it carries bfloat16, which Arrow lacks.
+"""
+
+import warnings
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPE_KEY, D_IN_KEY = b"raysae.dtype", b"raysae.d_in"
+
+
+def shard_schema(dtype: str, d_in: int) -> pa.Schema:
+    """The Arrow schema of a shard whose activations are ``d_in`` values of ``dtype``."""
+    width = d_in * DTYPES[dtype].itemsize
+    return pa.schema(
+        [
+            pa.field("activation", pa.binary(width), nullable=False),
+            pa.field("sequence", pa.int64(), nullable=False),
+            pa.field("token_index", pa.int32(), nullable=False),
+            pa.field("token_id", pa.int32(), nullable=False),
+        ],
+        metadata={DTYPE_KEY: dtype.encode(), D_IN_KEY: str(d_in).encode()},
+    )
+
+
+def to_arrow(rows: Tensor) -> pa.Array:
+    """Rows ``[rows, d_in]`` as a FixedSizeBinary array over the same memory."""
+    rows = rows.contiguous()
+    width = rows.shape[1] * rows.element_size()
+    buffer = pa.py_buffer(rows.view(torch.uint8).numpy())
+    return pa.Array.from_buffers(pa.binary(width), len(rows), [None, buffer])
+
+
+def to_torch(column: pa.ChunkedArray, dtype: str) -> list[Tensor]:
+    """The column's chunks as ``[rows, d_in]`` tensors over the same (read-only) memory."""
+    return [_chunk_to_torch(chunk, dtype) for chunk in column.chunks if len(chunk)]
+
+
+def _chunk_to_torch(chunk: pa.Array, dtype: str) -> Tensor:
+    width = chunk.type.byte_width
+    # numpy takes any buffer, also those of Ray's object store, which torch.frombuffer refuses
+    data = np.frombuffer(
+        chunk.buffers()[1], dtype=np.uint8, count=len(chunk) * width, offset=chunk.offset * width
+    )
+    with warnings.catch_warnings():
+        # torch warns of read-only memory; nothing here writes to it
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        rows = torch.from_numpy(data)
+    return rows.view(DTYPES[dtype]).view(len(chunk), -1)

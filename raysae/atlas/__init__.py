@@ -1,0 +1,1 @@
+"""The sweet spot, trained at every layer and position."""

@@ -1,0 +1,152 @@
+"""Training the atlas: sites spread over Ray actors, several SAEs an actor, each site its own commit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from raysae.activations import Site, Store, open_store
+from raysae.board import Board, figures
+from raysae.cluster.placement import Placement
+from raysae.cluster.worker import prepare_worker
+from raysae.records.commit import COST_COLUMNS, committed, provenance, train_to_commit
+from raysae.records.folder import RunFolder
+from raysae.records.tables import write_table
+from raysae.records.tracking import Recorder
+from raysae.sae import SAEConfig
+from raysae.training import Trainer, TrainingConfig
+from raysae.training.rows import Rows
+
+
+@dataclass(frozen=True)
+class AtlasJob:
+    """What every site of an atlas shares."""
+
+    run: RunFolder
+    store: Store
+    sae: SAEConfig
+    training: TrainingConfig
+    fingerprint: str
+    parameters: dict[str, Any]
+
+    def of(self, site: Site) -> dict[str, Any]:
+        """What identifies the site's commit."""
+        return {
+            "layer": site.layer,
+            "position": site.position,
+            "parameters": self.parameters,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def atlas_sites(store: Store, layers: tuple[int, ...] | None, positions: tuple | None) -> list[Site]:
+    """The sites to train, in order. Raises UserError when the store lacks one that was named."""
+    wanted = [
+        Site(layer, position)
+        for layer in (store.layers if layers is None else layers)
+        for position in (store.positions if positions is None else positions)
+    ]
+    for site in wanted:
+        store.entry(site)
+    return sorted(wanted)
+
+
+def train_atlas(
+    job: AtlasJob, sites: list[Site], placement: Placement, recorder: Recorder
+) -> list[dict[str, Any]]:
+    """Train every site that is not committed yet and write ``atlas/metrics.parquet``; its rows."""
+    records = {}
+    with Board("Atlas", len(sites)) as board:
+        for site, record in _records(job, sites, placement):
+            records[site] = record
+            if "failed" in record:
+                board.update(str(site), {"failed": record["failed"]}, 1.0)
+                recorder.failed(_key(site), str(site), record["failed"])
+            else:
+                board.update(str(site), figures(record["metrics"]), 1.0)
+                recorder.sae_done(_key(site), str(site), record, job.run.atlas_site(site))
+    rows = [_row(site, records[site]) for site in sites]
+    write_table(job.run.atlas_metrics_file, rows)
+    return rows
+
+
+def _records(
+    job: AtlasJob, sites: list[Site], placement: Placement
+) -> Iterator[tuple[Site, dict[str, Any]]]:
+    """Each site's record as it becomes ready: those committed before, then those trained now."""
+    missing = []
+    for site in sites:
+        record = committed(job.run.atlas_site(site), job.of(site))
+        if record is None:
+            missing.append(site)
+        else:
+            yield site, record
+    if missing:
+        yield from _trained(job, missing, placement)
+
+
+def _trained(
+    job: AtlasJob, sites: list[Site], placement: Placement
+) -> Iterator[tuple[Site, dict[str, Any]]]:
+    actors = [
+        AtlasWorker.options(**placement.ray_options).remote(job.run.path, job.store.path)  # pyright: ignore
+        for _ in range(min(placement.workers, len(sites)))
+    ]
+    waiting, running = list(sites), {}
+    try:
+        for actor in actors:
+            site = waiting.pop(0)
+            running[actor.train.remote(job, site)] = actor, site
+        while running:
+            (ready,), _ = ray.wait(list(running))
+            actor, site = running.pop(ready)
+            yield site, _outcome(ready)
+            if waiting:
+                following = waiting.pop(0)
+                running[actor.train.remote(job, following)] = actor, following
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _outcome(reference: Any) -> dict[str, Any]:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        return {"failed": f"{type(cause).__name__}: {str(cause).splitlines()[0]}"}
+
+
+@ray.remote
+class AtlasWorker:
+    """Trains one site after another; reads each site's shards itself, once."""
+
+    def __init__(self, run: Path, store: Path):
+        self.device = prepare_worker()
+        self.store = open_store(store)
+
+    def train(self, job: AtlasJob, site: Site) -> dict[str, Any]:
+        """Train and commit one site; its record."""
+        train, validation = (Rows(list(self.store.blocks(site, s))) for s in ("train", "validation"))
+        trainer = Trainer(
+            job.sae, job.training, train, validation, seed=job.run.recipe.seed, device=self.device
+        )
+        return train_to_commit(
+            trainer, job.run.atlas_site(site), job.of(site), provenance(self.store, site)
+        )
+
+
+def _key(site: Site) -> str:
+    return f"atlas/{site.folder}"
+
+
+def _row(site: Site, record: dict[str, Any]) -> dict[str, Any]:
+    # positions may be numbers or "all", and a Parquet column has one type
+    row = {"layer": site.layer, "position": str(site.position)}
+    if "failed" in record:
+        return {**row, "state": "failed", "reason": record["failed"]}
+    costs = {key: record[key] for key in COST_COLUMNS}
+    return {**row, "state": "done", "reason": "", **record["metrics"], **costs}
+

@@ -1,0 +1,1 @@
+"""Ray: joining it, what fits on it, what a worker takes from it."""

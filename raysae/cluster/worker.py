@@ -1,0 +1,17 @@
+"""What every Ray worker of raysae does first: take the device and the threads it was given."""
+
+import os
+
+
+def prepare_worker() -> str:
+    """Set torch's threads to the CPUs that Ray reserved here; return the device to use.
+
+    The device follows from Ray's allocation and not from ``cuda.is_available()``: without a GPU
+    of its own, a worker still sees every GPU of the node.
+    """
+    import ray
+    import torch
+
+    torch.set_num_threads(max(int(os.environ.get("OMP_NUM_THREADS", "1")), 1))
+    gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    return "cuda" if gpus else "cpu"

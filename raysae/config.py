@@ -1,0 +1,436 @@
+"""The recipe: one typed, frozen description of a run. Its defaults are the quickstart.
+
+YAML in, dotted ``key=value`` overrides on top, a resolved copy out. Unknown keys are refused with
+the nearest known one, and the field docstrings are the command's help.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from raysae.activations.sites import Site
+from raysae.errors import UserError
+from raysae.sae.config import SAEConfig
+from raysae.training.config import TrainingConfig
+
+UNION_TAG = re.compile(r"choices|range|int|float|str|tuple\[.*|literal\[.*|constrained-.*")
+"""Parts of a pydantic location that name the branch of a union and not a key."""
+
+Metric = Literal[
+    "explained_variance", "fvu", "mse", "cosine", "l0", "sparsity", "dead_fraction",
+    "dead_fraction_validation",
+]  # fmt: skip
+Position = int | Literal["all"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SourceConfig(_Section):
+    """Where the activations come from."""
+
+    model: str = "pocket"
+    """``pocket``, a folder in Hugging Face format, or a hub id."""
+    revision: str | None = None
+    """The hub model's revision."""
+    dataset: str = "pocket"
+    """``pocket``, a local .jsonl, .json, .csv, .tsv, .parquet or .txt file, or a hub id."""
+    dataset_config: str | None = None
+    """The hub data set's configuration."""
+    dataset_split: str = "train"
+    """The hub data set's split."""
+    dataset_revision: str | None = None
+    """The hub data set's revision."""
+    text: str = "{prompt}"
+    """How a row becomes a text: a template over the data set's columns."""
+    sequences: Positive = 4000
+    """Rows of the data set to read, at most."""
+    context_length: Positive = 128
+    """Tokens a text, at most; longer texts are cut at the end."""
+    hookpoint: Literal["resid_pre", "resid_post", "mlp_out", "attn_out"] = "resid_post"
+    """Where in each layer the activations are taken."""
+    layers: Literal["all"] | tuple[int, ...] = "all"
+    """Layers to read, counted from 0."""
+    positions: Literal["all"] | tuple[int, ...] = (-6, -5, -4, -3, -2, -1)
+    """Text tokens to read, one site each: from 0, or from the end from -1; ``all`` pools them."""
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """The store's number format."""
+    validation: Share = 0.1
+    """Share of the sequences held out for validation."""
+    test: Share = 0.1
+    """Share of the sequences kept for a last test."""
+    sequences_per_shard: Positive = 2000
+    """Sequences whose activations go into one file a site."""
+
+    @field_validator("layers", "positions")
+    @classmethod
+    def _some_and_once(cls, value: Any) -> Any:
+        if not value:
+            raise ValueError("names nothing; give at least one, or 'all'")
+        if isinstance(value, tuple) and len(set(value)) != len(value):
+            raise ValueError(f"names one twice: {list(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _leave_something_to_train_on(self) -> "SourceConfig":
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation {self.validation} and test {self.test} leave nothing to train on"
+            )
+        if not self.validation:
+            raise ValueError("validation is 0; every figure is measured on held-out sequences")
+        return self
+
+    @property
+    def position_list(self) -> tuple[Position, ...]:
+        return ("all",) if self.positions == "all" else self.positions
+
+
+class Choices(_Section):
+    """Some values to choose from."""
+
+    choices: Annotated[tuple[int | float | str, ...], Field(min_length=1)]
+    """The values; numbers are searched in their order."""
+
+
+class Range(_Section):
+    """A range of numbers; of whole numbers where both ends are whole."""
+
+    low: int | float
+    """The smallest value."""
+    high: int | float
+    """The largest value."""
+    log: bool = False
+    """Whether to search on a logarithmic scale."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Range":
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low is {self.low}; a logarithmic range starts above 0")
+        return self
+
+
+def _kind_of_values(value: Any) -> str:
+    listed = "choices" in value if isinstance(value, dict) else isinstance(value, Choices)
+    return "choices" if listed else "range"
+
+
+Values = Annotated[
+    Annotated[Choices, Tag("choices")] | Annotated[Range, Tag("range")],
+    Discriminator(_kind_of_values),
+]
+
+
+class Objective(_Section):
+    """What the search optimises."""
+
+    metric: Metric
+    """A held-out metric."""
+    goal: Literal["maximize", "minimize"]
+    """Which way is better."""
+
+
+class SweepConfig(_Section):
+    """Which SAE configs are tried, and where."""
+
+    layer: int | None = None
+    """The layer swept; null takes the middle of the store's layers."""
+    position: Position | None = None
+    """The position swept; null takes the store's last."""
+    sampler: Literal["tpe", "random", "grid", "list"] = "tpe"
+    """How configs are proposed: Optuna's TPE, at random, every combination, or ``configs``."""
+    trials: Positive = 8
+    """Trials to run (a list or a grid runs as many as it holds, at most these)."""
+    space: dict[str, Values] = {
+        "sae.d_sae": Choices(choices=(64, 128, 256, 512)),
+        "sae.k": Choices(choices=(2, 4, 8, 16, 32, 64)),
+    }
+    """Recipe keys under ``sae.`` and ``training.`` with the values to search."""
+    configs: tuple[dict[str, Any], ...] = ()
+    """The configs of the list sampler, such as ``{sae.d_sae: 512, sae.k: 150}``."""
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (
+        Objective(metric="explained_variance", goal="maximize"),
+        Objective(metric="l0", goal="minimize"),
+    )
+    """What TPE optimises; several give it a front to spread over."""
+    startup_trials: Positive = 4
+    """Random trials before TPE begins."""
+    proposal_lag: Positive = 2
+    """Trial i is proposed from the results of trials 0 .. i-lag alone, so that timing never shows;
+    at most so many trials run at once under TPE."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "SweepConfig":
+        if self.sampler == "list" and not self.configs:
+            raise ValueError("sampler is 'list' but configs is empty; list at least one config")
+        if self.sampler != "list" and self.configs:
+            raise ValueError(f"configs is for sampler 'list'; the sampler is {self.sampler!r}")
+        if self.sampler != "list" and not self.space:
+            raise ValueError("space is empty; give at least one key to search")
+        if self.sampler == "grid":
+            loose = [key for key, values in self.space.items() if isinstance(values, Range)]
+            if loose:
+                raise ValueError(f"a grid needs choices, not a range, for {', '.join(loose)}")
+        return self
+
+
+class SelectConfig(_Section):
+    """How the sweet spot is chosen among the trials."""
+
+    rule: Literal["parsimonious", "knee", "ev_floor_then_min_dead", "max_ev"] = "parsimonious"
+    """The rule that decides; what the others would choose is recorded too."""
+    tolerance: Share = 0.05
+    """parsimonious: share of the best explained variance that may be given up."""
+    ev_floor: float = 0.9
+    """ev_floor_then_min_dead: the least explained variance."""
+    max_l0: float | None = None
+    """Trials with more active latents a row are out."""
+    max_dead_fraction: float | None = None
+    """Trials with a larger share of dead latents are out."""
+
+
+class AtlasConfig(_Section):
+    """Where the sweet spot is trained."""
+
+    enabled: bool = True
+    """Whether to train the atlas."""
+    layers: tuple[int, ...] | None = None
+    """Layers of the store; null takes every one."""
+    positions: tuple[Position, ...] | None = None
+    """Positions of the store; null takes every one."""
+
+
+class ResourcesConfig(_Section):
+    """What a trial gets, and which Ray it runs on."""
+
+    cpus_per_trial: Annotated[float, Field(gt=0)] = 1
+    """CPU cores a trial (and a worker of the atlas and of extraction) reserves; its threads."""
+    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """GPUs or a fraction of one a trial reserves; ``auto``: a quarter where Ray has any, else none."""
+    max_concurrent: Positive | None = None
+    """Trials at once; null takes what fits."""
+    cpus: Positive | None = None
+    """CPU cores of the Ray started here; null takes the machine's."""
+    address: str | None = None
+    """A Ray cluster to join (``auto`` finds it); null takes RAY_ADDRESS, or starts Ray here."""
+    dashboard: bool = False
+    """Whether the Ray started here serves its dashboard, on loopback."""
+
+
+class RecordsConfig(_Section):
+    """MLflow."""
+
+    mlflow: bool = True
+    """Whether to record the run in MLflow."""
+    tracking_uri: str | None = None
+    """Where; null takes MLFLOW_TRACKING_URI, or a SQLite file in ``runs_dir``."""
+    experiment: str = "raysae"
+    """The MLflow experiment."""
+
+
+QUICKSTART_TRAINING = TrainingConfig(epochs=25, batch_size=256, lr=1e-3)
+
+
+class Recipe(_Section):
+    """Everything that a run is made from."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "quickstart"
+    """The run's name and folder; a config file without one lends its own."""
+    runs_dir: str = "runs"
+    """The folder of run folders."""
+    store: str | None = None
+    """The activation store's folder; null takes ``stores/NAME``."""
+    seed: int = 0
+    """The seed of everything random."""
+    source: SourceConfig | None = SourceConfig()
+    """What to extract the store from; null when the store is there already."""
+    sae: SAEConfig = SAEConfig()
+    """The SAE; the search replaces the keys in ``sweep.space``."""
+    training: TrainingConfig = QUICKSTART_TRAINING
+    """How every SAE is trained."""
+    sweep: SweepConfig = SweepConfig()
+    """The search."""
+    select: SelectConfig = SelectConfig()
+    """The choice."""
+    atlas: AtlasConfig = AtlasConfig()
+    """The sweet spot at every site."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """The machine."""
+    records: RecordsConfig = RecordsConfig()
+    """The records."""
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _on_top_of_the_quickstart(cls, value: Any) -> Any:
+        return {**asdict(QUICKSTART_TRAINING), **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _store_or_source(self) -> "Recipe":
+        if self.source is None and self.store is None:
+            raise ValueError("neither source nor store is given; give one of them")
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.runs_dir).expanduser().absolute() / self.name
+
+    @property
+    def store_folder(self) -> Path:
+        return Path(self.store or f"stores/{self.name}").expanduser().absolute()
+
+    def with_parameters(self, parameters: Mapping[str, Any]) -> tuple[SAEConfig, TrainingConfig]:
+        """The SAE and training configs with dotted ``sae.`` and ``training.`` keys replaced.
+
+        Raises UserError when a key is unknown or the values cannot be together (``k > d_sae``).
+        """
+        for key in parameters:
+            if key.split(".")[0] not in ("sae", "training") or "." not in key:
+                known = [*(f"sae.{f}" for f in SAEConfig.__dataclass_fields__)]
+                known += [f"training.{f}" for f in TrainingConfig.__dataclass_fields__]
+                raise UserError(
+                    f"sweep: {key}: only keys under sae. and training. can be searched"
+                    f"{_nearest(key, known)}"
+                )
+        replaced = parse_recipe(_overridden(self.dump(), parameters), "sweep")
+        return replaced.sae, replaced.training
+
+    def dump(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
+
+    def site_of(self, layers: Sequence[int], positions: Sequence[Position]) -> Site:
+        """The site that the sweep runs at, given the store's layers and positions."""
+        layer = layers[(len(layers) - 1) // 2] if self.sweep.layer is None else self.sweep.layer
+        position = positions[-1] if self.sweep.position is None else self.sweep.position
+        return Site(layer, position)
+
+
+def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file (the quickstart without one) with ``key=value`` overrides applied.
+
+    Raises UserError naming the file and the key when something in it is wrong.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        data = _read_yaml(Path(path))
+        data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem))
+    parsed = dict(_parse_override(override) for override in overrides)
+    return parse_recipe(_overridden(data, parsed), str(path) if path else "recipe")
+
+
+def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from plain data. Raises UserError, a line for each thing that is wrong."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(dict(item)) for item in error.errors(include_url=False)]
+        raise UserError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
+
+
+def describe_fields() -> list[tuple[str, str, str]]:
+    """Every key of a recipe with its default and its meaning, for ``--help``."""
+    schema = Recipe.model_json_schema()
+    defaults = Recipe().dump()
+    return [
+        (key, "" if value is None else yaml.safe_dump(value, default_flow_style=True).splitlines()[0], text)
+        for key, value, text in _walk(schema, schema, defaults, "")
+    ]
+
+
+def _walk(
+    schema: dict[str, Any], root: dict[str, Any], defaults: Any, prefix: str
+) -> list[tuple[str, Any, str]]:
+    rows = []
+    for name, field in schema["properties"].items():
+        reference = next(
+            (o["$ref"] for o in [field, *field.get("anyOf", [])] if "$ref" in o), None
+        )
+        section = root["$defs"][reference.split("/")[-1]] if reference else {}
+        if "properties" in section and isinstance(defaults[name], dict):
+            rows += _walk(section, root, defaults[name], f"{prefix}{name}.")
+        else:
+            text = " ".join(field.get("description", "").replace("``", "").split())
+            rows.append((f"{prefix}{name}", defaults[name], text))
+    return rows
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected keys and values, found a {type(data).__name__}")
+    return data
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"{override!r}: expected key=value, such as sweep.trials=16")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"{override!r}: {value!r} is not a valid YAML value") from None
+
+
+def _overridden(data: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """``data`` with dotted keys replaced; keys of ``sweep.space`` keep their own dots."""
+    result = dict(data)
+    for key, value in overrides.items():
+        head, _, rest = key.partition(".")
+        if not rest:
+            result[head] = value
+        elif key.startswith("sweep.space.") and head == "sweep":
+            sweep = dict(result.get("sweep") or {})
+            default = {k: v.model_dump() for k, v in SweepConfig().space.items()}
+            sweep["space"] = {**(sweep.get("space") or default), key[len("sweep.space.") :]: value}
+            result["sweep"] = sweep
+        else:
+            inner = result.get(head)
+            result[head] = _overridden(inner if isinstance(inner, dict) else {}, {rest: value})
+    return result
+
+
+def _explain(item: dict[str, Any]) -> str:
+    """One pydantic complaint as a line: the key, what was found, what to do."""
+    parts = [str(part) for part in item["loc"] if not UNION_TAG.fullmatch(str(part))]
+    key = ".".join(parts) or "the whole"
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = [row[0] for row in describe_fields()]
+        return f"{key}: unknown key{_nearest(key, known)}"
+    message = item["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(item["input"], dict | BaseModel) else f" (found {item['input']!r})"
+    return f"{key}: {message}{found}"
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    sections = {name.rsplit(".", 1)[0] for name in known if "." in name}
+    close = difflib.get_close_matches(key, [*known, *sorted(sections)], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"

@@ -1,0 +1,80 @@
+"""A trained SAE's folder as a commit: it counts only whole, and only for the job it was made for."""
+
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from raysae.activations import Site, Store
+from raysae.files import read_json
+from raysae.sae import save_sae
+from raysae.sae.checkpoint import METRICS_FILE
+from raysae.training import Trainer
+
+COST_COLUMNS = ("steps", "tokens", "seconds", "tokens_per_second", "started", "host", "device")
+"""What an SAE cost, as the tables have it."""
+VOLATILE_COLUMNS = ("seconds", "tokens_per_second", "started", "host")
+"""Columns that differ between two runs of one recipe; all others are equal to the bit on CPU."""
+
+
+def train_to_commit(
+    trainer: Trainer, folder: Path, job: dict[str, Any], provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """Train to the end and commit. Returns what ``commit`` returns."""
+    started = time.time()
+    history = list(trainer.rounds())
+    return commit(trainer, folder, job, provenance, history, started)
+
+
+def commit(
+    trainer: Trainer,
+    folder: Path,
+    job: dict[str, Any],
+    provenance: dict[str, Any],
+    history: list[dict[str, Any]],
+    started: float,
+) -> dict[str, Any]:
+    """Write a trained SAE's folder, weights and figures together or not at all; the figures.
+
+    ``job`` identifies what was asked for; ``provenance`` says where the data came from.
+    """
+    seconds = time.time() - started
+    record = {
+        **job,
+        "metrics": trainer.metrics(),
+        "feature_density": trainer.density_histogram(),
+        "history": history,
+        "steps": trainer.step,
+        "tokens": trainer.tokens,
+        "seconds": seconds,
+        "tokens_per_second": trainer.tokens / trainer.seconds if trainer.seconds else 0.0,
+        "started": started,
+        "host": socket.gethostname(),
+        "device": trainer.device,
+    }
+    metadata = {**provenance, "metrics": record["metrics"]}
+    save_sae(trainer.sae(), folder, metadata, metrics=record)
+    return record
+
+
+def committed(folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
+    """The figures of the SAE in ``folder`` when it was made for this very job."""
+    file = folder / METRICS_FILE
+    if not file.is_file():
+        return None
+    record = read_json(file)
+    return record if all(record.get(key) == value for key, value in job.items()) else None
+
+
+def provenance(store: Store, site: Site) -> dict[str, Any]:
+    """Where an SAE's activations came from, for its ``cfg.json``."""
+    manifest = store.manifest
+    return {
+        "provenance": manifest.provenance,
+        "model": manifest.model,
+        "dataset": manifest.dataset,
+        "hookpoint": manifest.hookpoint,
+        "layer": site.layer,
+        "position": site.position,
+        "store_digest": store.digest,
+    }

@@ -1,0 +1,70 @@
+"""What a run ran on: versions, hardware, commit, command."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import raysae
+from raysae.files import write_json
+
+PACKAGES = ("torch", "ray", "optuna", "mlflow", "pyarrow", "transformers", "datasets", "numpy")
+
+
+def write_environment(folder: Path, store_digest: str, seed: int) -> None:
+    """Write ``environment.json``; an earlier one, of an interrupted go, is replaced."""
+    write_json(
+        folder / "environment.json",
+        {
+            "raysae": raysae.__version__,
+            "commit": _commit(),
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "python": platform.python_version(),
+            "packages": {name: _version(name) for name in PACKAGES},
+            "hardware": _hardware(),
+            "seed": seed,
+            "store_digest": store_digest,
+        },
+    )
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    gpus = range(torch.cuda.device_count())
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": [torch.cuda.get_device_name(number) for number in gpus],
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The git commit of raysae's checkout, marked when it has uncommitted changes."""
+    root = Path(raysae.__file__).parents[1]
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    if not (root / ".git").exists():
+        return None
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,223 @@
+"""The run folder: what a run wrote, how far it came, and who may write to it."""
+
+import difflib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import raysae
+from raysae.activations.sites import Site
+from raysae.config import Recipe, parse_recipe
+from raysae.errors import UserError
+from raysae.files import read_json, write_json, write_text
+
+STAGES = ("extract", "sweep", "select", "atlas", "report")
+MACHINE_SECTIONS = ("resources", "records", "runs_dir")
+"""Recipe sections that may change between two goes at one run: they do not touch its results."""
+
+
+class RunFolder:
+    """One run on disk. ``open_run`` makes it; ``stage`` keeps its ``status.json``."""
+
+    def __init__(self, path: Path, recipe: Recipe):
+        self.path, self.recipe = path, recipe
+        self.status: dict[str, Any] = read_json(path / "status.json")
+
+    @property
+    def id(self) -> str:
+        """The run's own id, made once; MLflow runs are found by it."""
+        return self.status["id"]
+
+    @property
+    def selection_file(self) -> Path:
+        return self.path / "selection.json"
+
+    @property
+    def trials_file(self) -> Path:
+        return self.path / "trials.parquet"
+
+    @property
+    def sweet_spot(self) -> Path:
+        return self.path / "sweet_spot"
+
+    @property
+    def atlas_metrics_file(self) -> Path:
+        return self.path / "atlas" / "metrics.parquet"
+
+    @property
+    def report_page(self) -> Path:
+        return self.path / "report" / "index.html"
+
+    def trial(self, number: int) -> Path:
+        return trial_folder(self.path, number)
+
+    def atlas_site(self, site: Site) -> Path:
+        return self.path / "atlas" / site.folder
+
+    def state(self, stage: str) -> str:
+        return self.status["stages"][stage]["state"]
+
+    @property
+    def finished(self) -> bool:
+        return all(self.state(stage) == "done" for stage in STAGES)
+
+    def bind_store(self, digest: str) -> str:
+        """Tie the run to its data; the fingerprint of config, data and code that commits carry.
+
+        Raises UserError when an earlier go at this run used other data or another version.
+        """
+        fingerprint = _fingerprint(self.recipe, digest)
+        known = self.status.get("fingerprint")
+        if known and known["value"] != fingerprint:
+            raise UserError(
+                f"{self.path}: an earlier go at this run used raysae {known['version']} and store "
+                f"{known['store'][:12]}; now they are {raysae.__version__} and {digest[:12]}; take "
+                "another name=NAME, or remove the run folder"
+            )
+        self.status["fingerprint"] = {
+            "value": fingerprint, "store": digest, "version": raysae.__version__,
+        }  # fmt: skip
+        self._write()
+        return fingerprint
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[list[str]]:
+        """Mark a stage running, then done, or failed with its reason.
+
+        What the block puts into the list it is given was not done; the stage is then ``partial``,
+        and another go at the run tries it again.
+        """
+        started = time.time()
+        undone: list[str] = []
+        self._set(name, state="running", started=started)
+        try:
+            yield undone
+        except BaseException as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self._set(name, state="failed", started=started, ended=time.time(), reason=reason)
+            raise
+        ended = {"started": started, "ended": time.time()}
+        if undone:
+            self._set(name, state="partial", **ended, reason="; ".join(undone))
+        else:
+            self._set(name, state="done", **ended)
+
+    def seconds(self, name: str) -> float | None:
+        """How long a stage took, when it has run to its end."""
+        entry = self.status["stages"][name]
+        return entry["ended"] - entry["started"] if "ended" in entry else None
+
+    def _set(self, name: str, **entry: Any) -> None:
+        self.status["stages"][name] = entry
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self.path / "status.json", self.status)
+
+
+def trial_folder(run: Path, number: int) -> Path:
+    """Where trial ``number`` of the run in folder ``run`` commits."""
+    return run / "trials" / f"{number:03d}"
+
+
+@contextmanager
+def open_run(recipe: Recipe) -> Iterator[RunFolder]:
+    """The recipe's run folder, made or taken up again, locked for the block.
+
+    Raises UserError when the folder holds another run, foreign files, or a run that some other
+    process is working on; nothing is changed then.
+    """
+    path = recipe.run_folder
+    if not (path / "config.yaml").exists() or _nothing_earned(path):
+        _create(path, recipe)
+    else:
+        _refuse_other_recipe(path, recipe)
+    with _locked(path):
+        yield RunFolder(path, recipe)
+
+
+def read_run(path: Path) -> RunFolder:
+    """A run folder as it lies, for reading. Raises UserError when it is none."""
+    return RunFolder(path, read_recipe(path))
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The resolved recipe of a run folder. Raises UserError when the folder is not a run."""
+    import yaml
+
+    file = path / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{path}: not a run folder (no config.yaml); expected one such as runs/NAME")
+    return parse_recipe(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
+
+
+def _nothing_earned(path: Path) -> bool:
+    """Whether the run there ended before its first trial: then another may take its place."""
+    return not (path / "trials").exists() and not _is_locked(path)
+
+
+def _create(path: Path, recipe: Recipe) -> None:
+    if path.exists() and any(path.iterdir()) and not (path / "config.yaml").exists():
+        raise UserError(
+            f"{path}: holds files but no run (no config.yaml); take another name=NAME, or empty it"
+        )
+    stages = {stage: {"state": "pending"} for stage in STAGES}
+    write_json(path / "status.json", {"id": uuid.uuid4().hex, "stages": stages})
+    write_text(path / "config.yaml", recipe.to_yaml())
+
+
+def _refuse_other_recipe(path: Path, recipe: Recipe) -> None:
+    there, wanted = _comparable(read_recipe(path)), _comparable(recipe)
+    if there != wanted:
+        lines = difflib.unified_diff(
+            there.to_yaml().splitlines(), wanted.to_yaml().splitlines(), "there", "asked for", n=0,
+            lineterm="",
+        )  # fmt: skip
+        diff = "\n".join(f"  {line}" for line in lines if not line.startswith(("@@", "---", "+++")))
+        raise UserError(
+            f"{path}: holds another run; take another name=NAME, or remove the folder "
+            f"(- there, + asked for):\n{diff}"
+        )
+
+
+def _comparable(recipe: Recipe) -> Recipe:
+    defaults = Recipe()
+    return recipe.model_copy(update={name: getattr(defaults, name) for name in MACHINE_SECTIONS})
+
+
+def _fingerprint(recipe: Recipe, digest: str) -> str:
+    content = [_comparable(recipe).dump(), digest, raysae.__version__]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with _locked(path):
+            return False
+    except UserError:
+        return True
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with (path / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"{path}: {lock.read().strip() or 'another process'} is working on this run; "
+                "wait for it, stop it, or take another name=NAME"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield

@@ -1,0 +1,217 @@
+"""MLflow records: a parent run a sweep, a child a trial, a child a site.
+
+A thread of its own writes them, in order, so that a slow or dead tracking server never stops or
+slows a sweep. What could not be written is counted and said at the end; going over the run again
+(``--resume``) writes it, as runs are found by tag and the run folder holds every figure.
+"""
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from raysae.records.folder import RunFolder
+
+KEY_TAG = "raysae.key"
+METRICS = (
+    "explained_variance", "fvu", "explained_variance_legacy", "mse", "cosine", "l0", "sparsity",
+    "dead_fraction", "dead_fraction_validation", "loss", "tokens_per_second",
+)  # fmt: skip
+"""What is logged, of all that is measured."""
+SWEEP = "sweep"
+
+
+def tracking_uri(run: RunFolder) -> str:
+    """Where records go: the recipe, the environment, or a SQLite file beside the run folders."""
+    named = run.recipe.records.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return named or f"sqlite:///{run.path.parent / 'mlflow.db'}"
+
+
+class Recorder:
+    """What the stages tell of their progress. This one records nothing."""
+
+    def trial_progress(
+        self, key: str, name: str, parameters: dict[str, Any], record: dict[str, Any]
+    ) -> None:
+        """A trial's validation figures at some step."""
+
+    def sae_done(self, key: str, name: str, record: dict[str, Any], folder: Path) -> None:
+        """A trial or a site was committed in ``folder``."""
+
+    def failed(self, key: str, name: str, reason: str) -> None:
+        """A trial ended without an SAE."""
+
+    def finish(self, metrics: dict[str, Any], tags: dict[str, str], files: list[Path]) -> None:
+        """The run ended: the sweet spot's figures, what to tag, what to attach."""
+
+    def close(self) -> int:
+        """Wait for what is still to be written; how many records could not be."""
+        return 0
+
+
+def make_recorder(run: RunFolder) -> Recorder:
+    return MLflowRecorder(run) if run.recipe.records.mlflow else Recorder()
+
+
+class MLflowRecorder(Recorder):
+    """Writes to MLflow from its own thread, which also bears the import and the first connection."""
+
+    def __init__(self, run: RunFolder):
+        self.uri = tracking_uri(run)
+        self._run = run
+        self._queue: queue.Queue[Callable[[_Writer], None] | None] = queue.Queue()
+        self._lost = 0
+        self._thread = threading.Thread(target=self._work, name="raysae-mlflow", daemon=True)
+        self._thread.start()
+
+    def trial_progress(
+        self, key: str, name: str, parameters: dict[str, Any], record: dict[str, Any]
+    ) -> None:
+        step, metrics = record["step"], _metrics(record)
+        self._put(lambda w: w.progress(key, name, parameters, metrics, step))
+
+    def sae_done(self, key: str, name: str, record: dict[str, Any], folder: Path) -> None:
+        self._put(lambda w: w.sae_done(key, name, record, folder))
+
+    def failed(self, key: str, name: str, reason: str) -> None:
+        self._put(lambda w: w.failed(key, name, reason))
+
+    def finish(self, metrics: dict[str, Any], tags: dict[str, str], files: list[Path]) -> None:
+        self._put(lambda w: w.finish(_metrics(metrics), tags, files))
+
+    def close(self) -> int:
+        self._queue.put(None)
+        self._thread.join()
+        return self._lost
+
+    def _put(self, write: "Callable[[_Writer], None]") -> None:
+        self._queue.put(write)
+
+    def _work(self) -> None:
+        writer: _Writer | None = None
+        while (write := self._queue.get()) is not None:
+            try:
+                writer = writer or _Writer(self._run, self.uri)
+                write(writer)
+            except Exception:  # records must never stop a sweep; close() says how many were lost
+                self._lost += 1
+                logging.getLogger(__name__).debug("record lost", exc_info=True)
+
+
+class _Writer:
+    """The MLflow runs of one raysae run, found again by tag."""
+
+    def __init__(self, run: RunFolder, uri: str):
+        for name in ("mlflow", "alembic", "sqlalchemy"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        from mlflow import MlflowClient
+
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        self.run = run
+        self.client = MlflowClient(tracking_uri=uri)
+        self.experiment = self._experiment(uri)
+        self._runs: dict[str, str] = {}
+        self._begun: set[str] = set()
+        self.parent = self._find_or_create(SWEEP, run.recipe.name, {})
+        self._parent_parameters()
+
+    def progress(
+        self, key: str, name: str, parameters: dict[str, Any], metrics: dict[str, float], step: int
+    ) -> None:
+        run_id = self._child(key, name)
+        if key not in self._begun:
+            self._begun.add(key)
+            self._parameters(run_id, parameters)
+        self._metrics(run_id, metrics, step)
+
+    def sae_done(self, key: str, name: str, record: dict[str, Any], folder: Path) -> None:
+        run_id = self._child(key, name)
+        if self.client.get_run(run_id).info.status == "FINISHED":
+            return
+        self._parameters(run_id, record.get("parameters", {}))
+        if key not in self._begun:
+            for row in record["history"]:
+                self._metrics(run_id, _metrics(row), row["step"])
+        self._metrics(run_id, _metrics({**record, **record["metrics"]}), record["steps"])
+        for file in sorted(folder.iterdir()):
+            self.client.log_artifact(run_id, str(file), "sae")
+        self.client.set_terminated(run_id)
+
+    def failed(self, key: str, name: str, reason: str) -> None:
+        run_id = self._child(key, name)
+        self.client.set_tag(run_id, "raysae.reason", reason)
+        self.client.set_terminated(run_id, "FAILED")
+
+    def finish(self, metrics: dict[str, float], tags: dict[str, str], files: list[Path]) -> None:
+        self._metrics(self.parent, metrics, 0)
+        for name, value in tags.items():
+            self.client.set_tag(self.parent, name, value)
+        for path in files:
+            if path.is_dir():
+                self.client.log_artifacts(self.parent, str(path), path.name)
+            else:
+                self.client.log_artifact(self.parent, str(path))
+        self.client.set_terminated(self.parent)
+
+    def _experiment(self, uri: str) -> str:
+        name = self.run.recipe.records.experiment
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        local = uri.startswith("sqlite:///")
+        place = (self.run.path.parent / "mlflow_artifacts").as_uri() if local else None
+        return self.client.create_experiment(name, artifact_location=place)
+
+    def _child(self, key: str, name: str) -> str:
+        return self._find_or_create(key, name, {"mlflow.parentRunId": self.parent})
+
+    def _find_or_create(self, key: str, name: str, tags: dict[str, str]) -> str:
+        if key not in self._runs:
+            tag = f"{self.run.id}/{key}"
+            found = self.client.search_runs(
+                [self.experiment], f"tags.`{KEY_TAG}` = '{tag}'", max_results=1
+            )
+            made = found[0] if found else self.client.create_run(
+                self.experiment, run_name=name, tags={KEY_TAG: tag, **tags}
+            )
+            self._runs[key] = made.info.run_id
+        return self._runs[key]
+
+    def _parent_parameters(self) -> None:
+        known = set(self.client.get_run(self.parent).data.params)
+        flat = _flat(self.run.recipe.dump())
+        self._parameters(self.parent, {k: v for k, v in flat.items() if k not in known})
+
+    def _parameters(self, run_id: str, parameters: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        if parameters:
+            rows = [Param(key, str(value)[:500]) for key, value in parameters.items()]
+            self.client.log_batch(run_id, params=rows)
+
+    def _metrics(self, run_id: str, metrics: dict[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        rows = [Metric(key, value, now, step) for key, value in metrics.items()]
+        if rows:
+            self.client.log_batch(run_id, metrics=rows)
+
+
+def _metrics(record: dict[str, Any]) -> dict[str, float]:
+    return {name: float(record[name]) for name in METRICS if record.get(name) is not None}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            rows |= _flat(value, f"{prefix}{key}.")
+        else:
+            rows[f"{prefix}{key}"] = value
+    return rows

@@ -1,0 +1,131 @@
+"""``report/index.html``: one self-contained page, every sentence of it computed from the records."""
+
+import base64
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from raysae.activations import Store
+from raysae.board import seconds
+from raysae.files import read_json, replacing_folder
+from raysae.records.folder import RunFolder
+from raysae.records.tables import read_table
+from raysae.records.tracking import tracking_uri
+from raysae.sae.checkpoint import METRICS_FILE
+
+Row = dict[str, Any]
+
+
+def write_report(run: RunFolder, store: Store) -> Path:
+    """Write the page and its PNGs; what was there before is replaced. Returns the page's path."""
+    trials = read_table(run.trials_file)
+    atlas = read_table(run.atlas_metrics_file) if run.atlas_metrics_file.exists() else []
+    selection = read_json(run.selection_file)
+    with replacing_folder(run.report_page.parent) as folder:
+        plots = _plots(run, store, trials, atlas, selection, folder)
+        page = _template().render(
+            run=run,
+            recipe=run.recipe,
+            store=store,
+            manifest=store.manifest,
+            environment=read_json(run.path / "environment.json"),
+            trials=trials,
+            finished=[row for row in trials if row["state"] == "done"],
+            atlas=atlas,
+            atlas_summary=_atlas_summary(atlas),
+            selection=selection,
+            chosen=_chosen(trials, selection),
+            plots=plots,
+            tracking_uri=tracking_uri(run) if run.recipe.records.mlflow else None,
+            written=time.strftime("%Y-%m-%d %H:%M"),
+            source=source_line(store),
+            searched=list(dict.fromkeys(["sae.d_sae", "sae.k", *run.recipe.sweep.space])),
+        )
+        (folder / "index.html").write_text(page, encoding="utf-8")
+    return run.report_page
+
+
+def source_line(store: Store) -> str:
+    """What the data is, for the foot of every plot."""
+    manifest = store.manifest
+    tail = f"store {store.digest[:12]}"
+    if manifest.provenance == "synthetic":
+        return f"SYNTHETIC data, no model · {tail}"
+    if manifest.model is None:
+        return f"imported activations · {tail}"
+    dataset = manifest.dataset["id"] if manifest.dataset else "?"
+    return f"{manifest.model['id']} · {manifest.hookpoint} · {dataset} · {tail}"
+
+
+def _plots(
+    run: RunFolder, store: Store, trials: list[Row], atlas: list[Row], selection: Row, folder: Path
+) -> dict[str, str]:
+    """Draw what there is to draw; each plot's name with its PNG as a data URI."""
+    from raysae.report import plots  # matplotlib takes a second to import
+
+    finished, source = [row for row in trials if row["state"] == "done"], source_line(store)
+    if finished:
+        chosen = selection["choice"]["trial"]
+        plots.ev_against_l0(finished, chosen, source, folder / "ev_against_l0.png")
+        histories = {
+            f"{row['trial']}: d_sae {row['sae.d_sae']}, K {row['sae.k']}": read_json(
+                run.trial(row["trial"]) / METRICS_FILE
+            )["history"]
+            for row in finished
+        }
+        sizes = [row["sae.d_sae"] for row in finished]
+        plots.training_curves(histories, sizes, source, folder / "training_curves.png")
+    if any(row["state"] == "done" for row in atlas):
+        window = next(row["dead_window_tokens"] for row in atlas if row["state"] == "done")
+        dead = f"Dead latents (last {window:,} training tokens)"
+        plots.heatmap(
+            atlas, "explained_variance", "Explained variance (validation)", False, source,
+            folder / "atlas_explained_variance.png",
+        )  # fmt: skip
+        plots.heatmap(atlas, "dead_fraction", dead, True, source, folder / "atlas_dead_fraction.png")
+    return {file.stem: _data_uri(file) for file in sorted(folder.glob("*.png"))}
+
+
+def _data_uri(file: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def _chosen(trials: list[Row], selection: Row) -> Row | None:
+    number = selection["choice"]["trial"]
+    return next((row for row in trials if row["trial"] == number), None)
+
+
+def _atlas_summary(atlas: list[Row]) -> dict[str, Row]:
+    """Mean, standard deviation and range over the sites, and where the extremes lie."""
+    done = [row for row in atlas if row["state"] == "done"]
+    summary = {}
+    for metric in ("explained_variance", "l0", "dead_fraction"):
+        rows = [row for row in done if row[metric] is not None]
+        if rows:
+            values = [row[metric] for row in rows]
+            summary[metric] = {
+                "mean": statistics.fmean(values),
+                "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
+                "lowest": min(rows, key=lambda row: row[metric]),
+                "highest": max(rows, key=lambda row: row[metric]),
+            }
+    return summary
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("raysae.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["seconds"] = lambda value: "" if value is None else seconds(value)
+    environment.filters["fixed"] = _fixed
+    environment.filters["percent"] = lambda value: "" if value is None else f"{value:.1%}"
+    environment.filters["count"] = lambda value: "" if value is None else f"{value:,}"
+    return environment.get_template("page.html")
+
+
+def _fixed(value: float | None, places: int = 4) -> str:
+    return "" if value is None else f"{value:.{places}f}"

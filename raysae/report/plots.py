@@ -1,0 +1,127 @@
+"""The report's plots. Each says on its face what data it shows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # before pyplot: a report needs no display
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+
+STYLE = {
+    "figure.dpi": 144,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+}
+COLOURS = "viridis"
+CHOICE_COLOUR = "#d1495b"
+
+
+def ev_against_l0(trials: Sequence[Row], chosen: int | None, source: str, path: Path) -> None:
+    """Every finished trial's explained variance against its L0, coloured by d_sae; the choice ringed."""
+    figure, axes = _figure(6.4, 4.2, source)
+    sizes = [row["sae.d_sae"] for row in trials]
+    points = axes.scatter(
+        [row["l0"] for row in trials],
+        [row["explained_variance"] for row in trials],
+        c=sizes, cmap=COLOURS, norm=_size_norm(sizes), s=48, zorder=3,
+    )  # fmt: skip
+    for row in trials:
+        label = f"{row['trial']}"
+        where = (row["l0"], row["explained_variance"])
+        axes.annotate(label, where, xytext=(5, 4), textcoords="offset points", fontsize=7)
+    for row in trials:
+        if row["trial"] == chosen:
+            axes.scatter(
+                row["l0"], row["explained_variance"], s=190, facecolors="none",
+                edgecolors=CHOICE_COLOUR, linewidths=2, zorder=4, label=f"chosen: trial {chosen}",
+            )  # fmt: skip
+            axes.legend(loc="lower right", frameon=False)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="L0 (active latents a row)", ylabel="explained variance (validation)")
+    axes.set_title("Explained variance against L0")
+    bar = figure.colorbar(points, ax=axes, label="d_sae", ticks=sorted(set(sizes)))
+    bar.ax.yaxis.set_major_formatter("{x:g}")
+    bar.ax.minorticks_off()
+    _save(figure, path)
+
+
+def training_curves(histories: dict[str, list[Row]], sizes: list[int], source: str, path: Path) -> None:
+    """Validation explained variance over training tokens, a line a trial, coloured by d_sae."""
+    figure, axes = _figure(6.4, 4.2, source)
+    norm, colours = _size_norm(sizes), plt.get_cmap(COLOURS)
+    for (name, history), size in zip(histories.items(), sizes, strict=True):
+        tokens = [row["tokens"] for row in history]
+        values = [row["explained_variance"] for row in history]
+        axes.plot(tokens, values, marker=".", color=colours(norm(size)), label=name)
+    axes.set(xlabel="training tokens", ylabel="explained variance (validation)")
+    axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    axes.set_title("Training curves")
+    axes.legend(fontsize=7, frameon=False, ncols=2 if len(sizes) > 6 else 1, loc="lower right")
+    _save(figure, path)
+
+
+def heatmap(
+    rows: Sequence[Row], metric: str, title: str, percent: bool, source: str, path: Path
+) -> None:
+    """A metric over layer (down) and position (across), the value written in each cell."""
+    layers = sorted({row["layer"] for row in rows})
+    positions = list(dict.fromkeys(row["position"] for row in rows))
+    grid = np.full((len(layers), len(positions)), np.nan)
+    for row in rows:
+        value = row.get(metric)
+        place = layers.index(row["layer"]), positions.index(row["position"])
+        grid[place] = np.nan if value is None else value
+    width = min(2.6 + 0.62 * len(positions), 16)
+    figure, axes = _figure(width, 1.7 + 0.36 * len(layers), source)
+    axes.grid(visible=False)
+    image = axes.imshow(grid, cmap=COLOURS, aspect="auto")
+    _write_values(axes, grid, image.norm, "{:.0%}" if percent else "{:.3f}")
+    axes.set_xticks(range(len(positions)), positions)
+    axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+    axes.set(xlabel="position", ylabel="layer")
+    axes.set_title(title)
+    figure.colorbar(image, ax=axes, format="{x:.0%}" if percent else "{x:.3f}")
+    _save(figure, path)
+
+
+def _write_values(axes: Axes, grid: np.ndarray, norm: Normalize, form: str) -> None:
+    if grid.size > 400:
+        return
+    for (row, column), value in np.ndenumerate(grid):
+        text = "failed" if np.isnan(value) else form.format(value)
+        dark = not np.isnan(value) and float(norm(value)) < 0.55
+        axes.text(
+            column, row, text, ha="center", va="center", fontsize=7,
+            color="white" if dark else "black",
+        )  # fmt: skip
+
+
+def _size_norm(sizes: Sequence[int]) -> Normalize:
+    low, high = min(sizes), max(sizes)
+    return LogNorm(low, high) if low < high else LogNorm(low / 2, high * 2)
+
+
+def _figure(width: float, height: float, source: str) -> tuple[Figure, Axes]:
+    plt.rcParams.update(STYLE)
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    figure.supxlabel(source, fontsize=6.5, color="#666666")
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path)
+    plt.close(figure)

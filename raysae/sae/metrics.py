@@ -1,0 +1,126 @@
+"""How well an SAE reconstructs: sums in float64, streamed over a whole split, one place for each.
+
+Definitions (x data, x̂ reconstruction, x̄ the per-dimension mean over the evaluated rows):
+
+- ``explained_variance`` = 1 - Σ‖x-x̂‖² / Σ‖x-x̄‖²: a ratio of sums, so that the mean predictor
+  scores exactly 0; ``fvu`` is its complement.
+- ``explained_variance_legacy`` = mean over rows of 1 - ‖x-x̂‖² / ‖x-x̄‖², as older papers have it.
+- ``mse`` = mean over rows of ‖x-x̂‖² / d_in; ``cosine`` = mean cosine similarity of x and x̂.
+- ``l0`` = mean number of active latents a row; ``sparsity`` = l0 / d_sae.
+- ``dead_fraction_validation`` = share of latents that never fire over the evaluated rows.
+
+Shapes: B batch, D d_in, F d_sae.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+Model = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Rows ``[batch, d_in]`` to (reconstruction ``[batch, d_in]``, features ``[batch, d_sae]``)."""
+
+DENSITY_DECADES = range(-6, 1)
+"""Edges of the feature-density histogram, in powers of ten of the share of rows that fire."""
+
+
+class ReconstructionSums:
+    """Running sums behind the reconstruction metrics; ``update`` with batches, then ``metrics``."""
+
+    def __init__(self, mean_D: Tensor):
+        self.mean_D = mean_D.to(torch.float64)
+        self.rows = 0
+        self.rows_off_mean = 0
+        self.residual = self.total = self.legacy = self.cosine = self.active = 0.0
+        self.fired_F: Tensor | None = None
+
+    @classmethod
+    def of_rows(cls, x_BD: Tensor) -> "ReconstructionSums":
+        """Sums over one batch, centred on that batch's own mean."""
+        return cls(_mean([x_BD]))
+
+    def update(self, x_BD: Tensor, reconstruction_BD: Tensor, features_BF: Tensor) -> None:
+        x_BD, x_hat_BD = x_BD.to(torch.float64), reconstruction_BD.to(torch.float64)
+        residual_B = (x_BD - x_hat_BD).square().sum(dim=1)
+        total_B = (x_BD - self.mean_D).square().sum(dim=1)
+        off_mean_B = total_B > 0
+        fired_BF = features_BF > 0
+        self.rows += len(x_BD)
+        self.rows_off_mean += int(off_mean_B.sum())
+        self.residual += float(residual_B.sum())
+        self.total += float(total_B.sum())
+        self.legacy += float((1 - residual_B / total_B)[off_mean_B].sum())
+        self.cosine += float(torch.cosine_similarity(x_BD, x_hat_BD, dim=1).sum())
+        self.active += float(fired_BF.sum())
+        fired_F = fired_BF.sum(dim=0)
+        self.fired_F = fired_F if self.fired_F is None else self.fired_F + fired_F
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics over everything seen; ``nan`` where undefined (data without variance).
+
+        Raises ValueError when no row was seen.
+        """
+        if self.fired_F is None or not self.rows:
+            raise ValueError("no rows to evaluate: the split is empty")
+        d_in, d_sae = len(self.mean_D), len(self.fired_F)
+        fvu = self.residual / self.total if self.total else math.nan
+        l0 = self.active / self.rows
+        return {
+            "explained_variance": 1 - fvu,
+            "fvu": fvu,
+            "explained_variance_legacy": (
+                self.legacy / self.rows_off_mean if self.rows_off_mean else math.nan
+            ),
+            "mse": self.residual / self.rows / d_in,
+            "cosine": self.cosine / self.rows,
+            "l0": l0,
+            "sparsity": l0 / d_sae,
+        }
+
+    def dead_fraction(self) -> float:
+        assert self.fired_F is not None
+        return float((self.fired_F == 0).double().mean())
+
+    def density_histogram(self) -> dict[str, list[float]]:
+        """Latents counted by log10 of the share of rows they fire on; those that never do are out."""
+        assert self.fired_F is not None
+        density = (self.fired_F[self.fired_F > 0].double() / self.rows).log10()
+        edges = torch.tensor([float(e) for e in DENSITY_DECADES], dtype=torch.float64)
+        counts = torch.histogram(density.cpu(), edges).hist
+        return {"log10_edges": edges.tolist(), "latents": counts.tolist()}
+
+
+@torch.no_grad()
+def evaluate(model: Model, batches: Iterable[Tensor]) -> ReconstructionSums:
+    """Run ``model`` over all batches ``[*, d_in]``, read twice: for the mean, then for the sums.
+
+    Raises ValueError when there are no rows.
+    """
+    batches = list(batches)
+    if not sum(len(batch) for batch in batches):
+        raise ValueError("no rows to evaluate: the split is empty")
+    sums = ReconstructionSums(_mean(batches))
+    for batch in batches:
+        sums.update(batch, *model(batch))
+    return sums
+
+
+def _mean(batches: list[Tensor]) -> Tensor:
+    rows = sum(len(batch) for batch in batches)
+    total_D = sum(batch.to(torch.float64).sum(dim=0) for batch in batches)
+    assert isinstance(total_D, Tensor)
+    return total_D / rows
+
+
+@torch.no_grad()
+def mmcs(truth_GD: Tensor, W_dec_FD: Tensor) -> tuple[float, float]:
+    """``mmcs`` and ``recovered``: how well decoder rows match known atoms ``[atoms, d_in]``.
+
+    ``mmcs`` is the mean over true atoms of the largest absolute cosine with a decoder row,
+    ``recovered`` the share of atoms for which it is above 0.9.
+    """
+    truth = torch.nn.functional.normalize(truth_GD.double(), dim=1)
+    learned = torch.nn.functional.normalize(W_dec_FD.double(), dim=1)
+    best_G = (truth @ learned.T).abs().amax(dim=1)
+    return float(best_G.mean()), float((best_G > 0.9).double().mean())

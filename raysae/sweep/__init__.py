@@ -1,0 +1,17 @@
+"""The sweep: Tune trials, Optuna proposals, selection. ``raysae.sweep(recipe)`` runs the main job."""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class _CallableModule(ModuleType):
+    """Lets the package that ``python -m raysae.sweep`` runs serve as the function of that name."""
+
+    def __call__(self, recipe: Any = None, **options: Any) -> Any:
+        from raysae.sweep.run import run_sweep
+
+        return run_sweep(recipe, **options)
+
+
+sys.modules[__name__].__class__ = _CallableModule

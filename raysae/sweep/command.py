@@ -1,0 +1,46 @@
+"""``python -m raysae.sweep``: arguments in, the main job, the last screen."""
+
+import time
+from pathlib import Path
+
+from raysae.cli import DONE, PARTLY, recipe_parser, split_config
+
+STARTED = time.time()
+
+
+def main(arguments: list[str]) -> int:
+    parser = recipe_parser(
+        "python -m raysae.sweep",
+        "Extract activations, sweep SAE configs over them, choose the sweet spot, train it at "
+        "every layer and position, report.",
+    )
+    parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run folder")
+    parser.add_argument("--address", help="a Ray cluster to join; the same as resources.address=")
+    args = parser.parse_args(arguments)
+    config, overrides = split_config(args)
+    if args.address:
+        overrides = [*overrides, f"resources.address={args.address}"]
+    recipe = _recipe(args.resume, config, overrides)
+    if args.print_config:
+        print(recipe.to_yaml(), end="")
+        return DONE
+    from raysae.sweep.run import run_sweep
+    from raysae.sweep.summary import print_summary
+
+    result = run_sweep(recipe)
+    print_summary(result, time.time() - STARTED)
+    return PARTLY if result.failures else DONE
+
+
+def _recipe(resume: Path | None, config: str | None, overrides: list[str]):
+    from raysae.config import load_recipe
+    from raysae.errors import UserError
+    from raysae.records.folder import read_recipe
+
+    if resume is None:
+        return load_recipe(config, overrides)
+    if config is not None:
+        raise UserError("--resume takes its recipe from the run folder; leave out the config file")
+    read_recipe(resume)
+    place = [f"name={resume.absolute().name}", f"runs_dir={resume.absolute().parent}"]
+    return load_recipe(resume / "config.yaml", [*place, *overrides])

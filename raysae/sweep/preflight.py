@@ -1,0 +1,61 @@
+"""Everything that can be refused, refused before any work."""
+
+from dataclasses import dataclass
+
+from raysae.activations import Site, Store, open_store
+from raysae.activations.extraction import ExtractionPlan, existing_store, plan_extraction
+from raysae.activations.texts import read_texts
+from raysae.atlas.training import atlas_sites
+from raysae.config import Recipe
+from raysae.errors import UserError
+from raysae.sweep.proposals import make_proposer
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """A checked recipe: its store when there is one, else how to extract it; where to sweep."""
+
+    store: Store | None
+    plan: ExtractionPlan | None
+    texts: list[str]
+    site: Site
+
+
+def preflight(recipe: Recipe) -> Preflight:
+    """Check recipe, model, data and sites. Raises UserError at the first thing that cannot work."""
+    make_proposer(recipe)
+    plan = plan_extraction(recipe) if recipe.source is not None else None
+    store = existing_store(plan) if plan is not None else open_store(recipe.store_folder)
+    if store is not None:
+        site = recipe.site_of(store.layers, store.positions)
+        store.entry(site)
+        _check_rows(store, site)
+        atlas_sites(store, recipe.atlas.layers, recipe.atlas.positions)
+        return Preflight(store, None, [], site)
+    assert plan is not None
+    site = recipe.site_of(plan.layers, plan.positions)
+    for wanted in (site, *_atlas_sites_of_plan(recipe, plan)):
+        _check_in_plan(plan, wanted)
+    return Preflight(None, plan, read_texts(plan.source), site)
+
+
+def _atlas_sites_of_plan(recipe: Recipe, plan: ExtractionPlan) -> list[Site]:
+    layers = plan.layers if recipe.atlas.layers is None else recipe.atlas.layers
+    positions = plan.positions if recipe.atlas.positions is None else recipe.atlas.positions
+    return [Site(layer, position) for layer in layers for position in positions]
+
+
+def _check_in_plan(plan: ExtractionPlan, site: Site) -> None:
+    if site.layer not in plan.layers or site.position not in plan.positions:
+        raise UserError(
+            f"{plan.folder}: the store to be extracted will have no site {site}; its layers are "
+            f"{', '.join(map(str, plan.layers))}; its positions are "
+            f"{', '.join(map(str, plan.positions))}"
+        )
+
+
+def _check_rows(store: Store, site: Site) -> None:
+    rows = store.entry(site).rows
+    for split in ("train", "validation"):
+        if not getattr(rows, split):
+            raise UserError(f"{store.path}: {site} has no {split} rows; nothing can be trained there")

@@ -1,0 +1,188 @@
+"""The main job, from recipe to report: ``_run_stages`` reads as its table of contents."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raysae.activations import Store
+from raysae.activations.extraction import extract
+from raysae.atlas.training import AtlasJob, atlas_sites, train_atlas
+from raysae.board import Board, console
+from raysae.cluster.placement import Placement, place
+from raysae.cluster.session import dashboard_url, quiet_environment, ray_session
+from raysae.config import Recipe, load_recipe, parse_recipe
+from raysae.files import read_json, replacing_folder
+from raysae.records.environment import write_environment
+from raysae.records.folder import RunFolder, open_run
+from raysae.records.tables import read_table
+from raysae.records.tracking import Recorder, make_recorder, tracking_uri
+from raysae.report.page import write_report
+from raysae.sae import SAE, load_sae
+from raysae.sweep.preflight import Preflight, preflight
+from raysae.sweep.selection import write_selection
+from raysae.sweep.tuning import SweepJob, run_trials
+
+
+@dataclass
+class SweepResult:
+    """What a run came to."""
+
+    run: RunFolder
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    """The rows of ``trials.parquet``."""
+    selection: dict[str, Any] = field(default_factory=dict)
+    """The content of ``selection.json``."""
+    atlas: list[dict[str, Any]] = field(default_factory=list)
+    """The rows of ``atlas/metrics.parquet``."""
+    records_lost: int = 0
+    """Records that MLflow did not take."""
+
+    @property
+    def folder(self) -> Path:
+        return self.run.path
+
+    @property
+    def sae(self) -> SAE:
+        """The sweet spot's SAE."""
+        return load_sae(self.run.sweet_spot)
+
+    @property
+    def tracking_uri(self) -> str | None:
+        return tracking_uri(self.run) if self.run.recipe.records.mlflow else None
+
+    @property
+    def failed_trials(self) -> list[str]:
+        return [f"trial {r['trial']}: {r['reason']}" for r in self.trials if r["state"] == "failed"]
+
+    @property
+    def missing_choice(self) -> list[str]:
+        if not self.selection or self.selection["choice"]["trial"] is not None:
+            return []
+        choice = self.selection["choice"]
+        return [f"rule {self.selection['rule']} chose nothing: {choice['reason']}"]
+
+    @property
+    def failed_sites(self) -> list[str]:
+        failed = [row for row in self.atlas if row["state"] == "failed"]
+        return [f"layer {r['layer']}, position {r['position']}: {r['reason']}" for r in failed]
+
+    @property
+    def failures(self) -> list[str]:
+        """What failed, a line each; empty when the run is done in full."""
+        return self.failed_trials + self.missing_choice + self.failed_sites
+
+
+def run_sweep(recipe: Recipe | Mapping[str, Any] | str | Path | None = None) -> SweepResult:
+    """Run the main job: extract, sweep, select, train the atlas, report.
+
+    ``recipe`` is a Recipe, a dict of its keys, or a YAML file; None is the quickstart. A run that
+    was interrupted goes on where it stopped; a finished one is only read. Raises UserError on
+    unusable input, before any work.
+    """
+    quiet_environment()
+    recipe = _as_recipe(recipe)
+    checked = preflight(recipe)
+    with open_run(recipe) as run:
+        if run.finished:
+            return read_result(run)
+        recorder = make_recorder(run)
+        result = SweepResult(run)
+        try:
+            with ray_session(recipe.resources):
+                _run_stages(result, checked, recorder)
+        finally:
+            result.records_lost = recorder.close()
+        return result
+
+
+def read_result(run: RunFolder) -> SweepResult:
+    """A finished run's result, from its files."""
+    atlas = read_table(run.atlas_metrics_file) if run.atlas_metrics_file.exists() else []
+    return SweepResult(run, read_table(run.trials_file), read_json(run.selection_file), atlas)
+
+
+def _as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    return parse_recipe(recipe) if isinstance(recipe, Mapping) else load_recipe(recipe)
+
+
+def _run_stages(result: SweepResult, checked: Preflight, recorder: Recorder) -> None:
+    run, placement = result.run, place(result.run.recipe.resources)
+    _say(f"Ray: {placement}" + (f"; dashboard {url}" if (url := dashboard_url()) else ""))
+    with run.stage("extract"):
+        store = _store(checked, placement)
+    fingerprint = run.bind_store(store.digest)
+    write_environment(run.path, store.digest, run.recipe.seed)
+    with run.stage("sweep") as undone:
+        job = SweepJob(run, store, checked.site, fingerprint, placement, recorder)
+        result.trials = run_trials(job)
+        undone += result.failed_trials
+    with run.stage("select") as undone:
+        result.selection = write_selection(run.selection_file, result.trials, run.recipe.select)
+        _take_sweet_spot(run, result.selection)
+        undone += result.missing_choice
+    with run.stage("atlas") as undone:
+        result.atlas = _atlas(result, store, fingerprint, placement, recorder)
+        undone += result.failed_sites
+    with run.stage("report"):
+        write_report(run, store)
+        _record_outcome(result, recorder)
+
+
+def _store(checked: Preflight, placement: Placement) -> Store:
+    if checked.store is not None:
+        _say(f"Store: {checked.store.path} is there already")
+        return checked.store
+    plan = checked.plan
+    assert plan is not None
+    _say(
+        f"Extracting {plan.source.hookpoint} of {plan.source.model} ({plan.architecture}) over "
+        f"{len(checked.texts)} texts of {plan.source.dataset}: {len(plan.layers)} layers x "
+        f"{len(plan.positions)} positions"
+    )
+    shards = -(-len(checked.texts) // plan.source.sequences_per_shard)
+    with Board("Extraction", shards) as board:
+
+        def show(done: int, total: int, written: int) -> None:
+            board.update(f"shard {done}", {"written": f"{written / 1e6:.1f} MB"}, 1.0)
+
+        return extract(plan, checked.texts, placement.workers, placement.gpus, show)
+
+
+def _take_sweet_spot(run: RunFolder, selection: dict[str, Any]) -> None:
+    number = selection["choice"]["trial"]
+    if number is not None:
+        with replacing_folder(run.sweet_spot) as temporary:
+            shutil.copytree(run.trial(number), temporary, dirs_exist_ok=True)
+
+
+def _atlas(
+    result: SweepResult, store: Store, fingerprint: str, placement: Placement, recorder: Recorder
+) -> list[dict[str, Any]]:
+    recipe, number = result.run.recipe, result.selection["choice"]["trial"]
+    if number is None or not recipe.atlas.enabled:
+        return []
+    parameters = read_json(result.run.trial(number) / "metrics.json")["parameters"]
+    sae, training = recipe.with_parameters(parameters)
+    job = AtlasJob(result.run, store, sae, training, fingerprint, parameters)
+    sites = atlas_sites(store, recipe.atlas.layers, recipe.atlas.positions)
+    _say(f"Training trial {number}'s config at {len(sites)} sites")
+    return train_atlas(job, sites, placement, recorder)
+
+
+def _record_outcome(result: SweepResult, recorder: Recorder) -> None:
+    run, choice = result.run, result.selection["choice"]
+    chosen = next((row for row in result.trials if row["trial"] == choice["trial"]), {})
+    tags = {"raysae.choice": str(choice["trial"]), "raysae.reason": choice["reason"]}
+    files = [run.path / "config.yaml", run.path / "environment.json", run.trials_file]
+    files += [run.selection_file, run.report_page.parent, run.sweet_spot, run.atlas_metrics_file]
+    recorder.finish(chosen, tags, [file for file in files if file.exists()])
+
+
+def _say(text: str) -> None:
+    console.print(text)
+
+

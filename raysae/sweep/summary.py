@@ -1,0 +1,80 @@
+"""The last screen: the trials, the choice and why, the time, what to do next."""
+
+from typing import Any
+
+from rich.table import Table
+
+from raysae.board import console, figures, seconds
+from raysae.records.folder import STAGES
+from raysae.sweep.run import SweepResult
+
+
+def print_summary(result: SweepResult, total_seconds: float) -> None:
+    chosen = result.selection["choice"]["trial"]
+    console.print(_trials(result.trials, chosen))
+    console.print(f"\nRule {result.selection['rule']}: {result.selection['choice']['reason']}")
+    for name, choice in result.selection["choices"].items():
+        if name != result.selection["rule"]:
+            console.print(f"  {name}: {_short(choice)}", style="dim")
+    _print_atlas(result.atlas)
+    _print_failures(result)
+    _print_time(result, total_seconds)
+    _print_next(result, chosen)
+
+
+def _trials(trials: list[dict[str, Any]], chosen: int | None) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    keys = ["d_sae", "k", "EV", "L0", "dead", "time"]
+    table.add_column("trial", justify="right")
+    for key in keys:
+        table.add_column(key, justify="right")
+    table.add_column("")
+    for row in trials:
+        shown = figures(row)
+        time = "" if row.get("seconds") is None else seconds(row["seconds"])
+        note = "<- chosen" if row["trial"] == chosen else ""
+        note = row["reason"] if row["state"] == "failed" else note
+        cells = [str(row["sae.d_sae"]), str(row["sae.k"]), *shown.values(), time]
+        table.add_row(str(row["trial"]), *cells, note, style="bold" if row["trial"] == chosen else "")
+    return table
+
+
+def _short(choice: dict[str, Any]) -> str:
+    return f"none ({choice['reason']})" if choice["trial"] is None else f"trial {choice['trial']}"
+
+
+def _print_atlas(atlas: list[dict[str, Any]]) -> None:
+    done = [r["explained_variance"] for r in atlas if r.get("explained_variance") is not None]
+    if done:
+        console.print(
+            f"Atlas: {len(done)} sites, explained variance {sum(done) / len(done):.3f} on average, "
+            f"{min(done):.3f} to {max(done):.3f}"
+        )
+
+
+def _print_failures(result: SweepResult) -> None:
+    if result.failures:
+        console.print("\nNot done (the same command tries these again):", style="bold red")
+        for line in result.failures:
+            console.print(f"  {line}", style="red")
+    if result.records_lost:
+        console.print(
+            f"MLflow at {result.tracking_uri} did not take {result.records_lost} records; the run "
+            "folder has them all", style="yellow",
+        )  # fmt: skip
+
+
+def _print_time(result: SweepResult, total: float) -> None:
+    stages = {stage: result.run.seconds(stage) for stage in STAGES}
+    parts = [f"{stage} {seconds(value)}" for stage, value in stages.items() if value is not None]
+    console.print(f"\nTime: {', '.join(parts)}; this command {seconds(total)} in all")
+
+
+def _print_next(result: SweepResult, chosen: int | None) -> None:
+    console.print(f"\nReport   {result.run.report_page}")
+    if result.tracking_uri:
+        uri = result.tracking_uri
+        command = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
+        console.print(f"MLflow   {command}")
+    if chosen is not None:
+        console.print(f'Load     python -c "import raysae; print(raysae.load_sae({str(result.run.sweet_spot)!r}))"')

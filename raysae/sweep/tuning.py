@@ -1,0 +1,136 @@
+"""Running the trials: Ray Tune around the proposer, one shared copy of the site, one table out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from raysae.activations import Site, Store
+from raysae.activations.shared import share_site
+from raysae.board import Board, figures
+from raysae.records.commit import COST_COLUMNS, committed, provenance
+from raysae.cluster.placement import Placement
+from raysae.files import read_json
+from raysae.records.tracking import Recorder
+from raysae.records.folder import RunFolder
+from raysae.records.tables import write_table
+from raysae.sae.checkpoint import METRICS_FILE
+from raysae.sweep.proposals import make_proposer
+from raysae.sweep.searcher import OrderedSearcher
+from raysae.sweep.trial import SAETrial
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """What the trials share."""
+
+    run: RunFolder
+    store: Store
+    site: Site
+    fingerprint: str
+    placement: Placement
+    recorder: Recorder
+
+
+def run_trials(job: SweepJob) -> list[dict[str, Any]]:
+    """Run every trial (those committed before only report) and write ``trials.parquet``; its rows."""
+    proposer = make_proposer(job.run.recipe)
+    watcher = _Watcher(job, proposer.trials)
+    trainable = tune.with_resources(
+        tune.with_parameters(
+            SAETrial,
+            recipe=job.run.recipe,
+            shared=share_site(job.store, job.site),
+            run_path=job.run.path,
+            fingerprint=job.fingerprint,
+            provenance=provenance(job.store, job.site),
+        ),
+        job.placement.resources,
+    )
+    with watcher.board:
+        results = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=OrderedSearcher(proposer),
+                num_samples=proposer.trials,
+                max_concurrent_trials=min(job.placement.workers, proposer.lag),
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(_scratch(job.run.path)),
+                callbacks=[watcher],
+                verbose=0,
+                log_to_file=False,
+            ),
+        ).fit()
+    rows = [_row(job, result.config or {}, result) for result in results]
+    rows.sort(key=lambda row: row["trial"])
+    write_table(job.run.trials_file, rows)
+    return rows
+
+
+def _row(job: SweepJob, config: dict[str, Any], result: Any) -> dict[str, Any]:
+    """A trial's row: what was asked, what came out, what it cost."""
+    number, parameters = config["trial"], config["parameters"]
+    asked = {"trial": number, "parameters": parameters, "fingerprint": job.fingerprint}
+    record = committed(job.run.trial(number), asked)
+    sae, training = job.run.recipe.with_parameters(parameters)
+    row = {
+        "trial": number,
+        "state": "failed" if record is None else "done",
+        "reason": "" if record is not None else _why(result),
+        "sae.variant": sae.variant,
+        "sae.d_sae": sae.d_sae,
+        "sae.k": sae.k,
+        **parameters,
+        "training.lr": training.peak_lr(sae.d_sae),
+        "training.batch_size": training.batch_size,
+        "training.epochs": training.epochs,
+    }
+    if record is not None:
+        row |= {**record["metrics"], **{key: record[key] for key in COST_COLUMNS}}
+    return row
+
+
+def _why(result: Any) -> str:
+    if result.error is not None:
+        return f"worker lost: {str(result.error).splitlines()[0]}"
+    return str((result.metrics or {}).get("failed", "ended without a result"))
+
+
+def _scratch(run: Path) -> Path:
+    """Where Tune keeps its own bookkeeping, which nothing of ours reads."""
+    return run / ".ray"
+
+
+class _Watcher(tune.Callback):
+    """Shows and records what Tune reports. Its own troubles never stop a sweep."""
+
+    def __init__(self, job: SweepJob, trials: int):
+        self.job = job
+        self.board = Board(f"Sweep at {job.site}", trials)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        number, parameters = trial.config["trial"], trial.config["parameters"]
+        share = result["step"] / result["steps"] if "steps" in result else 1.0
+        cells = {key.split(".")[-1]: str(value) for key, value in parameters.items()}
+        cells |= {"failed": result["failed"]} if result.get("failed") else figures(result)
+        self.board.update(f"trial {number}", cells, 1.0 if result.get("done") else share)
+        self._record(number, parameters, result)
+
+    def _record(self, number: int, parameters: dict[str, Any], result: dict[str, Any]) -> None:
+        recorder, folder = self.job.recorder, self.job.run.trial(number)
+        key, name = f"trial/{number:03d}", f"trial {number}"
+        if result.get("failed"):
+            recorder.failed(key, name, result["failed"])
+        elif result.get("done"):
+            recorder.sae_done(key, name, read_json(folder / METRICS_FILE), folder)
+        else:
+            recorder.trial_progress(key, name, parameters, result)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.board.update(f"trial {trial.config['trial']}", {"failed": "worker lost"}, 1.0)

@@ -1,0 +1,60 @@
+"""How one SAE is trained: a frozen dataclass, nested by the recipe as ``SAEConfig`` is."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The settings of one training. Raises ValueError on values that cannot train."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    epochs: int = 1
+    """Passes over the training rows."""
+    batch_size: int = 1024
+    """Rows a step; an epoch's last batch may be smaller."""
+    lr: float | None = None
+    """Adam's peak learning rate; null gives 2e-4 / sqrt(d_sae / 2^14)."""
+    warm_up: float = 0.05
+    """Share of the steps over which the learning rate rises from 0."""
+    decay: float = 0.2
+    """Share of the steps over which the learning rate falls to 0 at the end."""
+    gradient_clip: float = 1.0
+    """Largest norm of the whole gradient."""
+    dead_window_tokens: int = 10_000_000
+    """A latent is dead when it has not fired for so many training tokens (the whole run if shorter)."""
+    aux_window_tokens: int | None = None
+    """AuxK works on latents that have not fired for so many tokens; null gives 1% of the run."""
+    evaluations: int = 10
+    """How often the validation split is measured during training, the end included."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "dead_window_tokens", "evaluations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr is {self.lr}; it must be a positive number, or null for automatic")
+        if not self.gradient_clip > 0:
+            raise ValueError(f"gradient_clip is {self.gradient_clip}; it must be positive")
+        if min(self.warm_up, self.decay) < 0 or self.warm_up + self.decay > 1:
+            raise ValueError(
+                f"warm_up {self.warm_up} and decay {self.decay} are shares of the run; "
+                "neither can be negative and together they cannot exceed 1"
+            )
+
+    def peak_lr(self, d_sae: int) -> float:
+        """``lr``, or where it is null the rule of Gao et al. 2024, 2e-4 / sqrt(d_sae / 2^14)."""
+        return self.lr if self.lr is not None else 2e-4 / math.sqrt(d_sae / 2**14)
+
+    def lr_share(self, step: int, steps: int) -> float:
+        """The share of the peak learning rate at ``step`` (0-based) of ``steps``."""
+        warm_up_steps, decay_steps = self.warm_up * steps, self.decay * steps
+        rising = (step + 1) / warm_up_steps if warm_up_steps else 1.0
+        falling = (steps - step) / decay_steps if decay_steps else 1.0
+        return min(1.0, rising, falling)
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps over ``rows`` training rows."""
+        return self.epochs * math.ceil(rows / self.batch_size)

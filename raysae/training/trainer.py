@@ -1,0 +1,143 @@
+"""The training of one SAE, a round at a time, so that a notebook and a Tune trial share one loop.
+
+Shapes: B batch, D d_in, F d_sae.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raysae.sae import SAE, SAEConfig, build_sae
+from raysae.sae.metrics import evaluate
+from raysae.training.config import TrainingConfig
+from raysae.training.initialisation import input_scale, median_of_sample
+from raysae.training.rows import Rows
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; raised before the update, so the weights are still good."""
+
+
+class Trainer:
+    """Trains one SAE on ``train`` and measures it on ``validation``.
+
+    Iterate ``rounds()``; ``sae()`` and ``metrics()`` give the outcome at any time. Everything
+    follows from the arguments: on a CPU, with one number of threads, to the bit.
+    """
+
+    def __init__(
+        self,
+        sae_config: SAEConfig,
+        training: TrainingConfig,
+        train: Rows,
+        validation: Rows,
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+    ):
+        if validation.d_in != train.d_in:
+            raise ValueError(
+                f"training rows have d_in {train.d_in}, validation rows {validation.d_in}"
+            )
+        self.training, self.seed, self.device = training, seed, device
+        self.train, self.validation = train.to(device), validation.to(device)
+        self.scale = input_scale(self.train)
+        self._sae = build_sae(sae_config, train.d_in, seed).to(device)
+        self._sae.b_dec.data = median_of_sample(self.train, seed).to(device) * self.scale
+        self.optimizer = torch.optim.Adam(
+            self._sae.parameters(), lr=training.peak_lr(sae_config.d_sae), betas=(0.9, 0.999),
+            fused=True,
+        )  # fmt: skip
+        self.steps = training.steps(len(train))
+        self.step = self.tokens = 0
+        self.seconds = 0.0
+        self.loss = math.nan
+        self._quiet_tokens_F = torch.zeros(sae_config.d_sae, dtype=torch.int64, device=device)
+
+    @property
+    def dead_window(self) -> int:
+        """Tokens without firing after which a latent is dead."""
+        return min(self.training.dead_window_tokens, self.training.epochs * len(self.train))
+
+    @property
+    def aux_window(self) -> int:
+        """Tokens without firing after which AuxK works on a latent."""
+        if self.training.aux_window_tokens is not None:
+            return self.training.aux_window_tokens
+        a_few_batches = 4 * min(self.training.batch_size, len(self.train))
+        return max(self.training.epochs * len(self.train) // 100, a_few_batches)
+
+    def rounds(self) -> Iterator[dict[str, Any]]:
+        """Train to the end, yielding a record at each evaluation: step, tokens, loss, metrics.
+
+        Raises NonFiniteLossError before the update that would spoil the weights.
+        """
+        stops = self._evaluation_steps()
+        for epoch in range(self.training.epochs):
+            for index_B in self.train.order(self.seed, epoch).split(self.training.batch_size):
+                started = time.perf_counter()
+                self._update(self.train.gather(index_B) * self.scale)
+                self.seconds += time.perf_counter() - started
+                if self.step in stops:
+                    yield {
+                        "step": self.step,
+                        "tokens": self.tokens,
+                        "loss": self.loss,
+                        **self.metrics(),
+                    }
+
+    def sae(self) -> SAE:
+        """The SAE as it stands, on the CPU, reading unscaled activations."""
+        frozen = copy.deepcopy(self._sae).cpu().eval().requires_grad_(False)
+        return frozen.fold_scale(self.scale)
+
+    def metrics(self) -> dict[str, Any]:
+        """Validation metrics of the SAE as it stands, with the dead shares and their windows."""
+        sae = self.sae().to(self.device)
+        sums = evaluate(lambda x: sae(x)[:2], self.validation.batches())
+        return {
+            **sums.metrics(),
+            "dead_fraction": float((self._quiet_tokens_F >= self.dead_window).double().mean()),
+            "dead_window_tokens": self.dead_window,
+            "dead_fraction_validation": sums.dead_fraction(),
+            "dead_validation_tokens": sums.rows,
+        }
+
+    def density_histogram(self) -> dict[str, list[float]]:
+        """How often the live latents fire over the validation split."""
+        sae = self.sae().to(self.device)
+        return evaluate(lambda x: sae(x)[:2], self.validation.batches()).density_histogram()
+
+    def _update(self, x_BD: Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            peak = self.training.peak_lr(self._sae.config.d_sae)
+            group["lr"] = peak * self.training.lr_share(self.step, self.steps)
+        loss, features_BF = self._sae.loss(x_BD, self._quiet_tokens_F >= self.aux_window)
+        self.loss = float(loss.detach())
+        if not math.isfinite(self.loss):
+            raise NonFiniteLossError(
+                f"loss {self.loss} at step {self.step + 1} of {self.steps}; a lower lr "
+                f"(now up to {self.training.peak_lr(self._sae.config.d_sae):.2g}) usually helps"
+            )
+        self.optimizer.zero_grad()
+        loss.backward()
+        self._sae.remove_parallel_gradient()
+        torch.nn.utils.clip_grad_norm_(self._sae.parameters(), self.training.gradient_clip)
+        self.optimizer.step()
+        self._sae.normalize_decoder()
+        self._count(features_BF.detach(), len(x_BD))
+
+    def _count(self, features_BF: Tensor, rows: int) -> None:
+        self.step += 1
+        self.tokens += rows
+        self._quiet_tokens_F += rows
+        self._quiet_tokens_F[(features_BF > 0).any(dim=0)] = 0
+
+    def _evaluation_steps(self) -> set[int]:
+        wanted = min(self.training.evaluations, self.steps)
+        return {round(self.steps * (number + 1) / wanted) for number in range(wanted)}

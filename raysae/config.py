@@ -162,8 +162,8 @@ class SweepConfig(_Section):
     trials: Positive = 8
     """Trials to run (a list or a grid runs as many as it holds, at most these)."""
     space: dict[str, Values] = {
-        "sae.d_sae": Choices(choices=(64, 128, 256, 512)),
-        "sae.k": Choices(choices=(2, 4, 8, 16, 32, 64)),
+        "sae.d_sae": Choices(choices=(32, 64, 128, 256)),
+        "sae.k": Choices(choices=(1, 2, 4, 8, 16, 32)),
     }
     """Recipe keys under ``sae.`` and ``training.`` with the values to search."""
     configs: tuple[dict[str, Any], ...] = ()
@@ -248,7 +248,7 @@ class RecordsConfig(_Section):
     """The MLflow experiment."""
 
 
-QUICKSTART_TRAINING = TrainingConfig(epochs=25, batch_size=256, lr=1e-3)
+QUICKSTART_TRAINING = TrainingConfig(epochs=15, batch_size=256, lr=3e-3)
 
 
 class Recipe(_Section):

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from raysae.activations.hookpoints import find_blocks, find_hook
-from raysae.activations.sites import ALL, Site
+from raysae.activations.sites import Site
 from raysae.activations.writer import SiteRows
 
-FORWARD_TOKENS = 8192
+FORWARD_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -52,32 +52,27 @@ class Capturer:
             for number, ids, mask in zip(sequence, encoded["input_ids"], masks, strict=True)
         ]
 
-    def rows(self, tokens: list[Tokens], positions: Sequence[int | str]) -> dict[Site, SiteRows]:
-        """The rows of every layer at every position, texts in the order given."""
-        picked = [(p, _pick(tokens, p)) for p in positions]
-        by_layer = self._activations(tokens)
-        return {
-            Site(layer, position): _site_rows(activations, tokens, places)
-            for layer, activations in by_layer.items()
-            for position, places in picked
-        }
-
     @torch.inference_mode()
-    def _activations(self, tokens: list[Tokens]) -> dict[int, list[Tensor]]:
-        """For each layer, each text's activations ``[T, D]``, in the order of the texts.
+    def rows(self, tokens: list[Tokens], positions: Sequence[int | str]) -> dict[Site, SiteRows]:
+        """The rows of every layer at every position, texts in the order given.
 
-        Texts run in batches of like length, right-padded; the padding is cut off again.
+        Texts run in right-padded batches of like length; only the rows asked for are kept.
         """
-        by_length = sorted(range(len(tokens)), key=lambda i: (len(tokens[i].ids), i))
-        captured: dict[int, list[Tensor]] = {
-            layer: [torch.empty(0)] * len(tokens) for layer in self._hooked
+        picks = {position: [_pick(text, position) for text in tokens] for position in positions}
+        kept: dict[Site, list[Tensor]] = {
+            Site(layer, position): [] for layer in self._hooked for position in positions
         }
-        for batch in _batches(by_length, tokens):
-            lengths = [len(tokens[i].ids) for i in batch]
+        batches = list(_batches(tokens))
+        for batch in batches:
             for layer, activation_STD in self._forward([tokens[i].ids for i in batch]).items():
-                for i, length, activation_TD in zip(batch, lengths, activation_STD, strict=True):
-                    captured[layer][i] = activation_TD[:length]
-        return captured
+                for position, places in picks.items():
+                    where = _flat([places[i] for i in batch])
+                    kept[Site(layer, position)].append(activation_STD[where].float().cpu())
+        order = [i for batch in batches for i in batch]
+        return {
+            site: _site_rows(torch.cat(parts), order, tokens, picks[site.position])
+            for site, parts in kept.items()
+        }
 
     def _forward(self, ids: list[list[int]]) -> dict[int, Tensor]:
         width = max(len(row) for row in ids)
@@ -87,7 +82,7 @@ class Capturer:
         device = next(self.model.parameters()).device
         with self._hooks() as outputs:
             self.model.base_model(input_ids=input_ids.to(device), attention_mask=mask.to(device))
-        return {layer: activation.float().cpu() for layer, activation in outputs.items()}
+        return outputs
 
     @contextmanager
     def _hooks(self) -> Iterator[dict[int, Tensor]]:
@@ -139,10 +134,10 @@ def _attach(module: nn.Module, hookpoint: str, layer: int, outputs: dict[int, Te
     return module.register_forward_hook(keep_output)
 
 
-def _batches(by_length: list[int], tokens: list[Tokens]) -> Iterator[list[int]]:
-    """Batches of at most ``FORWARD_TOKENS`` tokens, padding counted (one text at least)."""
+def _batches(tokens: list[Tokens]) -> Iterator[list[int]]:
+    """Texts by length, in batches of at most ``FORWARD_TOKENS`` tokens, padding counted."""
     batch: list[int] = []
-    for i in by_length:
+    for i in sorted(range(len(tokens)), key=lambda i: (len(tokens[i].ids), i)):
         if batch and (len(batch) + 1) * len(tokens[i].ids) > FORWARD_TOKENS:
             yield batch
             batch = []
@@ -151,24 +146,30 @@ def _batches(by_length: list[int], tokens: list[Tokens]) -> Iterator[list[int]]:
         yield batch
 
 
-def _pick(tokens: list[Tokens], position: int | str) -> list[list[int]]:
-    """For each text the places in its ids that ``position`` means."""
-    if position == ALL:
-        return [row.text_index for row in tokens]
-    assert isinstance(position, int)
-    return [[row.text_index[position]] for row in tokens]
+def _pick(tokens: Tokens, position: int | str) -> list[int]:
+    """The places in a text's ids that ``position`` means."""
+    return tokens.text_index if isinstance(position, str) else [tokens.text_index[position]]
+
+
+def _flat(places: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Row and column indices of every place of every text of a batch."""
+    counts = torch.tensor([len(place) for place in places])
+    row = torch.arange(len(places)).repeat_interleave(counts)
+    return row, torch.tensor([column for place in places for column in place])
 
 
 def _site_rows(
-    activations: list[Tensor], tokens: list[Tokens], places: list[list[int]]
+    activation_ND: Tensor, order: list[int], tokens: list[Tokens], places: list[list[int]]
 ) -> SiteRows:
-    counts = [len(place) for place in places]
+    """The site's rows, taken from the ``order`` in which the texts ran back to their own order."""
+    ran = np.repeat(np.array(order), [len(places[i]) for i in order])
+    activation_ND = activation_ND[torch.from_numpy(np.argsort(ran, kind="stable"))]
     return SiteRows(
-        torch.cat([a_TD[place] for a_TD, place in zip(activations, places, strict=True)]),
-        np.repeat(np.array([row.sequence for row in tokens], dtype=np.int64), counts),
+        activation_ND,
+        np.repeat([np.int64(text.sequence) for text in tokens], [len(p) for p in places]),
         np.array([i for place in places for i in place], dtype=np.int32),
         np.array(
-            [row.ids[i] for row, place in zip(tokens, places, strict=True) for i in place],
+            [text.ids[i] for text, place in zip(tokens, places, strict=True) for i in place],
             dtype=np.int32,
         ),
     )

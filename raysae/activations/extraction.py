@@ -27,6 +27,7 @@ from raysae.activations.reader import Store, open_store
 from raysae.activations.sites import Site
 from raysae.activations.texts import fingerprint
 from raysae.activations.writer import WrittenShard, site_entry, write_shard
+from raysae.cluster.worker import kept, prepare_worker
 from raysae.config import Recipe, SourceConfig
 from raysae.errors import UserError
 from raysae.files import write_json
@@ -151,14 +152,23 @@ def _run(
     """Every shard's report, in shard order."""
     import ray
 
+    # Tasks start on processes that Ray has ready; a GPU's model needs an actor of its own to stay.
+    size = min(workers, len(shards))
+    pool: dict[str, Any] = (
+        {
+            "fn_constructor_kwargs": {"plan": plan},
+            "compute": ray.data.ActorPoolStrategy(size=size),
+            "num_gpus": num_gpus,
+        }
+        if num_gpus
+        else {"fn_kwargs": {"plan": plan}, "compute": ray.data.TaskPoolStrategy(size=size)}
+    )
     dataset = ray.data.from_arrow(shards).map_batches(
-        ShardExtractor,
-        fn_constructor_kwargs={"plan": plan},
+        ShardExtractor if num_gpus else _extract_shard,
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards))),
         num_cpus=1,
-        num_gpus=num_gpus,
+        **pool,
     )
     reports: list[dict[str, Any]] = []
     try:
@@ -174,13 +184,17 @@ def _run(
     return sorted(reports, key=lambda report: report["shard"])
 
 
+def _extract_shard(texts: pa.Table, plan: ExtractionPlan) -> pa.Table:
+    """``ShardExtractor`` as a task; the process keeps the transformer for its next shard."""
+    extractor = kept(f"extractor {plan.folder} {plan.identity()}", lambda: ShardExtractor(plan))
+    return extractor(texts)
+
+
 class ShardExtractor:
     """A Ray Data worker: holds the transformer, turns a shard of texts into its sites' files."""
 
     def __init__(self, plan: ExtractionPlan):
         from raysae.activations.capture import Capturer, tokenizer_hash, weights_hash
-        from raysae.cluster.worker import prepare_worker
-
         device = prepare_worker()
         model, tokenizer = load_model(plan.source)
         self.plan = plan

@@ -3,17 +3,19 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
 from raysae.activations.manifest import Manifest, ShardEntry, SiteEntry, read_manifest
 from raysae.activations.schema import D_IN_KEY, DTYPE_KEY, to_torch
 from raysae.activations.sites import Site
 from raysae.activations.splits import SPLITS
 from raysae.errors import UserError
+
+if TYPE_CHECKING:  # a worker that only hands shards on need not import torch
+    from torch import Tensor
 
 
 class Store:
@@ -56,17 +58,17 @@ class Store:
             )
         return self._entries[site]
 
-    def train(self, site: Site) -> Tensor:
+    def train(self, site: Site) -> "Tensor":
         """The site's training rows ``[rows, d_in]`` in the store's dtype."""
         return self._split(site, "train")
 
-    def validation(self, site: Site) -> Tensor:
+    def validation(self, site: Site) -> "Tensor":
         return self._split(site, "validation")
 
-    def test(self, site: Site) -> Tensor:
+    def test(self, site: Site) -> "Tensor":
         return self._split(site, "test")
 
-    def blocks(self, site: Site, split: str) -> Iterator[Tensor]:
+    def blocks(self, site: Site, split: str) -> "Iterator[Tensor]":
         """The split's rows shard by shard, as read-only ``[rows, d_in]`` views of what was read."""
         for shard in self.entry(site).shards:
             yield from to_torch(self.read(shard, split, ["activation"])["activation"], self.manifest.dtype)
@@ -92,7 +94,9 @@ class Store:
                 self._check_bytes(shard)
                 self._check_schema(shard)
 
-    def _split(self, site: Site, split: str) -> Tensor:
+    def _split(self, site: Site, split: str) -> "Tensor":
+        import torch
+
         blocks = list(self.blocks(site, split))
         if not blocks:
             raise UserError(f"{self.path}: {site} has no {split} rows")

@@ -5,19 +5,22 @@ An activation is one non-null ``FixedSizeBinary(d_in * itemsize)`` value: pyarro
 """
 
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+if TYPE_CHECKING:  # a worker that only hands shards on need not import torch
+    import torch
+    from torch import Tensor
+
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 DTYPE_KEY, D_IN_KEY = b"raysae.dtype", b"raysae.d_in"
 
 
 def shard_schema(dtype: str, d_in: int) -> pa.Schema:
     """The Arrow schema of a shard whose activations are ``d_in`` values of ``dtype``."""
-    width = d_in * DTYPES[dtype].itemsize
+    width = d_in * ITEM_BYTES[dtype]
     return pa.schema(
         [
             pa.field("activation", pa.binary(width), nullable=False),
@@ -29,20 +32,30 @@ def shard_schema(dtype: str, d_in: int) -> pa.Schema:
     )
 
 
-def to_arrow(rows: Tensor) -> pa.Array:
+def torch_dtype(dtype: str) -> "torch.dtype":
+    import torch
+
+    return getattr(torch, dtype)
+
+
+def to_arrow(rows: "Tensor") -> pa.Array:
     """Rows ``[rows, d_in]`` as a FixedSizeBinary array over the same memory."""
+    import torch
+
     rows = rows.contiguous()
     width = rows.shape[1] * rows.element_size()
     buffer = pa.py_buffer(rows.view(torch.uint8).numpy())
     return pa.Array.from_buffers(pa.binary(width), len(rows), [None, buffer])
 
 
-def to_torch(column: pa.ChunkedArray, dtype: str) -> list[Tensor]:
+def to_torch(column: pa.ChunkedArray, dtype: str) -> "list[Tensor]":
     """The column's chunks as ``[rows, d_in]`` tensors over the same (read-only) memory."""
     return [_chunk_to_torch(chunk, dtype) for chunk in column.chunks if len(chunk)]
 
 
-def _chunk_to_torch(chunk: pa.Array, dtype: str) -> Tensor:
+def _chunk_to_torch(chunk: pa.Array, dtype: str) -> "Tensor":
+    import torch
+
     width = chunk.type.byte_width
     # numpy takes any buffer, also those of Ray's object store, which torch.frombuffer refuses
     data = np.frombuffer(
@@ -52,4 +65,4 @@ def _chunk_to_torch(chunk: pa.Array, dtype: str) -> Tensor:
         # torch warns of read-only memory; nothing here writes to it
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         rows = torch.from_numpy(data)
-    return rows.view(DTYPES[dtype]).view(len(chunk), -1)
+    return rows.view(torch_dtype(dtype)).view(len(chunk), -1)

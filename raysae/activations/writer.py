@@ -23,7 +23,7 @@ from raysae.activations.manifest import (
     SiteEntry,
     SplitRows,
 )
-from raysae.activations.schema import DTYPES, shard_schema, to_arrow
+from raysae.activations.schema import shard_schema, to_arrow, torch_dtype
 from raysae.activations.sites import Site
 from raysae.activations.splits import SPLITS, split_of
 from raysae.errors import UserError
@@ -150,13 +150,13 @@ def _to_storage(activation_ND: Tensor, dtype: str, site: Site) -> Tensor:
             "so load it in a wider dtype"
         )
     largest = float(activation_ND.abs().max()) if activation_ND.numel() else 0.0
-    limit = torch.finfo(DTYPES[dtype]).max
+    limit = torch.finfo(torch_dtype(dtype)).max
     if largest > limit:
         raise UserError(
             f"{site}: an activation reaches {largest:.4g}, above {dtype}'s largest value "
             f"{limit:.4g}; set source.dtype=bfloat16 or source.dtype=float32"
         )
-    return activation_ND.to(DTYPES[dtype])
+    return activation_ND.to(torch_dtype(dtype))
 
 
 def _write_table(table: pa.Table, counts: list[int], path: Path) -> None:

@@ -54,6 +54,7 @@ class SAE(nn.Module):
         raise AssertionError(f"{type(self).__name__} must define loss")
 
     def preactivations(self, x_BD: Tensor) -> Tensor:
+        """``[batch, d_sae]`` from rows ``[batch, d_in]``."""
         return (x_BD - self.b_dec) @ self.W_enc + self.b_enc
 
     def encode(self, x: Tensor) -> Tensor:

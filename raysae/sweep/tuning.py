@@ -61,6 +61,7 @@ def run_trials(job: SweepJob) -> list[dict[str, Any]]:
                 name="tune",
                 storage_path=str(_scratch(job.run.path)),
                 callbacks=[watcher],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
                 log_to_file=False,
             ),
@@ -111,6 +112,9 @@ class _Watcher(tune.Callback):
     def __init__(self, job: SweepJob, trials: int):
         self.job = job
         self.board = Board(f"Sweep at {job.site}", trials)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks to restore an experiment, which we never do
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

@@ -1,0 +1,105 @@
+"""An SAE on disk: what comes back, and what is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import raysae
+from raysae.errors import UserError
+from raysae.sae import SAEConfig, build_sae, save_sae
+
+
+@pytest.fixture
+def sae():
+    return build_sae(SAEConfig(d_sae=32, k=4), d_in=8, seed=1)
+
+
+@pytest.fixture
+def folder(sae, tmp_path):
+    save_sae(sae, tmp_path / "sae", {"layer": 3})
+    return tmp_path / "sae"
+
+
+def test_saved_and_loaded_give_the_same_output(sae, folder):
+    x = torch.randn(20, 8)
+    ours, theirs = sae(x), raysae.load_sae(folder)(x)
+    assert torch.equal(ours.reconstruction, theirs.reconstruction)
+    assert torch.equal(ours.features, theirs.features)
+
+
+def test_a_folder_holds_no_pickle(folder):
+    assert sorted(file.name for file in folder.iterdir()) == ["cfg.json", "sae.safetensors"]
+    assert json.loads((folder / "cfg.json").read_text())["metadata"] == {"layer": 3}
+
+
+def test_saving_again_replaces(sae, folder):
+    save_sae(sae, folder, {"layer": 4})
+    assert json.loads((folder / "cfg.json").read_text())["metadata"] == {"layer": 4}
+    assert not list(folder.parent.glob(".*"))
+
+
+def edit_config(folder, **changes):
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({**config, **changes}))
+
+
+def break_nothing_there(folder):
+    shutil.rmtree(folder)
+
+
+def break_weights_gone(folder):
+    (folder / "sae.safetensors").unlink()
+
+
+def break_truncated(folder):
+    content = (folder / "sae.safetensors").read_bytes()
+    (folder / "sae.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def break_newer_schema(folder):
+    edit_config(folder, schema_version=99)
+
+
+def break_shape(folder):
+    edit_config(folder, d_in=9)
+
+
+def break_k(folder):
+    edit_config(folder, k=33)
+
+
+def break_missing_tensor(folder):
+    tensors = load_file(folder / "sae.safetensors")
+    del tensors["b_enc"]
+    save_file(tensors, folder / "sae.safetensors")
+
+
+def break_json(folder):
+    (folder / "cfg.json").write_text("{")
+
+
+def break_foreign(folder):
+    edit_config(folder, format="other")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (break_nothing_there, "not found"),
+        (break_weights_gone, "not found"),
+        (break_truncated, "safetensors"),
+        (break_newer_schema, "schema_version 99"),
+        (break_shape, "do not match"),
+        (break_k, "above d_sae"),
+        (break_missing_tensor, "b_enc"),
+        (break_json, "JSON"),
+        (break_foreign, "not a raysae SAE"),
+    ],
+)
+def test_damage_is_named(folder, damage, words):
+    damage(folder)
+    with pytest.raises(UserError, match=words):
+        raysae.load_sae(folder)

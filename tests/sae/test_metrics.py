@@ -1,0 +1,83 @@
+"""The definitions: what the figures must be, on data where the answer is known."""
+
+import math
+
+import pytest
+import torch
+
+from raysae.sae.metrics import ReconstructionSums, evaluate, mmcs
+
+
+@pytest.fixture
+def x():
+    return torch.randn(1000, 16, generator=torch.Generator().manual_seed(0)) * 3 + 5
+
+
+def test_the_mean_predictor_scores_exactly_zero(x):
+    mean = x.double().mean(dim=0)
+    batches = x.split(300)
+    model_mean = sum(b.double().sum(dim=0) for b in batches) / len(x)
+    sums = evaluate(lambda b: (model_mean.expand(len(b), -1), torch.zeros(len(b), 4)), batches)
+    assert torch.allclose(mean, model_mean)
+    assert sums.metrics()["explained_variance"] == 0.0
+    assert sums.metrics()["fvu"] == 1.0
+
+
+def test_a_constant_predictor_off_the_mean_scores_below_zero(x):
+    sums = evaluate(lambda b: (torch.zeros_like(b), torch.zeros(len(b), 4)), [x])
+    assert sums.metrics()["explained_variance"] < -1
+
+
+def test_perfect_reconstruction(x):
+    metrics = evaluate(lambda b: (b, torch.ones(len(b), 4)), [x]).metrics()
+    assert metrics["explained_variance"] == metrics["explained_variance_legacy"] == 1.0
+    assert metrics["mse"] == 0 and metrics["cosine"] == pytest.approx(1)
+    assert metrics["l0"] == 4 and metrics["sparsity"] == 1.0
+
+
+def test_explained_variance_is_a_ratio_of_sums_over_the_whole_split(x):
+    x_hat = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    calls = iter(x_hat.split(128))
+    metrics = evaluate(lambda b: (next(calls), torch.ones(len(b), 1)), x.split(128)).metrics()
+    residual = (x - x_hat).double().square().sum()
+    total = (x.double() - x.double().mean(dim=0)).square().sum()
+    assert metrics["explained_variance"] == pytest.approx(float(1 - residual / total), abs=1e-12)
+    assert metrics["mse"] == pytest.approx(float(residual) / x.numel(), rel=1e-12)
+    per_row = (x - x_hat).double().square().sum(1) / (x.double() - x.double().mean(0)).square().sum(1)
+    assert metrics["explained_variance_legacy"] == pytest.approx(float((1 - per_row).mean()))
+
+
+def test_batching_does_not_change_the_figures(x):
+    def model(batch):
+        return batch * 0.9, (batch > 5).float()
+
+    whole, parts = evaluate(model, [x]).metrics(), evaluate(model, x.split(7)).metrics()
+    assert whole == pytest.approx(parts, rel=1e-12)
+
+
+def test_data_without_variance_leaves_explained_variance_undefined():
+    x = torch.ones(10, 3)
+    assert math.isnan(evaluate(lambda b: (b, b), [x]).metrics()["explained_variance"])
+
+
+def test_dead_latents_and_density():
+    features = torch.zeros(100, 3)
+    features[:, 0] = 1
+    features[0, 1] = 1
+    x = torch.randn(100, 2)
+    sums = ReconstructionSums.of_rows(x)
+    sums.update(x, x, features)
+    assert sums.dead_fraction() == pytest.approx(1 / 3)
+    assert sum(sums.density_histogram()["latents"]) == 2
+
+
+def test_no_rows_is_an_error():
+    with pytest.raises(ValueError, match="no rows"):
+        evaluate(lambda b: (b, b), [torch.zeros(0, 3)])
+
+
+def test_mmcs_of_the_truth_itself_is_one_and_of_noise_is_not():
+    truth = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
+    assert mmcs(truth, truth.flip(0) * -2) == (pytest.approx(1), 1.0)
+    noise = torch.randn(50, 32, generator=torch.Generator().manual_seed(1))
+    assert mmcs(truth, noise)[0] < 0.7 and mmcs(truth, noise)[1] == 0

@@ -1,0 +1,128 @@
+"""Training: it recovers a known dictionary, repeats to the bit, and stops before it spoils weights."""
+
+import pytest
+import torch
+
+import raysae
+from raysae.activations.synthetic import SuperpositionWorld
+from raysae.sae.metrics import evaluate, mmcs
+from raysae.training import NonFiniteLossError, Trainer, TrainingConfig
+from raysae.training.initialisation import geometric_median, input_scale
+from raysae.training.rows import Rows
+
+SAE = {"variant": "topk", "d_sae": 128, "k": 4}
+THOUSAND_STEPS = {"epochs": 10, "batch_size": 1024, "lr": 3e-3}
+
+
+def test_the_synthetic_dictionary_is_recovered():
+    world = SuperpositionWorld(d_in=64, atoms=128, p=0.03, seed=0)
+    fit = raysae.fit(SAE, world.rows(102_400), THOUSAND_STEPS, validation=world.rows(4096, part=1))
+    similarity, recovered = mmcs(world.truth(), fit.sae.W_dec)
+    assert fit.history[-1]["step"] == 1000
+    assert similarity >= 0.97
+    assert recovered >= 0.9
+
+
+def test_white_noise_holds_no_dictionary():
+    truth = SuperpositionWorld(d_in=64, atoms=128, seed=0).truth()
+    noise = torch.randn(20_480, 64, generator=torch.Generator().manual_seed(5))
+    fit = raysae.fit(SAE, noise, {**THOUSAND_STEPS, "epochs": 5}, validation=noise[:2048])
+    similarity, recovered = mmcs(truth, fit.sae.W_dec)
+    untrained, _ = mmcs(truth, torch.randn(128, 64, generator=torch.Generator().manual_seed(6)))
+    assert recovered == 0
+    assert abs(similarity - untrained) < 0.05
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return SuperpositionWorld(d_in=16, atoms=32, p=0.1).rows(1000)
+
+
+QUICK = TrainingConfig(epochs=3, batch_size=64, lr=1e-3, evaluations=4)
+SMALL = raysae.SAEConfig(d_sae=32, k=3)
+
+
+def test_the_same_arguments_give_the_same_bits(rows):
+    first, again = (raysae.fit(SMALL, rows, QUICK, validation=rows[:100], seed=7) for _ in range(2))
+    assert first.metrics == again.metrics and first.history == again.history
+    for name, tensor in first.sae.state_dict().items():
+        assert torch.equal(tensor, again.sae.state_dict()[name])
+    other = raysae.fit(SMALL, rows, QUICK, validation=rows[:100], seed=8)
+    assert not torch.equal(other.sae.W_dec, first.sae.W_dec)
+
+
+def test_how_the_rows_are_cut_into_blocks_never_shows(rows):
+    whole = raysae.fit(SMALL, rows, QUICK, validation=rows[:100])
+    parts = raysae.fit(SMALL, list(rows.split(170)), QUICK, validation=list(rows[:100].split(30)))
+    assert whole.metrics == parts.metrics
+    assert torch.equal(whole.sae.W_dec, parts.sae.W_dec)
+
+
+def test_the_figures_are_those_of_the_sae_that_comes_back(rows):
+    fit = raysae.fit(SMALL, rows, QUICK, validation=rows[:300])
+    again = evaluate(lambda x: fit.sae(x)[:2], [rows[:300]]).metrics()
+    assert again["explained_variance"] == pytest.approx(fit.metrics["explained_variance"], abs=1e-9)
+    assert fit.metrics["l0"] <= SMALL.k
+    assert {row["step"] for row in fit.history} == {12, 24, 36, 48}
+    assert fit.history[-1]["tokens"] == 3000 == fit.metrics["dead_window_tokens"]
+
+
+def test_training_improves_on_the_start(rows):
+    fit = raysae.fit(SMALL, rows, QUICK, validation=rows[:300])
+    assert fit.metrics["explained_variance"] > fit.history[0]["explained_variance"] > 0
+
+
+def test_decoder_rows_keep_unit_norm(rows):
+    fit = raysae.fit(SMALL, rows, QUICK, validation=rows[:100])
+    assert torch.allclose(fit.sae.W_dec.norm(dim=1), torch.ones(32), atol=1e-6)
+
+
+def test_a_non_finite_loss_stops_before_the_update(rows):
+    poisoned = rows.clone()
+    trainer = Trainer(SMALL, QUICK, Rows(poisoned), Rows(rows[:100]))
+    poisoned[500:] = float("nan")
+    with pytest.raises(NonFiniteLossError, match="step"):
+        list(trainer.rounds())
+    assert all(tensor.isfinite().all() for tensor in trainer.sae().state_dict().values())
+
+
+def test_data_without_variance_trains_without_nan():
+    ones = torch.ones(200, 16)
+    fit = raysae.fit(SMALL, ones, QUICK, validation=ones)
+    assert all(tensor.isfinite().all() for tensor in fit.sae.state_dict().values())
+
+
+def test_input_scale_brings_the_mean_square_norm_to_d_in(rows):
+    scaled = rows * input_scale(Rows(rows))
+    assert float(scaled.square().sum(dim=1).mean()) == pytest.approx(16, rel=1e-5)
+
+
+def test_the_geometric_median_shrugs_off_outliers():
+    x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    x[:20] += 1000
+    assert geometric_median(x).norm() < 0.5 < x.mean(dim=0).norm()
+
+
+def test_the_learning_rate_rises_and_falls():
+    config = TrainingConfig(lr=1.0)
+    shares = [config.lr_share(step, 100) for step in range(100)]
+    assert shares[0] == pytest.approx(0.2) and max(shares) == shares[50] == 1.0
+    assert shares[99] == pytest.approx(0.05)
+
+
+def test_the_automatic_learning_rate_follows_the_dictionary():
+    assert TrainingConfig().peak_lr(2**14) == pytest.approx(2e-4)
+    assert TrainingConfig().peak_lr(2**12) == pytest.approx(4e-4)
+
+
+@pytest.mark.parametrize("bad", [{"epochs": 0}, {"lr": -1.0}, {"warm_up": 0.9}, {"batch_size": 0}])
+def test_impossible_trainings_are_refused(bad):
+    with pytest.raises(ValueError):
+        TrainingConfig(**bad)
+
+
+def test_rows_that_do_not_fit_together_are_refused(rows):
+    with pytest.raises(ValueError, match="d_in"):
+        raysae.fit(SMALL, rows, QUICK, validation=torch.zeros(10, 15))
+    with pytest.raises(ValueError, match="no rows"):
+        raysae.fit(SMALL, rows[:0], QUICK, validation=rows)

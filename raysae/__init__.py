@@ -6,7 +6,7 @@ Everything public loads when first touched, so that ``import raysae`` costs noth
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from raysae._version import __version__ as __version__
 
 _PUBLIC = {
     "open_store": "raysae.activations",

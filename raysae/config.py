@@ -23,9 +23,9 @@ from pydantic import (
     model_validator,
 )
 
-from raysae.activations.sites import Site
 from raysae.errors import UserError
 from raysae.sae.config import SAEConfig
+from raysae.sites import Position, Site
 from raysae.training.config import TrainingConfig
 
 UNION_TAG = re.compile(r"choices|range|int|float|str|tuple\[.*|literal\[.*|constrained-.*")
@@ -35,7 +35,6 @@ Metric = Literal[
     "explained_variance", "fvu", "mse", "cosine", "l0", "sparsity", "dead_fraction",
     "dead_fraction_validation",
 ]  # fmt: skip
-Position = int | Literal["all"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -254,7 +253,9 @@ QUICKSTART_TRAINING = TrainingConfig(epochs=15, batch_size=256, lr=3e-3)
 class Recipe(_Section):
     """Everything that a run is made from."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "quickstart"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = (
+        "quickstart"
+    )
     """The run's name and folder; a config file without one lends its own."""
     runs_dir: str = "runs"
     """The folder of run folders."""
@@ -354,7 +355,11 @@ def describe_fields() -> list[tuple[str, str, str]]:
     schema = Recipe.model_json_schema()
     defaults = Recipe().dump()
     return [
-        (key, "" if value is None else yaml.safe_dump(value, default_flow_style=True).splitlines()[0], text)
+        (
+            key,
+            "" if value is None else yaml.safe_dump(value, default_flow_style=True).splitlines()[0],
+            text,
+        )
         for key, value, text in _walk(schema, schema, defaults, "")
     ]
 
@@ -364,9 +369,7 @@ def _walk(
 ) -> list[tuple[str, Any, str]]:
     rows = []
     for name, field in schema["properties"].items():
-        reference = next(
-            (o["$ref"] for o in [field, *field.get("anyOf", [])] if "$ref" in o), None
-        )
+        reference = next((o["$ref"] for o in [field, *field.get("anyOf", [])] if "$ref" in o), None)
         section = root["$defs"][reference.split("/")[-1]] if reference else {}
         if "properties" in section and isinstance(defaults[name], dict):
             rows += _walk(section, root, defaults[name], f"{prefix}{name}.")

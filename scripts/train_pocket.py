@@ -55,7 +55,9 @@ def train(steps: int, batch_size: int, lr: float, seed: int) -> tuple[GPT2LMHead
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == steps - 1:
-            print(f"step {step:5d}  loss {loss.item():.4f}  {time.time() - started:.0f} s", flush=True)
+            print(
+                f"step {step:5d}  loss {loss.item():.4f}  {time.time() - started:.0f} s", flush=True
+            )
         if step and step % 1000 == 0:
             print(f"   {evaluate(model, tokenizer, 200)}", flush=True)
     return model, loss.item()
@@ -88,7 +90,9 @@ def _answers(model: GPT2LMHeadModel, tokenizer, problems: list[Problem]) -> list
             max_new_tokens=48, do_sample=False, pad_token_id=tokenizer.pad_token_id,
         )[:, questions["input_ids"].shape[1] :]  # fmt: skip
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-        verdicts += [t.split("####")[-1].strip() == str(p.answer) for t, p in zip(texts, part)]
+        verdicts += [
+            t.split("####")[-1].strip() == str(p.answer) for t, p in zip(texts, part, strict=True)
+        ]
     model.train()
     return verdicts
 

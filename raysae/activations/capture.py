@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from raysae.activations.hookpoints import find_blocks, find_hook
-from raysae.activations.sites import Site
 from raysae.activations.writer import SiteRows
+from raysae.sites import Position, Site
 
 FORWARD_TOKENS = 4096
 
@@ -53,7 +53,7 @@ class Capturer:
         ]
 
     @torch.inference_mode()
-    def rows(self, tokens: list[Tokens], positions: Sequence[int | str]) -> dict[Site, SiteRows]:
+    def rows(self, tokens: list[Tokens], positions: Sequence[Position]) -> dict[Site, SiteRows]:
         """The rows of every layer at every position, texts in the order given.
 
         Texts run in right-padded batches of like length; only the rows asked for are kept.
@@ -114,7 +114,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def long_enough(tokens: Tokens, positions: Sequence[int | str]) -> bool:
+def long_enough(tokens: Tokens, positions: Sequence[Position]) -> bool:
     """Whether a text has a token at every position asked for (any token, for ``all``)."""
     needed = [1 if isinstance(p, str) else (p + 1 if p >= 0 else -p) for p in positions]
     return len(tokens.text_index) >= max(needed)
@@ -146,7 +146,7 @@ def _batches(tokens: list[Tokens]) -> Iterator[list[int]]:
         yield batch
 
 
-def _pick(tokens: Tokens, position: int | str) -> list[int]:
+def _pick(tokens: Tokens, position: Position) -> list[int]:
     """The places in a text's ids that ``position`` means."""
     return tokens.text_index if isinstance(position, str) else [tokens.text_index[position]]
 

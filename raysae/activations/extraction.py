@@ -24,13 +24,13 @@ from raysae.activations.manifest import (
 )
 from raysae.activations.models import load_model, load_model_config
 from raysae.activations.reader import Store, open_store
-from raysae.activations.sites import Site
 from raysae.activations.texts import fingerprint
 from raysae.activations.writer import WrittenShard, site_entry, write_shard
 from raysae.cluster.worker import kept, prepare_worker
 from raysae.config import Recipe, SourceConfig
 from raysae.errors import UserError
 from raysae.files import write_json
+from raysae.sites import Position, Site
 
 MARKER = "extraction.json"
 """Stands in a store's folder from the start of an extraction until the manifest is written."""
@@ -52,7 +52,7 @@ class ExtractionPlan:
     d_in: int
 
     @property
-    def positions(self) -> list[int | str]:
+    def positions(self) -> list[Position]:
         return sorted(self.source.position_list, key=lambda p: Site(0, p))
 
     def identity(self) -> dict[str, Any]:
@@ -122,7 +122,9 @@ def _refuse_other_source(plan: ExtractionPlan, found: dict[str, Any]) -> None:
     wanted = plan.identity()
     keys = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
     if keys:
-        rows = [f"  {key}: store has {found.get(key)!r}, recipe has {wanted.get(key)!r}" for key in keys]
+        rows = [
+            f"  {key}: store has {found.get(key)!r}, recipe has {wanted.get(key)!r}" for key in keys
+        ]
         raise UserError(
             f"{plan.folder}: holds a store made from another source; name another folder with "
             "store=FOLDER, or remove it\n" + "\n".join(rows)
@@ -195,6 +197,7 @@ class ShardExtractor:
 
     def __init__(self, plan: ExtractionPlan):
         from raysae.activations.capture import Capturer, tokenizer_hash, weights_hash
+
         device = prepare_worker()
         model, tokenizer = load_model(plan.source)
         self.plan = plan
@@ -238,9 +241,7 @@ class ShardExtractor:
         return {"shard": number, "sites": sites, "counts": counts, "hashes": self.hashes}
 
 
-def _manifest(
-    plan: ExtractionPlan, texts: list[str], reports: list[dict[str, Any]]
-) -> Manifest:
+def _manifest(plan: ExtractionPlan, texts: list[str], reports: list[dict[str, Any]]) -> Manifest:
     counts = {key: sum(r["counts"][key] for r in reports) for key in reports[0]["counts"]}
     sites = _site_entries(reports)
     if not sites:

@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from raysae.activations.sites import Site
+from raysae.activations.schema import Dtype
 from raysae.errors import UserError
 from raysae.files import read_json, write_json
+from raysae.sites import Position, Site
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -43,7 +45,7 @@ class SiteEntry(_Record):
     """The activations of one site. Statistics run over all its rows, in float64."""
 
     layer: int
-    position: int | Literal["all"]
+    position: Position
     rows: SplitRows
     mean: list[float]
     mean_square_norm: float
@@ -67,7 +69,7 @@ class Manifest(_Record):
     dataset: dict[str, Any] | None
     """Id, fingerprint of the texts, sequences read, used, too short and cut."""
     hookpoint: str
-    dtype: Literal["float16", "bfloat16", "float32"]
+    dtype: Dtype
     d_in: int
     split: dict[str, float]
     """Shares of the sequences expected in ``validation`` and ``test``."""
@@ -111,14 +113,12 @@ def read_manifest(store: Path) -> Manifest:
 
 
 def _check_entries(path: Path, manifest: Manifest) -> None:
-    sites = [entry.site for entry in manifest.sites]
+    sites = [str(entry.site) for entry in manifest.sites]
     files = [shard.file for entry in manifest.sites for shard in entry.shards]
     for kind, names in (("site", sites), ("shard", files)):
-        twice = {str(name) for name in names if names.count(name) > 1} if len(
-            set(names)
-        ) != len(names) else set()
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
-            raise UserError(f"{path}: {kind} listed twice: {', '.join(sorted(twice))}")
+            raise UserError(f"{path}: {kind} listed twice: {', '.join(twice)}")
     for entry in manifest.sites:
         for shard in entry.shards:
             if Path(shard.file).parent.as_posix() != entry.site.folder:

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 
 from raysae.activations.manifest import Manifest, ShardEntry, SiteEntry, read_manifest
 from raysae.activations.schema import D_IN_KEY, DTYPE_KEY, to_torch
-from raysae.activations.sites import Site
 from raysae.activations.splits import SPLITS
 from raysae.errors import UserError
+from raysae.sites import Position, Site
 
 if TYPE_CHECKING:  # a worker that only hands shards on need not import torch
     from torch import Tensor
@@ -35,9 +35,11 @@ class Store:
         return sorted({site.layer for site in self.sites})
 
     @property
-    def positions(self) -> list[int | str]:
+    def positions(self) -> list[Position]:
         """Positions in order; ``"all"`` last."""
-        return list(dict.fromkeys(site.position for site in sorted(Site(0, s.position) for s in self.sites)))
+        return list(
+            dict.fromkeys(site.position for site in sorted(Site(0, s.position) for s in self.sites))
+        )
 
     @property
     def d_in(self) -> int:
@@ -71,7 +73,9 @@ class Store:
     def blocks(self, site: Site, split: str) -> "Iterator[Tensor]":
         """The split's rows shard by shard, as read-only ``[rows, d_in]`` views of what was read."""
         for shard in self.entry(site).shards:
-            yield from to_torch(self.read(shard, split, ["activation"])["activation"], self.manifest.dtype)
+            yield from to_torch(
+                self.read(shard, split, ["activation"])["activation"], self.manifest.dtype
+            )
 
     def read(self, shard: ShardEntry, split: str, columns: list[str] | None = None) -> pa.Table:
         """One split of one shard, checked against its checksum the first time it is read.

@@ -5,7 +5,7 @@ An activation is one non-null ``FixedSizeBinary(d_in * itemsize)`` value: pyarro
 """
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # a worker that only hands shards on need not import torch
     import torch
     from torch import Tensor
 
+Dtype = Literal["float16", "bfloat16", "float32"]
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 DTYPE_KEY, D_IN_KEY = b"raysae.dtype", b"raysae.d_in"
 

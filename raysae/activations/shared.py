@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raysae.activations.reader import Store, open_store
 from raysae.activations.schema import to_torch
-from raysae.activations.sites import Site
+from raysae.sites import Site
 
 SHARED_SPLITS = ("train", "validation")
 
@@ -39,7 +39,13 @@ def share_site(store: Store, site: Site) -> SharedSite:
     import ray
 
     tasks = [
-        {"store": str(store.path), "layer": site.layer, "position": site.position, "shard": n, "split": split}
+        {
+            "store": str(store.path),
+            "layer": site.layer,
+            "position": site.position,
+            "shard": n,
+            "split": split,
+        }
         for split in SHARED_SPLITS
         for n, shard in enumerate(store.entry(site).shards)
         if getattr(shard.rows, split)

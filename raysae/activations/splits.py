@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 SPLITS = ("train", "validation", "test")
 
 
-def split_of(
-    sequence: NDArray[np.int64], validation: float, test: float
-) -> NDArray[np.int8]:
+def split_of(sequence: NDArray[np.int64], validation: float, test: float) -> NDArray[np.int8]:
     """The split (0 train, 1 validation, 2 test) of each sequence id.
 
     ``validation`` and ``test`` are the shares of sequences to expect in those splits.

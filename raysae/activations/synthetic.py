@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from raysae.activations.manifest import Manifest
-from raysae.activations.sites import Site
+from raysae.activations.schema import Dtype
 from raysae.activations.writer import write_store
 from raysae.files import replacing
+from raysae.sites import Site
 
 TRUTH_FILE = "truth.safetensors"
 ATOMS_STREAM, ROWS_STREAM = 0, 1
@@ -59,7 +60,7 @@ def write_synthetic_store(
     *,
     sites: int = 1,
     shards: int = 1,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     validation: float = 0.1,
     test: float = 0.1,
 ) -> Manifest:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +23,11 @@ from raysae.activations.manifest import (
     SiteEntry,
     SplitRows,
 )
-from raysae.activations.schema import shard_schema, to_arrow, torch_dtype
-from raysae.activations.sites import Site
+from raysae.activations.schema import Dtype, shard_schema, to_arrow, torch_dtype
 from raysae.activations.splits import SPLITS, split_of
 from raysae.errors import UserError
 from raysae.files import replacing
+from raysae.sites import Site
 
 ROW_GROUP_BYTES = 32 * 2**20
 
@@ -93,7 +93,7 @@ def site_entry(site: Site, shards: list[WrittenShard]) -> SiteEntry:
     square = sum(shard.square_sum for shard in shards) / max(total, 1)
     return SiteEntry(
         layer=site.layer,
-        position=site.position,  # pyright: ignore
+        position=site.position,
         rows=SplitRows(**rows),
         mean=np.asarray(mean_D).tolist(),
         mean_square_norm=square,
@@ -106,9 +106,9 @@ def write_store(
     store: Path,
     sites: Mapping[Site, Tensor],
     *,
-    provenance: str,
+    provenance: Literal["imported", "synthetic"],
     source: dict[str, Any],
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     split: Mapping[str, float],
     shards: int = 1,
 ) -> Manifest:

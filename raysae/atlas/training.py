@@ -41,7 +41,9 @@ class AtlasJob:
         }
 
 
-def atlas_sites(store: Store, layers: tuple[int, ...] | None, positions: tuple | None) -> list[Site]:
+def atlas_sites(
+    store: Store, layers: tuple[int, ...] | None, positions: tuple | None
+) -> list[Site]:
     """The sites to train, in order. Raises UserError when the store lacks one that was named."""
     wanted = [
         Site(layer, position)
@@ -90,8 +92,9 @@ def _records(
 def _trained(
     job: AtlasJob, sites: list[Site], placement: Placement
 ) -> Iterator[tuple[Site, dict[str, Any]]]:
+    worker = ray.remote(**placement.ray_options)(AtlasWorker)
     actors = [
-        AtlasWorker.options(**placement.ray_options).remote(job.run.path, job.store.path)  # pyright: ignore
+        worker.remote(job.run.path, job.store.path)
         for _ in range(min(placement.workers, len(sites)))
     ]
     waiting, running = list(sites), {}
@@ -119,7 +122,6 @@ def _outcome(reference: Any) -> dict[str, Any]:
         return {"failed": f"{type(cause).__name__}: {str(cause).splitlines()[0]}"}
 
 
-@ray.remote
 class AtlasWorker:
     """Trains one site after another; reads each site's shards itself, once."""
 
@@ -129,7 +131,9 @@ class AtlasWorker:
 
     def train(self, job: AtlasJob, site: Site) -> dict[str, Any]:
         """Train and commit one site; its record."""
-        train, validation = (Rows(list(self.store.blocks(site, s))) for s in ("train", "validation"))
+        train, validation = (
+            Rows(list(self.store.blocks(site, s))) for s in ("train", "validation")
+        )
         trainer = Trainer(
             job.sae, job.training, train, validation, seed=job.run.recipe.seed, device=self.device
         )
@@ -149,4 +153,3 @@ def _row(site: Site, record: dict[str, Any]) -> dict[str, Any]:
         return {**row, "state": "failed", "reason": record["failed"]}
     costs = {key: record[key] for key in COST_COLUMNS}
     return {**row, "state": "done", "reason": "", **record["metrics"], **costs}
-

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import raysae
-from raysae.activations.sites import Site
 from raysae.config import Recipe, parse_recipe
 from raysae.errors import UserError
 from raysae.files import read_json, write_json, write_text
+from raysae.sites import Site
 
 STAGES = ("extract", "sweep", "select", "atlas", "report")
 MACHINE_SECTIONS = ("resources", "records", "runs_dir")
@@ -35,6 +35,11 @@ class RunFolder:
     def id(self) -> str:
         """The run's own id, made once; MLflow runs are found by it."""
         return self.status["id"]
+
+    @property
+    def started(self) -> float:
+        """When the run folder was made, in seconds since the epoch."""
+        return self.status["created"]
 
     @property
     def selection_file(self) -> Path:
@@ -155,7 +160,9 @@ def read_recipe(path: Path) -> Recipe:
 
     file = path / "config.yaml"
     if not file.is_file():
-        raise UserError(f"{path}: not a run folder (no config.yaml); expected one such as runs/NAME")
+        raise UserError(
+            f"{path}: not a run folder (no config.yaml); expected one such as runs/NAME"
+        )
     return parse_recipe(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
 
 
@@ -170,7 +177,9 @@ def _create(path: Path, recipe: Recipe) -> None:
             f"{path}: holds files but no run (no config.yaml); take another name=NAME, or empty it"
         )
     stages = {stage: {"state": "pending"} for stage in STAGES}
-    write_json(path / "status.json", {"id": uuid.uuid4().hex, "stages": stages})
+    write_json(
+        path / "status.json", {"id": uuid.uuid4().hex, "created": time.time(), "stages": stages}
+    )
     write_text(path / "config.yaml", recipe.to_yaml())
 
 

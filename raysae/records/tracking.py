@@ -5,6 +5,7 @@ slows a sweep. What could not be written is counted and said at the end; going o
 (``--resume``) writes it, as runs are found by tag and the run folder holds every figure.
 """
 
+import json
 import logging
 import os
 import queue
@@ -117,7 +118,7 @@ class _Writer:
         self.experiment = self._experiment(uri)
         self._runs: dict[str, str] = {}
         self._begun: set[str] = set()
-        self.parent = self._find_or_create(SWEEP, run.recipe.name, {})
+        self.parent = self._find_or_create(SWEEP, run.recipe.name, {}, run.started)
         self._parent_parameters()
 
     def progress(
@@ -130,7 +131,7 @@ class _Writer:
         self._metrics(run_id, metrics, step)
 
     def sae_done(self, key: str, name: str, record: dict[str, Any], folder: Path) -> None:
-        run_id = self._child(key, name)
+        run_id = self._child(key, name, record["started"])
         if self.client.get_run(run_id).info.status == "FINISHED":
             return
         self._parameters(run_id, record.get("parameters", {}))
@@ -165,22 +166,41 @@ class _Writer:
             return found.experiment_id
         local = uri.startswith("sqlite:///")
         place = (self.run.path.parent / "mlflow_artifacts").as_uri() if local else None
-        return self.client.create_experiment(name, artifact_location=place)
+        tags = {"mlflow.experimentKind": "custom_model_development"}  # the page for training runs
+        return self.client.create_experiment(name, artifact_location=place, tags=tags)
 
-    def _child(self, key: str, name: str) -> str:
-        return self._find_or_create(key, name, {"mlflow.parentRunId": self.parent})
+    def _child(self, key: str, name: str, started: float | None = None) -> str:
+        return self._find_or_create(key, name, {"mlflow.parentRunId": self.parent}, started)
 
-    def _find_or_create(self, key: str, name: str, tags: dict[str, str]) -> str:
+    def _find_or_create(
+        self, key: str, name: str, tags: dict[str, str], started: float | None
+    ) -> str:
         if key not in self._runs:
             tag = f"{self.run.id}/{key}"
             found = self.client.search_runs(
                 [self.experiment], f"tags.`{KEY_TAG}` = '{tag}'", max_results=1
             )
-            made = found[0] if found else self.client.create_run(
-                self.experiment, run_name=name, tags={KEY_TAG: tag, **tags}
+            start_time = int((started or time.time()) * 1000)
+            made = (
+                found[0]
+                if found
+                else self.client.create_run(
+                    self.experiment, start_time, {KEY_TAG: tag, **tags}, run_name=name
+                )
             )
             self._runs[key] = made.info.run_id
+            if not found:
+                self._dataset(self._runs[key])
         return self._runs[key]
+
+    def _dataset(self, run_id: str) -> None:
+        """Name the store as the run's input, so that runs on the same data can be told."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        digest = self.run.status.get("fingerprint", {}).get("store", "")[:36]
+        source = json.dumps({"path": str(self.run.recipe.store_folder)})
+        store = Dataset(self.run.recipe.store_folder.name, digest, "local", source)
+        self.client.log_inputs(run_id, [DatasetInput(store)])
 
     def _parent_parameters(self) -> None:
         known = set(self.client.get_run(self.parent).data.params)

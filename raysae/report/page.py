@@ -82,10 +82,12 @@ def _plots(
         window = next(row["dead_window_tokens"] for row in atlas if row["state"] == "done")
         dead = f"Dead latents (last {window:,} training tokens)"
         plots.heatmap(
-            atlas, "explained_variance", "Explained variance (validation)", False, source,
-            folder / "atlas_explained_variance.png",
+            atlas, "explained_variance", "Explained variance (validation)", source,
+            folder / "atlas_explained_variance.png", is_share=False,
         )  # fmt: skip
-        plots.heatmap(atlas, "dead_fraction", dead, True, source, folder / "atlas_dead_fraction.png")
+        plots.heatmap(
+            atlas, "dead_fraction", dead, source, folder / "atlas_dead_fraction.png", is_share=True
+        )
     return {file.stem: _data_uri(file) for file in sorted(folder.glob("*.png"))}
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 Row = dict[str, Any]
 
-STYLE = {
+STYLE: dict[str, Any] = {
     "figure.dpi": 144,
     "font.size": 9,
     "axes.spines.top": False,
@@ -38,10 +38,8 @@ def ev_against_l0(trials: Sequence[Row], chosen: int | None, source: str, path: 
         [row["explained_variance"] for row in trials],
         c=sizes, cmap=COLOURS, norm=_size_norm(sizes), s=48, zorder=3,
     )  # fmt: skip
-    for row in trials:
-        label = f"{row['trial']}"
-        where = (row["l0"], row["explained_variance"])
-        axes.annotate(label, where, xytext=(5, 4), textcoords="offset points", fontsize=7)
+    for where, label in _labels(trials).items():
+        axes.annotate(label, where, xytext=(6, 5), textcoords="offset points", fontsize=7)
     for row in trials:
         if row["trial"] == chosen:
             axes.scatter(
@@ -59,7 +57,9 @@ def ev_against_l0(trials: Sequence[Row], chosen: int | None, source: str, path: 
     _save(figure, path)
 
 
-def training_curves(histories: dict[str, list[Row]], sizes: list[int], source: str, path: Path) -> None:
+def training_curves(
+    histories: dict[str, list[Row]], sizes: list[int], source: str, path: Path
+) -> None:
     """Validation explained variance over training tokens, a line a trial, coloured by d_sae."""
     figure, axes = _figure(6.4, 4.2, source)
     norm, colours = _size_norm(sizes), plt.get_cmap(COLOURS)
@@ -75,9 +75,12 @@ def training_curves(histories: dict[str, list[Row]], sizes: list[int], source: s
 
 
 def heatmap(
-    rows: Sequence[Row], metric: str, title: str, percent: bool, source: str, path: Path
+    rows: Sequence[Row], metric: str, title: str, source: str, path: Path, *, is_share: bool
 ) -> None:
-    """A metric over layer (down) and position (across), the value written in each cell."""
+    """A metric over layer (down) and position (across), the value written in each cell.
+
+    A share is written in percent and counts as better the smaller it is; bright is better.
+    """
     layers = sorted({row["layer"] for row in rows})
     positions = list(dict.fromkeys(row["position"] for row in rows))
     grid = np.full((len(layers), len(positions)), np.nan)
@@ -88,26 +91,35 @@ def heatmap(
     width = min(2.6 + 0.62 * len(positions), 16)
     figure, axes = _figure(width, 1.7 + 0.36 * len(layers), source)
     axes.grid(visible=False)
-    image = axes.imshow(grid, cmap=COLOURS, aspect="auto")
-    _write_values(axes, grid, image.norm, "{:.0%}" if percent else "{:.3f}")
+    image = axes.imshow(grid, cmap=f"{COLOURS}_r" if is_share else COLOURS, aspect="auto")
+    _write_values(axes, grid, image.cmap(image.norm(grid)), "{:.0%}" if is_share else "{:.3f}")
     axes.set_xticks(range(len(positions)), positions)
     axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set(xlabel="position", ylabel="layer")
     axes.set_title(title)
-    figure.colorbar(image, ax=axes, format="{x:.0%}" if percent else "{x:.3f}")
+    figure.colorbar(image, ax=axes, format="{x:.0%}" if is_share else "{x:.3f}")
     _save(figure, path)
 
 
-def _write_values(axes: Axes, grid: np.ndarray, norm: Normalize, form: str) -> None:
+def _labels(trials: Sequence[Row]) -> dict[tuple[float, float], str]:
+    """Trial numbers by place; trials that would lie on one another share a label."""
+    labels: dict[tuple[float, float], str] = {}
+    for row in trials:
+        where = (round(row["l0"], 1), round(row["explained_variance"], 2))
+        labels[where] = f"{labels[where]}, {row['trial']}" if where in labels else str(row["trial"])
+    return labels
+
+
+def _write_values(axes: Axes, grid: np.ndarray, colours: Any, form: str) -> None:
+    """Each cell's value, in white where its colour ``[row, column, rgba]`` is dark."""
     if grid.size > 400:
         return
     for (row, column), value in np.ndenumerate(grid):
+        red, green, blue, _ = colours[row, column]
+        dark = not np.isnan(value) and 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
         text = "failed" if np.isnan(value) else form.format(value)
-        dark = not np.isnan(value) and float(norm(value)) < 0.55
-        axes.text(
-            column, row, text, ha="center", va="center", fontsize=7,
-            color="white" if dark else "black",
-        )  # fmt: skip
+        colour = "white" if dark else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
 
 
 def _size_norm(sizes: Sequence[int]) -> Normalize:
@@ -116,7 +128,7 @@ def _size_norm(sizes: Sequence[int]) -> Normalize:
 
 
 def _figure(width: float, height: float, source: str) -> tuple[Figure, Axes]:
-    plt.rcParams.update(STYLE)
+    plt.rcParams.update(cast(Any, STYLE))
     figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
     figure.supxlabel(source, fontsize=6.5, color="#666666")
     return figure, axes

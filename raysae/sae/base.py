@@ -36,7 +36,7 @@ class SAE(nn.Module):
         self.config = config
         self.d_in = d_in
         W_dec_FD = torch.randn(config.d_sae, d_in, generator=generator)
-        W_dec_FD /= W_dec_FD.norm(dim=1, keepdim=True)
+        W_dec_FD.div_(W_dec_FD.norm(dim=1, keepdim=True))
         self.W_dec = nn.Parameter(W_dec_FD)
         self.W_enc = nn.Parameter(W_dec_FD.T.contiguous().clone())
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
@@ -86,7 +86,8 @@ class SAE(nn.Module):
     @torch.no_grad()
     def normalize_decoder(self) -> None:
         """Bring every decoder row back to unit norm, in place."""
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        smallest = torch.finfo(torch.float32).tiny
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(smallest))
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
@@ -103,6 +104,6 @@ class SAE(nn.Module):
         Features come out divided by ``scale``; which latents are active does not change, as the
         activation commutes with a positive factor.
         """
-        self.b_enc /= scale
-        self.b_dec /= scale
+        self.b_enc.div_(scale)
+        self.b_dec.div_(scale)
         return self

@@ -93,5 +93,7 @@ def _check_and_load(sae: SAE, path: Path) -> None:
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     if found != expected:
         wrong = sorted(set(found.items()) ^ set(expected.items()))
-        raise UserError(f"{path}: tensors do not match {CONFIG_FILE}; expected {expected}, {wrong=}")
+        raise UserError(
+            f"{path}: tensors do not match {CONFIG_FILE}; expected {expected}, {wrong=}"
+        )
     sae.load_state_dict(tensors)

@@ -2,8 +2,12 @@
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raysae.cli import DONE, PARTLY, recipe_parser, split_config
+
+if TYPE_CHECKING:
+    from raysae.config import Recipe
 
 STARTED = time.time()
 
@@ -32,7 +36,7 @@ def main(arguments: list[str]) -> int:
     return PARTLY if result.failures else DONE
 
 
-def _recipe(resume: Path | None, config: str | None, overrides: list[str]):
+def _recipe(resume: Path | None, config: str | None, overrides: list[str]) -> "Recipe":
     from raysae.config import load_recipe
     from raysae.errors import UserError
     from raysae.records.folder import read_recipe

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 SHARE = 0.25
 """A gain below this share of the largest one no longer counts."""
+LEAST_GAIN = 1e-6
+"""Explained variance that rises by less a doubling does not rise."""
 SURFACE_POINTS = 5
 """Configs that a surface needs at least."""
 
@@ -43,7 +45,7 @@ def find_knee(points: list[tuple[int, int, float]]) -> Knee:
         return Knee(None, None, kind)
     gain_d = _gains(ev, d_values, axis=0)
     gain_k = _gains(ev, k_values, axis=1)
-    if min(gain_d.max(), gain_k.max()) <= 0:
+    if min(gain_d.max(), gain_k.max()) <= LEAST_GAIN:
         return Knee(None, None, f"explained variance does not rise with both d_sae and K ({kind})")
     for column, k in enumerate(k_values[:-1]):
         for row, d in enumerate(d_values[:-1]):
@@ -67,9 +69,14 @@ def _surface(
         tried.setdefault((d, k), []).append(ev)
     mean = {config: sum(values) / len(values) for config, values in tried.items()}
     if len(mean) == len(d_values) * len(k_values):
-        return np.array([[mean[d, k] for k in k_values] for d in d_values]), "measured on a full grid"
+        return np.array(
+            [[mean[d, k] for k in k_values] for d in d_values]
+        ), "measured on a full grid"
     if len(mean) < SURFACE_POINTS:
-        return None, f"{len(mean)} configs are too few to fit a surface ({SURFACE_POINTS} are needed)"
+        return (
+            None,
+            f"{len(mean)} configs are too few to fit a surface ({SURFACE_POINTS} are needed)",
+        )
     return _fitted(mean, d_values, k_values)
 
 
@@ -79,11 +86,10 @@ def _fitted(
     from scipy.interpolate import RBFInterpolator
 
     where = np.log2(np.array(list(mean), dtype=np.float64))
-    lattice = np.array([[math.log2(d), math.log2(k)] for d in d_values for k in k_values])
-    try:
-        spline = RBFInterpolator(where, np.array(list(mean.values())), smoothing=1e-3)
-    except np.linalg.LinAlgError:
+    if np.linalg.matrix_rank(where - where[0]) < 2:
         return None, "the configs tried lie on one line, so no surface can be fitted"
+    lattice = np.array([[math.log2(d), math.log2(k)] for d in d_values for k in k_values])
+    spline = RBFInterpolator(where, np.array(list(mean.values())), smoothing=1e-3)
     surface = spline(lattice).reshape(len(d_values), len(k_values))
     return surface, f"on a surface fitted to {len(mean)} configs"
 

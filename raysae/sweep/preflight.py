@@ -58,4 +58,6 @@ def _check_rows(store: Store, site: Site) -> None:
     rows = store.entry(site).rows
     for split in ("train", "validation"):
         if not getattr(rows, split):
-            raise UserError(f"{store.path}: {site} has no {split} rows; nothing can be trained there")
+            raise UserError(
+                f"{store.path}: {site} has no {split} rows; nothing can be trained there"
+            )

@@ -7,6 +7,7 @@ seed then fixes the whole sweep, whatever the timing, the concurrency or a resum
 import itertools
 import json
 import math
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -26,7 +27,8 @@ Parameters = dict[str, Any]
 Outcome = Mapping[str, Any] | None
 """A finished trial's metrics, or None when it failed."""
 
-ATTEMPTS = 1000
+SUGGESTIONS, DRAWS = 20, 1000
+"""How often the sampler is asked for a trial, and how many random draws follow, before giving up."""
 
 
 class Proposer(Protocol):
@@ -75,7 +77,7 @@ class _Searched:
         sweep = recipe.sweep
         self.recipe, self.trials = recipe, sweep.trials
         self.lag = sweep.proposal_lag if sweep.sampler == "tpe" else sweep.trials + 1
-        self._keys = _Space(sweep.space)
+        self._space = _Space(sweep.space)
         self._refuse_empty_space()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.study = optuna.create_study(
@@ -89,15 +91,32 @@ class _Searched:
         while self._told <= number - self.lag:
             self._tell(self._told, outcomes[self._told])
             self._told += 1
-        for _ in range(ATTEMPTS):
-            trial = self.study.ask(self._keys.distributions)
-            parameters = self._keys.values(trial.params)
-            if self._fresh_and_valid(parameters):
-                self._asked[number] = trial
-                self._seen.add(json.dumps(parameters, sort_keys=True))
-                return parameters
-            # static ranges keep Optuna's model sound, so what cannot be is drawn again
+        trial = self._suggested() or self._drawn(number)
+        if trial is None:
+            return None
+        self._asked[number] = trial
+        parameters = self._space.values(trial.params)
+        self._seen.add(_text(parameters))
+        return parameters
+
+    def _suggested(self) -> optuna.trial.Trial | None:
+        """What the sampler suggests, unless it keeps suggesting what cannot be or has been."""
+        for _ in range(SUGGESTIONS):
+            trial = self.study.ask(self._space.distributions)
+            if self._fresh_and_valid(self._space.values(trial.params)):
+                return trial
+            # static ranges keep Optuna's model sound, so what cannot be is asked for again
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return None
+
+    def _drawn(self, number: int) -> optuna.trial.Trial | None:
+        """A config at random that is valid and new; None when so many draws found none."""
+        rng = random.Random(f"{self.recipe.seed}-{number}")
+        for _ in range(DRAWS):
+            drawn = self._space.draw(rng)
+            if self._fresh_and_valid(self._space.values(drawn)):
+                self.study.enqueue_trial(drawn)
+                return self.study.ask(self._space.distributions)
         return None
 
     def _tell(self, number: int, outcome: Outcome) -> None:
@@ -108,13 +127,13 @@ class _Searched:
             self.study.tell(self._asked[number], state=optuna.trial.TrialState.FAIL)
 
     def _fresh_and_valid(self, parameters: Parameters) -> bool:
-        fresh = json.dumps(parameters, sort_keys=True) not in self._seen
+        fresh = _text(parameters) not in self._seen
         return fresh and _is_valid(self.recipe, parameters)
 
     def _refuse_empty_space(self) -> None:
         """Raise the last complaint when no corner of the space makes a valid config."""
         complaint: UserError | None = None
-        for corner in self._keys.corners():
+        for corner in self._space.corners():
             try:
                 self.recipe.with_parameters(corner)
             except UserError as error:
@@ -133,6 +152,10 @@ class _Space:
 
     def values(self, drawn: Mapping[str, Any]) -> Parameters:
         return {key: self._value(key, drawn[key]) for key in self.space}
+
+    def draw(self, rng: random.Random) -> dict[str, Any]:
+        """One point in Optuna's own terms, uniform over the space's scales."""
+        return {key: _draw(distribution, rng) for key, distribution in self.distributions.items()}
 
     def corners(self) -> list[Parameters]:
         ends = [
@@ -166,6 +189,25 @@ def _distribution(values: Choices | Range) -> BaseDistribution:
     if isinstance(values.low, int) and isinstance(values.high, int):
         return IntDistribution(values.low, values.high, log=values.log)
     return FloatDistribution(values.low, values.high, log=values.log)
+
+
+def _draw(distribution: BaseDistribution, rng: random.Random) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return rng.choice(distribution.choices)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    low, high = distribution.low, distribution.high
+    if distribution.log:
+        value = math.exp(rng.uniform(math.log(low), math.log(high)))
+    elif isinstance(distribution, IntDistribution):
+        return rng.randint(int(low), int(high))
+    else:
+        value = rng.uniform(low, high)
+    value = min(max(value, low), high)
+    return round(value) if isinstance(distribution, IntDistribution) else value
+
+
+def _text(parameters: Parameters) -> str:
+    return json.dumps(parameters, sort_keys=True)
 
 
 def _sampler(recipe: Recipe) -> optuna.samplers.BaseSampler:

@@ -119,14 +119,14 @@ def _run_stages(result: SweepResult, checked: Preflight, recorder: Recorder) -> 
     with run.stage("sweep") as undone:
         job = SweepJob(run, store, checked.site, fingerprint, placement, recorder)
         result.trials = run_trials(job)
-        undone += result.failed_trials
+        undone.extend(result.failed_trials)
     with run.stage("select") as undone:
         result.selection = write_selection(run.selection_file, result.trials, run.recipe.select)
         _take_sweet_spot(run, result.selection)
-        undone += result.missing_choice
+        undone.extend(result.missing_choice)
     with run.stage("atlas") as undone:
         result.atlas = _atlas(result, store, fingerprint, placement, recorder)
-        undone += result.failed_sites
+        undone.extend(result.failed_sites)
     with run.stage("report"):
         write_report(run, store)
         _record_outcome(result, recorder)
@@ -184,5 +184,3 @@ def _record_outcome(result: SweepResult, recorder: Recorder) -> None:
 
 def _say(text: str) -> None:
     console.print(text)
-
-

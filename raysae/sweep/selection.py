@@ -119,7 +119,9 @@ def _knee(candidates: list[Row], settings: SelectConfig) -> Choice:
     )
     if knee.d_sae is None or knee.k is None:
         return Choice(None, f"no knee: {knee.reason}")
-    chosen = min(candidates, key=lambda row: (knee.distance(row["sae.d_sae"], row["sae.k"]), row["l0"]))
+    chosen = min(
+        candidates, key=lambda row: (knee.distance(row["sae.d_sae"], row["sae.k"]), row["l0"])
+    )
     tried = (chosen["sae.d_sae"], chosen["sae.k"]) == (knee.d_sae, knee.k)
     nearest = "" if tried else f"; {_name(chosen)} is the tried config nearest to it"
     return Choice(

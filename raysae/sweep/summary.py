@@ -35,7 +35,9 @@ def _trials(trials: list[dict[str, Any]], chosen: int | None) -> Table:
         note = "<- chosen" if row["trial"] == chosen else ""
         note = row["reason"] if row["state"] == "failed" else note
         cells = [str(row["sae.d_sae"]), str(row["sae.k"]), *shown.values(), time]
-        table.add_row(str(row["trial"]), *cells, note, style="bold" if row["trial"] == chosen else "")
+        table.add_row(
+            str(row["trial"]), *cells, note, style="bold" if row["trial"] == chosen else ""
+        )
     return table
 
 
@@ -66,8 +68,11 @@ def _print_failures(result: SweepResult) -> None:
 
 def _print_time(result: SweepResult, total: float) -> None:
     stages = {stage: result.run.seconds(stage) for stage in STAGES}
-    parts = [f"{stage} {seconds(value)}" for stage, value in stages.items() if value is not None]
-    console.print(f"\nTime: {', '.join(parts)}; this command {seconds(total)} in all")
+    parts = {stage: value for stage, value in stages.items() if value is not None}
+    if sum(parts.values()) <= total:  # else the stages ran in an earlier go
+        parts = {"start": total - sum(parts.values()), **parts}
+    text = ", ".join(f"{stage} {seconds(value)}" for stage, value in parts.items())
+    console.print(f"\nTime: {text}; this command {seconds(total)} in all")
 
 
 def _print_next(result: SweepResult, chosen: int | None) -> None:
@@ -77,4 +82,6 @@ def _print_next(result: SweepResult, chosen: int | None) -> None:
         command = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
         console.print(f"MLflow   {command}")
     if chosen is not None:
-        console.print(f'Load     python -c "import raysae; print(raysae.load_sae({str(result.run.sweet_spot)!r}))"')
+        console.print(
+            f'Load     python -c "import raysae; print(raysae.load_sae({str(result.run.sweet_spot)!r}))"'
+        )

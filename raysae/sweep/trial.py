@@ -9,13 +9,13 @@ from typing import Any
 from ray import tune
 
 from raysae.activations.shared import SharedSite
-from raysae.records.commit import commit, committed
+from raysae.cluster.worker import prepare_worker
 from raysae.config import Recipe
 from raysae.files import write_text
+from raysae.records.commit import commit, committed
 from raysae.records.folder import trial_folder
 from raysae.training import NonFiniteLossError, Trainer
 from raysae.training.rows import Rows
-from raysae.cluster.worker import prepare_worker
 
 
 class SAETrial(tune.Trainable):
@@ -85,9 +85,7 @@ class SAETrial(tune.Trainable):
         self.history.append(record)
         last = self.trainer.step == self.trainer.steps
         if last:
-            commit(
-                self.trainer, self.folder, self.job, self.provenance, self.history, self.started
-            )
+            commit(self.trainer, self.folder, self.job, self.provenance, self.history, self.started)
         return {
             **record,
             "steps": self.trainer.steps,

@@ -9,12 +9,12 @@ from ray import tune
 from raysae.activations import Site, Store
 from raysae.activations.shared import share_site
 from raysae.board import Board, figures
-from raysae.records.commit import COST_COLUMNS, committed, provenance
 from raysae.cluster.placement import Placement
 from raysae.files import read_json
-from raysae.records.tracking import Recorder
+from raysae.records.commit import COST_COLUMNS, committed, provenance
 from raysae.records.folder import RunFolder
 from raysae.records.tables import write_table
+from raysae.records.tracking import Recorder
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.sweep.proposals import make_proposer
 from raysae.sweep.searcher import OrderedSearcher

@@ -35,7 +35,9 @@ class TrainingConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr is {self.lr}; it must be a positive number, or null for automatic")
+            raise ValueError(
+                f"lr is {self.lr}; it must be a positive number, or null for automatic"
+            )
         if not self.gradient_clip > 0:
             raise ValueError(f"gradient_clip is {self.gradient_clip}; it must be positive")
         if min(self.warm_up, self.decay) < 0 or self.warm_up + self.decay > 1:

@@ -5,7 +5,6 @@ Shapes: B batch, D d_in.
 
 import math
 
-import torch
 from torch import Tensor
 
 from raysae.training.rows import Rows

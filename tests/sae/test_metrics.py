@@ -43,7 +43,9 @@ def test_explained_variance_is_a_ratio_of_sums_over_the_whole_split(x):
     total = (x.double() - x.double().mean(dim=0)).square().sum()
     assert metrics["explained_variance"] == pytest.approx(float(1 - residual / total), abs=1e-12)
     assert metrics["mse"] == pytest.approx(float(residual) / x.numel(), rel=1e-12)
-    per_row = (x - x_hat).double().square().sum(1) / (x.double() - x.double().mean(0)).square().sum(1)
+    per_row = (x - x_hat).double().square().sum(1) / (x.double() - x.double().mean(0)).square().sum(
+        1
+    )
     assert metrics["explained_variance_legacy"] == pytest.approx(float((1 - per_row).mean()))
 
 

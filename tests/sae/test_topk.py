@@ -103,7 +103,9 @@ def test_rows_of_another_width_are_refused(sae):
         sae(torch.zeros(3, 17))
 
 
-@pytest.mark.parametrize("bad", [{"k": 65}, {"k": 0}, {"d_sae": 0, "k": 1}, {"aux_coefficient": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"k": 65}, {"k": 0}, {"d_sae": 0, "k": 1}, {"aux_coefficient": -1}]
+)
 def test_impossible_configs_are_refused(bad):
     with pytest.raises(ValueError):
         SAEConfig(**{"d_sae": 64, "k": 5, **bad})

@@ -3,6 +3,10 @@
 import re
 from dataclasses import dataclass
 from functools import total_ordering
+from typing import Literal, cast
+
+Position = int | Literal["all"]
+"""A text token counted from 0, or from the end from -1; ``all`` pools every one."""
 
 ALL = "all"
 FOLDER = re.compile(r"layer=(\d+)/position=(-?\d+|all)")
@@ -15,7 +19,7 @@ class Site:
     ``"all"`` pools every position."""
 
     layer: int
-    position: int | str
+    position: Position
 
     def __post_init__(self) -> None:
         if isinstance(self.position, str) and self.position != ALL:
@@ -33,7 +37,7 @@ class Site:
         if not found:
             raise ValueError(f"{folder!r} is not a site's folder, such as layer=08/position=03")
         layer, position = found.groups()
-        return cls(int(layer), position if position == ALL else int(position))
+        return cls(int(layer), cast(Position, position if position == ALL else int(position)))
 
     def __str__(self) -> str:
         return f"layer {self.layer}, position {self.position}"

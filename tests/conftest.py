@@ -1,0 +1,73 @@
+"""What the tests share: one Ray for the session, one small run of the main job, small models."""
+
+from pathlib import Path
+
+import pytest
+
+from raysae.cluster.session import quiet_environment
+
+quiet_environment()
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+SMALL = {
+    "name": "small",
+    "source": {
+        "sequences": 700,
+        "layers": [1, 2],
+        "positions": [-3, -1],
+        "sequences_per_shard": 300,
+        "validation": 0.2,
+    },
+    "training": {"epochs": 4, "batch_size": 64, "evaluations": 3},
+    "sweep": {
+        "trials": 5,
+        "startup_trials": 3,
+        "space": {"sae.d_sae": {"choices": [16, 32, 64]}, "sae.k": {"choices": [1, 2, 4, 8]}},
+    },
+}
+"""A recipe small enough to run in seconds."""
+
+
+@pytest.fixture(scope="session")
+def connected_ray():
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def small_run(connected_ray, tmp_path_factory):
+    """A finished run of the main job on the pocket GPT-2."""
+    import raysae
+
+    folder = tmp_path_factory.mktemp("main_job")
+    return raysae.sweep({**SMALL, "runs_dir": str(folder / "runs"), "store": str(folder / "store")})
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory):
+    """Folders of small random models of two families, with the pocket tokenizer, by name."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    from raysae.pocket.tokenizer import build_tokenizer
+
+    folder, tokenizer = tmp_path_factory.mktemp("models"), build_tokenizer(64)
+    size = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0}
+    torch.manual_seed(0)
+    models = {
+        "gpt2": GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=64, **size)),
+        "llama": LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
+                num_key_value_heads=1, max_position_embeddings=64, **size,
+            )
+        ),
+    }  # fmt: skip
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return {name: folder / name for name in models}

@@ -1,0 +1,166 @@
+"""The commands: help, exit codes, one clear message for a user's mistake and nothing touched."""
+
+import subprocess
+import sys
+
+import pytest
+
+from raysae.cli import REFUSED, run_command
+from raysae.sweep.command import main
+
+
+def refused(capsys, *arguments):
+    """Run the sweep command in this process; its one message."""
+    assert run_command(main, list(arguments)) == REFUSED
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err + out
+    assert err.startswith("error: ")
+    return err
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_k_above_d_sae(capsys, place):
+    message = refused(capsys, "sweep.space={sae.d_sae: {choices: [16]}, sae.k: {choices: [32]}}")
+    assert "k is 32, above d_sae 16" in message
+    assert not list(place.iterdir())
+
+
+def test_an_unknown_key(capsys, place):
+    assert "did you mean sweep.trials" in refused(capsys, "sweep.trails=3")
+    assert not list(place.iterdir())
+
+
+def test_a_missing_model_folder(capsys, place):
+    message = refused(capsys, "source.model=./no/such/model")
+    assert "source.model './no/such/model': no such folder" in message
+    assert not list(place.iterdir())
+
+
+def test_a_folder_that_is_no_model(capsys, place):
+    (place / "empty").mkdir()
+    assert "holds no config.json" in refused(capsys, f"source.model={place / 'empty'}")
+
+
+def test_a_hub_that_cannot_be_reached(capsys, place, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    message = refused(capsys, "source.model=nobody/no-such-model-at-all")
+    assert "cannot load it" in message and "local folder" in message
+    assert not list(place.iterdir())
+
+
+def test_an_empty_data_set(capsys, place):
+    (place / "empty.jsonl").write_text("")
+    assert "the file is empty" in refused(capsys, "source.dataset=empty.jsonl")
+    assert [path.name for path in place.iterdir()] == ["empty.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sweep.layer=9", "no site layer 9, position -1; its layers are 0, 1, 2, 3"),
+        ("sweep.position=4", "its positions are -6, -5, -4, -3, -2, -1"),
+        ("atlas.layers=[7]", "no site layer 7"),
+        ("source.layers=[4]", "has 4 layers, 0 to 3; found 4"),
+        ("source.context_length=4096", "reads at most 128 tokens"),
+    ],
+)
+def test_a_site_that_the_store_will_lack(capsys, place, override, words):
+    assert words in refused(capsys, override)
+    assert not list(place.iterdir())
+
+
+def test_a_site_that_the_store_lacks(capsys, small_run, tmp_path):
+    recipe = small_run.run.recipe
+    message = refused(
+        capsys,
+        "source=null",
+        f"store={recipe.store_folder}",
+        f"runs_dir={tmp_path}",
+        "sweep.layer=0",
+    )
+    assert "no site layer 0, position -1; its layers are 1, 2" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_folder_that_holds_another_run(capsys, small_run):
+    before = {f: f.read_bytes() for f in small_run.folder.rglob("*") if f.is_file()}
+    store = small_run.run.recipe.store_folder
+    message = refused(
+        capsys, "name=small", f"runs_dir={small_run.folder.parent}", "source=null", f"store={store}"
+    )
+    assert "holds another run" in message
+    assert {f: f.read_bytes() for f in small_run.folder.rglob("*") if f.is_file()} == before
+
+
+def test_a_run_folder_with_somebody_elses_files(capsys, place):
+    (place / "runs" / "quickstart").mkdir(parents=True)
+    (place / "runs" / "quickstart" / "thesis.txt").write_text("mine")
+    assert "holds files but no run" in refused(capsys, "source.sequences=40")
+    assert (place / "runs" / "quickstart" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_store_folder_with_somebody_elses_files(capsys, place):
+    (place / "data").mkdir()
+    (place / "data" / "thesis.txt").write_text("mine")
+    assert "holds files but no activation store" in refused(capsys, "store=data")
+    assert (place / "data" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_run_that_another_process_works_on(capsys, small_run):
+    from raysae.records.folder import open_run
+
+    with open_run(small_run.run.recipe):
+        message = refused(capsys, "--resume", str(small_run.folder))
+    assert "is working on this run" in message and "process" in message
+
+
+def test_more_gpus_than_there_are(capsys, small_run, tmp_path):
+    store = small_run.run.recipe.store_folder
+    message = refused(
+        capsys,
+        "source=null",
+        f"store={store}",
+        f"runs_dir={tmp_path}",
+        "resources.gpus_per_trial=3",
+    )
+    assert "resources.gpus_per_trial is 3, but this Ray has 0 GPUs" in message
+
+
+def test_resuming_a_finished_run_reads_it(capsys, small_run):
+    assert main(["--resume", str(small_run.folder)]) == 0
+    assert "report/index.html" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_resuming_what_is_no_run(capsys, place):
+    assert "not a run folder" in refused(capsys, "--resume", str(place))
+
+
+def test_the_config_is_printed_and_can_be_fed_back(capsys, place):
+    assert main(["--print-config", "sweep.trials=3"]) == 0
+    (place / "again.yaml").write_text(capsys.readouterr().out)
+    assert main(["again.yaml", "--print-config"]) == 0
+    assert capsys.readouterr().out == (place / "again.yaml").read_text()
+
+
+def test_help_tells_of_every_key(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["--help"])
+    assert leaving.value.code == 0
+    text = capsys.readouterr().out
+    assert "sweep.trials=8" in text and "Dictionary size" in text and "--resume" in text
+
+
+def test_a_refusal_as_a_shell_sees_it(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "raysae.sweep", "sae.k=9999"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: recipe: sae: k is 9999")
+    assert not list(tmp_path.iterdir())

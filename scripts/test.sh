@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Set up once, then run every check and the tests; arguments go to pytest.
+set -euo pipefail
+here="$(dirname "${BASH_SOURCE[0]}")"
+"$here/setup.sh" test
+cd "$here/.."
+export PATH="$PWD/.venv/bin:$PATH"
+ruff check raysae tests scripts
+ruff format --check raysae tests scripts
+mypy
+lint-imports --no-logo
+exec python -m pytest "$@"

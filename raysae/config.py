@@ -398,7 +398,9 @@ def _parse_override(override: str) -> tuple[str, Any]:
     if not equals or not key:
         raise UserError(f"{override!r}: expected key=value, such as sweep.trials=16")
     try:
-        return key, yaml.safe_load(value)
+        parsed = yaml.safe_load(value)
+        # {question} is a template to whoever types it, and a mapping to YAML
+        return key, value if key == "source.text" and not isinstance(parsed, str) else parsed
     except yaml.YAMLError:
         raise UserError(f"{override!r}: {value!r} is not a valid YAML value") from None
 

@@ -23,5 +23,5 @@ if [ ! -x .venv/bin/python ] && ! "$python" -m venv .venv; then
     exit 2
 fi
 echo "Installing raysae into .venv (once; a few minutes) ..."
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".${extras:+[$extras]}"
+.venv/bin/python -m pip install -qq --disable-pip-version-check -e ".${extras:+[$extras]}"
 touch "$stamp"

@@ -87,6 +87,12 @@ def test_a_site_that_the_store_lacks(capsys, small_run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_texts_that_are_all_alike(capsys, connected_ray, place):
+    (place / "same.jsonl").write_text('{"question": "Ana has 3 cups."}\n' * 100)
+    same = ["source.dataset=same.jsonl", "source.text={question}", "source.positions=[-1]"]
+    assert "all 100 rows are the same" in refused(capsys, *same, "records.mlflow=false")
+
+
 def test_a_run_folder_that_holds_another_run(capsys, small_run):
     before = {f: f.read_bytes() for f in small_run.folder.rglob("*") if f.is_file()}
     store = small_run.run.recipe.store_folder

@@ -51,6 +51,11 @@ def test_an_override_replaces_one_key_and_leaves_its_neighbours():
     assert recipe.sweep.space["sae.d_sae"] == Recipe().sweep.space["sae.d_sae"]
 
 
+def test_a_text_template_needs_no_quotes_on_the_command_line():
+    assert load_recipe(None, ["source.text={question}"]).source.text == "{question}"
+    assert load_recipe(None, ["source.text=Q: {question}"]).source.text == "Q: {question}"
+
+
 def test_a_config_file_lends_its_name(tmp_path):
     (tmp_path / "my run.yaml").write_text("seed: 3")
     assert load_recipe(tmp_path / "my run.yaml").name == "my-run"

@@ -57,9 +57,10 @@ def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
         raise UserError(f"source.dataset {str(path)!r}: no such file")
     if not path.stat().st_size:
         raise UserError(f"source.dataset {str(path)!r}: the file is empty, no text to read")
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from datasets.exceptions import DatasetGenerationError
 
+    disable_progress_bars()  # a local file is read at once
     read = getattr(Dataset, f"from_{FILE_KINDS[path.suffix]}")
     options = {"sep": "\t"} if path.suffix == ".tsv" else {}
     try:

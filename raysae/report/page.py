@@ -34,6 +34,7 @@ def write_report(run: RunFolder, store: Store) -> Path:
             environment=read_json(run.path / "environment.json"),
             trials=trials,
             finished=[row for row in trials if row["state"] == "done"],
+            measured=_measured(trials),
             atlas=atlas,
             atlas_summary=_atlas_summary(atlas),
             selection=selection,
@@ -66,7 +67,7 @@ def _plots(
     """Draw what there is to draw; each plot's name with its PNG as a data URI."""
     from raysae.report import plots  # matplotlib takes a second to import
 
-    finished, source = [row for row in trials if row["state"] == "done"], source_line(store)
+    finished, source = _measured(trials), source_line(store)
     if finished:
         chosen = selection["choice"]["trial"]
         plots.ev_against_l0(finished, chosen, source, folder / "ev_against_l0.png")
@@ -78,8 +79,8 @@ def _plots(
         }
         sizes = [row["sae.d_sae"] for row in finished]
         plots.training_curves(histories, sizes, source, folder / "training_curves.png")
-    if any(row["state"] == "done" for row in atlas):
-        window = next(row["dead_window_tokens"] for row in atlas if row["state"] == "done")
+    if _measured(atlas):
+        window = _measured(atlas)[0]["dead_window_tokens"]
         dead = f"Dead latents (last {window:,} training tokens)"
         plots.heatmap(
             atlas, "explained_variance", "Explained variance (validation)", source,
@@ -89,6 +90,11 @@ def _plots(
             atlas, "dead_fraction", dead, source, folder / "atlas_dead_fraction.png", is_share=True
         )
     return {file.stem: _data_uri(file) for file in sorted(folder.glob("*.png"))}
+
+
+def _measured(rows: list[Row]) -> list[Row]:
+    """Rows that finished with a defined explained variance (it has none on data all alike)."""
+    return [row for row in rows if row.get("explained_variance") is not None]
 
 
 def _data_uri(file: Path) -> str:
@@ -102,11 +108,9 @@ def _chosen(trials: list[Row], selection: Row) -> Row | None:
 
 def _atlas_summary(atlas: list[Row]) -> dict[str, Row]:
     """Mean, standard deviation and range over the sites, and where the extremes lie."""
-    done = [row for row in atlas if row["state"] == "done"]
-    summary = {}
-    for metric in ("explained_variance", "l0", "dead_fraction"):
-        rows = [row for row in done if row[metric] is not None]
-        if rows:
+    rows, summary = _measured(atlas), {}
+    if rows:
+        for metric in ("explained_variance", "l0", "dead_fraction"):
             values = [row[metric] for row in rows]
             summary[metric] = {
                 "mean": statistics.fmean(values),

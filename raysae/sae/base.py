@@ -3,6 +3,7 @@
 Shapes: B batch, D d_in, F d_sae.
 """
 
+from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
@@ -82,6 +83,12 @@ class SAE(nn.Module):
         return SAEOutput(
             reconstruction.reshape(*shape, self.d_in), features.reshape(*shape, -1), sums.metrics()
         )
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``cfg.json`` and ``sae.safetensors`` into ``folder``; ``load_sae`` reads them."""
+        from raysae.sae.checkpoint import save_sae  # it builds SAEs, so it imports this module
+
+        save_sae(self, folder)
 
     @torch.no_grad()
     def normalize_decoder(self) -> None:

@@ -10,6 +10,9 @@ from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.sweep.proposals import make_proposer
 
+NO_VARIANCE = 1e-10
+"""Share of the mean square norm up to which a variance is rounding."""
+
 
 @dataclass(frozen=True)
 class Preflight:
@@ -29,7 +32,7 @@ def preflight(recipe: Recipe) -> Preflight:
     if store is not None:
         site = recipe.site_of(store.layers, store.positions)
         store.entry(site)
-        _check_rows(store, site)
+        check_site(store, site)
         atlas_sites(store, recipe.atlas.layers, recipe.atlas.positions)
         return Preflight(store, None, [], site)
     assert plan is not None
@@ -54,10 +57,16 @@ def _check_in_plan(plan: ExtractionPlan, site: Site) -> None:
         )
 
 
-def _check_rows(store: Store, site: Site) -> None:
-    rows = store.entry(site).rows
+def check_site(store: Store, site: Site) -> None:
+    """Raise UserError when nothing can be trained at ``site``: a split is empty or all rows equal."""
+    entry = store.entry(site)
     for split in ("train", "validation"):
-        if not getattr(rows, split):
+        if not getattr(entry.rows, split):
             raise UserError(
                 f"{store.path}: {site} has no {split} rows; nothing can be trained there"
             )
+    if entry.total_variance <= NO_VARIANCE * entry.mean_square_norm:
+        raise UserError(
+            f"{store.path}: at {site} all {entry.rows.total} rows are the same, so there is nothing "
+            "to explain; are the texts alike up to that token?"
+        )

@@ -20,7 +20,7 @@ from raysae.records.tables import read_table
 from raysae.records.tracking import Recorder, make_recorder, tracking_uri
 from raysae.report.page import write_report
 from raysae.sae import SAE, load_sae
-from raysae.sweep.preflight import Preflight, preflight
+from raysae.sweep.preflight import Preflight, check_site, preflight
 from raysae.sweep.selection import write_selection
 from raysae.sweep.tuning import SweepJob, run_trials
 
@@ -114,6 +114,7 @@ def _run_stages(result: SweepResult, checked: Preflight, recorder: Recorder) -> 
     _say(f"Ray: {placement}" + (f"; dashboard {url}" if (url := dashboard_url()) else ""))
     with run.stage("extract"):
         store = _store(checked, placement)
+        check_site(store, checked.site)
     fingerprint = run.bind_store(store.digest)
     write_environment(run.path, store.digest, run.recipe.seed)
     with run.stage("sweep") as undone:

@@ -2,8 +2,12 @@
 
 import logging
 import os
+import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from raysae.config import ResourcesConfig
 
@@ -20,9 +24,41 @@ QUIET_ENVIRONMENT = {
 """Set before Ray, MLflow and tokenizers are imported; values the user has set stay."""
 
 
+CACHE_VARIABLES = ("HF_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME")
+
+
 def quiet_environment() -> None:
+    """Set what keeps libraries quiet, and caches that work where the home folder is not writable."""
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if not _home_is_writable():
+        for name in CACHE_VARIABLES:
+            os.environ.setdefault(name, str(_own_temporary_folder() / name.lower()))
+
+
+def _home_is_writable() -> bool:
+    return os.access(Path.home(), os.W_OK)
+
+
+def _own_temporary_folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"raysae-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _start_ray(resources: ResourcesConfig, **options: Any) -> None:
+    import ray
+
+    if not _home_is_writable() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        # Ray guards a cluster by a token in the home folder; without one, by the environment
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray.init(
+        address="local",
+        num_cpus=resources.cpus,
+        include_dashboard=resources.dashboard,
+        dashboard_host="127.0.0.1",
+        **options,
+    )
 
 
 @contextmanager
@@ -38,14 +74,11 @@ def ray_session(resources: ResourcesConfig) -> Iterator[None]:
         yield
         return
     address = resources.address or os.environ.get("RAY_ADDRESS")
-    common = {"logging_level": logging.ERROR, "log_to_driver": False}
+    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         ray.init(address=address, **common)
     else:
-        ray.init(
-            address="local", num_cpus=resources.cpus, include_dashboard=resources.dashboard,
-            dashboard_host="127.0.0.1", **common,
-        )  # fmt: skip
+        _start_ray(resources, **common)
     _quiet_data()
     try:
         yield

@@ -3,13 +3,16 @@
 import logging
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from raysae.config import ResourcesConfig
+from raysae.errors import UserError
 
 QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -52,13 +55,44 @@ def _start_ray(resources: ResourcesConfig, **options: Any) -> None:
     if not _home_is_writable() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # Ray guards a cluster by a token in the home folder; without one, by the environment
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(
-        address="local",
-        num_cpus=resources.cpus,
-        include_dashboard=resources.dashboard,
-        dashboard_host="127.0.0.1",
-        **options,
-    )
+    with _stderr_held_back():
+        ray.init(
+            address="local",
+            num_cpus=resources.cpus,
+            include_dashboard=resources.dashboard,
+            dashboard_host="127.0.0.1",
+            **options,
+        )
+
+
+@contextmanager
+def _stderr_held_back() -> Iterator[None]:
+    """Show what is written to stderr inside only if the block fails.
+
+    Ray's C++ core warns there, past every logging setting, that a machine has no network.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def check_dashboard(resources: ResourcesConfig) -> None:
+    """Raise UserError when a dashboard is asked for that this installation cannot serve."""
+    if resources.dashboard and find_spec("aiohttp_cors") is None:
+        raise UserError(
+            "resources.dashboard is true, but Ray's dashboard is not installed; "
+            "pip install 'raysae[dashboard]' (or 'ray[default]')"
+        )
 
 
 @contextmanager

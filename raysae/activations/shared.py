@@ -11,10 +11,13 @@ import pyarrow as pa
 from torch import Tensor
 
 from raysae.activations.reader import Store, open_store
-from raysae.activations.schema import to_torch
+from raysae.activations.schema import ITEM_BYTES, to_torch
+from raysae.errors import UserError
 from raysae.sites import Site
 
 SHARED_SPLITS = ("train", "validation")
+OBJECT_STORE_SHARE = 0.8
+"""How full the object store may get: Ray spills to disk beyond."""
 
 
 @dataclass(frozen=True)
@@ -35,32 +38,43 @@ class SharedSite:
 
 
 def share_site(store: Store, site: Site) -> SharedSite:
-    """Read ``site`` once, spread over the connected Ray, into shared blocks."""
+    """Read ``site`` once, spread over the connected Ray, into shared blocks.
+
+    Raises UserError when Ray's object store cannot hold it.
+    """
+    _refuse_too_large(store, site)
+    blocks = {split: _share_split(store, site, split) for split in SHARED_SPLITS}
+    return SharedSite(store.manifest.dtype, store.d_in, blocks)
+
+
+def _share_split(store: Store, site: Site, split: str) -> list[Any]:
     import ray
 
     tasks = [
-        {
-            "store": str(store.path),
-            "layer": site.layer,
-            "position": site.position,
-            "shard": n,
-            "split": split,
-        }
-        for split in SHARED_SPLITS
-        for n, shard in enumerate(store.entry(site).shards)
+        {"store": str(store.path), "layer": site.layer, "position": site.position,
+         "shard": number, "split": split}
+        for number, shard in enumerate(store.entry(site).shards)
         if getattr(shard.rows, split)
-    ]
+    ]  # fmt: skip
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         _read, batch_size=None, batch_format="pyarrow"
     )
-    references = dataset.materialize().to_arrow_refs()
-    splits = [task["split"] for task in tasks]
-    assert len(references) == len(splits), "Ray Data merged or split the blocks"
-    blocks = {
-        split: [r for r, s in zip(references, splits, strict=True) if s == split]
-        for split in SHARED_SPLITS
-    }
-    return SharedSite(store.manifest.dtype, store.d_in, blocks)
+    dataset.context.execution_options.preserve_order = True  # rows are numbered in shard order
+    return dataset.materialize().to_arrow_refs()
+
+
+def _refuse_too_large(store: Store, site: Site) -> None:
+    import ray
+
+    rows = store.entry(site).rows
+    needed = (rows.train + rows.validation) * store.d_in * ITEM_BYTES[store.manifest.dtype]
+    there = ray.cluster_resources().get("object_store_memory", 0.0)
+    if needed > OBJECT_STORE_SHARE * there:
+        raise UserError(
+            f"{store.path}: {site} takes {needed / 1e9:.2f} GB in memory; Ray's object store has "
+            f"{there / 1e9:.2f} GB and may fill to {OBJECT_STORE_SHARE:.0%}; extract fewer sequences "
+            "(source.sequences), or use a machine with more memory"
+        )
 
 
 def _read(task: pa.Table) -> pa.Table:

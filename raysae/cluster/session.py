@@ -3,8 +3,10 @@
 import logging
 import os
 import secrets
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -17,6 +19,7 @@ from raysae.errors import UserError
 QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would end early and call what there is the result
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
@@ -24,7 +27,7 @@ QUIET_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-"""Set before Ray, MLflow and tokenizers are imported; values the user has set stay."""
+"""Set before Ray, MLflow and tokenizers are imported; what the user has set stays."""
 
 
 CACHE_VARIABLES = ("HF_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME")
@@ -114,6 +117,7 @@ def ray_session(resources: ResourcesConfig) -> Iterator[None]:
     else:
         _start_ray(resources, **common)
     _quiet_data()
+    _leave_on_sigterm()
     try:
         yield
     finally:
@@ -129,11 +133,16 @@ def dashboard_url() -> str | None:
     return f"http://{url}" if url else None
 
 
+def _leave_on_sigterm() -> None:
+    """Let SIGTERM end the run as Ctrl-C does; Ray's own handler dumps a stack and exits."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def _quiet_data() -> None:
     import ray
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

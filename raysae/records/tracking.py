@@ -141,7 +141,8 @@ class _Writer:
         self._metrics(run_id, _metrics({**record, **record["metrics"]}), record["steps"])
         for file in sorted(folder.iterdir()):
             self.client.log_artifact(run_id, str(file), "sae")
-        self.client.set_terminated(run_id)
+        ended = record["started"] + record["seconds"]
+        self.client.set_terminated(run_id, end_time=int(ended * 1000))
 
     def failed(self, key: str, name: str, reason: str) -> None:
         run_id = self._child(key, name)
@@ -166,8 +167,7 @@ class _Writer:
             return found.experiment_id
         local = uri.startswith("sqlite:///")
         place = (self.run.path.parent / "mlflow_artifacts").as_uri() if local else None
-        tags = {"mlflow.experimentKind": "custom_model_development"}  # the page for training runs
-        return self.client.create_experiment(name, artifact_location=place, tags=tags)
+        return self.client.create_experiment(name, artifact_location=place)
 
     def _child(self, key: str, name: str, started: float | None = None) -> str:
         return self._find_or_create(key, name, {"mlflow.parentRunId": self.parent}, started)
@@ -197,7 +197,7 @@ class _Writer:
         """Name the store as the run's input, so that runs on the same data can be told."""
         from mlflow.entities import Dataset, DatasetInput
 
-        digest = self.run.status.get("fingerprint", {}).get("store", "")[:36]
+        digest = self.run.status.get("fingerprint", {}).get("store", "")[:12]
         source = json.dumps({"path": str(self.run.recipe.store_folder)})
         store = Dataset(self.run.recipe.store_folder.name, digest, "local", source)
         self.client.log_inputs(run_id, [DatasetInput(store)])

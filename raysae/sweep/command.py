@@ -1,10 +1,11 @@
 """``python -m raysae.sweep``: arguments in, the main job, the last screen."""
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raysae.cli import DONE, PARTLY, recipe_parser, split_config
+from raysae.cli import DONE, INTERRUPTED, PARTLY, recipe_parser, split_config
 
 if TYPE_CHECKING:
     from raysae.config import Recipe
@@ -31,7 +32,14 @@ def main(arguments: list[str]) -> int:
     from raysae.sweep.run import run_sweep
     from raysae.sweep.summary import print_summary
 
-    result = run_sweep(recipe)
+    try:
+        result = run_sweep(recipe)
+    except KeyboardInterrupt:
+        print(
+            f"interrupted; python -m raysae.sweep --resume {recipe.run_folder} goes on",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
     print_summary(result, time.time() - STARTED)
     return PARTLY if result.failures else DONE
 

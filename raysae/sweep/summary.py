@@ -82,6 +82,5 @@ def _print_next(result: SweepResult, chosen: int | None) -> None:
         command = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
         console.print(f"MLflow   {command}")
     if chosen is not None:
-        console.print(
-            f'Load     python -c "import raysae; print(raysae.load_sae({str(result.run.sweet_spot)!r}))"'
-        )
+        load = f"import raysae; sae = raysae.load_sae({str(result.run.sweet_spot)!r})"
+        console.print(f"Load     {load}; reconstruction, features, metrics = sae(x)")

@@ -1,8 +1,12 @@
 """The main job, run for real on the pocket GPT-2: what it leaves, repeats, resumes and refuses."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -25,6 +29,13 @@ def weights(folder):
         file.parent.relative_to(folder).as_posix(): file.read_bytes()
         for file in sorted(folder.rglob("sae.safetensors"))
     }
+
+
+def mlflow_runs(result):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(result.tracking_uri)
+    return client.search_runs([client.get_experiment_by_name("raysae").experiment_id])
 
 
 def test_the_run_folder_holds_everything(small_run):
@@ -107,9 +118,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(small_run):
 def test_mlflow_has_a_parent_with_a_child_a_trial_and_a_site(small_run):
     from mlflow import MlflowClient
 
-    client = MlflowClient(small_run.tracking_uri)
-    experiment = client.get_experiment_by_name("raysae")
-    runs = client.search_runs([experiment.experiment_id])
+    client, runs = MlflowClient(small_run.tracking_uri), mlflow_runs(small_run)
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [
         run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
@@ -181,6 +190,31 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(small_run, tmp_path):
     assert stable(again.atlas) == stable(small_run.atlas)
     assert weights(folder) == weights(small_run.folder)
     assert (folder / "trials/000/sae.safetensors").stat().st_mtime_ns == kept
+
+
+def test_a_driver_killed_in_mid_sweep_loses_nothing(small_run, tmp_path):
+    recipe = small_run.run.recipe.model_copy(update={"runs_dir": str(tmp_path)})
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "raysae.sweep", str(tmp_path / "recipe.yaml"), "resources.cpus=1"],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    first_trial = tmp_path / "small" / "trials" / "000"
+    deadline = time.time() + 120
+    while not first_trial.exists() and time.time() < deadline:
+        time.sleep(0.02)
+    driver.kill()
+    driver.wait()
+    assert first_trial.exists()
+    assert not (tmp_path / "small" / "trials.parquet").exists()
+    kept = (first_trial / "sae.safetensors").stat().st_mtime_ns
+    again = raysae.sweep(recipe)
+    assert stable(again.trials) == stable(small_run.trials)
+    assert weights(again.folder) == weights(small_run.folder)
+    assert (first_trial / "sae.safetensors").stat().st_mtime_ns == kept
+    names = [run.info.run_name for run in mlflow_runs(again)]
+    assert len(names) == len(set(names)) == 1 + 5 + 4
 
 
 def test_one_and_two_trials_at_once_give_the_same_bits(small_run, tmp_path):

@@ -33,6 +33,7 @@ def main() -> None:
 def report(
     name: str, seed: int, world: SuperpositionWorld, train: torch.Tensor, validation: torch.Tensor
 ) -> None:
+    """Train on ``train`` and print a row: how well the world's atoms are found in the decoder."""
     fit = raysae.fit(
         {"variant": "topk", "d_sae": 128, "k": 4},
         train,

@@ -113,6 +113,7 @@ def _lr_share(step: int, steps: int) -> float:
 
 
 def main() -> None:
+    """Train and save, or only measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--evaluate", action="store_true", help="measure the saved model only")
     parser.add_argument("--steps", type=int, default=2600)

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from raysae.cli import REFUSED, run_command
+from raysae.pocket import POCKET_FOLDER
 from raysae.sweep.command import main
 
 
@@ -44,6 +45,15 @@ def test_a_missing_model_folder(capsys, place):
 def test_a_folder_that_is_no_model(capsys, place):
     (place / "empty").mkdir()
     assert "holds no config.json" in refused(capsys, f"source.model={place / 'empty'}")
+
+
+def test_a_model_without_weights(capsys, connected_ray, place):
+    (place / "half").mkdir()
+    (place / "half" / "config.json").write_bytes((POCKET_FOLDER / "config.json").read_bytes())
+    message = refused(capsys, "source.model=./half", "source.sequences=50", "records.mlflow=false")
+    assert "cannot load it" in message
+    assert "no file named model.safetensors" in message
+    assert not (place / "stores" / "quickstart" / "manifest.json").exists()
 
 
 def test_a_hub_that_cannot_be_reached(capsys, place, monkeypatch):

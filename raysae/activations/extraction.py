@@ -22,7 +22,7 @@ from raysae.activations.manifest import (
     SiteEntry,
     read_manifest,
 )
-from raysae.activations.models import load_model, load_model_config
+from raysae.activations.models import load_model, load_model_config, with_absolute_model
 from raysae.activations.reader import Store, open_store
 from raysae.activations.texts import fingerprint
 from raysae.activations.writer import WrittenShard, site_entry, write_shard
@@ -44,6 +44,9 @@ class ExtractionPlan:
     """What an extraction will do, settled and checked before any work."""
 
     source: SourceConfig
+    """As the recipe has it."""
+    readable: SourceConfig
+    """The same, with paths that any worker can read."""
     seed: int
     folder: Path
     layers: tuple[int, ...]
@@ -79,10 +82,15 @@ def plan_extraction(recipe: Recipe) -> ExtractionPlan:
             f"{longest} tokens"
         )
     return ExtractionPlan(
-        source=source, seed=recipe.seed, folder=recipe.store_folder, layers=tuple(sorted(layers)),
+        source=source,
+        readable=with_absolute_model(source),
+        seed=recipe.seed,
+        folder=recipe.store_folder,
+        layers=tuple(sorted(layers)),
         architecture=(config.architectures or [type(config).__name__])[0],
-        model_layers=config.num_hidden_layers, d_in=config.hidden_size,
-    )  # fmt: skip
+        model_layers=config.num_hidden_layers,
+        d_in=config.hidden_size,
+    )
 
 
 def existing_store(plan: ExtractionPlan) -> Store | None:
@@ -196,27 +204,37 @@ class ShardExtractor:
     """A Ray Data worker: holds the transformer, turns a shard of texts into its sites' files."""
 
     def __init__(self, plan: ExtractionPlan):
+        self.plan = plan
+        self.refusal = ""
+        try:
+            self._load(plan)
+        except UserError as error:  # a constructor's error would reach the user as Ray's traceback
+            self.refusal = str(error)
+
+    def __call__(self, texts: pa.Table) -> pa.Table:
+        """One row, its ``report`` a JSON text: what was written, or why it was refused."""
+        try:
+            report = {"refused": self.refusal} if self.refusal else self._extract(texts)
+        except UserError as error:
+            report = {"refused": str(error)}
+        return pa.table({"report": [json.dumps(report)]})
+
+    def _load(self, plan: ExtractionPlan) -> None:
         from raysae.activations.capture import Capturer, tokenizer_hash, weights_hash
 
         device = prepare_worker()
-        model, tokenizer = load_model(plan.source)
-        self.plan = plan
+        model, tokenizer = load_model(plan.readable)
         self.hashes = {
             "weights_sha256": weights_hash(model),
             "tokenizer_sha256": tokenizer_hash(tokenizer),
         }
         self.capturer = Capturer(
-            model.to(device), tokenizer, hookpoint=plan.source.hookpoint, layers=plan.layers,
+            model.to(device),
+            tokenizer,
+            hookpoint=plan.source.hookpoint,
+            layers=plan.layers,
             context=plan.source.context_length,
-        )  # fmt: skip
-
-    def __call__(self, texts: pa.Table) -> pa.Table:
-        """One row, its ``report`` a JSON text: what was written, or why it was refused."""
-        try:
-            report = self._extract(texts)
-        except UserError as error:
-            report = {"refused": str(error)}
-        return pa.table({"report": [json.dumps(report)]})
+        )
 
     def _extract(self, texts: pa.Table) -> dict[str, Any]:
         from raysae.activations.capture import long_enough

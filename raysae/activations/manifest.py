@@ -92,10 +92,7 @@ def read_manifest(store: Path) -> Manifest:
             f"{store}: no {MANIFEST_FILE}, so this is not a finished activation store; "
             "check the path, or extract into it again"
         )
-    try:
-        raw = read_json(path)
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); extract the store again") from None
+    raw = read_json(path)
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(

@@ -7,10 +7,12 @@ from raysae.config import SourceConfig
 from raysae.errors import UserError
 from raysae.pocket import POCKET_FOLDER
 
+POCKET = "pocket"
+
 
 def model_location(source: SourceConfig) -> str:
     """What ``from_pretrained`` is given. Raises UserError when a named folder is not a model's."""
-    if source.model == "pocket":
+    if source.model == POCKET:
         return str(POCKET_FOLDER)
     folder = Path(source.model).expanduser()
     if folder.is_dir():
@@ -26,6 +28,14 @@ def model_location(source: SourceConfig) -> str:
             "a hub id such as openai-community/gpt2, or 'pocket'"
         )
     return source.model
+
+
+def with_absolute_model(source: SourceConfig) -> SourceConfig:
+    """The source with a model folder's absolute path: workers have working folders of their own."""
+    folder = Path(source.model).expanduser()
+    if source.model == POCKET or not folder.is_dir():
+        return source
+    return source.model_copy(update={"model": str(folder.absolute())})
 
 
 def load_model_config(source: SourceConfig) -> Any:

@@ -13,7 +13,8 @@ def prepare_worker() -> str:
     What earlier tasks of this process kept is let go.
 
     The device follows from Ray's allocation and not from ``cuda.is_available()``: without a GPU
-    of its own, a worker still sees every GPU of the node.
+    of its own, a worker still sees every GPU of the node. A GPU that torch cannot use (a logical one,
+    or a CPU build) leaves the worker on the CPU; the tables' ``device`` column shows it.
     """
     import ray
     import torch
@@ -21,7 +22,7 @@ def prepare_worker() -> str:
     _kept.clear()
     torch.set_num_threads(max(int(os.environ.get("OMP_NUM_THREADS", "1")), 1))
     gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
-    return "cuda" if gpus else "cpu"
+    return "cuda" if gpus and torch.cuda.is_available() else "cpu"
 
 
 def kept(key: str, make: Callable[[], Any]) -> Any:

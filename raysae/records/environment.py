@@ -21,7 +21,7 @@ def write_environment(folder: Path, store_digest: str, seed: int) -> None:
         {
             "raysae": raysae.__version__,
             "commit": _commit(),
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "command": _command(),
             "python": platform.python_version(),
             "packages": {name: _version(name) for name in PACKAGES},
             "hardware": _hardware(),
@@ -29,6 +29,13 @@ def write_environment(folder: Path, store_digest: str, seed: int) -> None:
             "store_digest": store_digest,
         },
     )
+
+
+def _command() -> list[str]:
+    program = Path(sys.argv[0])
+    shim = program.name == "__main__.py"
+    called = ["python", "-m", f"raysae.{program.parent.name}"] if shim else [program.name]
+    return [*called, *sys.argv[1:]]
 
 
 def _hardware() -> dict[str, Any]:

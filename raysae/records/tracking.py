@@ -131,6 +131,7 @@ class _Writer:
         self._metrics(run_id, metrics, step)
 
     def sae_done(self, key: str, name: str, record: dict[str, Any], folder: Path) -> None:
+        """Bring the child run up to a committed record, unless it was before."""
         run_id = self._child(key, name, record["started"])
         if self.client.get_run(run_id).info.status == "FINISHED":
             return

@@ -7,6 +7,7 @@ from raysae.cli import DONE
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command; its exit code. Raises UserError on what is not a finished run."""
     parser = argparse.ArgumentParser(
         prog="python -m raysae.report", description="Write the report of finished runs again."
     )

@@ -61,10 +61,7 @@ def _read_config(path: Path) -> tuple[SAEConfig, int]:
             f"{path}: not found; an SAE is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, such as "
             "runs/NAME/sweet_spot"
         )
-    try:
-        raw = read_json(path)
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+    raw = read_json(path)
     if not isinstance(raw, dict) or raw.get("format") != "raysae":
         raise UserError(f"{path}: not a raysae SAE (its 'format' is not 'raysae')")
     if raw.get("schema_version") != SCHEMA_VERSION:

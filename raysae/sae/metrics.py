@@ -41,6 +41,7 @@ class ReconstructionSums:
         return cls(_mean([x_BD]))
 
     def update(self, x_BD: Tensor, reconstruction_BD: Tensor, features_BF: Tensor) -> None:
+        """Add a batch: rows, their reconstruction and their features."""
         x_BD, x_hat_BD = x_BD.to(torch.float64), reconstruction_BD.to(torch.float64)
         residual_B = (x_BD - x_hat_BD).square().sum(dim=1)
         total_B = (x_BD - self.mean_D).square().sum(dim=1)

@@ -14,6 +14,7 @@ STARTED = time.time()
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command; its exit code. Raises UserError on unusable input."""
     parser = recipe_parser(
         "python -m raysae.sweep",
         "Extract activations, sweep SAE configs over them, choose the sweet spot, train it at "

@@ -21,6 +21,7 @@ class OrderedSearcher(Searcher):
         self._next = 0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial's number and parameters; None while it has to wait, FINISHED at the end."""
         number = self._next
         if number >= self._proposer.trials:
             return Searcher.FINISHED

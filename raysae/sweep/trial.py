@@ -35,6 +35,7 @@ class SAETrial(tune.Trainable):
         fingerprint: str,
         provenance: dict[str, Any],
     ) -> None:
+        """Map the shared rows, once an actor; ``config`` holds the trial's number and parameters."""
         self.recipe, self.run_path = recipe, run_path
         self.fingerprint, self.provenance = fingerprint, provenance
         self.device = prepare_worker()

@@ -277,6 +277,7 @@ def test_synthetic_data_is_called_synthetic_and_swept_like_any_other(connected_r
         {
             **SMALL, "name": "world", "runs_dir": str(tmp_path / "runs"), "source": None,
             "store": str(tmp_path / "store"), "records": {"mlflow": False},
+            "resources": {"cpus_per_trial": 0.5},
         }
     )  # fmt: skip
     assert len(result.atlas) == 2

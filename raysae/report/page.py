@@ -32,6 +32,7 @@ def write_report(run: RunFolder, store: Store) -> Path:
             store=store,
             manifest=store.manifest,
             environment=read_json(run.path / "environment.json"),
+            site=run.recipe.site_of(store.layers, store.positions),
             trials=trials,
             finished=[row for row in trials if row["state"] == "done"],
             measured=_measured(trials),

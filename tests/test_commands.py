@@ -147,6 +147,12 @@ def test_more_gpus_than_there_are(capsys, small_run, tmp_path):
     assert "resources.gpus_per_trial is 3, but this Ray has 0 GPUs" in message
 
 
+def test_a_cluster_that_is_not_there(capsys, place):
+    message = refused(capsys, "--address", "127.0.0.1:1")
+    assert "resources.address '127.0.0.1:1': nothing answers there" in message
+    assert not list(place.iterdir())
+
+
 def test_resuming_a_finished_run_reads_it(capsys, small_run):
     assert main(["--resume", str(small_run.folder)]) == 0
     assert "report/index.html" in capsys.readouterr().out.replace("\n", "")

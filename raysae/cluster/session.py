@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -34,12 +35,22 @@ CACHE_VARIABLES = ("HF_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME")
 
 
 def quiet_environment() -> None:
-    """Set what keeps libraries quiet, and caches that work where the home folder is not writable."""
+    """Set what libraries read from the environment: to be quiet, and to work in a plain container.
+
+    To be called before Ray, MLflow, transformers or matplotlib is imported.
+    """
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if _has_token():  # `ray start` asks for it, but `ray.init` does not offer it unless told to
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     if not _home_is_writable():
         for name in CACHE_VARIABLES:
             os.environ.setdefault(name, str(_own_temporary_folder() / name.lower()))
+
+
+def _has_token() -> bool:
+    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
 def _home_is_writable() -> bool:
@@ -66,6 +77,19 @@ def _start_ray(resources: ResourcesConfig, **options: Any) -> None:
             dashboard_host="127.0.0.1",
             **options,
         )
+
+
+def _join_ray(address: str, **options: Any) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"resources.address {address!r}: no Ray cluster answers there ({reason}); check that it "
+            "runs, and that this machine has its token (RAY_AUTH_TOKEN or ~/.ray/auth_token)"
+        ) from None
 
 
 @contextmanager
@@ -98,6 +122,23 @@ def check_dashboard(resources: ResourcesConfig) -> None:
         )
 
 
+def check_address(resources: ResourcesConfig) -> None:
+    """Raise UserError when a cluster's host and port are named and nothing listens there.
+
+    Ray itself would try for two minutes.
+    """
+    host, _, port = (resources.address or "").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"resources.address {resources.address!r}: nothing answers there ({error}); "
+            "check that the cluster runs, or leave it out to start Ray here"
+        ) from None
+
+
 @contextmanager
 def ray_session(resources: ResourcesConfig) -> Iterator[None]:
     """A connected Ray inside the block: the caller's own, a cluster's, or one started here.
@@ -113,7 +154,7 @@ def ray_session(resources: ResourcesConfig) -> Iterator[None]:
     address = resources.address or os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
-        ray.init(address=address, **common)
+        _join_ray(address, **common)
     else:
         _start_ray(resources, **common)
     _quiet_data()

@@ -9,6 +9,9 @@ class _CallableModule(ModuleType):
     """Lets the package that ``python -m raysae.sweep`` runs serve as the function of that name."""
 
     def __call__(self, recipe: Any = None, **options: Any) -> Any:
+        from raysae.cluster.session import quiet_environment
+
+        quiet_environment()  # before Ray is imported
         from raysae.sweep.run import run_sweep
 
         return run_sweep(recipe, **options)

@@ -6,7 +6,7 @@ from raysae.activations import Site, Store, open_store
 from raysae.activations.extraction import ExtractionPlan, existing_store, plan_extraction
 from raysae.activations.texts import read_texts
 from raysae.atlas.training import atlas_sites
-from raysae.cluster.session import check_dashboard
+from raysae.cluster.session import check_address, check_dashboard
 from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.sweep.proposals import make_proposer
@@ -29,6 +29,7 @@ def preflight(recipe: Recipe) -> Preflight:
     """Check recipe, model, data and sites. Raises UserError at the first thing that cannot work."""
     make_proposer(recipe)
     check_dashboard(recipe.resources)
+    check_address(recipe.resources)
     plan = plan_extraction(recipe) if recipe.source is not None else None
     store = existing_store(plan) if plan is not None else open_store(recipe.store_folder)
     if store is not None:

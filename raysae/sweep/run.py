@@ -11,7 +11,7 @@ from raysae.activations.extraction import extract
 from raysae.atlas.training import AtlasJob, atlas_sites, train_atlas
 from raysae.board import Board, console
 from raysae.cluster.placement import Placement, place
-from raysae.cluster.session import dashboard_url, quiet_environment, ray_session
+from raysae.cluster.session import dashboard_url, ray_session
 from raysae.config import Recipe, load_recipe, parse_recipe
 from raysae.files import read_json, replacing_folder
 from raysae.records.environment import write_environment
@@ -81,7 +81,6 @@ def run_sweep(recipe: Recipe | Mapping[str, Any] | str | Path | None = None) -> 
     was interrupted goes on where it stopped; a finished one is only read. Raises UserError on
     unusable input, before any work.
     """
-    quiet_environment()
     recipe = _as_recipe(recipe)
     checked = preflight(recipe)
     with open_run(recipe) as run:

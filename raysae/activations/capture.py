@@ -41,15 +41,15 @@ class Capturer:
         blocks = find_blocks(model, model.config.get_text_config().num_hidden_layers)
         self._hooked = {layer: find_hook(blocks[layer], hookpoint) for layer in layers}
 
-    def tokenize(self, sequence: np.ndarray, texts: list[str]) -> list[Tokens]:
-        """Tokens of each text, cut after ``context`` tokens; ``sequence`` holds the texts' ids."""
+    def tokenize(self, sequences: Sequence[int], texts: list[str]) -> list[Tokens]:
+        """Tokens of each text, cut after ``context`` tokens; ``sequences`` holds the texts' ids."""
         encoded = self.tokenizer(
             texts, truncation=True, max_length=self.context, return_special_tokens_mask=True
         )
         masks = encoded["special_tokens_mask"]
         return [
-            Tokens(int(number), ids, [place for place, special in enumerate(mask) if not special])
-            for number, ids, mask in zip(sequence, encoded["input_ids"], masks, strict=True)
+            Tokens(number, ids, [place for place, special in enumerate(mask) if not special])
+            for number, ids, mask in zip(sequences, encoded["input_ids"], masks, strict=True)
         ]
 
     @torch.inference_mode()

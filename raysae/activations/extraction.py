@@ -26,6 +26,7 @@ from raysae.activations.models import load_model, load_model_config, with_absolu
 from raysae.activations.reader import Store, open_store
 from raysae.activations.texts import fingerprint
 from raysae.activations.writer import WrittenShard, site_entry, write_shard
+from raysae.cluster.placement import Placement
 from raysae.cluster.worker import kept, prepare_worker
 from raysae.config import Recipe, SourceConfig
 from raysae.errors import UserError
@@ -111,7 +112,7 @@ def existing_store(plan: ExtractionPlan) -> Store | None:
 
 
 def extract(
-    plan: ExtractionPlan, texts: list[str], workers: int, num_gpus: float, progress: Progress
+    plan: ExtractionPlan, texts: list[str], placement: Placement, progress: Progress
 ) -> Store:
     """Run the extraction on the connected Ray and return the finished store.
 
@@ -120,7 +121,7 @@ def extract(
     shutil.rmtree(plan.folder, ignore_errors=True)
     write_json(plan.folder / MARKER, plan.identity())
     shards = _shards(plan, texts)
-    results = _run(plan, shards, workers, num_gpus, progress)
+    results = _run(plan, shards, placement, progress)
     _manifest(plan, texts, results).write(plan.folder)
     (plan.folder / MARKER).unlink()
     return open_store(plan.folder)
@@ -140,45 +141,27 @@ def _refuse_other_source(plan: ExtractionPlan, found: dict[str, Any]) -> None:
 
 
 def _shards(plan: ExtractionPlan, texts: list[str]) -> list[pa.Table]:
-    """The sequences in a seeded random order, cut into shards: training can then read in order."""
+    """The sequences in a seeded random order, cut into shards: training can then read in order.
+
+    A shard is one row, so that no batching of Ray Data's can cut or join shards.
+    """
     order = np.random.default_rng(plan.seed).permutation(len(texts))
     size = plan.source.sequences_per_shard
     parts = [order[start : start + size] for start in range(0, len(order), size)]
     return [
-        pa.table(
-            {
-                "shard": pa.array([number] * len(part), pa.int32()),
-                "sequence": pa.array(part, pa.int64()),
-                "text": pa.array([texts[i] for i in part], pa.string()),
-            }
-        )
+        pa.table({"shard": [number], "sequences": [part], "texts": [[texts[i] for i in part]]})
         for number, part in enumerate(parts)
     ]
 
 
 def _run(
-    plan: ExtractionPlan, shards: list[pa.Table], workers: int, num_gpus: float, progress: Progress
+    plan: ExtractionPlan, shards: list[pa.Table], placement: Placement, progress: Progress
 ) -> list[dict[str, Any]]:
     """Every shard's report, in shard order."""
     import ray
 
-    # Tasks start on processes that Ray has ready; a GPU's model needs an actor of its own to stay.
-    size = min(workers, len(shards))
-    pool: dict[str, Any] = (
-        {
-            "fn_constructor_kwargs": {"plan": plan},
-            "compute": ray.data.ActorPoolStrategy(size=size),
-            "num_gpus": num_gpus,
-        }
-        if num_gpus
-        else {"fn_kwargs": {"plan": plan}, "compute": ray.data.TaskPoolStrategy(size=size)}
-    )
     dataset = ray.data.from_arrow(shards).map_batches(
-        ShardExtractor if num_gpus else _extract_shard,
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=1,
-        **pool,
+        batch_size=1, batch_format="pyarrow", **_pool(plan, placement, len(shards))
     )
     reports: list[dict[str, Any]] = []
     try:
@@ -194,10 +177,31 @@ def _run(
     return sorted(reports, key=lambda report: report["shard"])
 
 
-def _extract_shard(texts: pa.Table, plan: ExtractionPlan) -> pa.Table:
+def _pool(plan: ExtractionPlan, placement: Placement, shards: int) -> dict[str, Any]:
+    """Tasks, which start on processes that Ray has ready; on GPUs actors, so that models stay."""
+    import ray
+
+    size = min(placement.workers, shards)
+    if not placement.gpus:
+        return {
+            "fn": _extract_shard,
+            "fn_kwargs": {"plan": plan},
+            "compute": ray.data.TaskPoolStrategy(size=size),
+            "num_cpus": placement.cpus,
+        }
+    return {
+        "fn": ShardExtractor,
+        "fn_constructor_kwargs": {"plan": plan},
+        "compute": ray.data.ActorPoolStrategy(size=size),
+        "num_cpus": placement.cpus,
+        "num_gpus": placement.gpus,
+    }
+
+
+def _extract_shard(shard: pa.Table, plan: ExtractionPlan) -> pa.Table:
     """``ShardExtractor`` as a task; the process keeps the transformer for its next shard."""
     extractor = kept(f"extractor {plan.folder} {plan.identity()}", lambda: ShardExtractor(plan))
-    return extractor(texts)
+    return extractor(shard)
 
 
 class ShardExtractor:
@@ -211,10 +215,12 @@ class ShardExtractor:
         except UserError as error:  # a constructor's error would reach the user as Ray's traceback
             self.refusal = str(error)
 
-    def __call__(self, texts: pa.Table) -> pa.Table:
+    def __call__(self, shard: pa.Table) -> pa.Table:
         """One row, its ``report`` a JSON text: what was written, or why it was refused."""
         try:
-            report = {"refused": self.refusal} if self.refusal else self._extract(texts)
+            report = (
+                {"refused": self.refusal} if self.refusal else self._extract(**shard.to_pylist()[0])
+            )
         except UserError as error:
             report = {"refused": str(error)}
         return pa.table({"report": [json.dumps(report)]})
@@ -236,27 +242,27 @@ class ShardExtractor:
             context=plan.source.context_length,
         )
 
-    def _extract(self, texts: pa.Table) -> dict[str, Any]:
+    def _extract(self, shard: int, sequences: list[int], texts: list[str]) -> dict[str, Any]:
         from raysae.activations.capture import long_enough
 
-        source, number = self.plan.source, texts["shard"][0].as_py()
-        tokens = self.capturer.tokenize(texts["sequence"].to_numpy(), texts["text"].to_pylist())
+        source = self.plan.source
+        tokens = self.capturer.tokenize(sequences, texts)
         used = [row for row in tokens if long_enough(row, source.position_list)]
         split = {"validation": source.validation, "test": source.test}
         sites = []
         for site, rows in (self.capturer.rows(used, source.position_list) if used else {}).items():
-            shard = write_shard(self.plan.folder, site, number, rows, source.dtype, split)
+            written = write_shard(self.plan.folder, site, shard, rows, source.dtype, split)
             sites.append(
                 {
                     "site": asdict(site),
-                    "entry": shard.entry.model_dump(),
-                    "sum": shard.sum_D.tolist(),
-                    "square_sum": shard.square_sum,
+                    "entry": written.entry.model_dump(),
+                    "sum": written.sum_D.tolist(),
+                    "square_sum": written.square_sum,
                 }
             )
         full = sum(len(row.ids) == source.context_length for row in tokens)
         counts = {"used": len(used), "too_short": len(tokens) - len(used), "at_full_length": full}
-        return {"shard": number, "sites": sites, "counts": counts, "hashes": self.hashes}
+        return {"shard": shard, "sites": sites, "counts": counts, "hashes": self.hashes}
 
 
 def _manifest(plan: ExtractionPlan, texts: list[str], reports: list[dict[str, Any]]) -> Manifest:

@@ -149,7 +149,7 @@ def _store(checked: Preflight, placement: Placement) -> Store:
         def show(done: int, total: int, written: int) -> None:
             board.update(f"shard {done}", {"written": f"{written / 1e6:.1f} MB"}, 1.0)
 
-        return extract(plan, checked.texts, placement.workers, placement.gpus, show)
+        return extract(plan, checked.texts, placement, show)
 
 
 def _take_sweet_spot(run: RunFolder, selection: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -14,6 +13,7 @@ from raysae.activations.capture import Capturer, long_enough
 from raysae.activations.extraction import extract, plan_extraction
 from raysae.activations.models import load_model
 from raysae.activations.texts import read_texts
+from raysae.cluster.placement import Placement
 from raysae.config import SourceConfig, load_recipe
 from raysae.errors import UserError
 from raysae.pocket.problems import make_problem
@@ -42,7 +42,7 @@ def plain_outputs(model, module, ids):
 def test_rows_equal_a_plain_forward_pass(tiny_models, family, hookpoint):
     model, tokenizer = load_model(SourceConfig(model=str(tiny_models[family])))
     capturer = Capturer(model, tokenizer, hookpoint=hookpoint, layers=[0, 2], context=40)
-    tokens = capturer.tokenize(np.arange(12), TEXTS)
+    tokens = capturer.tokenize(range(12), TEXTS)
     rows = capturer.rows(tokens, [0, -2, "all"])
     blocks = model.transformer.h if family == "gpt2" else model.model.layers
     attention = "attn" if family == "gpt2" else "self_attn"
@@ -65,7 +65,7 @@ def test_rows_equal_a_plain_forward_pass(tiny_models, family, hookpoint):
 def test_positions_and_token_ids_are_what_they_say(tiny_models):
     model, tokenizer = load_model(SourceConfig(model=str(tiny_models["gpt2"])))
     capturer = Capturer(model, tokenizer, hookpoint="resid_post", layers=[1], context=64)
-    tokens = capturer.tokenize(np.arange(100, 112), TEXTS)
+    tokens = capturer.tokenize(range(100, 112), TEXTS)
     rows = capturer.rows(tokens, [2, -1, "all"])
     ids = [tokenizer(text)["input_ids"] for text in TEXTS]
     assert rows[Site(1, 2)].token_id.tolist() == [row[2] for row in ids]
@@ -83,7 +83,7 @@ def test_special_tokens_are_not_text(tiny_models):
         single="<|end|> $A", special_tokens=[("<|end|>", 0)]
     )
     capturer = Capturer(model, tokenizer, hookpoint="resid_post", layers=[0], context=64)
-    tokens = capturer.tokenize(np.arange(12), TEXTS)
+    tokens = capturer.tokenize(range(12), TEXTS)
     rows = capturer.rows(tokens, [0, "all"])
     assert set(rows[Site(0, 0)].token_index.tolist()) == {1}  # the first text token comes after BOS
     assert 0 not in rows[Site(0, "all")].token_id
@@ -103,7 +103,9 @@ def recipe_of(tmp_path, name, *overrides):
 
 def extracted(recipe, workers):
     plan = plan_extraction(recipe)
-    return extract(plan, read_texts(plan.source), workers, 0, lambda *_: None)
+    return extract(
+        plan, read_texts(plan.source), Placement(cpus=1, gpus=0, workers=workers), lambda *_: None
+    )
 
 
 def content(store):

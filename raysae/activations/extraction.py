@@ -7,6 +7,7 @@ whatever the number of workers. This module and ``shared`` are the only ones her
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from raysae.activations.reader import Store, open_store
 from raysae.activations.texts import fingerprint
 from raysae.activations.writer import WrittenShard, site_entry, write_shard
 from raysae.cluster.placement import Placement
+from raysae.cluster.session import stderr_held_back
 from raysae.cluster.worker import kept, prepare_worker
 from raysae.config import Recipe, SourceConfig
 from raysae.errors import UserError
@@ -163,18 +165,25 @@ def _run(
     dataset = ray.data.from_arrow(shards).map_batches(
         batch_size=1, batch_format="pyarrow", **_pool(plan, placement, len(shards))
     )
-    reports: list[dict[str, Any]] = []
     try:
-        for row in dataset.iter_rows():
-            reports.append(json.loads(row["report"]))
-            written = sum(site["entry"]["bytes"] for r in reports for site in r.get("sites", ()))
-            progress(len(reports), len(shards), written)
+        with stderr_held_back() if placement.gpus else nullcontext():
+            reports = _gathered(dataset, len(shards), progress)
     except ray.exceptions.RayTaskError as error:
         raise RuntimeError(f"extraction failed in a worker: {error.cause or error}") from error
     refused = [report["refused"] for report in reports if "refused" in report]
     if refused:
         raise UserError(refused[0])
     return sorted(reports, key=lambda report: report["shard"])
+
+
+def _gathered(dataset: Any, shards: int, progress: Progress) -> list[dict[str, Any]]:
+    """Each shard's report as it arrives."""
+    reports: list[dict[str, Any]] = []
+    for row in dataset.iter_rows():
+        reports.append(json.loads(row["report"]))
+        written = sum(site["entry"]["bytes"] for r in reports for site in r.get("sites", ()))
+        progress(len(reports), shards, written)
+    return reports
 
 
 def _pool(plan: ExtractionPlan, placement: Placement, shards: int) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def _start_ray(resources: ResourcesConfig, **options: Any) -> None:
     if not _home_is_writable() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # Ray guards a cluster by a token in the home folder; without one, by the environment
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with _stderr_held_back():
+    with stderr_held_back():
         ray.init(
             address="local",
             num_cpus=resources.cpus,
@@ -93,10 +93,11 @@ def _join_ray(address: str, **options: Any) -> None:
 
 
 @contextmanager
-def _stderr_held_back() -> Iterator[None]:
+def stderr_held_back() -> Iterator[None]:
     """Show what is written to stderr inside only if the block fails.
 
-    Ray's C++ core warns there, past every logging setting, that a machine has no network.
+    Ray's C++ core writes there, past every logging setting: that a machine has no network, that
+    Ray Data's actors take arguments from the object store.
     """
     sys.stderr.flush()
     kept = os.dup(2)

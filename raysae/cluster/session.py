@@ -149,7 +149,7 @@ def ray_session(resources: ResourcesConfig) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        _quiet_data()
+        _quiet_libraries()
         yield
         return
     address = resources.address or os.environ.get("RAY_ADDRESS")
@@ -158,7 +158,7 @@ def ray_session(resources: ResourcesConfig) -> Iterator[None]:
         _join_ray(address, **common)
     else:
         _start_ray(resources, **common)
-    _quiet_data()
+    _quiet_libraries()
     _leave_on_sigterm()
     try:
         yield
@@ -181,10 +181,11 @@ def _leave_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def _quiet_data() -> None:
+def _quiet_libraries() -> None:
     import ray
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost trial is told in our table

@@ -137,4 +137,6 @@ class _Watcher(tune.Callback):
             recorder.trial_progress(key, name, parameters, result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.board.update(f"trial {trial.config['trial']}", {"failed": "worker lost"}, 1.0)
+        number = trial.config["trial"]
+        self.board.update(f"trial {number}", {"failed": "worker lost"}, 1.0)
+        self.job.recorder.failed(f"trial/{number:03d}", f"trial {number}", "worker lost")

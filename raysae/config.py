@@ -247,7 +247,7 @@ class RecordsConfig(_Section):
     """The MLflow experiment."""
 
 
-QUICKSTART_TRAINING = TrainingConfig(epochs=15, batch_size=256, lr=3e-3)
+QUICKSTART_TRAINING = TrainingConfig(epochs=12, batch_size=256, lr=3e-3)
 
 
 class Recipe(_Section):

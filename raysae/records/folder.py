@@ -20,6 +20,8 @@ from raysae.files import read_json, write_json, write_text
 from raysae.sites import Site
 
 STAGES = ("extract", "sweep", "select", "atlas", "report")
+RESULTS = ("trials", "trials.parquet", "selection.json", "sweet_spot", "atlas", "report")
+"""What a run has earned; while none of it is there, another recipe may take the folder."""
 MACHINE_SECTIONS = ("resources", "records", "runs_dir")
 """Recipe sections that may change between two goes at one run: they do not touch its results."""
 
@@ -141,10 +143,11 @@ def open_run(recipe: Recipe) -> Iterator[RunFolder]:
     process is working on; nothing is changed then.
     """
     path = recipe.run_folder
-    if not (path / "config.yaml").exists() or _nothing_earned(path):
+    if not (path / "config.yaml").exists():
         _create(path, recipe)
-    else:
-        _refuse_other_recipe(path, recipe)
+    elif _difference(path, recipe):
+        _refuse_unless_empty(path, recipe)
+        _create(path, recipe)
     with _locked(path):
         yield RunFolder(path, recipe)
 
@@ -166,11 +169,6 @@ def read_recipe(path: Path) -> Recipe:
     return parse_recipe(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
 
 
-def _nothing_earned(path: Path) -> bool:
-    """Whether the run there ended before its first trial: then another may take its place."""
-    return not (path / "trials").exists() and not _is_locked(path)
-
-
 def _create(path: Path, recipe: Recipe) -> None:
     if path.exists() and any(path.iterdir()) and not (path / "config.yaml").exists():
         raise UserError(
@@ -183,17 +181,21 @@ def _create(path: Path, recipe: Recipe) -> None:
     write_text(path / "config.yaml", recipe.to_yaml())
 
 
-def _refuse_other_recipe(path: Path, recipe: Recipe) -> None:
+def _difference(path: Path, recipe: Recipe) -> str:
+    """How the recipe there differs from ``recipe``, a line each; empty when it does not."""
     there, wanted = _comparable(read_recipe(path)), _comparable(recipe)
-    if there != wanted:
-        lines = difflib.unified_diff(
-            there.to_yaml().splitlines(), wanted.to_yaml().splitlines(), "there", "asked for", n=0,
-            lineterm="",
-        )  # fmt: skip
-        diff = "\n".join(f"  {line}" for line in lines if not line.startswith(("@@", "---", "+++")))
+    lines = difflib.unified_diff(
+        there.to_yaml().splitlines(), wanted.to_yaml().splitlines(), n=0, lineterm=""
+    )
+    return "\n".join(f"  {line}" for line in lines if not line.startswith(("@@", "---", "+++")))
+
+
+def _refuse_unless_empty(path: Path, recipe: Recipe) -> None:
+    """Raise UserError unless the other run there came to nothing and nobody works on it."""
+    if any((path / name).exists() for name in RESULTS) or _is_locked(path):
         raise UserError(
             f"{path}: holds another run; take another name=NAME, or remove the folder "
-            f"(- there, + asked for):\n{diff}"
+            f"(- there, + asked for):\n{_difference(path, recipe)}"
         )
 
 

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all: written beside their place, flushed to disk, moved in."""
 
+import hashlib
 import json
 import math
 import os
@@ -62,6 +63,11 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path}: not valid JSON ({error}); the file was damaged or altered"
         ) from None
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _finite(value: Any) -> Any:

@@ -3,27 +3,30 @@
 import re
 from dataclasses import dataclass
 from functools import total_ordering
-from typing import Literal, cast
 
-Position = int | Literal["all"]
-"""A text token counted from 0, or from the end from -1; ``all`` pools every one."""
+Position = int | str
+"""A text token counted from 0, or from the end from -1; or the name of a pool of tokens: ``all``, or
+a pattern's name such as ``numbers``."""
 
 ALL = "all"
-FOLDER = re.compile(r"layer=(\d+)/position=(-?\d+|all)")
+POOL_NAME = r"[a-z][a-z0-9_]*"
+FOLDER = re.compile(rf"layer=(\d+)/position=(-?\d+|{POOL_NAME})")
 
 
 @total_ordering
 @dataclass(frozen=True)
 class Site:
     """One layer at one position. ``position`` counts text tokens from 0, or from the end from -1;
-    ``"all"`` pools every position."""
+    a name pools tokens: ``"all"`` every one, a pattern's name those that the pattern matches."""
 
     layer: int
     position: Position
 
     def __post_init__(self) -> None:
-        if isinstance(self.position, str) and self.position != ALL:
-            raise ValueError(f"position is {self.position!r}; a number or {ALL!r}")
+        if isinstance(self.position, str) and not re.fullmatch(POOL_NAME, self.position):
+            raise ValueError(
+                f"position is {self.position!r}; a number, {ALL!r}, or a pattern's name in lower case"
+            )
 
     @property
     def folder(self) -> str:
@@ -37,7 +40,7 @@ class Site:
         if not found:
             raise ValueError(f"{folder!r} is not a site's folder, such as layer=08/position=03")
         layer, position = found.groups()
-        return cls(int(layer), cast(Position, position if position == ALL else int(position)))
+        return cls(int(layer), int(position) if position.lstrip("-").isdigit() else position)
 
     def __str__(self) -> str:
         return f"layer {self.layer}, position {self.position}"
@@ -45,6 +48,8 @@ class Site:
     def __lt__(self, other: "Site") -> bool:
         return self._key() < other._key()
 
-    def _key(self) -> tuple[int, bool, int]:
-        pooled = isinstance(self.position, str)
-        return self.layer, pooled, 0 if isinstance(self.position, str) else self.position
+    def _key(self) -> tuple[int, bool, bool, int, str]:
+        """Numbers first, then patterns by name, ``all`` last."""
+        named = isinstance(self.position, str)
+        number, name = (0, str(self.position)) if named else (int(self.position), "")
+        return self.layer, named, name == ALL, number, name

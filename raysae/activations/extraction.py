@@ -26,7 +26,7 @@ from raysae.activations.manifest import (
 from raysae.activations.models import load_model, load_model_config, with_absolute_model
 from raysae.activations.reader import Store, open_store
 from raysae.activations.texts import fingerprint
-from raysae.activations.writer import WrittenShard, site_entry, write_shard
+from raysae.activations.writer import ShardFormat, WrittenShard, site_entry, write_shard
 from raysae.cluster.placement import Placement
 from raysae.cluster.session import stderr_held_back
 from raysae.cluster.worker import kept, prepare_worker
@@ -257,10 +257,10 @@ class ShardExtractor:
         source = self.plan.source
         tokens = self.capturer.tokenize(sequences, texts)
         used = [row for row in tokens if long_enough(row, source.position_list)]
-        split = {"validation": source.validation, "test": source.test}
+        form = ShardFormat(source.dtype, {"validation": source.validation, "test": source.test})
         sites = []
         for site, rows in (self.capturer.rows(used, source.position_list) if used else {}).items():
-            written = write_shard(self.plan.folder, site, shard, rows, source.dtype, split)
+            written = write_shard(self.plan.folder, site, shard, rows, form)
             sites.append(
                 {
                     "site": asdict(site),

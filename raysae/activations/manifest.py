@@ -13,8 +13,9 @@ from raysae.errors import UserError
 from raysae.files import read_json, write_json
 from raysae.sites import Position, Site
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
+SEQUENCES_FOLDER = "sequences"
 
 
 class _Record(BaseModel):
@@ -52,11 +53,25 @@ class SiteEntry(_Record):
     """Mean over rows of the squared norm."""
     total_variance: float
     """Mean over rows of the squared distance from ``mean``."""
+    dropped: int = 0
+    """Rows left out because they held NaN or infinite values."""
     shards: list[ShardEntry]
 
     @property
     def site(self) -> Site:
         return Site(self.layer, self.position)
+
+
+class SequencesEntry(_Record):
+    """One Parquet file of sequences: their texts and tokens, as the transformer read them."""
+
+    file: str
+    """Path relative to the store, such as ``sequences/part-00000.parquet``."""
+    sequences: int
+    tokens: int
+    """Tokens that the transformer read, special ones included, padding excluded."""
+    bytes: int
+    sha256: str
 
 
 class Manifest(_Record):
@@ -71,8 +86,14 @@ class Manifest(_Record):
     hookpoint: str
     dtype: Dtype
     d_in: int
+    context_length: int | None = None
+    """Tokens of a sequence, at most; null where the store's maker did not say."""
+    patterns: dict[str, str] = {}
+    """The regular expression behind each named position other than ``all``."""
     split: dict[str, float]
     """Shares of the sequences expected in ``validation`` and ``test``."""
+    sequences: list[SequencesEntry] = []
+    """Empty where the texts are not known: imported and synthetic stores."""
     sites: list[SiteEntry]
 
     def digest(self) -> str:
@@ -96,8 +117,7 @@ def read_manifest(store: Path) -> Manifest:
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{path}: format_version {version!r}; this raysae reads {FORMAT_VERSION}; "
-            "upgrade raysae or extract the store again"
+            f"{path}: format_version {version!r}; this raysae reads {FORMAT_VERSION}; {_way_out(version)}"
         )
     try:
         manifest = Manifest.model_validate(raw)
@@ -109,9 +129,15 @@ def read_manifest(store: Path) -> Manifest:
     return manifest
 
 
+def _way_out(version: Any) -> str:
+    newer = isinstance(version, int) and version > FORMAT_VERSION
+    return "upgrade raysae" if newer else "extract or import the store again"
+
+
 def _check_entries(path: Path, manifest: Manifest) -> None:
     sites = [str(entry.site) for entry in manifest.sites]
     files = [shard.file for entry in manifest.sites for shard in entry.shards]
+    files += [part.file for part in manifest.sequences]
     for kind, names in (("site", sites), ("shard", files)):
         twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
@@ -120,3 +146,6 @@ def _check_entries(path: Path, manifest: Manifest) -> None:
         for shard in entry.shards:
             if Path(shard.file).parent.as_posix() != entry.site.folder:
                 raise UserError(f"{path}: shard {shard.file!r} lies outside {entry.site.folder}/")
+    for part in manifest.sequences:
+        if Path(part.file).parent.as_posix() != SEQUENCES_FOLDER:
+            raise UserError(f"{path}: file {part.file!r} lies outside {SEQUENCES_FOLDER}/")

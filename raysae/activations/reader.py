@@ -1,21 +1,52 @@
-"""Reading a store: by site and split, zero-copy from Arrow to torch, without Ray."""
+"""Reading a store: by site and split, straight from its files to torch, without Ray.
 
-import hashlib
-from collections.abc import Iterator
+Shapes: N rows, D d_in.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysae.activations.manifest import Manifest, ShardEntry, SiteEntry, read_manifest
-from raysae.activations.schema import D_IN_KEY, DTYPE_KEY, to_torch
+from raysae.activations.manifest import (
+    Manifest,
+    SequencesEntry,
+    ShardEntry,
+    SiteEntry,
+    read_manifest,
+)
+from raysae.activations.pages import activation_runs
+from raysae.activations.schema import (
+    D_IN_KEY,
+    DTYPE_KEY,
+    ITEM_BYTES,
+    shard_schema,
+    to_torch,
+    torch_dtype,
+)
 from raysae.activations.splits import SPLITS
 from raysae.errors import UserError
+from raysae.files import sha256_of
 from raysae.sites import Position, Site
 
 if TYPE_CHECKING:  # a worker that only hands shards on need not import torch
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows of one split that lie in one piece: bytes of a file, or a row group to be decoded."""
+
+    shard: ShardEntry
+    group: int
+    rows: int
+    offset: int | None
+    """Where the rows' bytes start in the file; None when the row group must be decoded."""
 
 
 class Store:
@@ -36,7 +67,7 @@ class Store:
 
     @property
     def positions(self) -> list[Position]:
-        """Positions in order; ``"all"`` last."""
+        """Positions in order: numbers, then patterns, then ``"all"``."""
         return list(
             dict.fromkeys(site.position for site in sorted(Site(0, s.position) for s in self.sites))
         )
@@ -44,6 +75,11 @@ class Store:
     @property
     def d_in(self) -> int:
         return self.manifest.d_in
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one activation."""
+        return self.d_in * ITEM_BYTES[self.manifest.dtype]
 
     @property
     def digest(self) -> str:
@@ -71,32 +107,94 @@ class Store:
         return self._split(site, "test")
 
     def blocks(self, site: Site, split: str) -> "Iterator[Tensor]":
-        """The split's rows shard by shard, as read-only ``[rows, d_in]`` views of what was read."""
+        """The split's rows shard by shard, ``[rows, d_in]`` in the store's dtype."""
         for shard in self.entry(site).shards:
-            yield from to_torch(
-                self.read(shard, split, ["activation"])["activation"], self.manifest.dtype
-            )
+            if getattr(shard.rows, split):
+                self.check(shard)
+                yield self.rows(self.segments(shard, split))
+
+    def rows(self, segments: "list[Segment]") -> "Tensor":
+        """The rows of all ``segments`` in one tensor ``[rows, d_in]``, read without decoding."""
+        import torch
+
+        rows_ND = torch.empty(
+            sum(segment.rows for segment in segments), self.d_in,
+            dtype=torch_dtype(self.manifest.dtype),
+        )  # fmt: skip
+        start = 0
+        for segment in segments:
+            self.read_into(rows_ND[start : start + segment.rows], segment)
+            start += segment.rows
+        return rows_ND
+
+    def read_into(self, rows_ND: "Tensor", segment: Segment, first: int = 0) -> None:
+        """Fill ``rows_ND`` with rows of ``segment`` from its row ``first`` on."""
+        import torch
+
+        path = self.path / segment.shard.file
+        if segment.offset is None:
+            rows_ND.copy_(self._decoded(path, segment)[first : first + len(rows_ND)])
+            return
+        memory = memoryview(rows_ND.view(torch.uint8).numpy().data).cast("B")
+        at = segment.offset + first * self.row_bytes
+        with path.open("rb", buffering=0) as file:
+            while memory:
+                read = os.preadv(file.fileno(), [memory], at)
+                if not read:
+                    raise UserError(f"{path}: the file ends too early; it was truncated")
+                memory, at = memory[read:], at + read
+
+    def segments(self, shard: ShardEntry, split: str) -> list[Segment]:
+        """Where the rows of ``split`` lie in ``shard``, in order.
+
+        Raises UserError when the file is no readable shard of this store.
+        """
+        path = self.path / shard.file
+        with path.open("rb", buffering=0) as handle:
+            file = self._open(path)
+            runs = activation_runs(handle.fileno(), file.metadata)
+        groups = _groups_of(file.metadata, shard, split)
+        if runs is None:
+            return [Segment(shard, i, file.metadata.row_group(i).num_rows, None) for i in groups]
+        return [Segment(shard, i, run.rows, run.offset) for i in groups for run in runs[i]]
 
     def read(self, shard: ShardEntry, split: str, columns: list[str] | None = None) -> pa.Table:
-        """One split of one shard, checked against its checksum the first time it is read.
+        """One split of one shard as an Arrow table, checked the first time the shard is read.
 
         Raises UserError, naming the file, when the bytes are not those that were written.
         """
-        self._check_bytes(shard)
-        path = self.path / shard.file
-        try:
-            file = pq.ParquetFile(path)
-            groups = _groups_of(file, shard, split)
-            return file.read_row_groups(groups, columns=columns)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path}: not a readable Parquet file ({error})") from None
+        self.check(shard)
+        file = self._open(self.path / shard.file)
+        return file.read_row_groups(_groups_of(file.metadata, shard, split), columns=columns)
 
-    def verify(self) -> None:
-        """Check every shard's size, checksum and schema. Raises UserError at the first that fails."""
-        for entry in self.manifest.sites:
-            for shard in entry.shards:
-                self._check_bytes(shard)
-                self._check_schema(shard)
+    def sequences(self, part: SequencesEntry) -> pa.Table:
+        """One file of the store's sequences, checked the first time it is read."""
+        self.check(part)
+        return pq.read_table(self.path / part.file, partitioning=None)
+
+    def check(self, *files: ShardEntry | SequencesEntry) -> None:
+        """Compare files with their checksums, once each, several at a time.
+
+        Raises UserError, naming the file, when the bytes are not those that were written.
+        """
+        waiting = [file for file in files if file.file not in self._checked]
+        with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:
+            for file, found in zip(waiting, pool.map(self._checksum, waiting), strict=True):
+                if found != file.sha256:
+                    raise UserError(
+                        f"{self.path / file.file}: the file was altered after it was written "
+                        f"(sha256 {found[:12]}, the manifest has {file.sha256[:12]}); make the "
+                        "store again"
+                    )
+                self._checked.add(file.file)
+
+    def trust(self) -> "Store":
+        """This store with its checksums taken as checked: somebody did, a moment ago."""
+        self._checked.update(shard.file for entry in self.manifest.sites for shard in entry.shards)
+        return self
+
+    def _checksum(self, file: ShardEntry | SequencesEntry) -> str:
+        return sha256_of(self.path / file.file)
 
     def _split(self, site: Site, split: str) -> "Tensor":
         import torch
@@ -106,60 +204,79 @@ class Store:
             raise UserError(f"{self.path}: {site} has no {split} rows")
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
-    def _check_bytes(self, shard: ShardEntry) -> None:
-        if shard.file in self._checked:
-            return
-        with (self.path / shard.file).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != shard.sha256:
-            raise UserError(
-                f"{self.path / shard.file}: the file was altered after it was written (sha256 "
-                f"{found[:12]}, the manifest has {shard.sha256[:12]}); extract the store again"
-            )
-        self._checked.add(shard.file)
+    def _decoded(self, path: Path, segment: Segment) -> "Tensor":
+        import torch
 
-    def _check_schema(self, shard: ShardEntry) -> None:
-        metadata = pq.read_schema(self.path / shard.file).metadata or {}
+        table = self._open(path).read_row_group(segment.group, columns=["activation"])
+        return torch.cat(to_torch(table["activation"], self.manifest.dtype))
+
+    def _open(self, path: Path) -> pq.ParquetFile:
+        try:
+            file = pq.ParquetFile(path)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path}: not a readable Parquet file ({error})") from None
+        self._check_schema(path, file.schema_arrow)
+        return file
+
+    def _check_schema(self, path: Path, schema: pa.Schema) -> None:
+        metadata = schema.metadata or {}
         found = metadata.get(DTYPE_KEY, b"?").decode(), metadata.get(D_IN_KEY, b"?").decode()
         expected = self.manifest.dtype, str(self.manifest.d_in)
         if found != expected:
             raise UserError(
-                f"{self.path / shard.file}: holds {found[0]} rows of d_in {found[1]}; "
+                f"{path}: holds {found[0]} rows of d_in {found[1]}; "
                 f"the store is {expected[0]}, d_in {expected[1]}"
+            )
+        wanted = shard_schema(self.manifest.dtype, self.d_in)
+        if not schema.equals(wanted):
+            raise UserError(
+                f"{path}: its columns are {_columns(schema)}; expected {_columns(wanted)}"
             )
 
 
 def open_store(path: str | Path) -> Store:
-    """Open a store, checking that its manifest is sound and every shard is there and whole in size.
+    """Open a store, checking that its manifest is sound and every file is there and whole in size.
 
     Raises UserError, naming the file, when something is missing or truncated.
     """
     path = Path(path)
     manifest = read_manifest(path)
-    for entry in manifest.sites:
-        for shard in entry.shards:
-            _check_size(path / shard.file, shard.bytes)
+    for file in files_of(manifest):
+        _check_size(path / file.file, file.bytes)
     return Store(path, manifest)
+
+
+def files_of(manifest: Manifest) -> Iterable[ShardEntry | SequencesEntry]:
+    """Every file that the manifest lists."""
+    for entry in manifest.sites:
+        yield from entry.shards
+    yield from manifest.sequences
 
 
 def _check_size(path: Path, expected: int) -> None:
     if not path.is_file():
-        raise UserError(f"{path}: missing, though the manifest lists it; extract the store again")
+        raise UserError(f"{path}: missing, though the manifest lists it; make the store again")
     found = path.stat().st_size
     if found != expected:
         raise UserError(
             f"{path}: {found} bytes, the manifest has {expected}: the shard is truncated or "
-            "altered; extract the store again"
+            "altered; make the store again"
         )
 
 
-def _groups_of(file: pq.ParquetFile, shard: ShardEntry, split: str) -> list[int]:
+def _groups_of(metadata: pq.FileMetaData, shard: ShardEntry, split: str) -> list[int]:
     """The row groups that hold ``split``: a shard's rows are ordered by split, group by group."""
     start = sum(getattr(shard.rows, name) for name in SPLITS[: SPLITS.index(split)])
     end = start + getattr(shard.rows, split)
     groups, row = [], 0
-    for number in range(file.metadata.num_row_groups):
+    for number in range(metadata.num_row_groups):
         if start <= row < end:
             groups.append(number)
-        row += file.metadata.row_group(number).num_rows
+        row += metadata.row_group(number).num_rows
     return groups
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(
+        f"{field.name} {field.type}{' or null' if field.nullable else ''}" for field in schema
+    )

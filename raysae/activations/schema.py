@@ -33,6 +33,21 @@ def shard_schema(dtype: str, d_in: int) -> pa.Schema:
     )
 
 
+SEQUENCES_SCHEMA = pa.schema(
+    [
+        pa.field("sequence", pa.int64(), nullable=False),
+        pa.field("documents", pa.list_(pa.int64()), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("token_id", pa.list_(pa.int32()), nullable=False),
+        pa.field("token_start", pa.list_(pa.int32()), nullable=False),
+        pa.field("token_end", pa.list_(pa.int32()), nullable=False),
+        pa.field("is_text", pa.list_(pa.bool_()), nullable=False),
+        pa.field("patterns", pa.list_(pa.int32()), nullable=False),
+    ]
+)
+"""The columns of ``sequences/part-*.parquet``: a row a sequence, in its lists an item a token."""
+
+
 def torch_dtype(dtype: str) -> "torch.dtype":
     import torch
 

@@ -4,6 +4,7 @@ A row is a sum of unit-norm atoms, each present with probability p and magnitude
 [0.5, 1.5], after the toy models of Elhage et al. 2022 and Sharkey et al. 2022.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from raysae.activations.manifest import Manifest
 from raysae.activations.schema import Dtype
 from raysae.activations.writer import write_store
 from raysae.files import replacing
-from raysae.sites import Site
+from raysae.sites import ALL, Site
 
 TRUTH_FILE = "truth.safetensors"
+PART_ROWS = 65_536
 ATOMS_STREAM, ROWS_STREAM = 0, 1
 """Separate random streams, none of them torch's: no SAE can start from the truth by sharing a seed."""
 
@@ -42,12 +44,18 @@ class SuperpositionWorld:
         atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
         return torch.from_numpy(atoms).float()
 
-    def rows(self, count: int, part: int = 0) -> Tensor:
-        """``count`` activations ``[count, d_in]``; each ``part`` is an independent draw."""
-        random = self._random(ROWS_STREAM, part)
+    def rows(self, count: int, *part: int) -> Tensor:
+        """``count`` activations ``[count, d_in]``; each ``part`` (default 0) is drawn anew."""
+        random = self._random(ROWS_STREAM, *(part or (0,)))
         present = random.random((count, self.atoms)) < self.p
         magnitude = random.uniform(0.5, 1.5, (count, self.atoms))
         return torch.from_numpy(present * magnitude).float() @ self.truth()
+
+    def stream(self, count: int, layer: int) -> Iterator[Tensor]:
+        """``count`` activations of one layer, in parts of at most ``PART_ROWS`` rows."""
+        for number, start in enumerate(range(0, count, PART_ROWS)):
+            part = (layer, number) if number else (layer,)
+            yield self.rows(min(PART_ROWS, count - start), *part)
 
     def _random(self, *stream: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *stream])
@@ -59,7 +67,7 @@ def write_synthetic_store(
     rows: int,
     *,
     sites: int = 1,
-    shards: int = 1,
+    shard_rows: int | None = None,
     dtype: Dtype = "float32",
     validation: float = 0.1,
     test: float = 0.1,
@@ -71,9 +79,9 @@ def write_synthetic_store(
     """
     manifest = write_store(
         folder,
-        {Site(layer, "all"): world.rows(rows, layer) for layer in range(sites)},
+        {Site(layer, ALL): world.stream(rows, layer) for layer in range(sites)},
         provenance="synthetic", source={"world": asdict(world), "rows": rows}, dtype=dtype,
-        split={"validation": validation, "test": test}, shards=shards,
+        split={"validation": validation, "test": test}, shard_rows=shard_rows,
     )  # fmt: skip
     with replacing(folder / TRUTH_FILE) as temporary:
         save_file({"atoms": world.truth()}, temporary)

@@ -3,7 +3,6 @@
 Shapes: N rows, D d_in.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,28 +17,80 @@ from torch import Tensor
 
 from raysae.activations.manifest import (
     FORMAT_VERSION,
+    MANIFEST_FILE,
+    SEQUENCES_FOLDER,
     Manifest,
+    SequencesEntry,
     ShardEntry,
     SiteEntry,
     SplitRows,
 )
-from raysae.activations.schema import Dtype, shard_schema, to_arrow, torch_dtype
+from raysae.activations.schema import (
+    ITEM_BYTES,
+    SEQUENCES_SCHEMA,
+    Dtype,
+    shard_schema,
+    to_arrow,
+    torch_dtype,
+)
 from raysae.activations.splits import SPLITS, split_of
 from raysae.errors import UserError
-from raysae.files import replacing
+from raysae.files import replacing, sha256_of
 from raysae.sites import Site
 
 ROW_GROUP_BYTES = 32 * 2**20
+SHARD_BYTES = 256 * 2**20
+"""How large a shard of one site may grow by default."""
+STATISTICS_ROWS = 16_384
+"""Rows summed at a time: fixed, so that the same rows give the same sums to the bit."""
+WHOLE_PAGE = 2**30
+
+NonFinite = Literal["refuse", "drop"]
+"""What becomes of rows with NaN or infinite values."""
 
 
 @dataclass(frozen=True)
 class SiteRows:
-    """The rows of one shard: activations ``[N, D]`` (any float dtype) and where each came from."""
+    """Rows of a site: activations ``[N, D]`` (any float dtype) and where each came from."""
 
     activation_ND: Tensor
     sequence: NDArray[np.int64]
     token_index: NDArray[np.int32]
     token_id: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.activation_ND)
+
+    def take(self, index: NDArray[Any]) -> "SiteRows":
+        """The rows at ``index`` (numbers or a mask), in that order."""
+        return SiteRows(
+            self.activation_ND[torch.from_numpy(index)],
+            self.sequence[index],
+            self.token_index[index],
+            self.token_id[index],
+        )
+
+    @classmethod
+    def joined(cls, parts: "list[SiteRows]") -> "SiteRows":
+        return cls(
+            torch.cat([part.activation_ND for part in parts]),
+            *(
+                np.concatenate([getattr(part, name) for part in parts])
+                for name in ("sequence", "token_index", "token_id")
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class ShardFormat:
+    """How every shard of a store is written."""
+
+    dtype: Dtype
+    split: Mapping[str, float]
+    """Shares of the sequences in ``validation`` and ``test``."""
+    seed: int = 0
+    """The order of the rows within a shard."""
+    non_finite: NonFinite = "refuse"
 
 
 @dataclass(frozen=True)
@@ -49,40 +100,50 @@ class WrittenShard:
     entry: ShardEntry
     sum_D: NDArray[np.float64]
     square_sum: float
+    dropped: int = 0
 
 
 def write_shard(
-    store: Path, site: Site, number: int, rows: SiteRows, dtype: str, split: Mapping[str, float]
+    store: Path, site: Site, number: int, rows: SiteRows, form: ShardFormat
 ) -> WrittenShard:
-    """Write one shard, its rows ordered train, validation, test, and measure it.
+    """Write one shard, its rows ordered train, validation, test and shuffled within, and measure it.
 
-    Raises UserError when a value is not finite or ``dtype`` cannot hold it.
+    The shuffle depends on the seed, the shard's number and the number of rows alone, so the rows of
+    all layers stay aligned. Raises UserError when a value is not finite or the dtype cannot hold it.
     """
-    stored_ND = _to_storage(rows.activation_ND, dtype, site)
-    code = split_of(rows.sequence, split["validation"], split["test"])
-    order = np.argsort(code, kind="stable")
+    usable = _usable(rows, form, site)
+    stored_ND = to_storage(usable.activation_ND, form.dtype, site)
+    code = split_of(usable.sequence, form.split["validation"], form.split["test"])
+    shuffled = np.random.default_rng([form.seed, number]).permutation(len(code))
+    order = shuffled[np.argsort(code[shuffled], kind="stable")]
     counts = np.bincount(code, minlength=len(SPLITS)).tolist()
+    stored_ND = stored_ND[torch.from_numpy(order)]
     table = pa.table(
         [
-            to_arrow(stored_ND[torch.from_numpy(order)]),
-            pa.array(rows.sequence[order]),
-            pa.array(rows.token_index[order]),
-            pa.array(rows.token_id[order]),
+            to_arrow(stored_ND),
+            pa.array(usable.sequence[order]),
+            pa.array(usable.token_index[order]),
+            pa.array(usable.token_id[order]),
         ],
-        schema=shard_schema(dtype, stored_ND.shape[1]),
+        schema=shard_schema(form.dtype, stored_ND.shape[1]),
     )
     name = f"{site.folder}/part-{number:05d}.parquet"
     with replacing(store / name) as temporary:
         _write_table(table, counts, temporary)
-        content = temporary.read_bytes()
-    entry = ShardEntry(
-        file=name,
-        rows=SplitRows(**dict(zip(SPLITS, counts, strict=True))),
-        bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
-    )
-    exact_ND = stored_ND.double()
-    return WrittenShard(entry, exact_ND.sum(dim=0).numpy(), float(exact_ND.square().sum()))
+        size, checksum = temporary.stat().st_size, sha256_of(temporary)
+    split_rows = SplitRows(**dict(zip(SPLITS, counts, strict=True)))
+    entry = ShardEntry(file=name, rows=split_rows, bytes=size, sha256=checksum)
+    return WrittenShard(entry, *row_sums(stored_ND), len(rows) - len(usable))
+
+
+def row_sums(rows_ND: Tensor) -> tuple[NDArray[np.float64], float]:
+    """The sum of the rows ``[D]`` and the sum of their squared norms, in float64."""
+    sum_D, square_sum = np.zeros(rows_ND.shape[1]), 0.0
+    for part_ND in rows_ND.split(STATISTICS_ROWS):
+        exact_ND = part_ND.double()
+        sum_D += exact_ND.sum(dim=0).numpy()
+        square_sum += float(exact_ND.square().sum())
+    return sum_D, square_sum
 
 
 def site_entry(site: Site, shards: list[WrittenShard]) -> SiteEntry:
@@ -98,30 +159,82 @@ def site_entry(site: Site, shards: list[WrittenShard]) -> SiteEntry:
         mean=np.asarray(mean_D).tolist(),
         mean_square_norm=square,
         total_variance=max(square - float(np.square(mean_D).sum()), 0.0),
+        dropped=sum(shard.dropped for shard in shards),
         shards=[shard.entry for shard in shards],
     )
 
 
+def write_sequences(store: Path, number: int, table: pa.Table) -> SequencesEntry:
+    """Write one file of sequences (``SEQUENCES_SCHEMA``); its manifest entry."""
+    name = f"{SEQUENCES_FOLDER}/part-{number:05d}.parquet"
+    with replacing(store / name) as temporary:
+        pq.write_table(table.cast(SEQUENCES_SCHEMA), temporary, compression="zstd")
+        size, checksum = temporary.stat().st_size, sha256_of(temporary)
+    tokens = len(table["token_id"].combine_chunks().flatten())
+    return SequencesEntry(
+        file=name, sequences=len(table), tokens=tokens, bytes=size, sha256=checksum
+    )
+
+
+class SiteWriter:
+    """Writes a site shard by shard from rows that arrive a few at a time; holds one shard at most."""
+
+    def __init__(self, store: Path, site: Site, form: ShardFormat, shard_rows: int | None = None):
+        self.store, self.site, self.form, self.shard_rows = store, site, form, shard_rows
+        self._waiting: list[SiteRows] = []
+        self._written: list[WrittenShard] = []
+
+    def add(self, rows: SiteRows) -> None:
+        """Take more rows. Raises UserError as ``write_shard`` does."""
+        self._waiting.append(rows)
+        limit = self.shard_rows or self._fitting(rows.activation_ND.shape[1])
+        while (waiting := sum(map(len, self._waiting))) >= limit:
+            joined = SiteRows.joined(self._waiting)
+            self._waiting = [joined.take(np.arange(limit, waiting))]
+            self._write(joined.take(np.arange(limit)))
+
+    def finish(self) -> SiteEntry:
+        """Write what is left; the site's manifest entry."""
+        if sum(map(len, self._waiting)):
+            self._write(SiteRows.joined(self._waiting))
+        self._waiting = []
+        return site_entry(self.site, self._written)
+
+    def _fitting(self, d_in: int) -> int:
+        return max(SHARD_BYTES // (d_in * ITEM_BYTES[self.form.dtype]), 1)
+
+    def _write(self, rows: SiteRows) -> None:
+        self._written.append(
+            write_shard(self.store, self.site, len(self._written), rows, self.form)
+        )
+
+
 def write_store(
     store: Path,
-    sites: Mapping[Site, Tensor],
+    sites: Mapping[Site, Tensor | Iterable[Tensor]],
     *,
     provenance: Literal["imported", "synthetic"],
     source: dict[str, Any],
     dtype: Dtype = "float32",
     split: Mapping[str, float],
-    shards: int = 1,
+    shard_rows: int | None = None,
 ) -> Manifest:
-    """Write a store from rows ``[N, D]`` in memory, one sequence a row, one row order for all sites.
+    """Write a store from rows ``[N, D]``, or from parts of them, one sequence a row, the same row
+    order for all sites.
 
     Raises UserError when the folder holds a store already.
     """
-    if (store / "manifest.json").exists():
-        raise UserError(f"{store}: holds a store already; name another folder or remove it")
-    entries = [
-        site_entry(site, list(_write_parts(store, site, rows_ND, dtype, split, shards)))
-        for site, rows_ND in sorted(sites.items())
-    ]
+    refuse_existing(store)
+    form = ShardFormat(dtype, split)
+    entries = []
+    for site, rows in sorted(sites.items()):
+        writer, start = SiteWriter(store, site, form, shard_rows), 0
+        for part_ND in [rows] if isinstance(rows, Tensor) else rows:
+            zeros = np.zeros(len(part_ND), dtype=np.int32)
+            sequence = np.arange(start, start + len(part_ND))
+            writer.add(SiteRows(part_ND, sequence, zeros, zeros))
+            start += len(part_ND)
+        entries.append(writer.finish())
     manifest = Manifest(
         format_version=FORMAT_VERSION, provenance=provenance, source=source, model=None,
         dataset=None, hookpoint="none", dtype=dtype, d_in=len(entries[0].mean),
@@ -131,32 +244,37 @@ def write_store(
     return manifest
 
 
-def _write_parts(
-    store: Path, site: Site, rows_ND: Tensor, dtype: str, split: Mapping[str, float], shards: int
-) -> Iterable[WrittenShard]:
-    for number, sequence in enumerate(np.array_split(np.arange(len(rows_ND)), shards)):
-        zeros = np.zeros(len(sequence), dtype=np.int32)
-        rows = SiteRows(rows_ND[torch.from_numpy(sequence)], sequence, zeros, zeros)
-        yield write_shard(store, site, number, rows, dtype, split)
+def refuse_existing(store: Path) -> None:
+    """Raise UserError when the folder holds a store already."""
+    if (store / MANIFEST_FILE).exists():
+        raise UserError(f"{store}: holds a store already; name another folder or remove it")
 
 
-def _to_storage(activation_ND: Tensor, dtype: str, site: Site) -> Tensor:
-    finite_N = activation_ND.isfinite().all(dim=1)
-    if not bool(finite_N.all()):
-        bad = (~finite_N).nonzero().squeeze(1)
-        raise UserError(
-            f"{site}: {len(bad)} of {len(finite_N)} rows hold NaN or infinite values (first: row "
-            f"{int(bad[0])} of the shard); the model's own forward pass overflows there, "
-            "so load it in a wider dtype"
-        )
+def to_storage(activation_ND: Tensor, dtype: str, site: Site) -> Tensor:
+    """The rows in the store's dtype. Raises UserError when a value is too large for it."""
     largest = float(activation_ND.abs().max()) if activation_ND.numel() else 0.0
     limit = torch.finfo(torch_dtype(dtype)).max
-    if largest > limit:
+    if largest > limit and largest != float("inf"):  # what is infinite already is told of elsewhere
         raise UserError(
             f"{site}: an activation reaches {largest:.4g}, above {dtype}'s largest value "
-            f"{limit:.4g}; set source.dtype=bfloat16 or source.dtype=float32"
+            f"{limit:.4g}; set dtype to bfloat16 or float32 (source.dtype=bfloat16)"
         )
     return activation_ND.to(torch_dtype(dtype))
+
+
+def _usable(rows: SiteRows, form: ShardFormat, site: Site) -> SiteRows:
+    """The rows without those that are not finite; UserError when such rows are to be refused."""
+    finite_N = rows.activation_ND.isfinite().all(dim=1).numpy()
+    if finite_N.all():
+        return rows
+    if form.non_finite == "drop":
+        return rows.take(finite_N)
+    first = int(np.flatnonzero(~finite_N)[0])
+    raise UserError(
+        f"{site}: {(~finite_N).sum()} of {len(finite_N)} rows hold NaN or infinite values (first: "
+        f"sequence {rows.sequence[first]}, token {rows.token_index[first]}); find out why, or leave "
+        "such rows out (source.non_finite=drop; --non-finite drop on import)"
+    )
 
 
 def _write_table(table: pa.Table, counts: list[int], path: Path) -> None:
@@ -164,8 +282,9 @@ def _write_table(table: pa.Table, counts: list[int], path: Path) -> None:
     width = table.schema.field("activation").type.byte_width
     group_rows = max(ROW_GROUP_BYTES // width, 1)
     with pq.ParquetWriter(
-        path, table.schema, compression="none", use_dictionary=False, write_statistics=False
-    ) as writer:
+        path, table.schema, compression="none", use_dictionary=False, write_statistics=False,
+        data_page_size=WHOLE_PAGE,
+    ) as writer:  # fmt: skip
         start = 0
         for count in counts:
             if count:

@@ -15,7 +15,7 @@ SITE = Site(0, "all")
 
 
 def test_shared_rows_are_the_stores(connected_ray, tmp_path):
-    write_synthetic_store(tmp_path / "s", SuperpositionWorld(d_in=8, atoms=16), 500, shards=3)
+    write_synthetic_store(tmp_path / "s", SuperpositionWorld(d_in=8, atoms=16), 500, shard_rows=167)
     store = raysae.open_store(tmp_path / "s")
     shared = share_site(store, SITE)
     assert len(shared.tensors("train")) == 3

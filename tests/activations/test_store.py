@@ -10,6 +10,7 @@ import torch
 
 import raysae
 from raysae.activations import Site
+from raysae.activations.reader import files_of
 from raysae.activations.splits import split_of
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.activations.writer import write_store
@@ -26,7 +27,7 @@ def dtype(request):
 @pytest.fixture
 def world_store(tmp_path):
     write_synthetic_store(
-        tmp_path / "s", SuperpositionWorld(d_in=8, atoms=16), 500, sites=2, shards=3
+        tmp_path / "s", SuperpositionWorld(d_in=8, atoms=16), 500, sites=2, shard_rows=167
     )
     return tmp_path / "s"
 
@@ -35,7 +36,7 @@ def test_rows_come_back_bit_for_bit(tmp_path, dtype):
     rows = torch.randn(300, 12).to(getattr(torch, dtype))
     write_store(
         tmp_path / "s", {Site(0, "all"): rows}, provenance="imported", source={}, dtype=dtype,
-        split=SPLIT, shards=4,
+        split=SPLIT, shard_rows=75,
     )  # fmt: skip
     store = raysae.open_store(tmp_path / "s")
     site = store.sites[0]
@@ -61,7 +62,9 @@ def test_a_sequence_is_in_one_split_whatever_the_shards(tmp_path):
     found = []
     for shards in (1, 5):
         folder = tmp_path / str(shards)
-        write_synthetic_store(folder, SuperpositionWorld(d_in=4, atoms=4), 400, shards=shards)
+        write_synthetic_store(
+            folder, SuperpositionWorld(d_in=4, atoms=4), 400, shard_rows=400 // shards
+        )
         store = raysae.open_store(folder)
         found.append(
             {
@@ -162,7 +165,7 @@ def break_json(store):
         (truncate, "truncated"),
         (remove_shard, "missing"),
         (flip_byte, "altered"),
-        (newer_format, "format_version 9"),
+        (newer_format, "format_version 9; this raysae reads 2; upgrade raysae"),
         (list_twice, "listed twice"),
         (escape, "outside"),
         (break_json, "JSON"),
@@ -171,7 +174,8 @@ def break_json(store):
 def test_damage_is_found_and_named(world_store, damage, words):
     damage(world_store)
     with pytest.raises(UserError, match=words):
-        raysae.open_store(world_store).verify()
+        store = raysae.open_store(world_store)
+        store.check(*files_of(store.manifest))
 
 
 def test_altered_bytes_are_found_on_reading_too(world_store):
@@ -183,7 +187,11 @@ def test_altered_bytes_are_found_on_reading_too(world_store):
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [(1e6, "source.dtype=bfloat16"), (float("nan"), "NaN or infinite")]
+    ("value", "words"),
+    [
+        (1e6, "set dtype to bfloat16"),
+        (float("nan"), "NaN or infinite values .first: sequence 3, token 0"),
+    ],
 )
 def test_values_that_the_dtype_cannot_hold_are_refused(tmp_path, value, words):
     rows = torch.zeros(20, 4)

@@ -5,7 +5,12 @@ from importlib import import_module
 
 from raysae.cli import REFUSED, run_command
 
-VERBS = {"sweep": "raysae.sweep.command", "report": "raysae.report.command"}
+VERBS = {
+    "extract": "raysae.activations.extraction.command",
+    "sweep": "raysae.sweep.command",
+    "report": "raysae.report.command",
+    "store": "raysae.activations.store_command",
+}
 
 
 def main() -> int:

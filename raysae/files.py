@@ -1,10 +1,12 @@
 """Files that appear whole or not at all: written beside their place, flushed to disk, moved in."""
 
+import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +65,39 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path}: not valid JSON ({error}); the file was damaged or altered"
         ) from None
+
+
+@contextmanager
+def locked(file: Path, what: str, otherwise: str) -> Iterator[None]:
+    """Hold the lock ``file`` for the block.
+
+    Raises UserError, saying who works on ``what`` and what to do, when another process holds it.
+    """
+    with file.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"{file.parent}: {lock.read().strip() or 'another process'} is working on {what}; "
+                f"wait for it, stop it, or {otherwise}"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder and all in it, when it is there."""
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what a killed process left half written below ``folder``."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -9,6 +9,14 @@ Position = int | str
 a pattern's name such as ``numbers``."""
 
 ALL = "all"
+PATTERNS = {
+    "numbers": r"\d+(?:[.,]\d+)*",
+    "operators": r"[-+*/=×÷<>^%]",
+    "answer": r"####\s*(.+)",
+}
+"""Patterns that every recipe knows. A token is at such a position when it shares a character with a
+match, or with the first group's match where the pattern has one."""
+
 POOL_NAME = r"[a-z][a-z0-9_]*"
 FOLDER = re.compile(rf"layer=(\d+)/position=(-?\d+|{POOL_NAME})")
 

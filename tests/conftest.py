@@ -47,27 +47,43 @@ def small_run(connected_ray, tmp_path_factory):
     return raysae.sweep({**SMALL, "runs_dir": str(folder / "runs"), "store": str(folder / "store")})
 
 
+SIZE = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+GROUPED = {**SIZE, "num_key_value_heads": 1}
+HEADED = {**GROUPED, "head_dim": 16}
+FAMILIES = {
+    "gpt2": ("GPT2", "LMHeadModel", {"n_embd": 32, "n_layer": 3, "n_head": 2, "n_positions": 64}),
+    "gpt_neox": ("GPTNeoX", "ForCausalLM", SIZE),
+    "llama": ("Llama", "ForCausalLM", GROUPED),
+    "mistral": ("Mistral", "ForCausalLM", GROUPED),
+    "qwen2": ("Qwen2", "ForCausalLM", GROUPED),
+    "qwen3": ("Qwen3", "ForCausalLM", HEADED),
+    "gemma": ("Gemma", "ForCausalLM", HEADED),
+    "gemma2": ("Gemma2", "ForCausalLM", {**HEADED, "query_pre_attn_scalar": 16}),
+    "gemma3": ("Gemma3", "ForCausalLM", {**HEADED, "query_pre_attn_scalar": 16}),
+    "phi": ("Phi", "ForCausalLM", SIZE),
+    "phi3": ("Phi3", "ForCausalLM", {**GROUPED, "pad_token_id": 0}),
+    "bert": ("Bert", "ForMaskedLM", SIZE),
+}
+"""Names of families with their classes' prefix and suffix and the size of a tiny instance."""
+
+
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory):
-    """Folders of small random models of two families, with the pocket tokenizer, by name."""
+    """Folders of small random models of every family, with the pocket tokenizer, by name."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    import transformers
 
     from raysae.pocket.tokenizer import build_tokenizer
 
     folder, tokenizer = tmp_path_factory.mktemp("models"), build_tokenizer(64)
-    size = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0}
+    common = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0}
     torch.manual_seed(0)
-    models = {
-        "gpt2": GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=64, **size)),
-        "llama": LlamaForCausalLM(
-            LlamaConfig(
-                hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
-                num_key_value_heads=1, max_position_embeddings=64, **size,
-            )
-        ),
-    }  # fmt: skip
-    for name, model in models.items():
-        model.save_pretrained(folder / name)
+    for name, (prefix, suffix, size) in FAMILIES.items():
+        prefix_of_config = {"Gemma3": "Gemma3Text"}.get(prefix, prefix)
+        config = getattr(transformers, f"{prefix_of_config}Config")(**common, **size)
+        getattr(transformers, prefix + suffix)(config).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    return {name: folder / name for name in models}
+    return {name: folder / name for name in FAMILIES}

@@ -49,3 +49,12 @@ def place(resources: ResourcesConfig) -> Placement:
         per_gpu = math.floor(1 / share + 1e-9) if share <= 1 else 1 / math.ceil(share)
         fit = min(fit, math.floor(gpus * per_gpu + 1e-9))
     return Placement(resources.cpus_per_trial, share, min(fit, resources.max_concurrent or fit))
+
+
+def place_extraction(resources: ResourcesConfig) -> Placement:
+    """Workers of an extraction: one whole GPU each where Ray has any and they are not given up by
+    ``gpus_per_trial=0``, else CPUs. Raises UserError when not even one fits."""
+    import ray
+
+    gpus = ray.cluster_resources().get("GPU", 0.0) >= 1 and resources.gpus_per_trial != 0
+    return place(resources.model_copy(update={"gpus_per_trial": 1 if gpus else 0}))

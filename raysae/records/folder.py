@@ -1,22 +1,19 @@
 """The run folder: what a run wrote, how far it came, and who may write to it."""
 
 import difflib
-import fcntl
 import hashlib
 import json
-import os
-import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import raysae
 from raysae.config import Recipe, parse_recipe
 from raysae.errors import UserError
-from raysae.files import read_json, write_json, write_text
+from raysae.files import locked, read_json, write_json, write_text
 from raysae.sites import Site
 
 STAGES = ("extract", "sweep", "select", "atlas", "report")
@@ -217,18 +214,5 @@ def _is_locked(path: Path) -> bool:
         return True
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with (path / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UserError(
-                f"{path}: {lock.read().strip() or 'another process'} is working on this run; "
-                "wait for it, stop it, or take another name=NAME"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        yield
+def _locked(path: Path) -> AbstractContextManager[None]:
+    return locked(path / ".lock", "this run", "take another name=NAME")

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from raysae.activations import Site, Store, open_store
-from raysae.activations.extraction import ExtractionPlan, existing_store, plan_extraction
-from raysae.activations.texts import read_texts
+from raysae.activations.extraction.plan import ExtractionPlan, existing_store, plan_extraction
+from raysae.activations.extraction.sequences import peek
 from raysae.atlas.training import atlas_sites
 from raysae.cluster.session import check_address, check_dashboard
 from raysae.config import Recipe
@@ -21,7 +21,6 @@ class Preflight:
 
     store: Store | None
     plan: ExtractionPlan | None
-    texts: list[str]
     site: Site
 
 
@@ -37,12 +36,13 @@ def preflight(recipe: Recipe) -> Preflight:
         store.entry(site)
         check_site(store, site)
         atlas_sites(store, recipe.atlas.layers, recipe.atlas.positions)
-        return Preflight(store, None, [], site)
+        return Preflight(store, None, site)
     assert plan is not None
     site = recipe.site_of(plan.layers, plan.positions)
     for wanted in (site, *_atlas_sites_of_plan(recipe, plan)):
         _check_in_plan(plan, wanted)
-    return Preflight(None, plan, read_texts(plan.source), site)
+    peek(plan)
+    return Preflight(None, plan, site)
 
 
 def _atlas_sites_of_plan(recipe: Recipe, plan: ExtractionPlan) -> list[Site]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from raysae.activations import Store
-from raysae.activations.extraction import extract
+from raysae.activations.extraction.command import extract_with
 from raysae.atlas.training import AtlasJob, atlas_sites, train_atlas
-from raysae.board import Board, console
+from raysae.board import console
 from raysae.cluster.placement import Placement, place
 from raysae.cluster.session import dashboard_url, ray_session
 from raysae.config import Recipe, load_recipe, parse_recipe
@@ -112,7 +112,7 @@ def _run_stages(result: SweepResult, checked: Preflight, recorder: Recorder) -> 
     run, placement = result.run, place(result.run.recipe.resources)
     _say(f"Ray: {placement}" + (f"; dashboard {url}" if (url := dashboard_url()) else ""))
     with run.stage("extract"):
-        store = _store(checked, placement)
+        store = _store(checked, run.recipe)
         check_site(store, checked.site)
     fingerprint = run.bind_store(store.digest)
     write_environment(run.path, store.digest, run.recipe.seed)
@@ -132,24 +132,12 @@ def _run_stages(result: SweepResult, checked: Preflight, recorder: Recorder) -> 
         _record_outcome(result, recorder)
 
 
-def _store(checked: Preflight, placement: Placement) -> Store:
+def _store(checked: Preflight, recipe: Recipe) -> Store:
     if checked.store is not None:
         _say(f"Store: {checked.store.path} is there already")
         return checked.store
-    plan = checked.plan
-    assert plan is not None
-    _say(
-        f"Extracting {plan.source.hookpoint} of {plan.source.model} ({plan.architecture}) over "
-        f"{len(checked.texts)} texts of {plan.source.dataset}: {len(plan.layers)} layers x "
-        f"{len(plan.positions)} positions"
-    )
-    shards = -(-len(checked.texts) // plan.source.sequences_per_shard)
-    with Board("Extraction", shards) as board:
-
-        def show(done: int, total: int, written: int) -> None:
-            board.update(f"shard {done}", {"written": f"{written / 1e6:.1f} MB"}, 1.0)
-
-        return extract(plan, checked.texts, placement, show)
+    assert checked.plan is not None
+    return extract_with(checked.plan, recipe)
 
 
 def _take_sweet_spot(run: RunFolder, selection: dict[str, Any]) -> None:

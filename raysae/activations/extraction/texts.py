@@ -1,7 +1,7 @@
 """The texts to read: the pocket problems, a local file, or any Hugging Face data set."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from string import Formatter
@@ -18,27 +18,49 @@ FILE_KINDS = {
 POCKET_SEED = 1  # not the seed that the pocket GPT-2 was trained on
 
 
-def read_texts(source: SourceConfig) -> list[str]:
-    """At most ``source.sequences`` texts, in the data set's order; empty ones are left out.
+@dataclass(frozen=True)
+class Document:
+    """One text of a data set."""
 
-    Raises UserError when the data set is missing, unreachable, empty, or lacks a column.
+    row: int
+    """Its row in the data set."""
+    text: str
+
+
+def read_documents(source: SourceConfig) -> Iterator[Document]:
+    """The data set's texts in its order, read as they are asked for; rows without text are left out.
+
+    At most ``source.sequences`` of them, unless they are to be packed. Raises UserError when the
+    data set is missing, unreachable, empty, breaks off, or lacks a column.
     """
-    rows = _pocket_rows() if source.dataset == "pocket" else _dataset_rows(source)
-    texts = [text for text in _fill(source, islice(rows, source.sequences)) if text.strip()]
-    if not texts:
+    rows = _told(source, _pocket_rows() if source.dataset == "pocket" else _dataset_rows(source))
+    found = False
+    for number, text in enumerate(_fill(source, islice(rows, source.sequences))):
+        if text.strip():
+            found = True
+            yield Document(number, text)
+    if not found:
         raise UserError(
             f"source.dataset {source.dataset!r}: empty, no text to read; "
             "name a data set with at least one row of text"
         )
-    return texts
 
 
-def fingerprint(texts: Iterable[str]) -> str:
-    """sha256 over the texts, in order."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode() + b"\0")
-    return digest.hexdigest()
+def _told(source: SourceConfig, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows; what goes wrong between two of them becomes a message that names the row."""
+    number = 0
+    try:
+        for row in rows:
+            yield row
+            number += 1
+    except UserError:
+        raise
+    except Exception as error:  # files and networks break in a dozen unrelated ways
+        reason = str(error.__cause__ or error).splitlines()[0] if str(error) else repr(error)
+        raise UserError(
+            f"source.dataset {source.dataset!r}: cannot be read beyond row {number} ({reason}); "
+            "check the file or the network, then repeat the command"
+        ) from None
 
 
 def _pocket_rows() -> Iterator[dict[str, Any]]:
@@ -46,10 +68,27 @@ def _pocket_rows() -> Iterator[dict[str, Any]]:
 
 
 def _dataset_rows(source: SourceConfig) -> Iterable[dict[str, Any]]:
-    path = Path(source.dataset)
+    path = Path(source.dataset).expanduser()
     if path.suffix in FILE_KINDS:
         return _file_rows(path)
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        return _saved_rows(source, path)
     return _hub_rows(source)
+
+
+def _saved_rows(source: SourceConfig, path: Path) -> Iterable[dict[str, Any]]:
+    """A folder that ``save_to_disk`` wrote."""
+    from datasets import load_from_disk
+
+    saved = load_from_disk(str(path))
+    if not isinstance(saved, dict):
+        return saved
+    if source.dataset_split not in saved:
+        raise UserError(
+            f"source.dataset_split {source.dataset_split!r}: {source.dataset!r} has "
+            f"{', '.join(saved)}"
+        )
+    return saved[source.dataset_split]
 
 
 def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
@@ -82,13 +121,14 @@ def _hub_rows(source: SourceConfig) -> Iterable[dict[str, Any]]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"source.dataset {source.dataset!r}: neither 'pocket', nor a file "
-            f"({', '.join(FILE_KINDS)}), nor a data set to be had from the hub ({reason}); "
-            "check the name, the network and source.dataset_config"
+            f"({', '.join(FILE_KINDS)}), nor a folder or a hub data set that can be loaded "
+            f"({reason}); check the name, the network, source.dataset_config and dataset_split"
         ) from None
 
 
 def _fill(source: SourceConfig, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
-    columns = [name for _, name, *_ in Formatter().parse(source.text) if name is not None]
+    template = source.text if "{" in source.text else f"{{{source.text}}}"
+    columns = [name for _, name, *_ in Formatter().parse(template) if name is not None]
     for number, row in enumerate(rows):
         missing = [name for name in columns if name not in row]
         if missing:
@@ -96,4 +136,4 @@ def _fill(source: SourceConfig, rows: Iterable[dict[str, Any]]) -> Iterator[str]
                 f"source.text {source.text!r}: row {number} of {source.dataset!r} has no column "
                 f"{', '.join(map(repr, missing))}; it has {', '.join(map(repr, row))}"
             )
-        yield source.text.format(**{name: row[name] for name in columns})
+        yield template.format(**{name: row[name] for name in columns})

@@ -30,12 +30,14 @@ def model_location(source: SourceConfig) -> str:
     return source.model
 
 
-def with_absolute_model(source: SourceConfig) -> SourceConfig:
-    """The source with a model folder's absolute path: workers have working folders of their own."""
-    folder = Path(source.model).expanduser()
-    if source.model == POCKET or not folder.is_dir():
-        return source
-    return source.model_copy(update={"model": str(folder.absolute())})
+def with_absolute_paths(source: SourceConfig) -> SourceConfig:
+    """The source with absolute paths of folders and files: workers have working folders of their own."""
+    paths = {
+        key: str(Path(value).expanduser().absolute())
+        for key in ("model", "dataset")
+        if (value := getattr(source, key)) != POCKET and Path(value).expanduser().exists()
+    }
+    return source.model_copy(update=paths)
 
 
 def load_model_config(source: SourceConfig) -> Any:
@@ -45,15 +47,33 @@ def load_model_config(source: SourceConfig) -> Any:
     return _loaded(AutoConfig, source)
 
 
-def load_model(source: SourceConfig) -> tuple[Any, Any]:
-    """The transformer in float32 and its tokenizer. Raises UserError when they cannot be had."""
-    import torch
-    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+def load_tokenizer(source: SourceConfig) -> Any:
+    """The model's tokenizer. Raises UserError when it cannot be had."""
+    from transformers import AutoTokenizer
 
-    config = load_model_config(source)
-    causal = any("CausalLM" in name or "LMHead" in name for name in config.architectures or ())
-    model_class = AutoModelForCausalLM if causal else AutoModel
-    return _loaded(model_class, source, dtype=torch.float32), _loaded(AutoTokenizer, source)
+    return _loaded(AutoTokenizer, source)
+
+
+def load_model(source: SourceConfig) -> Any:
+    """The transformer, of the class that its configuration names.
+
+    Raises UserError when it cannot be had or when weights are missing, which would be random.
+    """
+    import torch
+    import transformers
+
+    name = next(iter(load_model_config(source).architectures or ()), "AutoModel")
+    model_class = getattr(transformers, name, transformers.AutoModel)
+    model, loading = _loaded(
+        model_class, source, dtype=getattr(torch, source.model_dtype), output_loading_info=True
+    )
+    missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise UserError(
+            f"source.model {source.model!r}: {len(missing)} of {name}'s weights are not in its files "
+            f"({', '.join(missing[:3])}, ...) and would be random; name a complete model"
+        )
+    return model
 
 
 def _loaded(loader: Any, source: SourceConfig, **options: Any) -> Any:

@@ -1,0 +1,159 @@
+"""A worker's part of an extraction: one shard's sequences in, that shard's file at every site out."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysae.activations.extraction.models import load_model
+from raysae.activations.extraction.plan import ExtractionPlan
+from raysae.activations.extraction.tokens import from_table
+from raysae.activations.manifest import SEQUENCES_FOLDER, ShardEntry, SiteEntry
+from raysae.activations.writer import (
+    ShardFormat,
+    SiteRows,
+    WrittenShard,
+    site_entry,
+    write_shard,
+)
+from raysae.cluster.worker import kept, prepare_worker
+from raysae.errors import UserError
+from raysae.files import read_json, write_json
+from raysae.sites import Site
+
+REPORT_SECONDS = 0.5
+
+
+def report_file(work: Path, shard: int) -> Path:
+    """A shard's commit marker: it is there once all the shard's files are, and says what they are."""
+    return work / f"shard-{shard:05d}.json"
+
+
+def tokens_file(work: Path, shard: int) -> Path:
+    """How many tokens of a shard have run so far."""
+    return work / f"shard-{shard:05d}.tokens"
+
+
+def committed_shard(plan: ExtractionPlan, shard: int) -> dict[str, Any] | None:
+    """A shard's report, when all its files are in place."""
+    file = report_file(plan.work, shard)
+    if not file.is_file():
+        return None
+    report = read_json(file)
+    for site in report["sites"]:
+        path = plan.folder / site["entry"]["file"]
+        if not path.is_file() or path.stat().st_size != site["entry"]["bytes"]:
+            return None
+    return report
+
+
+def site_entries(reports: list[dict[str, Any]]) -> list[SiteEntry]:
+    """The manifest entries of all sites from all shards' reports, in shard order."""
+    shards: dict[Site, list[WrittenShard]] = {}
+    for report in reports:
+        for row in report["sites"]:
+            written = WrittenShard(
+                ShardEntry.model_validate(row["entry"]), np.array(row["sum"]), row["square_sum"],
+                row["dropped"],
+            )  # fmt: skip
+            shards.setdefault(Site(row["layer"], row["position"]), []).append(written)
+    return [site_entry(site, written) for site, written in sorted(shards.items())]
+
+
+def row_table(shard: int) -> pa.Table:
+    """What a worker is told of a shard: one row, so that no batching of Ray Data's can join shards."""
+    return pa.table({"shard": [shard]})
+
+
+def extract_shard(row: pa.Table, plan: ExtractionPlan) -> pa.Table:
+    """``ShardExtractor`` as a task; the process keeps the transformer for its next shard."""
+    extractor = kept(f"extractor {plan.folder} {plan.identity()}", lambda: ShardExtractor(plan))
+    return extractor(row)
+
+
+class ShardExtractor:
+    """A Ray Data worker: holds the transformer, turns a shard of sequences into its sites' files."""
+
+    def __init__(self, plan: ExtractionPlan):
+        self.plan = plan
+        self.refusal = ""
+        try:
+            self._load(plan)
+        except UserError as error:  # a constructor's error would reach the user as Ray's traceback
+            self.refusal = str(error)
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        """One row in, with the number of a ``shard``; one out, ``refused`` empty or the reason."""
+        (shard,) = row["shard"].to_pylist()
+        refused = self.refusal
+        if not refused:
+            try:
+                self._extract(shard)
+            except UserError as error:
+                refused = str(error)
+        return pa.table({"shard": [shard], "refused": [refused]})
+
+    def _load(self, plan: ExtractionPlan) -> None:
+        from raysae.activations.extraction.capture import Capturer, weights_hash
+
+        device = prepare_worker()
+        model = load_model(plan.readable)
+        self.weights_sha256 = weights_hash(model)
+        self.capturer = Capturer(
+            model.to(device),
+            hookpoint=plan.source.hookpoint,
+            layers=plan.layers,
+            dtype=plan.source.dtype,
+        )
+
+    def _extract(self, shard: int) -> None:
+        plan, source = self.plan, self.plan.source
+        started = time.time()
+        part = plan.folder / SEQUENCES_FOLDER / f"part-{shard:05d}.parquet"
+        sequences = from_table(pq.read_table(part, partitioning=None))
+        rows = self.capturer.rows(
+            sequences, plan.positions, source.used_patterns, _Progress(plan.work, shard)
+        )
+        written = [self._write(shard, site, rows.pop(site)) for site in plan.sites]
+        report = {
+            "weights_sha256": self.weights_sha256,
+            "tokens": sum(map(len, sequences)),
+            "sites": [site for site in written if site],
+            "seconds": time.time() - started,
+        }
+        write_json(report_file(plan.work, shard), report)
+        tokens_file(plan.work, shard).unlink(missing_ok=True)
+
+    def _write(self, shard: int, site: Site, rows: SiteRows) -> dict[str, Any] | None:
+        """Write the shard's file at one site, unless a pattern matched nothing in it."""
+        if not len(rows):
+            return None
+        source = self.plan.source
+        split = {"validation": source.validation, "test": source.test}
+        form = ShardFormat(source.dtype, split, self.plan.seed, source.non_finite)
+        written = write_shard(self.plan.folder, site, shard, rows, form)
+        return {
+            **asdict(site),
+            "entry": written.entry.model_dump(),
+            "sum": written.sum_D.tolist(),
+            "square_sum": written.square_sum,
+            "dropped": written.dropped,
+        }
+
+
+class _Progress:
+    """Leaves a shard's token count where the driver looks for it, now and then."""
+
+    def __init__(self, work: Path, shard: int):
+        self.file = tokens_file(work, shard)
+        self.tokens, self.told = 0, 0.0
+
+    def __call__(self, tokens: int) -> None:
+        self.tokens += tokens
+        if time.monotonic() - self.told > REPORT_SECONDS:
+            self.told = time.monotonic()
+            self.file.write_text(str(self.tokens))

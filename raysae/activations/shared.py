@@ -11,13 +11,11 @@ import pyarrow as pa
 from torch import Tensor
 
 from raysae.activations.reader import Store, open_store
-from raysae.activations.schema import ITEM_BYTES, to_torch
-from raysae.errors import UserError
+from raysae.activations.schema import to_arrow, to_torch
 from raysae.sites import Site
+from raysae.training.rows import Rows
 
 SHARED_SPLITS = ("train", "validation")
-OBJECT_STORE_SHARE = 0.8
-"""How full the object store may get: Ray spills to disk beyond."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,18 @@ class SharedSite:
         tables = ray.get(self.blocks[split])
         return [rows for table in tables for rows in to_torch(table["activation"], self.dtype)]
 
+    def rows(self, split: str) -> Rows:
+        """The split's rows, over the object store's memory."""
+        return Rows(self.tensors(split))
+
+
+def shared_bytes(store: Store, site: Site) -> int:
+    """What the shared copy of ``site`` takes in memory."""
+    return sum(getattr(store.entry(site).rows, split) for split in SHARED_SPLITS) * store.row_bytes
+
 
 def share_site(store: Store, site: Site) -> SharedSite:
-    """Read ``site`` once, spread over the connected Ray, into shared blocks.
-
-    Raises UserError when Ray's object store cannot hold it.
-    """
-    _refuse_too_large(store, site)
+    """Read ``site`` once, spread over the connected Ray, into shared blocks."""
     blocks = {split: _share_split(store, site, split) for split in SHARED_SPLITS}
     return SharedSite(store.manifest.dtype, store.d_in, blocks)
 
@@ -63,22 +66,10 @@ def _share_split(store: Store, site: Site, split: str) -> list[Any]:
     return dataset.materialize().to_arrow_refs()
 
 
-def _refuse_too_large(store: Store, site: Site) -> None:
-    import ray
-
-    rows = store.entry(site).rows
-    needed = (rows.train + rows.validation) * store.d_in * ITEM_BYTES[store.manifest.dtype]
-    there = ray.cluster_resources().get("object_store_memory", 0.0)
-    if needed > OBJECT_STORE_SHARE * there:
-        raise UserError(
-            f"{store.path}: {site} takes {needed / 1e9:.2f} GB in memory; Ray's object store has "
-            f"{there / 1e9:.2f} GB and may fill to {OBJECT_STORE_SHARE:.0%}; extract fewer sequences "
-            "(source.sequences), or use a machine with more memory"
-        )
-
-
 def _read(task: pa.Table) -> pa.Table:
     (row,) = task.to_pylist()
     store = open_store(Path(row["store"]))
     shard = store.entry(Site(row["layer"], row["position"])).shards[row["shard"]]
-    return store.read(shard, row["split"], ["activation"]).combine_chunks()
+    store.check(shard)
+    rows_ND = store.rows(store.segments(shard, row["split"]))
+    return pa.table([to_arrow(rows_ND)], names=["activation"])

@@ -44,9 +44,9 @@ class SuperpositionWorld:
         atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
         return torch.from_numpy(atoms).float()
 
-    def rows(self, count: int, *part: int) -> Tensor:
-        """``count`` activations ``[count, d_in]``; each ``part`` (default 0) is drawn anew."""
-        random = self._random(ROWS_STREAM, *(part or (0,)))
+    def rows(self, count: int, part: int | tuple[int, ...] = 0) -> Tensor:
+        """``count`` activations ``[count, d_in]``; each ``part`` is drawn anew."""
+        random = self._random(ROWS_STREAM, *((part,) if isinstance(part, int) else part))
         present = random.random((count, self.atoms)) < self.p
         magnitude = random.uniform(0.5, 1.5, (count, self.atoms))
         return torch.from_numpy(present * magnitude).float() @ self.truth()
@@ -54,8 +54,8 @@ class SuperpositionWorld:
     def stream(self, count: int, layer: int) -> Iterator[Tensor]:
         """``count`` activations of one layer, in parts of at most ``PART_ROWS`` rows."""
         for number, start in enumerate(range(0, count, PART_ROWS)):
-            part = (layer, number) if number else (layer,)
-            yield self.rows(min(PART_ROWS, count - start), *part)
+            part = (layer, number) if number else layer
+            yield self.rows(min(PART_ROWS, count - start), part)
 
     def _random(self, *stream: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *stream])

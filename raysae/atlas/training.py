@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from raysae.activations import Site, Store, open_store
+from raysae.activations.reading import memory_each, rows_within
 from raysae.board import Board, figures
 from raysae.cluster.placement import Placement
 from raysae.cluster.worker import prepare_worker
@@ -17,7 +18,6 @@ from raysae.records.tables import write_table
 from raysae.records.tracking import Recorder
 from raysae.sae import SAEConfig
 from raysae.training import Trainer, TrainingConfig
-from raysae.training.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,9 @@ def _trained(
     job: AtlasJob, sites: list[Site], placement: Placement
 ) -> Iterator[tuple[Site, dict[str, Any]]]:
     worker = ray.remote(**placement.ray_options)(AtlasWorker)
+    memory = memory_each(job.run.recipe.resources, placement.workers)
     actors = [
-        worker.remote(job.run.path, job.store.path)
+        worker.remote(job.run.path, job.store.path, memory)
         for _ in range(min(placement.workers, len(sites)))
     ]
     waiting, running = list(sites), {}
@@ -125,18 +126,17 @@ def _outcome(reference: Any) -> dict[str, Any]:
 class AtlasWorker:
     """Trains one site after another; reads each site's shards itself, once."""
 
-    def __init__(self, run: Path, store: Path):
+    def __init__(self, run: Path, store: Path, memory: float):
         self.device = prepare_worker()
-        self.store = open_store(store)
+        self.store, self.memory = open_store(store), memory
 
     def train(self, job: AtlasJob, site: Site) -> dict[str, Any]:
         """Train and commit one site; its record."""
-        train, validation = (
-            Rows(list(self.store.blocks(site, s))) for s in ("train", "validation")
-        )
+        rows = rows_within(self.store, site, self.memory)
         trainer = Trainer(
-            job.sae, job.training, train, validation, seed=job.run.recipe.seed, device=self.device
-        )
+            job.sae, job.training, rows["train"], rows["validation"], seed=job.run.recipe.seed,
+            device=self.device,
+        )  # fmt: skip
         return train_to_commit(
             trainer, job.run.atlas_site(site), job.of(site), provenance(self.store, site)
         )

@@ -7,6 +7,8 @@ from raysae.config import ResourcesConfig
 from raysae.errors import UserError
 
 AUTO_GPU_SHARE = 0.25
+READER_CPUS = 0.5
+"""What a trial that streams its rows reserves for its readers."""
 
 
 @dataclass(frozen=True)
@@ -58,3 +60,12 @@ def place_extraction(resources: ResourcesConfig) -> Placement:
 
     gpus = ray.cluster_resources().get("GPU", 0.0) >= 1 and resources.gpus_per_trial != 0
     return place(resources.model_copy(update={"gpus_per_trial": 1 if gpus else 0}))
+
+
+def place_streaming(resources: ResourcesConfig) -> Placement:
+    """Trials with a share of a CPU for their readers, where the machine has one to spare."""
+    import ray
+
+    wanted = resources.cpus_per_trial + READER_CPUS
+    spare = wanted <= ray.cluster_resources().get("CPU", 0.0)
+    return place(resources.model_copy(update={"cpus_per_trial": wanted}) if spare else resources)

@@ -38,7 +38,7 @@ class ReconstructionSums:
     @classmethod
     def of_rows(cls, x_BD: Tensor) -> "ReconstructionSums":
         """Sums over one batch, centred on that batch's own mean."""
-        return cls(_mean([x_BD]))
+        return cls(mean_of_rows([x_BD]))
 
     def update(self, x_BD: Tensor, reconstruction_BD: Tensor, features_BF: Tensor) -> None:
         """Add a batch: rows, their reconstruction and their features."""
@@ -93,24 +93,31 @@ class ReconstructionSums:
 
 
 @torch.no_grad()
-def evaluate(model: Model, batches: Iterable[Tensor]) -> ReconstructionSums:
-    """Run ``model`` over all batches ``[*, d_in]``, read twice: for the mean, then for the sums.
+def evaluate(
+    model: Model, batches: Iterable[Tensor], mean_D: Tensor | None = None
+) -> ReconstructionSums:
+    """Run ``model`` over all batches ``[*, d_in]``, centred on their mean.
 
-    Raises ValueError when there are no rows.
+    Without ``mean_D`` the batches are kept and read twice. Raises ValueError when there are no rows.
     """
-    batches = list(batches)
-    if not sum(len(batch) for batch in batches):
-        raise ValueError("no rows to evaluate: the split is empty")
-    sums = ReconstructionSums(_mean(batches))
+    if mean_D is None:
+        batches = list(batches)
+        mean_D = mean_of_rows(batches)
+    sums = ReconstructionSums(mean_D)
     for batch in batches:
         sums.update(batch, *model(batch))
     return sums
 
 
-def _mean(batches: list[Tensor]) -> Tensor:
-    rows = sum(len(batch) for batch in batches)
-    total_D = sum(batch.to(torch.float64).sum(dim=0) for batch in batches)
-    assert isinstance(total_D, Tensor)
+def mean_of_rows(batches: Iterable[Tensor]) -> Tensor:
+    """The mean row ``[d_in]`` in float64. Raises ValueError when there are no rows."""
+    rows, total_D = 0, None
+    for batch in batches:
+        part_D = batch.to(torch.float64).sum(dim=0)
+        total_D = part_D if total_D is None else total_D + part_D
+        rows += len(batch)
+    if total_D is None or not rows:
+        raise ValueError("no rows to evaluate: the split is empty")
     return total_D / rows
 
 

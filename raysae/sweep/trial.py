@@ -8,14 +8,13 @@ from typing import Any
 
 from ray import tune
 
-from raysae.activations.shared import SharedSite
+from raysae.activations.reading import OpenSite
 from raysae.cluster.worker import prepare_worker
 from raysae.config import Recipe
 from raysae.files import write_text
 from raysae.records.commit import commit, committed
 from raysae.records.folder import trial_folder
 from raysae.training import NonFiniteLossError, Trainer
-from raysae.training.rows import Rows
 
 
 class SAETrial(tune.Trainable):
@@ -30,16 +29,16 @@ class SAETrial(tune.Trainable):
         config: dict[str, Any],
         *,
         recipe: Recipe,
-        shared: SharedSite,
+        site: OpenSite,
         run_path: Path,
         fingerprint: str,
         provenance: dict[str, Any],
     ) -> None:
-        """Map the shared rows, once an actor; ``config`` holds the trial's number and parameters."""
+        """Open the rows, once an actor; ``config`` holds the trial's number and parameters."""
         self.recipe, self.run_path = recipe, run_path
         self.fingerprint, self.provenance = fingerprint, provenance
         self.device = prepare_worker()
-        self.rows = {split: Rows(shared.tensors(split)) for split in ("train", "validation")}
+        self.rows = {split: site.rows(split) for split in ("train", "validation")}
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

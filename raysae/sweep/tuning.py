@@ -1,4 +1,4 @@
-"""Running the trials: Ray Tune around the proposer, one shared copy of the site, one table out."""
+"""Running the trials: Ray Tune around the proposer, one site read for all, one table out."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any
 from ray import tune
 
 from raysae.activations import Site, Store
-from raysae.activations.shared import share_site
-from raysae.board import Board, figures
-from raysae.cluster.placement import Placement
+from raysae.activations.reading import OpenSite, check_windows, choose_reading, open_site
+from raysae.board import Board, console, figures
+from raysae.cluster.placement import Placement, place_streaming
 from raysae.files import read_json
 from raysae.records.commit import COST_COLUMNS, committed, provenance
 from raysae.records.folder import RunFolder
@@ -37,16 +37,17 @@ def run_trials(job: SweepJob) -> list[dict[str, Any]]:
     """Run every trial (those committed before only report) and write ``trials.parquet``; its rows."""
     proposer = make_proposer(job.run.recipe)
     watcher = _Watcher(job, proposer.trials)
+    site, placement = _open_site(job, proposer.lag)
     trainable = tune.with_resources(
         tune.with_parameters(
             SAETrial,
             recipe=job.run.recipe,
-            shared=share_site(job.store, job.site),
+            site=site,
             run_path=job.run.path,
             fingerprint=job.fingerprint,
             provenance=provenance(job.store, job.site),
         ),
-        job.placement.resources,
+        placement.resources,
     )
     with watcher.board:
         results = tune.Tuner(
@@ -54,7 +55,7 @@ def run_trials(job: SweepJob) -> list[dict[str, Any]]:
             tune_config=tune.TuneConfig(
                 search_alg=OrderedSearcher(proposer),
                 num_samples=proposer.trials,
-                max_concurrent_trials=min(job.placement.workers, proposer.lag),
+                max_concurrent_trials=min(placement.workers, proposer.lag),
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -70,6 +71,20 @@ def run_trials(job: SweepJob) -> list[dict[str, Any]]:
     rows.sort(key=lambda row: row["trial"])
     write_table(job.run.trials_file, rows)
     return rows
+
+
+def _open_site(job: SweepJob, most: int) -> tuple[OpenSite, Placement]:
+    """The site's rows by the path that suits them, and what a trial reserves on that path."""
+    recipe = job.run.recipe
+    reading = choose_reading(job.store, job.site, recipe.resources)
+    placement = job.placement
+    if reading.how == "streaming":
+        placement = place_streaming(recipe.resources)
+        rows = job.store.entry(job.site).rows.train
+        at_once = min(placement.workers, most)
+        check_windows(job.store, recipe.training.shuffle_rows, rows, at_once)
+    console.print(f"Reading: {reading}; trials: {placement}")
+    return open_site(reading, job.store, job.site), placement
 
 
 def _row(job: SweepJob, config: dict[str, Any], result: Any) -> dict[str, Any]:

@@ -15,6 +15,8 @@ class TrainingConfig:
     """Passes over the training rows."""
     batch_size: int = 1024
     """Rows a step; an epoch's last batch may be smaller."""
+    shuffle_rows: int = 262_144
+    """Consecutive rows of the store that are shuffled together; stores are shuffled when written."""
     lr: float | None = None
     """Adam's peak learning rate; null gives 2e-4 / sqrt(d_sae / 2^14)."""
     warm_up: float = 0.05
@@ -31,7 +33,7 @@ class TrainingConfig:
     """How often the validation split is measured during training, the end included."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "dead_window_tokens", "evaluations"):
+        for name in ("epochs", "batch_size", "shuffle_rows", "dead_window_tokens", "evaluations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):

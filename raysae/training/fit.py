@@ -8,7 +8,7 @@ from torch import Tensor
 
 from raysae.sae import SAE, SAEConfig
 from raysae.training.config import TrainingConfig
-from raysae.training.rows import Rows
+from raysae.training.rows import RowSource, Rows
 from raysae.training.trainer import Trainer
 
 
@@ -25,14 +25,15 @@ class Fit:
 
 def fit(
     sae_config: SAEConfig | dict[str, Any],
-    train: Tensor | Sequence[Tensor],
+    train: Tensor | Sequence[Tensor] | RowSource,
     training_config: TrainingConfig | dict[str, Any] | None = None,
     *,
-    validation: Tensor | Sequence[Tensor],
+    validation: Tensor | Sequence[Tensor] | RowSource,
     seed: int = 0,
     device: str = "cpu",
 ) -> Fit:
-    """Train one SAE on rows ``train [rows, d_in]`` and measure it on ``validation [rows, d_in]``.
+    """Train one SAE on rows ``train [rows, d_in]`` and measure it on ``validation [rows, d_in]``:
+    tensors, blocks of rows, or a source that streams them.
 
     Configs are the dataclasses or dicts of the same keys. Raises ValueError on a config or rows
     that cannot train, NonFiniteLossError when the loss stops being finite.
@@ -42,8 +43,12 @@ def fit(
     if isinstance(training_config, dict):
         training_config = TrainingConfig(**training_config)
     trainer = Trainer(
-        sae_config, training_config or TrainingConfig(), Rows(train), Rows(validation),
+        sae_config, training_config or TrainingConfig(), _rows(train), _rows(validation),
         seed=seed, device=device,
     )  # fmt: skip
     history = list(trainer.rounds())
     return Fit(trainer.sae(), trainer.metrics(), history)
+
+
+def _rows(rows: Tensor | Sequence[Tensor] | RowSource) -> RowSource:
+    return rows if isinstance(rows, RowSource) else Rows(rows)

@@ -7,15 +7,24 @@ import math
 
 from torch import Tensor
 
-from raysae.training.rows import Rows
+from raysae.training.rows import RowSource
 
 MEDIAN_SAMPLE = 4096
+SCALE_SAMPLE = 262_144
 
 
-def input_scale(rows: Rows) -> float:
-    """The factor that brings the mean square norm of ``rows`` to d_in (1 for rows of zeros)."""
-    square = sum(float(batch.double().square().sum()) for batch in rows.batches())
-    return math.sqrt(rows.d_in * len(rows) / square) if square else 1.0
+def input_scale(rows: RowSource) -> float:
+    """The factor that brings the mean square norm of ``rows`` to d_in (1 for rows of zeros).
+
+    Measured on the first ``SCALE_SAMPLE`` rows.
+    """
+    square, count = 0.0, 0
+    for batch_BD in rows.batches():
+        if count >= SCALE_SAMPLE:
+            break
+        square += float(batch_BD.double().square().sum())
+        count += len(batch_BD)
+    return math.sqrt(rows.d_in * count / square) if square else 1.0
 
 
 def geometric_median(x_BD: Tensor, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
@@ -32,6 +41,6 @@ def geometric_median(x_BD: Tensor, iterations: int = 100, tolerance: float = 1e-
     return median_D.float()
 
 
-def median_of_sample(rows: Rows, seed: int) -> Tensor:
+def median_of_sample(rows: RowSource, seed: int, shuffle_rows: int) -> Tensor:
     """The geometric median of at most ``MEDIAN_SAMPLE`` rows, drawn by ``seed``."""
-    return geometric_median(rows.gather(rows.order(seed, epoch=-1)[:MEDIAN_SAMPLE]))
+    return geometric_median(rows.sample(MEDIAN_SAMPLE, seed, shuffle_rows).float())

@@ -1,22 +1,138 @@
-"""The training rows: blocks in their storage dtype, read by global row number, never copied whole.
+"""The training rows, wherever they lie, and the order in which an epoch takes them.
+
+The order is a function of the seed, the epoch, the number of rows and the shuffle window alone: rows
+in memory and rows streamed from disk, in whatever blocks, train to the same bits.
 
 Shapes: B batch, D d_in.
 """
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from raysae.training.config import TrainingConfig
+
 EVALUATION_BATCH = 4096
+SHUFFLE_ROWS = TrainingConfig.shuffle_rows
 
 
-class Rows:
-    """Rows ``[rows, d_in]`` held as one or more blocks, such as views of shared memory.
+@dataclass(frozen=True)
+class StreamPosition:
+    """A place in a stream of batches, to be saved and sought."""
 
-    Which block holds a row never shows: row numbers run over all blocks, so the same rows in other
-    blocks train to the same bits.
-    """
+    epoch: int = 0
+    rows: int = 0
+    """Rows of the epoch that have been taken."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive rows that are shuffled together."""
+
+    start: int
+    order: Tensor
+    """Row numbers within the window, in the order in which they are taken."""
+    rows: int
+
+
+def windows(rows: int, size: int, seed: int, epoch: int, taken: int = 0) -> Iterator[Window]:
+    """The windows of an epoch in their order, without the first ``taken`` rows of that order."""
+    mixed = seed * 1_000_003 + epoch
+    starts = list(range(0, rows, size))
+    order = _permutation(len(starts), mixed).tolist() if len(starts) > 1 else [0]
+    for number in order:
+        length = min(size, rows - starts[number])
+        if taken >= length:
+            taken -= length
+            continue
+        salt = mixed if len(starts) == 1 else mixed * 1_000_003 + number + 1
+        yield Window(starts[number], _permutation(length, salt)[taken:], length)
+        taken = 0
+
+
+def _permutation(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63))
+
+
+class RowSource(ABC):
+    """Rows ``[rows, d_in]`` of one site and split, numbered from 0, in their storage dtype."""
+
+    d_in: int
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` in their own order, ``[stop - start, d_in]``."""
+
+    @abstractmethod
+    def taken(self, order: Iterator[Window]) -> Iterator[Tensor]:
+        """The rows of each window in its order, a few thousand at a time or all at once."""
+
+    def to(self, device: str) -> "RowSource":
+        """These rows with their batches on ``device``, where they can be kept there."""
+        return self
+
+    def batches(self, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
+        """All rows in their own order, as batches that do not depend on how they are stored."""
+        for start in range(0, len(self), batch_size):
+            yield self.read(start, min(start + batch_size, len(self)))
+
+    def epoch(
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        shuffle_rows: int = SHUFFLE_ROWS,
+        taken: int = 0,
+    ) -> Iterator[Tensor]:
+        """An epoch's batches ``[batch, d_in]`` from row ``taken`` of its order on; the last may be
+        smaller."""
+        order = windows(len(self), shuffle_rows, seed, epoch, taken)
+        return _rebatched(self.taken(order), batch_size)
+
+    def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
+        """``count`` rows ``[count, d_in]`` drawn by ``seed`` (all, when there are fewer)."""
+        return next(self.epoch(seed, -1, count, shuffle_rows))
+
+
+class Stream:
+    """Batches over several epochs; ``position`` says how far it has come, and begins another there."""
+
+    def __init__(
+        self,
+        source: RowSource,
+        *,
+        seed: int,
+        epochs: int,
+        batch_size: int,
+        shuffle_rows: int = SHUFFLE_ROWS,
+        position: StreamPosition | None = None,
+    ):
+        self.source, self.seed, self.epochs = source, seed, epochs
+        self.batch_size, self.shuffle_rows = batch_size, shuffle_rows
+        self.position = position or StreamPosition()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while self.position.epoch < self.epochs:
+            epoch, taken = self.position.epoch, self.position.rows
+            for batch_BD in self.source.epoch(
+                self.seed, epoch, self.batch_size, self.shuffle_rows, taken
+            ):
+                taken += len(batch_BD)
+                last = taken == len(self.source)
+                self.position = (
+                    StreamPosition(epoch + 1, 0) if last else StreamPosition(epoch, taken)
+                )
+                yield batch_BD
+
+
+class Rows(RowSource):
+    """Rows in memory: one or more blocks, such as views of shared memory, never copied whole."""
 
     def __init__(self, blocks: Tensor | Sequence[Tensor]):
         blocks = [blocks] if isinstance(blocks, Tensor) else list(blocks)
@@ -36,26 +152,48 @@ class Rows:
         """The same rows on ``device``; no copy when they are there already."""
         return Rows([block.to(device) for block in self.blocks])
 
+    def read(self, start: int, stop: int) -> Tensor:
+        return self.gather(torch.arange(start, stop))
+
+    def taken(self, order: Iterator[Window]) -> Iterator[Tensor]:
+        for window in order:
+            for index_B in window.order.split(EVALUATION_BATCH):
+                yield self.gather(index_B + window.start)
+
     def gather(self, index_B: Tensor) -> Tensor:
-        """Rows ``index_B`` in that order, as float32 ``[batch, d_in]``."""
+        """Rows ``index_B`` in that order, ``[batch, d_in]``."""
         if len(self.blocks) == 1:
-            block = self.blocks[0]
-            return block[index_B.to(block.device)].float()
+            return _selected(self.blocks[0], index_B)
         block_of_B = torch.bucketize(index_B, self._starts[1:], right=True)
-        x_BD = torch.empty(len(index_B), self.d_in, device=self.blocks[0].device)
-        for number in block_of_B.unique().tolist():
-            here = (block_of_B == number).nonzero().squeeze(1)
-            rows = index_B[here] - self._starts[number]
-            block = self.blocks[number]
-            x_BD[here.to(block.device)] = block[rows.to(block.device)].float()
-        return x_BD
+        by_block_B = block_of_B.argsort(stable=True)
+        counts = block_of_B.bincount(minlength=len(self.blocks)).tolist()
+        parts = zip(self.blocks, by_block_B.split(counts), self._starts.tolist(), strict=False)
+        grouped_BD = torch.cat(
+            [_selected(block, index_B[here] - start) for block, here, start in parts if len(here)]
+        )
+        return _selected(grouped_BD, by_block_B.argsort())
 
-    def batches(self, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
-        """All rows in order, as float32 batches that do not depend on the blocks."""
-        for index in torch.arange(len(self)).split(batch_size):
-            yield self.gather(index)
 
-    def order(self, seed: int, epoch: int) -> Tensor:
-        """The order of an epoch's rows, a function of the arguments and the number of rows alone."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        return torch.randperm(len(self), generator=generator)
+def _selected(rows_ND: Tensor, index_B: Tensor) -> Tensor:
+    return rows_ND.index_select(0, index_B.to(rows_ND.device))
+
+
+def _rebatched(parts: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
+    """The same rows in batches of ``batch_size``."""
+    waiting: list[Tensor] = []
+    count = 0
+    for part_ND in parts:
+        start = 0
+        while count + len(part_ND) - start >= batch_size:
+            end = start + batch_size - count
+            yield _joined([*waiting, part_ND[start:end]])
+            waiting, count, start = [], 0, end
+        if start < len(part_ND):
+            waiting.append(part_ND[start:])
+            count += len(part_ND) - start
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from raysae.sae import SAE, SAEConfig, build_sae
-from raysae.sae.metrics import evaluate
+from raysae.sae.metrics import ReconstructionSums, evaluate, mean_of_rows
 from raysae.training.config import TrainingConfig
 from raysae.training.initialisation import input_scale, median_of_sample
-from raysae.training.rows import Rows
+from raysae.training.rows import RowSource, Stream
 
 
 class NonFiniteLossError(RuntimeError):
@@ -34,8 +34,8 @@ class Trainer:
         self,
         sae_config: SAEConfig,
         training: TrainingConfig,
-        train: Rows,
-        validation: Rows,
+        train: RowSource,
+        validation: RowSource,
         *,
         seed: int = 0,
         device: str = "cpu",
@@ -46,9 +46,15 @@ class Trainer:
             )
         self.training, self.seed, self.device = training, seed, device
         self.train, self.validation = train.to(device), validation.to(device)
+        self.stream = Stream(
+            self.train, seed=seed, epochs=training.epochs, batch_size=training.batch_size,
+            shuffle_rows=training.shuffle_rows,
+        )  # fmt: skip
         self.scale = input_scale(self.train)
+        self._validation_mean = mean_of_rows(self._validation_batches())
         self._sae = build_sae(sae_config, train.d_in, seed).to(device)
-        self._sae.b_dec.data = median_of_sample(self.train, seed).to(device) * self.scale
+        median_D = median_of_sample(self.train, seed, training.shuffle_rows)
+        self._sae.b_dec.data = median_D.to(device) * self.scale
         self.optimizer = torch.optim.Adam(
             self._sae.parameters(), lr=training.peak_lr(sae_config.d_sae), betas=(0.9, 0.999),
             fused=True,
@@ -78,18 +84,18 @@ class Trainer:
         Raises NonFiniteLossError before the update that would spoil the weights.
         """
         stops = self._evaluation_steps()
-        for epoch in range(self.training.epochs):
-            for index_B in self.train.order(self.seed, epoch).split(self.training.batch_size):
-                started = time.perf_counter()
-                self._update(self.train.gather(index_B) * self.scale)
-                self.seconds += time.perf_counter() - started
-                if self.step in stops:
-                    yield {
-                        "step": self.step,
-                        "tokens": self.tokens,
-                        "loss": self.loss,
-                        **self.metrics(),
-                    }
+        started = time.perf_counter()
+        for batch_BD in self.stream:
+            self._update(batch_BD.to(self.device).float() * self.scale)
+            self.seconds += time.perf_counter() - started
+            if self.step in stops:
+                yield {
+                    "step": self.step,
+                    "tokens": self.tokens,
+                    "loss": self.loss,
+                    **self.metrics(),
+                }
+            started = time.perf_counter()
 
     def sae(self) -> SAE:
         """The SAE as it stands, on the CPU, reading unscaled activations."""
@@ -98,8 +104,7 @@ class Trainer:
 
     def metrics(self) -> dict[str, Any]:
         """Validation metrics of the SAE as it stands, with the dead shares and their windows."""
-        sae = self.sae().to(self.device)
-        sums = evaluate(lambda x: sae(x)[:2], self.validation.batches())
+        sums = self._evaluated()
         return {
             **sums.metrics(),
             "dead_fraction": float((self._quiet_tokens_F >= self.dead_window).double().mean()),
@@ -110,8 +115,14 @@ class Trainer:
 
     def density_histogram(self) -> dict[str, list[float]]:
         """How often the live latents fire over the validation split."""
+        return self._evaluated().density_histogram()
+
+    def _evaluated(self) -> ReconstructionSums:
         sae = self.sae().to(self.device)
-        return evaluate(lambda x: sae(x)[:2], self.validation.batches()).density_histogram()
+        return evaluate(lambda x: sae(x)[:2], self._validation_batches(), self._validation_mean)
+
+    def _validation_batches(self) -> Iterator[Tensor]:
+        return (batch_BD.to(self.device).float() for batch_BD in self.validation.batches())
 
     def _update(self, x_BD: Tensor) -> None:
         for group in self.optimizer.param_groups:

@@ -25,7 +25,10 @@ OVERRIDES = [
 def start(store, address):
     command = [sys.executable, "-m", "raysae.extract", *OVERRIDES, f"store={store}"]
     return subprocess.Popen(
-        [*command, "--address", address], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, "--address", address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 

@@ -1,0 +1,1 @@
+"""Activations that other tools wrote, brought into a store."""

@@ -1,0 +1,102 @@
+"""What a person may say about an import."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from raysae.activations.importing.names import ROLES
+from raysae.activations.schema import ITEM_BYTES, Dtype
+from raysae.activations.writer import NonFinite
+from raysae.errors import UserError
+from raysae.sites import ALL, POOL_NAME, Position
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """The options of an import. Raises UserError when one cannot be."""
+
+    layer: int | None = None
+    """The layer of every row; where the file says the layers, the one to take."""
+    position: Position | None = None
+    """A token's number, ``all`` or a pool's name; where the file says the positions, the one to take."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """Which tensor or column of the file plays a role (``activation``, ``sequence``, ...)."""
+    sequences: Path | None = None
+    """A .npy file with a sequence id for each row."""
+    d_in: int | None = None
+    """Raw files only: values a row."""
+    raw_dtype: Dtype | None = None
+    """Raw files only."""
+    dtype: Dtype | None = None
+    """The store's dtype; None for the file's."""
+    validation: float = 0.1
+    test: float = 0.1
+    seed: int = 0
+    """Decides the order of the rows."""
+    non_finite: NonFinite = "refuse"
+    shard_rows: int | None = None
+    model: str | None = None
+    dataset: str | None = None
+    hookpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "position", parse_position(self.position))
+        object.__setattr__(self, "sequences", self.sequences and Path(self.sequences))
+        for option in ("d_in", "shard_rows"):
+            self._at_least(option, 1)
+        for option in ("layer", "seed"):
+            self._at_least(option, 0)
+        self._one_of("dtype", tuple(ITEM_BYTES))
+        self._one_of("raw_dtype", tuple(ITEM_BYTES))
+        self._one_of("non_finite", get_args(NonFinite))
+        shares = self.validation, self.test
+        if not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
+            raise UserError(
+                f"--validation {self.validation} and --test {self.test}: expected shares from 0 "
+                "that leave rows for training, such as 0.1 and 0.1"
+            )
+        unknown = sorted(set(self.keys) - set(ROLES))
+        if unknown:
+            raise UserError(f"--key {unknown[0]}=...: unknown; known are {', '.join(ROLES)}")
+
+    @property
+    def split(self) -> dict[str, float]:
+        return {"validation": self.validation, "test": self.test}
+
+    def record(self) -> dict[str, Any]:
+        """The options as the manifest keeps them, without places on this machine."""
+        return {**vars(self), "keys": dict(self.keys), "sequences": base_name(self.sequences)}
+
+    def _at_least(self, option: str, least: int) -> None:
+        value = getattr(self, option)
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise UserError(f"{_flag(option)} {value}: expected a whole number from {least}")
+
+    def _one_of(self, option: str, known: tuple[str, ...]) -> None:
+        value = getattr(self, option)
+        if value is not None and value not in known:
+            raise UserError(f"{_flag(option)} {value}: expected one of {', '.join(known)}")
+
+
+def parse_position(value: Position | None) -> Position | None:
+    """A position as typed: numbers become int. Raises UserError on what is no position."""
+    if value is None or isinstance(value, int):
+        return value
+    if re.fullmatch(r"[+-]?\d+", value):
+        return int(value)
+    if not re.fullmatch(POOL_NAME, value):
+        raise UserError(
+            f"--position {value}: expected a number (-1 is the last token), {ALL!r}, or a pool's "
+            "name in lower case"
+        )
+    return value
+
+
+def base_name(path: Path | None) -> str | None:
+    return None if path is None else path.resolve().name
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")

@@ -1,0 +1,252 @@
+"""An import from beginning to end: look, check every value, write, and only then name it a store."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raysae.activations.importing.formats import open_source
+from raysae.activations.importing.options import ImportOptions
+from raysae.activations.importing.request import Progress, Request, silent
+from raysae.activations.importing.scratch import refuse_full_disk
+from raysae.activations.importing.selection import (
+    Selection,
+    select_sites,
+    shuffled_pieces,
+    site_rows,
+)
+from raysae.activations.importing.source import STORED_AS, Source
+from raysae.activations.importing.target import (
+    existing_store,
+    imports,
+    refuse_differences,
+    refuse_sites,
+    taking_in,
+)
+from raysae.activations.importing.values import check_values
+from raysae.activations.manifest import FORMAT_VERSION, Manifest, SiteEntry
+from raysae.activations.schema import ITEM_BYTES, Dtype
+from raysae.activations.splits import SPLITS
+from raysae.activations.writer import ShardFormat, SiteWriter
+from raysae.sites import Site
+
+HASH_BYTES = 2**22
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class ImportPlan:
+    """An import that can be done, its options settled, nothing written yet."""
+
+    out: Path
+    source: Source
+    options: ImportOptions
+    """As asked for, with the dtype, hookpoint and shard size that follow from file and store."""
+    selections: list[Selection]
+    notes: tuple[str, ...]
+
+    @property
+    def sites(self) -> list[Site]:
+        return [selection.site for selection in self.selections]
+
+    @property
+    def rows(self) -> int:
+        return sum(len(selection) for selection in self.selections)
+
+    @property
+    def dtype(self) -> Dtype:
+        assert self.options.dtype, "settled with the plan"
+        return self.options.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the activations as they will be stored."""
+        return self.rows * self.source.d_in * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import did."""
+
+    store: Path
+    format: str
+    d_in: int
+    dtype: str
+    entries: list[SiteEntry]
+    """The sites that it added."""
+    seconds: float
+    notes: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(entry.rows.total for entry in self.entries)
+
+    @property
+    def dropped(self) -> int:
+        return sum(entry.dropped for entry in self.entries)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for entry in self.entries for shard in entry.shards)
+
+
+def import_activations(
+    file: Path | str, out: Path | str, *, progress: Progress = silent, **options: Any
+) -> Imported:
+    """Bring the activations of a file or folder into a store, a new one or an imported one.
+
+    ``options`` are the fields of ``ImportOptions``: ``layer``, ``position``, ``dtype`` and so on.
+    Raises UserError on unusable input; what it wrote by then does not count as a store.
+    """
+    started = time.monotonic()
+    plan = plan_import(Path(file), Path(out), ImportOptions(**options), progress)
+    return replace(run_import(plan, progress), seconds=time.monotonic() - started)
+
+
+def plan_import(
+    file: Path, out: Path, options: ImportOptions, progress: Progress = silent
+) -> ImportPlan:
+    """Open the file and settle what goes where. Raises UserError when it cannot be done."""
+    store = existing_store(out)
+    asked = {key: getattr(options, key) for key in ("split", "seed", "model", "dataset", "dtype")}
+    if store:
+        refuse_differences(out, store, asked)
+    source = open_source(Request(file, options, out, progress))
+    settled = _settled(options, source, store)
+    selections = select_sites(source, settled)
+    plan = ImportPlan(out, source, settled, selections, tuple(_notes(source, options, store)))
+    if store:
+        wanted = {"d_in": source.d_in, "dtype": settled.dtype, "hookpoint": settled.hookpoint}
+        refuse_differences(out, store, wanted)
+    refuse_sites(out, store, plan.sites)
+    return plan
+
+
+def run_import(plan: ImportPlan, progress: Progress = silent) -> Imported:
+    """Check every value, write the shards, then the manifest. Raises UserError on unfit values."""
+    started, options = time.monotonic(), plan.options
+    check_values(plan.source, plan.selections, plan.dtype, options.non_finite, progress)
+    refuse_full_disk(plan.out, plan.bytes, "the store")
+    with (
+        taking_in(plan.out, plan.sites) as store,
+        _hashed_meanwhile(plan.source.files) as checksum,
+    ):
+        entries = _write(plan, progress)
+        _manifest(plan, store, entries, checksum()).write(plan.out)
+    return Imported(
+        plan.out, plan.source.format, plan.source.d_in, plan.dtype, entries,
+        time.monotonic() - started, (*plan.notes, *_split_notes(plan, entries)),
+    )  # fmt: skip
+
+
+def _settled(options: ImportOptions, source: Source, store: Manifest | None) -> ImportOptions:
+    return replace(
+        options,
+        dtype=options.dtype or STORED_AS[source.dtype],
+        hookpoint=options.hookpoint or source.hookpoint or UNKNOWN,
+        shard_rows=options.shard_rows or (_shard_rows(store) if store else None),
+    )
+
+
+def _shard_rows(store: Manifest) -> int | None:
+    rows = imports(store)[-1]["options"]["shard_rows"]
+    return None if rows is None else int(rows)
+
+
+def _notes(source: Source, options: ImportOptions, store: Manifest | None) -> Iterator[str]:
+    if source.dtype == torch.float64:
+        yield f"the file's float64 values are stored as {options.dtype or 'float32'}"
+    if store and options.shard_rows and options.shard_rows != _shard_rows(store):
+        yield (
+            f"shards of {options.shard_rows} rows, the store's others have "
+            f"{_shard_rows(store) or 'as many as fit'}: these sites' rows are in another order"
+        )
+
+
+def _split_notes(plan: ImportPlan, entries: list[SiteEntry]) -> Iterator[str]:
+    for name in SPLITS:
+        without = [entry for entry in entries if not getattr(entry.rows, name)]
+        if without and (name == "train" or plan.options.split[name]):
+            more = f" (and {len(without) - 1} more sites)" if len(without) > 1 else ""
+            yield f"{without[0].site}{more} has no {name} rows: too few sequences"
+
+
+def _write(plan: ImportPlan, progress: Progress) -> list[SiteEntry]:
+    """Write the sites one after the other; each is shuffled alike, so their rows stay aligned."""
+    options, done, entries = plan.options, 0, []
+    form = ShardFormat(plan.dtype, options.split, options.seed, options.non_finite)
+    for selection in sorted(plan.selections, key=lambda selection: selection.site):
+        writer = SiteWriter(plan.out, selection.site, form, options.shard_rows)
+        for piece in shuffled_pieces(len(selection), plan.source.d_in, options.seed):
+            writer.add(site_rows(plan.source, selection, piece))
+            done += piece.stop - piece.start
+            progress("writing", done, plan.rows)
+        entries.append(writer.finish())
+    return entries
+
+
+def _manifest(
+    plan: ImportPlan, store: Manifest | None, entries: list[SiteEntry], checksum: str
+) -> Manifest:
+    record = _record(plan, checksum)
+    if store:
+        sites = sorted([*store.sites, *entries], key=lambda entry: entry.site)
+        source = {**store.source, "imports": [*imports(store), record]}
+        return store.model_copy(update={"sites": sites, "source": source})
+    options = plan.options
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        provenance="imported",
+        source={"imports": [record]},
+        model={"id": options.model} if options.model else None,
+        dataset={"id": options.dataset} if options.dataset else None,
+        hookpoint=options.hookpoint or UNKNOWN,
+        dtype=plan.dtype,
+        d_in=plan.source.d_in,
+        split=options.split,
+        sites=entries,
+    )
+
+
+def _record(plan: ImportPlan, checksum: str) -> dict[str, Any]:
+    """What the manifest keeps of one import: no place on this machine, only names."""
+    source = plan.source
+    return {
+        "file": source.path.resolve().name,
+        "format": source.format,
+        "bytes": sum(file.stat().st_size for file in source.files),
+        "sha256": checksum,
+        "shape": list(source.shape),
+        "activation": source.activation or None,
+        "columns": {role: column.name for role, column in (source.columns or {}).items()},
+        "sites": [site.folder for site in sorted(plan.sites)],
+        "options": plan.options.record(),
+    }
+
+
+@contextmanager
+def _hashed_meanwhile(files: tuple[Path, ...]) -> Iterator[Callable[[], str]]:
+    """Hash the files in order of name, one after the other, beside the block; it asks for the sum."""
+    stop = threading.Event()
+
+    def checksum() -> str:
+        sum_of_all = hashlib.sha256()
+        for path in sorted(files, key=lambda path: path.name):
+            with path.open("rb") as file:
+                while not stop.is_set() and (data := file.read(HASH_BYTES)):
+                    sum_of_all.update(data)
+        return sum_of_all.hexdigest()
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(checksum)
+        try:
+            yield future.result
+        finally:
+            stop.set()

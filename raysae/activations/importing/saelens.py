@@ -1,0 +1,162 @@
+"""Folders of cached activations that SAELens writes (``CacheActivationsRunner``).
+
+A Hugging Face data set on disk: Arrow streams with a column named by its hook, a context a row
+(``Array2D``, ``[tokens, d_in]``), and perhaps ``token_ids``. Read as they lie, in mapped memory.
+
+Shapes: S contexts, T tokens, D d_in.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from torch import Tensor
+
+from raysae.activations.importing.arrays import mapped_tensor
+from raysae.activations.importing.arrow import is_float_list, is_list, storage, storage_type
+from raysae.activations.importing.names import find_activation, find_role
+from raysae.activations.importing.request import Request
+from raysae.activations.importing.source import Source, as_sequences, make_column
+from raysae.errors import UserError
+from raysae.files import read_json
+from raysae.sites import ALL
+
+STATE_FILE, INFO_FILE, SPLITS_FILE = "state.json", "dataset_info.json", "dataset_dict.json"
+HOOK = re.compile(r"blocks\.(\d+)\.(?:hook_(resid_pre|resid_post|attn_out|mlp_out)$)?")
+
+
+def is_dataset_folder(path: Path) -> bool:
+    return any((path / name).exists() for name in (STATE_FILE, SPLITS_FILE))
+
+
+def open_saelens(request: Request) -> Source:
+    """The folder's contexts, one sequence each. Raises UserError, naming the file, when damaged."""
+    path = request.path
+    _refuse_splits(path)
+    files = _data_files(path)
+    tables = [_table(file) for file in files]
+    name = _hook_column(path, tables[0].schema, request.options.keys)
+    blocks_STD = [
+        block
+        for file, table in zip(files, tables, strict=True)
+        for block in _blocks(file, table, name)
+    ]
+    if not blocks_STD:
+        raise UserError(f"{path}: {name} has no rows; expected at least one")
+    _refuse_mixture(path, name, blocks_STD)
+    hook = HOOK.match(name)
+    source = Source(
+        path, "saelens", (path / STATE_FILE, *files), tuple(blocks_STD), tokenwise=True,
+        activation=name, position=ALL, layer=int(hook[1]) if hook else None,
+        hookpoint=hook[2] if hook else None,
+    )  # fmt: skip
+    return _with_token_ids(source, files, tables, request.options.keys)
+
+
+def _refuse_splits(path: Path) -> None:
+    if (path / SPLITS_FILE).exists():
+        splits = ", ".join(map(str, read_json(path / SPLITS_FILE).get("splits", [])))
+        raise UserError(f"{path}: holds several data sets ({splits}); import one: {path}/NAME")
+
+
+def _data_files(path: Path) -> list[Path]:
+    """The Arrow files in the data set's order."""
+    state = read_json(path / STATE_FILE)
+    try:
+        names = [str(entry["filename"]) for entry in state["_data_files"]]
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{path / STATE_FILE}: it does not list _data_files; damaged, or no data set of "
+            "Hugging Face's save_to_disk"
+        ) from None
+    for name in names:
+        if Path(name).name != name or not (path / name).is_file():
+            raise UserError(
+                f"{path / STATE_FILE}: lists {name!r}, which is no file in that folder; the folder "
+                "is incomplete"
+            )
+    if not names:
+        raise UserError(f"{path}: the data set has no files, so no rows")
+    return [path / name for name in names]
+
+
+def _table(file: Path) -> pa.Table:
+    try:
+        return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{file}: not a readable Arrow file: truncated or damaged ({error})"
+        ) from None
+
+
+def _hook_column(path: Path, schema: pa.Schema, keys: Mapping[str, str]) -> str:
+    possible = [column.name for column in schema if _is_grid(column.type)]
+    return find_activation(path, possible, {c.name: str(c.type) for c in schema}, keys)
+
+
+def _is_grid(kind: pa.DataType) -> bool:
+    """Lists of lists of floating point numbers: an ``Array2D``."""
+    kind = storage_type(kind)
+    return is_list(kind) and is_float_list(kind.value_type)
+
+
+def _blocks(file: Path, table: pa.Table, name: str) -> list[Tensor]:
+    """The file's record batches as tensors ``[S, T, D]`` over the mapped file."""
+    if name not in table.schema.names or not _is_grid(table.schema.field(name).type):
+        raise UserError(f"{file}: it has no column {name} of activations [tokens, d_in]")
+    blocks, start = [], 0
+    for chunk in table[name].chunks:
+        if len(chunk):
+            blocks.append(_grid(storage(chunk), f"{file}: {name}", start))
+        start += len(chunk)
+    return blocks
+
+
+def _grid(column: pa.Array, where: str, start: int) -> Tensor:
+    tokens = _even(column, where, start, 1)
+    inner = column.flatten()
+    d_in = _even(inner, where, start, tokens)
+    flat = inner.flatten()
+    if flat.null_count:
+        raise UserError(f"{where}: nulls among the numbers (rows from {start} on)")
+    values = mapped_tensor(flat.to_numpy(zero_copy_only=True))
+    return as_sequences(values.view(len(column), tokens, d_in), where)
+
+
+def _even(lists: pa.Array, where: str, start: int, per_row: int) -> int:
+    """The one length of all lists. Raises UserError, naming the row, on nulls or other lengths."""
+    lengths = pc.list_value_length(lists).fill_null(-1).to_numpy(zero_copy_only=False)
+    other = np.flatnonzero((lengths != lengths[0]) | (lengths < 1)) if len(lengths) else [0]
+    if len(other):
+        raise UserError(
+            f"{where}: row {start + int(other[0]) // per_row} is null, empty or of another shape "
+            "than the first; expected [tokens, d_in], the same in every row"
+        )
+    return int(lengths[0])
+
+
+def _refuse_mixture(path: Path, name: str, blocks_STD: list[Tensor]) -> None:
+    kinds = {(*block.shape[1:], str(block.dtype)) for block in blocks_STD}
+    if len(kinds) > 1:
+        raise UserError(f"{path}: {name} has rows of several shapes or dtypes: {sorted(kinds)}")
+
+
+def _with_token_ids(
+    source: Source, files: list[Path], tables: list[pa.Table], keys: Mapping[str, str]
+) -> Source:
+    names = [name for name in tables[0].schema.names if name != source.activation]
+    name = find_role("token_id", names, keys, source.path)
+    if name is None:
+        return source
+    parts = []
+    for file, table in zip(files, tables, strict=True):
+        for chunk in table[name].chunks if name in table.schema.names else []:
+            flat = chunk.flatten() if is_list(chunk.type) else chunk
+            if not pa.types.is_integer(flat.type) or flat.null_count:
+                raise UserError(f"{file}: {name} is {chunk.type}; expected lists of whole numbers")
+            parts.append(flat.to_numpy(zero_copy_only=False).astype(np.int64))
+    values = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    return source.with_column("token_id", make_column("token_id", name, values, source))

@@ -1,0 +1,192 @@
+"""Which rows of a source go to which site, and in what order.
+
+Shapes: N rows, T tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysae.activations.importing.options import ImportOptions
+from raysae.activations.importing.source import Column, Source
+from raysae.activations.writer import SiteRows
+from raysae.errors import UserError
+from raysae.sites import Position, Site
+
+PIECE_ROWS = 2_048
+PIECE_BYTES = 16 * 2**20
+LEAST_PIECES = 64
+"""So that a small file is shuffled too."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows that a site takes, by their numbers in the source and in its order."""
+
+    site: Site
+    rows: range | NDArray[np.int64]
+    sequence: NDArray[np.int64] | None = None
+    """Ids counted within the site, where the source has several sites and no ids."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, piece: slice) -> NDArray[np.int64]:
+        return as_array(self.rows[piece])
+
+
+def select_sites(source: Source, options: ImportOptions) -> list[Selection]:
+    """The sites that the file and the person's options make. Raises UserError when they make none."""
+    layer, position = source.column("layer"), source.column("position")
+    if isinstance(options.position, str):
+        position = None  # a pool takes the tokens of every position
+    rows = _picked(source, options) if position is None else range(source.rows)
+    if layer is None and position is None:
+        return [Selection(Site(_layer(source, options), _position(source, options)), rows)]
+    row_N = as_array(rows)
+    layer_N, keep_layer = _values(layer, row_N, options.layer)
+    position_N, keep_position = _values(position, row_N, options.position)
+    kept = keep_layer & keep_position
+    if not kept.any():
+        raise UserError(
+            f"{source.path}: no rows of layer {options.layer}, position {options.position}; it has "
+            f"{_told(layer, 'layers')}, {_told(position, 'positions')}"
+        )
+
+    def site(first: int) -> Site:
+        return Site(
+            _layer(source, options) if layer is None else int(layer_N[first]),
+            _position(source, options) if position is None else int(position_N[first]),
+        )
+
+    return _grouped(source, row_N, layer_N * 2**24 + position_N, kept, site)
+
+
+def pieces(rows: int, d_in: int) -> list[slice]:
+    """The rows cut into pieces that lie side by side in the file, about 2,048 rows each.
+
+    The cut follows from the numbers alone, so sites with as many rows are cut and shuffled alike.
+    """
+    size = min(PIECE_ROWS, PIECE_BYTES // (4 * d_in), rows // LEAST_PIECES)
+    size = max(size, 1)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def shuffled_pieces(rows: int, d_in: int, seed: int) -> list[slice]:
+    """The pieces in the order in which they are written; within a shard the writer shuffles."""
+    in_order = pieces(rows, d_in)
+    return [in_order[i] for i in np.random.default_rng([seed, 0, 1]).permutation(len(in_order))]
+
+
+def site_rows(source: Source, selection: Selection, piece: slice) -> SiteRows:
+    """A piece of a site, read from the file, with where its rows came from."""
+    row_N = selection.at(piece)
+    token_id = source.column("token_id")
+    return SiteRows(
+        source.take(row_N),
+        _sequence(source, selection, piece, row_N),
+        _token_index(source, selection, row_N).astype(np.int32),
+        (np.zeros_like(row_N) if token_id is None else token_id.at(row_N)).astype(np.int32),
+    )
+
+
+def as_array(rows: range | NDArray[np.int64]) -> NDArray[np.int64]:
+    if isinstance(rows, range):
+        return np.arange(rows.start, rows.stop, rows.step, dtype=np.int64)
+    return rows
+
+
+def _picked(source: Source, options: ImportOptions) -> range:
+    """All rows, or those of one token of each sequence."""
+    if not source.tokenwise or not isinstance(options.position, int):
+        return range(source.rows)
+    tokens, token = source.tokens, options.position
+    if not -tokens <= token < tokens:
+        raise UserError(
+            f"{source.path}: --position {token}: its sequences have {tokens} tokens; expected "
+            f"{-tokens} to {tokens - 1}, or all"
+        )
+    return range(token % tokens, source.rows, tokens)
+
+
+def _layer(source: Source, options: ImportOptions) -> int:
+    layer = source.layer if options.layer is None else options.layer
+    if layer is None:
+        raise UserError(f"{source.path}: it does not say its layer; give --layer L")
+    return layer
+
+
+def _position(source: Source, options: ImportOptions) -> Position:
+    position = source.position if options.position is None else options.position
+    if position is None:
+        raise UserError(
+            f"{source.path}: it does not say its position; give --position P, the token that its "
+            "rows belong to (-1 is the last), or --position all"
+        )
+    return position
+
+
+def _values(
+    column: Column | None, row_N: NDArray[np.int64], wanted: Position | None
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The column's values, and which are wanted."""
+    if column is None:
+        return np.zeros_like(row_N), np.ones(len(row_N), bool)
+    values = column.at(row_N)
+    return values, np.ones(len(row_N), bool) if wanted is None else values == wanted
+
+
+def _told(column: Column | None, what: str) -> str:
+    if column is None:
+        return f"no {what} of its own"
+    values = np.unique(column.values)
+    shown = ", ".join(map(str, values[:20])) + (", ..." if len(values) > 20 else "")
+    return f"{what} {shown}"
+
+
+def _grouped(
+    source: Source,
+    row_N: NDArray[np.int64],
+    code_N: NDArray[np.int64],
+    kept: NDArray[np.bool_],
+    site: Callable[[int], Site],
+) -> list[Selection]:
+    """The kept rows by site, each site's in the file's order."""
+    kept_rows = np.flatnonzero(kept)
+    order = kept_rows[np.argsort(code_N[kept_rows], kind="stable")]
+    ends = np.flatnonzero(np.diff(code_N[order])) + 1
+    counted = source.column("sequence") is None
+    return [
+        Selection(
+            site(group[0]),
+            row_N[group],
+            np.unique(row_N[group] // source.tokens, return_inverse=True)[1] if counted else None,
+        )
+        for group in np.split(order, ends)
+    ]
+
+
+def _sequence(
+    source: Source, selection: Selection, piece: slice, row_N: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    column = source.column("sequence")
+    if column is not None:
+        return column.at(row_N)
+    return row_N // source.tokens if selection.sequence is None else selection.sequence[piece]
+
+
+def _token_index(
+    source: Source, selection: Selection, row_N: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """A row's place in its sequence: said so, or told from the file's shape or the position."""
+    index, position = source.column("token_index"), source.column("position")
+    if index is not None:
+        return index.at(row_N)
+    if source.tokenwise:
+        return row_N % source.tokens
+    if position is not None:
+        return np.maximum(position.at(row_N), 0)
+    numbered = isinstance(selection.site.position, int)
+    return np.full_like(row_N, max(int(selection.site.position), 0) if numbered else 0)

@@ -1,0 +1,104 @@
+"""Shared or streamed: how the trials of a sweep come by a site's rows, and why."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from raysae.activations.reader import Store
+from raysae.activations.shared import SHARED_SPLITS, share_site, shared_bytes
+from raysae.activations.streaming import StreamedRows, StreamedSite
+from raysae.config import ResourcesConfig
+from raysae.errors import UserError
+from raysae.sites import Site
+from raysae.training.rows import Rows, RowSource
+
+OBJECT_STORE_SHARE = 0.8
+"""How full the object store may get: Ray spills to disk beyond."""
+MEMORY_SHARE = 0.8
+"""How much of the memory that Ray counts as a node's the windows of a node's trials may take."""
+WINDOWS_HELD = 2
+
+
+class OpenSite(Protocol):
+    """A site's rows on their way to a worker: ``SharedSite`` or ``StreamedSite``."""
+
+    def rows(self, split: str) -> RowSource: ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The path that was chosen, with the reason in words."""
+
+    how: Literal["shared", "streaming"]
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.how}, {self.why}"
+
+
+def choose_reading(store: Store, site: Site, resources: ResourcesConfig) -> Reading:
+    """Shared where the site fits Ray's object store, or ``resources.memory``; else streaming.
+
+    Raises UserError when shared reading is demanded of a site that does not fit.
+    """
+    needed, budget, what = shared_bytes(store, site), *_budget(resources)
+    figures = f"{needed / 1e9:.2f} GB at {site}, {what} {budget / 1e9:.2f} GB"
+    if resources.reading == "streaming":
+        return Reading("streaming", f"as asked for ({figures})")
+    if needed <= budget:
+        return Reading("shared", f"one copy in memory for all trials ({figures})")
+    if resources.reading == "shared":
+        raise UserError(
+            f"resources.reading is 'shared', but the site does not fit: {figures}; "
+            "set it to streaming or auto, or use a machine with more memory"
+        )
+    return Reading("streaming", f"it does not fit in memory ({figures})")
+
+
+def open_site(reading: Reading, store: Store, site: Site) -> OpenSite:
+    """Make the site ready for the workers. Raises UserError when a shard was altered."""
+    if reading.how == "shared":
+        return share_site(store, site)
+    store.check(*store.entry(site).shards)
+    return StreamedSite(store.path.absolute(), site)
+
+
+def check_windows(store: Store, shuffle_rows: int, rows: int, workers: int) -> None:
+    """Raise UserError when the windows of ``workers`` streaming at once do not fit in memory."""
+    import ray
+
+    window = min(shuffle_rows, rows) * store.row_bytes
+    needed = WINDOWS_HELD * window * workers
+    there = MEMORY_SHARE * ray.cluster_resources().get("memory", 0.0)
+    if needed > there:
+        raise UserError(
+            f"streaming holds {WINDOWS_HELD} windows of {window / 1e9:.2f} GB a trial, "
+            f"{needed / 1e9:.2f} GB for {workers} trials at once, and {there / 1e9:.2f} GB may be "
+            "taken; lower training.shuffle_rows or resources.max_concurrent"
+        )
+
+
+def rows_within(store: Store, site: Site, memory: float) -> dict[str, RowSource]:
+    """A site's training and validation rows for one worker alone: in its own memory, or streamed when
+    they are more than ``memory`` bytes."""
+    if shared_bytes(store, site) > memory:
+        store.check(*store.entry(site).shards)
+        return {split: StreamedRows(store, site, split) for split in SHARED_SPLITS}
+    return {split: Rows(list(store.blocks(site, split))) for split in SHARED_SPLITS}
+
+
+def memory_each(resources: ResourcesConfig, workers: int) -> float:
+    """Bytes of rows that one of ``workers`` may hold: none where all is to be streamed."""
+    import ray
+
+    if resources.reading == "streaming":
+        return 0.0
+    return MEMORY_SHARE * ray.cluster_resources().get("memory", 0.0) / workers
+
+
+def _budget(resources: ResourcesConfig) -> tuple[int, str]:
+    import ray
+
+    if resources.memory is not None:
+        return resources.memory, "resources.memory allows"
+    there = ray.cluster_resources().get("object_store_memory", 0.0)
+    return int(OBJECT_STORE_SHARE * there), "Ray's object store may take"

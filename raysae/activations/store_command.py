@@ -1,0 +1,285 @@
+"""``python -m raysae.store``: import, verify, show and list stores, or make a synthetic one."""
+
+import argparse
+import io
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raysae.activations.importing import command as import_command
+from raysae.board import console, seconds
+from raysae.cli import DONE, PARTLY
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from raysae.activations.manifest import Manifest
+    from raysae.activations.synthetic import SuperpositionWorld
+    from raysae.activations.verify import Problem, Progress
+    from raysae.sites import Site
+
+LINE_SECONDS = 5.0
+WIDE = 120
+"""Columns that a sample may take where there is no terminal; tables are never cut there."""
+SYNTHETIC = """\
+Write a store of known truth: each row is a sum of some of ATOMS unit vectors, each there with
+probability P and a magnitude from 0.5 to 1.5. The atoms lie beside it in truth.safetensors.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; its exit code. Raises UserError on unusable input."""
+    from raysae.errors import UserError
+
+    args = _parser().parse_args(arguments)
+    try:
+        return args.run(args)
+    except OSError as error:  # a full disk, a folder that may not be read
+        raise UserError(f"{error.filename or 'input or output'}: {error.strerror}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m raysae.store",
+        description="Activation stores: their format is raysae/activations/FORMAT.md.",
+    )
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def verb(
+        name: str, run: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    import_command.add_arguments(
+        verb("import", import_command.run, "bring activations of another tool into a store")
+    )
+    for name, run, text in (
+        ("verify", _verify, "check every byte, row and figure of a store; list what is wrong"),
+        ("show", _show, "tell where a store came from, its sites, and a few rows with their texts"),
+        ("sites", _sites, "list a store's sites: folder, train, validation and test rows"),
+    ):
+        verb(name, run, text).add_argument("store", type=Path, metavar="STORE", help="its folder")
+    show, sites = verbs.choices["show"], verbs.choices["sites"]
+    show.add_argument("--site", metavar="SITE", help="one site only, such as layer=08/position=03")
+    show.add_argument("--samples", type=int, default=5, metavar="N", help="rows to show (5)")
+    sites.add_argument("--json", action="store_true", help="as JSON, with shards and bytes")
+    _add_synthetic(verb("synthetic", _synthetic, "write a store whose true features are known"))
+    return parser
+
+
+def _add_synthetic(parser: argparse.ArgumentParser) -> None:
+    parser.description = SYNTHETIC
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="STORE", help="the store's folder")
+    add("--d-in", type=int, default=64, metavar="N", help="values a row (64)")
+    add("--atoms", type=int, default=128, metavar="N", help="known features (128)")
+    add("--p", type=float, default=0.03, help="how often an atom is in a row (0.03)")
+    add("--rows", type=int, default=100_000, metavar="N", help="rows a site (100000)")
+    add("--sites", type=int, default=1, metavar="N", help="layers, other rows of one world (1)")
+    add("--seed", type=int, default=0, metavar="N", help="decides atoms and rows (0)")
+    add("--dtype", default="float32", choices=("float16", "bfloat16", "float32"), help="(float32)")
+    add("--validation", type=float, default=0.1, metavar="SHARE", help="of the rows (0.1)")
+    add("--test", type=float, default=0.1, metavar="SHARE", help="of the rows (0.1)")
+    add("--shard-rows", type=int, metavar="N", help="rows a shard; as many as fit 256 MiB")
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from raysae.activations.manifest import read_manifest
+    from raysae.activations.show import unlisted
+    from raysae.activations.verify import verify
+
+    started, manifest = time.monotonic(), read_manifest(args.store)
+    with _progress() as progress:
+        problems = verify(args.store, progress)
+    for note in unlisted(args.store, manifest):
+        _say(f"note: {note}")
+    if problems:
+        _print(_problems_table(problems))
+    verdict = f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "sound"
+    _say(f"{args.store}: {_size(manifest)} in {seconds(time.monotonic() - started)}: {verdict}")
+    return PARTLY if problems else DONE
+
+
+def _problems_table(problems: "list[Problem]") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    from raysae.activations.show import printable
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("file", no_wrap=True)
+    for head in ("found", "expected"):
+        table.add_column(head, overflow="fold")
+    for problem in problems:
+        cells = problem.file, problem.found, problem.expected
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    return table
+
+
+def _show(args: argparse.Namespace) -> int:
+    from raysae.activations import open_store
+    from raysae.activations.show import draw_samples, facts, samples_table, sites_table
+
+    store = open_store(args.store)
+    sites = [_site(args.site)] if args.site else store.sites
+    entries = [store.entry(site) for site in sites]
+    lines = facts(store)
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        _say(f"{name:<{width}}  {text}")
+    _say("")
+    _print(sites_table(entries))
+    samples = draw_samples(store, sites[0], args.samples) if sites else []
+    if samples:
+        _say(f"\n{len(samples)} rows of {sites[0].folder}, picked at random")
+        bold = console.is_terminal
+        _print(samples_table(samples, console.width if bold else WIDE, bold))
+    return DONE
+
+
+def _site(folder: str) -> "Site":
+    from raysae.errors import UserError
+    from raysae.sites import Site
+
+    try:
+        return Site.of_folder(folder.strip("/"))
+    except ValueError as error:
+        raise UserError(f"--site {folder}: {error}; store sites lists them") from None
+
+
+def _sites(args: argparse.Namespace) -> int:
+    from raysae.activations import open_store
+    from raysae.activations.splits import SPLITS
+
+    store = open_store(args.store)
+    entries = [store.entry(site) for site in store.sites]
+    if args.json:
+        rows = [
+            {
+                "site": entry.site.folder, "layer": entry.layer, "position": entry.position,
+                "rows": entry.rows.model_dump(), "shards": len(entry.shards),
+                "bytes": sum(shard.bytes for shard in entry.shards),
+            }
+            for entry in entries
+        ]  # fmt: skip
+        _say(json.dumps(rows, indent=2))
+        return DONE
+    for entry in entries:
+        _say("  ".join([entry.site.folder, *(str(getattr(entry.rows, name)) for name in SPLITS)]))
+    return DONE
+
+
+def _synthetic(args: argparse.Namespace) -> int:
+    from raysae.activations.synthetic import TRUTH_FILE, write_synthetic_store
+
+    started, world = time.monotonic(), _world(args)
+    _check_folder(args.out)
+    manifest = write_synthetic_store(
+        args.out, world, args.rows, sites=args.sites, shard_rows=args.shard_rows, dtype=args.dtype,
+        validation=args.validation, test=args.test,
+    )  # fmt: skip
+    counts = manifest.sites[0].rows
+    _say(
+        f"Store: {args.out}, synthetic\n"
+        f"  {_size(manifest)} in {seconds(time.monotonic() - started)}\n"
+        f"  a site: {counts.train:,} train, {counts.validation:,} validation, {counts.test:,} test "
+        f"rows of {world.d_in} {manifest.dtype}\n"
+        f"  truth:  {args.out / TRUTH_FILE}, {world.atoms} atoms, each in a row with p {world.p}\n"
+        f"  look:   python -m raysae.store show {args.out}\n"
+        f"  check:  python -m raysae.store verify {args.out}\n"
+        f"  sweep:  python -m raysae.sweep source=null store={args.out} name=NAME"
+    )
+    return DONE
+
+
+def _world(args: argparse.Namespace) -> "SuperpositionWorld":
+    """The world asked for. Raises UserError on values that cannot be."""
+    from raysae.activations.synthetic import SuperpositionWorld
+    from raysae.errors import UserError
+
+    for option in ("d_in", "atoms", "rows", "sites", "shard_rows", "seed"):
+        value, least = getattr(args, option), 0 if option == "seed" else 1
+        if value is not None and value < least:
+            flag = "--" + option.replace("_", "-")
+            raise UserError(f"{flag} {value}: expected a whole number from {least}")
+    if not 0 < args.p <= 1:
+        raise UserError(f"--p {args.p}: expected a probability above 0 and at most 1")
+    shares = args.validation, args.test
+    if not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
+        raise UserError(
+            f"--validation {args.validation} and --test {args.test}: expected shares from 0 that "
+            "leave rows for training, such as 0.1 and 0.1"
+        )
+    return SuperpositionWorld(args.d_in, args.atoms, args.p, args.seed)
+
+
+def _check_folder(out: Path) -> None:
+    """Raise UserError unless a new store can lie there."""
+    from raysae.activations.writer import refuse_existing
+    from raysae.errors import UserError
+
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; name a folder for the store")
+    refuse_existing(out)
+    if out.exists() and any(out.iterdir()):
+        raise UserError(
+            f"{out}: holds files but no finished store; name another folder with --out, or remove it"
+        )
+
+
+def _size(manifest: "Manifest") -> str:
+    rows = sum(entry.rows.total for entry in manifest.sites)
+    size = sum(shard.bytes for entry in manifest.sites for shard in entry.shards)
+    count = len(manifest.sites)
+    return f"{count} site{'s' * (count != 1)}, {rows:,} rows, {size / 1e9:.3f} GB"
+
+
+@contextmanager
+def _progress() -> "Iterator[Progress]":
+    """Shows bytes done: a bar in a terminal, now and then a line elsewhere."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    if not console.is_terminal:
+        yield _lines()
+        return
+    columns = BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("verify", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _lines() -> "Progress":
+    started = told = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told > LINE_SECONDS and done < total:
+            told = now
+            left = seconds((now - started) * (total - done) / max(done, 1))
+            _say(f"  {done / 1e9:.3f} of {total / 1e9:.3f} GB, ETA {left}")
+
+    return tell
+
+
+def _print(table: "Table") -> None:
+    """Print a table: fitted to a terminal; elsewhere as wide as it is, so that nothing is cut."""
+    from rich.console import Console
+
+    if console.is_terminal:
+        console.print(table)
+        return
+    wide = Console(file=io.StringIO(), width=10_000)
+    wide.print(table)
+    for line in wide.file.getvalue().splitlines():  # type: ignore[attr-defined]
+        _say(line.rstrip())
+
+
+def _say(text: str) -> None:
+    """Print text as it is: neither brackets nor colons in a path mean anything."""
+    console.print(text, markup=False, emoji=False)

@@ -1,0 +1,109 @@
+"""Rows read from the store while they are used: for sites larger than memory.
+
+A window of rows is read straight into memory, in pieces and by several threads, while the one before
+it is used; at any time two windows are held.
+
+Shapes: N rows, D d_in.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from raysae.activations.reader import Segment, Store, open_store
+from raysae.activations.schema import torch_dtype
+from raysae.errors import UserError
+from raysae.sites import Site
+from raysae.training.rows import EVALUATION_BATCH, RowSource, Window
+
+READERS = 2
+
+
+class StreamedRows(RowSource):
+    """One split of one site, read from disk as it is asked for; ``readers`` threads read a window.
+
+    The number of readers never shows in the rows or in their order.
+    """
+
+    def __init__(self, store: Store, site: Site, split: str, readers: int = READERS):
+        self.store, self.d_in, self.readers = store, store.d_in, readers
+        self._segments = [
+            segment
+            for shard in store.entry(site).shards
+            if getattr(shard.rows, split)
+            for segment in store.segments(shard, split)
+        ]
+        if not self._segments:
+            raise UserError(f"{store.path}: {site} has no {split} rows")
+        self._starts = [0, *accumulate(segment.rows for segment in self._segments)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def read(self, start: int, stop: int) -> Tensor:
+        rows_ND = self._memory(stop - start)
+        for segment, first, count, at in self._pieces(start, stop):
+            self.store.read_into(rows_ND[at : at + count], segment, first)
+        return rows_ND
+
+    def taken(self, order: Iterator[Window]) -> Iterator[Tensor]:
+        with ThreadPoolExecutor(self.readers) as pool:
+            begun = self._begun(pool, order)
+            current = next(begun, None)
+            while current is not None:
+                window, rows_ND, reads = current
+                for read in reads:
+                    read.result()
+                following = next(begun, None)  # the readers fill it while this one is used
+                for index_B in window.order.split(EVALUATION_BATCH):
+                    yield rows_ND.index_select(0, index_B)
+                current = following
+
+    def _begun(
+        self, pool: ThreadPoolExecutor, order: Iterator[Window]
+    ) -> Iterator[tuple[Window, Tensor, list[Future[None]]]]:
+        """Each window with the memory that the readers are filling; two take turns."""
+        memory = [self._memory(0), self._memory(0)]
+        for number, window in enumerate(order):
+            if len(memory[number % 2]) < window.rows:
+                memory[number % 2] = self._memory(window.rows)
+            rows_ND = memory[number % 2][: window.rows]
+            reads = [
+                pool.submit(self.store.read_into, rows_ND[at : at + count], segment, first)
+                for segment, first, count, at in self._pieces(
+                    window.start, window.start + window.rows
+                )
+            ]
+            yield window, rows_ND, reads
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[Segment, int, int, int]]:
+        """Where rows ``start`` to ``stop`` lie: a segment, the first row in it, how many, and where
+        they go."""
+        at, number = 0, bisect_right(self._starts, start) - 1
+        while start < stop:
+            segment = self._segments[number]
+            first = start - self._starts[number]
+            count = min(segment.rows - first, stop - start)
+            yield segment, first, count, at
+            start, at, number = start + count, at + count, number + 1
+
+    def _memory(self, rows: int) -> Tensor:
+        return torch.empty(rows, self.d_in, dtype=torch_dtype(self.store.manifest.dtype))
+
+
+@dataclass(frozen=True)
+class StreamedSite:
+    """A site that is streamed, small enough to hand to any worker."""
+
+    store: Path
+    site: Site
+
+    def rows(self, split: str) -> StreamedRows:
+        """The split's rows. Whoever chose to stream has checked the site's checksums."""
+        return StreamedRows(open_store(self.store).trust(), self.site, split)

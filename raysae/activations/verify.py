@@ -1,0 +1,399 @@
+"""Everything that a manifest says, checked against the store's files: all that is wrong, not only the
+first. Memory is bounded: a thread holds a row group, and the tokens of the sequences at hand.
+
+Shapes: N rows (or tokens, or sequences), D d_in.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raysae.activations.manifest import (
+    MANIFEST_FILE,
+    SEQUENCES_FOLDER,
+    Manifest,
+    SequencesEntry,
+    ShardEntry,
+    SiteEntry,
+    SplitRows,
+    read_manifest,
+)
+from raysae.activations.reader import files_of
+from raysae.activations.schema import SEQUENCES_SCHEMA, shard_schema, to_torch
+from raysae.activations.show import Texts
+from raysae.activations.splits import SPLITS, split_of
+from raysae.activations.writer import STATISTICS_ROWS, WrittenShard, row_sums, site_entry
+from raysae.files import sha256_of
+from raysae.sites import ALL, Position
+
+RELATIVE, ABSOLUTE = 1e-9, 1e-12
+"""How far a statistic may be off: relative to itself, or to the rows' root mean square norm."""
+MOST_THREADS = 8
+UNREADABLE = (pa.ArrowException, OSError)
+NON_FINITE = "rows with NaN or infinite values"
+TOKEN_LISTS = ("token_id", "token_start", "token_end", "is_text", "patterns")
+
+Progress = Callable[[int, int], None]
+"""Called with bytes checked and bytes in all."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is not as the manifest, or the format, says."""
+
+    file: str
+    """Relative to the store; a site's folder where it is about the site as a whole."""
+    found: str
+    expected: str
+
+
+def silent(done: int, total: int) -> None:
+    """No progress."""
+
+
+def verify(path: str | Path, progress: Progress = silent) -> list[Problem]:
+    """Every problem of a store; none when it is sound. Raises UserError without a readable manifest."""
+    path = Path(path)
+    manifest = read_manifest(path)
+    problems = list(_unusable(manifest))
+    if not problems:  # else no row can be judged
+        problems.extend(_contradictions(manifest))
+        _check_files(path, manifest, problems, progress)
+    return problems
+
+
+def _check_files(
+    store: Path, manifest: Manifest, problems: list[Problem], progress: Progress
+) -> None:
+    """Check the sequences, then the shards, several at a time, then the sites' statistics."""
+    total, done = sum(file.bytes for file in files_of(manifest)), 0
+
+    def run(checks: "list[_FileCheck]") -> None:
+        nonlocal done
+        for check in pool.map(_FileCheck.run, checks):
+            problems.extend(check.problems)
+            done += check.entry.bytes
+            progress(done, total)
+
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as pool:
+        parts = [_PartCheck(store, manifest, part) for part in manifest.sequences]
+        run([*parts])
+        texts = _texts(store, parts, problems) if parts else None
+        shards = {
+            shard.file: _ShardCheck(store, manifest, shard, entry.position, texts)
+            for entry in manifest.sites
+            for shard in entry.shards
+        }
+        # by number, so that rows of the same sequences come one after the other
+        run(sorted(shards.values(), key=lambda check: check.path.name))
+    for entry in manifest.sites:
+        written = [shards[shard.file].written for shard in entry.shards]
+        problems.extend(_statistics_problems(entry, [w for w in written if w]))
+
+
+def _texts(store: Path, parts: "list[_PartCheck]", problems: list[Problem]) -> Texts:
+    """The sequences of all files that could be read; an id in two places is a problem."""
+    found = {part.path: part.sequence_N for part in parts if part.sequence_N is not None}
+    texts = Texts(found, complete=len(found) == len(parts))
+    twice = texts.repeated()
+    if len(twice):
+        told = f"{len(twice):,} ids of several sequences (first: {twice[0]})"
+        problems.append(Problem(f"{SEQUENCES_FOLDER}/", told, "an id of its own for each sequence"))
+    return texts
+
+
+def _unusable(manifest: Manifest) -> Iterator[Problem]:
+    shares = manifest.split.values()
+    usable = set(manifest.split) == {"validation", "test"} and min(shares) >= 0 and sum(shares) < 1
+    if not usable:
+        expected = "shares for validation and test, from 0, that leave rows for training"
+        yield Problem(MANIFEST_FILE, f"split {manifest.split}", expected)
+    if manifest.d_in < 1:
+        yield Problem(MANIFEST_FILE, f"d_in {manifest.d_in}", "at least 1")
+
+
+def _contradictions(manifest: Manifest) -> Iterator[Problem]:
+    """Where the manifest disagrees with itself."""
+    if not manifest.sites:
+        yield Problem(MANIFEST_FILE, "no sites", "at least one")
+    for entry in manifest.sites:
+        summed = [sum(getattr(shard.rows, name) for shard in entry.shards) for name in SPLITS]
+        if summed != _counts(entry.rows):
+            expected = f"{_told(summed)}, the sum over its shards"
+            yield Problem(entry.site.folder, f"{_told(_counts(entry.rows))} for the site", expected)
+        if len(entry.mean) != manifest.d_in:
+            found = f"a mean of {len(entry.mean)} values"
+            yield Problem(entry.site.folder, found, f"d_in {manifest.d_in}")
+        known = not isinstance(entry.position, str) or entry.position in {ALL, *manifest.patterns}
+        if manifest.sequences and not known:
+            expected = f"one of {', '.join([ALL, *manifest.patterns])}"
+            yield Problem(entry.site.folder, f"position {entry.position}", expected)
+    for key in ("sequences", "tokens") if manifest.sequences else ():
+        count = sum(getattr(part, key) for part in manifest.sequences)
+        if (told := (manifest.dataset or {}).get(key, count)) != count:
+            expected = f"{count}, the sum over the sequences files"
+            yield Problem(MANIFEST_FILE, f"{told} {key} in dataset", expected)
+
+
+class _FileCheck:
+    """What is wrong with one Parquet file."""
+
+    def __init__(self, store: Path, manifest: Manifest, entry: ShardEntry | SequencesEntry):
+        self.path, self.manifest, self.entry = store / entry.file, manifest, entry
+        self.problems: list[Problem] = []
+        self._broken: dict[str, tuple[int, str, str]] = {}
+
+    def run(self) -> "_FileCheck":
+        """Check size, checksum and content; itself, with what it found."""
+        if not self.path.is_file():
+            self.tell("missing", f"a file of {self.entry.bytes:,} bytes")
+            return self
+        try:
+            self._check_bytes()
+            with pq.ParquetFile(self.path) as file:
+                self.check(file)
+        except UNREADABLE as error:
+            reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+            self.tell(f"unreadable ({reason[:80]})", "a whole Parquet file")
+        for what, (count, first, expected) in self._broken.items():
+            self.tell(f"{count:,} {what} (first: {first})", expected)
+        return self
+
+    def check(self, file: pq.ParquetFile) -> None:
+        raise NotImplementedError
+
+    def tell(self, found: str, expected: str) -> None:
+        self.problems.append(Problem(self.entry.file, found, expected))
+
+    def tell_all(
+        self, bad_N: NDArray[Any], what: str, first: Callable[[int], str], expected: str
+    ) -> None:
+        """Count what breaks a rule, over calls; the first is told."""
+        if bad_N.any():
+            count, *told = self._broken.get(what, (0, first(int(bad_N.argmax())), expected))
+            self._broken[what] = (count + int(bad_N.sum()), told[0], told[1])
+
+    def columns_are(self, found: pa.Schema, wanted: pa.Schema) -> bool:
+        if found.equals(wanted):
+            return True
+        self.tell(f"columns {_columns(found)}", _columns(wanted))
+        return False
+
+    def _check_bytes(self) -> None:
+        size = self.path.stat().st_size
+        if size != self.entry.bytes:
+            self.tell(f"{size:,} bytes", f"{self.entry.bytes:,} bytes")
+        elif (checksum := sha256_of(self.path)) != self.entry.sha256:
+            self.tell(f"sha256 {checksum[:12]}", f"sha256 {self.entry.sha256[:12]}")
+
+
+class _PartCheck(_FileCheck):
+    """A file of sequences."""
+
+    entry: SequencesEntry
+    sequence_N: NDArray[np.int64] | None = None
+    """The ids of the sequences, once the file was read."""
+
+    def check(self, file: pq.ParquetFile) -> None:
+        if not self.columns_are(file.schema_arrow, SEQUENCES_SCHEMA):
+            return
+        table = file.read()
+        sequence_N = table["sequence"].to_numpy()
+        length = {name: pc.list_value_length(table[name]).to_numpy() for name in TOKEN_LISTS}
+        found = len(table), int(length["token_id"].sum())
+        if found != (self.entry.sequences, self.entry.tokens):
+            expected = f"{self.entry.sequences:,} sequences, {self.entry.tokens:,} tokens"
+            self.tell(f"{found[0]:,} sequences, {found[1]:,} tokens", expected)
+
+        def named(i: int) -> str:
+            return f"sequence {sequence_N[i]}"
+
+        uneven_N = np.any([length[name] != length["token_id"] for name in TOKEN_LISTS], axis=0)
+        self.tell_all(uneven_N, "sequences with uneven lists", named, "an item a token in each")
+        longest = self.manifest.context_length or np.inf
+        long_N = length["token_id"] > longest
+        self.tell_all(long_N, "sequences too long", named, f"at most {longest} tokens")
+        if not uneven_N.any():
+            self._check_tokens(table, np.repeat(np.arange(len(table)), length["token_id"]))
+            self.sequence_N = sequence_N
+
+    def _check_tokens(self, table: pa.Table, owner_N: NDArray[np.int64]) -> None:
+        sequence_N = table["sequence"].to_numpy()
+        flat = {name: _flat(table[name]) for name in TOKEN_LISTS}
+        start_N, end_N = flat["token_start"], flat["token_end"]
+        characters_N = pc.utf8_length(table["text"]).to_numpy()[owner_N]
+        placed_N = (start_N >= 0) & (start_N <= end_N) & (end_N <= characters_N)
+        astray_N = ~placed_N & ((start_N != -1) | (end_N != -1))
+
+        def named(i: int) -> str:
+            return f"sequence {sequence_N[owner_N[i]]}, id {flat['token_id'][i]}"
+
+        expected = "token_start and token_end within the text, or both -1"
+        self.tell_all(astray_N, "tokens outside the text", named, expected)
+        self.tell_all(flat["token_id"] < 0, "tokens with a negative id", named, "ids from 0")
+        most = 1 << len(self.manifest.patterns)
+        strange_N = (flat["patterns"] < 0) | (flat["patterns"] >= most)
+        self.tell_all(strange_N, "tokens with unknown patterns", named, f"bits below {most}")
+
+
+class _ShardCheck(_FileCheck):
+    """A shard of a site."""
+
+    entry: ShardEntry
+    written: WrittenShard | None = None
+    """What the writer would have told of the rows, once all were read and found finite."""
+
+    def __init__(
+        self, store: Path, manifest: Manifest, entry: ShardEntry, position: Position,
+        texts: Texts | None,
+    ):  # fmt: skip
+        super().__init__(store, manifest, entry)
+        self.position, self.texts = position, texts
+
+    def check(self, file: pq.ParquetFile) -> None:
+        wanted = shard_schema(self.manifest.dtype, self.manifest.d_in)
+        self._check_metadata(file.schema_arrow.metadata or {}, wanted.metadata)
+        if not self.columns_are(file.schema_arrow, wanted):
+            return
+        sums, counts, first = _Sums(self.manifest.d_in), np.zeros(len(SPLITS), dtype=np.int64), 0
+        for group in range(file.num_row_groups):
+            if not len(table := file.read_row_group(group)):
+                continue
+            sums.add(self._activations(table, first))
+            counts += self._check_splits(table["sequence"].to_numpy(), group, first)
+            self._check_tokens(table, first)
+            first += len(table)
+        self._check_counts(counts.tolist())
+        if NON_FINITE not in self._broken:
+            rows = SplitRows(**dict(zip(SPLITS, counts.tolist(), strict=True)))
+            entry = self.entry.model_copy(update={"rows": rows})
+            self.written = WrittenShard(entry, *sums.finish())
+
+    def _check_metadata(self, found: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]) -> None:
+        for key, value in wanted.items():
+            told = found.get(key, b"missing").decode(errors="replace")
+            if told != value.decode():
+                self.tell(f"{key.decode()} {told}", f"{key.decode()} {value.decode()}")
+
+    def _check_counts(self, counts: list[int]) -> None:
+        total, wanted = self.entry.rows.total, _counts(self.entry.rows)
+        if sum(counts) != total:
+            self.tell(f"{sum(counts):,} rows", f"{total:,} rows")
+        elif counts != wanted:
+            self.tell(f"{_told(counts)}, by their sequences", _told(wanted))
+
+    def _activations(self, table: pa.Table, first: int) -> Tensor:
+        rows_ND = torch.cat(to_torch(table["activation"], self.manifest.dtype))
+        if not rows_ND.sum(dtype=torch.float32).isfinite():  # much faster than to look at each
+            finite_N = rows_ND.isfinite().all(dim=1).numpy()
+            self.tell_all(~finite_N, NON_FINITE, _row(table, first), "finite values")
+        return rows_ND
+
+    def _check_splits(
+        self, sequence_N: NDArray[np.int64], group: int, first: int
+    ) -> NDArray[np.int64]:
+        """The rows of each split by the sequences' hashes, compared with the manifest's."""
+        code_N = split_of(sequence_N, **self.manifest.split)
+        ends = np.cumsum(_counts(self.entry.rows))
+        row_N = np.arange(first, first + len(code_N))
+        placed_N = np.searchsorted(ends, row_N, side="right").clip(max=len(SPLITS) - 1)
+
+        def named(i: int) -> str:
+            return f"row {row_N[i]}, sequence {sequence_N[i]}, in {SPLITS[placed_N[i]]}"
+
+        expected = "the split that the sequence's hash gives"
+        self.tell_all(placed_N != code_N, "rows in the wrong split", named, expected)
+        if placed_N[0] != placed_N[-1]:
+            both = f"{SPLITS[placed_N[0]]} and {SPLITS[placed_N[-1]]}"
+            self.tell(f"row group {group} with {both} rows", "row groups of one split each")
+        return np.bincount(code_N, minlength=len(SPLITS))
+
+    def _check_tokens(self, table: pa.Table, first: int) -> None:
+        row, position = _row(table, first), self.position
+        index_N, id_N = table["token_index"].to_numpy(), table["token_id"].to_numpy()
+        longest = self.manifest.context_length or 2**31
+        outside_N = (index_N < 0) | (index_N >= longest)
+        self.tell_all(outside_N, "rows with a token_index out of range", row, f"0 to {longest - 1}")
+        if not self.texts:
+            return
+        tokens = self.texts.tokens(table["sequence"].to_numpy(), index_N)
+        if self.texts.complete:
+            expected = "sequences in the sequences files"
+            self.tell_all(~tokens.known_N, "rows of unknown sequences", row, expected)
+        beyond_N = tokens.known_N & ~tokens.inside_N & ~outside_N
+        self.tell_all(beyond_N, "rows beyond their sequence's end", row, "tokens of the sequence")
+        other_N = tokens.inside_N & (tokens.token_id_N != id_N)
+        self.tell_all(other_N, "rows with another token_id", row, "the sequence's token")
+        astray_N = tokens.inside_N & ~tokens.at(position, self.manifest.patterns)
+        self.tell_all(astray_N, "rows at another position", row, f"tokens at {position}")
+
+
+class _Sums:
+    """The sums of a shard's rows, in the blocks in which the writer sums them."""
+
+    def __init__(self, d_in: int):
+        self._sum_D, self._square_sum = np.zeros(d_in), 0.0
+        self._waiting: list[Tensor] = []
+
+    def add(self, rows_ND: Tensor) -> None:
+        *whole, rest = torch.cat([*self._waiting, rows_ND]).split(STATISTICS_ROWS)
+        for block_ND in whole:
+            self._add(block_ND)
+        self._waiting = [rest]
+
+    def finish(self) -> tuple[NDArray[np.float64], float]:
+        for block_ND in self._waiting:
+            self._add(block_ND)
+        return self._sum_D, self._square_sum
+
+    def _add(self, block_ND: Tensor) -> None:
+        sum_D, square_sum = row_sums(block_ND)
+        self._sum_D += sum_D
+        self._square_sum += square_sum
+
+
+def _statistics_problems(entry: SiteEntry, shards: list[WrittenShard]) -> Iterator[Problem]:
+    """Compare a site's statistics with those of its rows, where all of them could be summed."""
+    if not shards or len(shards) < len(entry.shards) or len(shards[0].sum_D) != len(entry.mean):
+        return
+    found = site_entry(entry.site, shards)
+    norm = found.mean_square_norm**0.5
+    for name, unit in (("mean", norm), ("mean_square_norm", norm**2), ("total_variance", norm**2)):
+        value, told = np.atleast_1d(getattr(found, name)), np.atleast_1d(getattr(entry, name))
+        far = ~np.isclose(value, told, rtol=RELATIVE, atol=ABSOLUTE * unit)
+        if far.any():
+            i = int(far.argmax())
+            which = f"{name}[{i}]" if name == "mean" else name
+            yield Problem(entry.site.folder, f"{which} {value[i]:.12g}", f"{told[i]:.12g}")
+
+
+def _row(table: pa.Table, first: int) -> Callable[[int], str]:
+    return lambda i: f"row {first + i}, sequence {table['sequence'][i]}"
+
+
+def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
+    """The items of all lists; -2, which nothing may be, where one is null."""
+    return pc.list_flatten(column).cast(pa.int32()).fill_null(-2).to_numpy()
+
+
+def _counts(rows: SplitRows) -> list[int]:
+    return [getattr(rows, name) for name in SPLITS]
+
+
+def _told(counts: list[int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in zip(SPLITS, counts, strict=True))
+
+
+def _columns(found: pa.Schema) -> str:
+    return ", ".join(f"{f.name} {f.type}{' or null' if f.nullable else ''}" for f in found)

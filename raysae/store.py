@@ -1,0 +1,9 @@
+"""A thin shim; see ``raysae.activations.store_command``."""
+
+import sys
+
+from raysae.activations.store_command import main
+from raysae.cli import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

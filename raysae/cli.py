@@ -18,6 +18,11 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str] | None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
+    except OSError as error:  # a full disk, a folder that may not be written
+        if error.strerror is None:
+            raise
+        print(f"error: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
+        return REFUSED
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return INTERRUPTED

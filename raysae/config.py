@@ -39,6 +39,7 @@ Metric = Literal[
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositionKey = int | Annotated[str, Field(pattern=f"^{POOL_NAME}$")]
+TEMPLATE_KEY = "source.text"
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -478,10 +479,12 @@ def _parse_override(override: str) -> tuple[str, Any]:
         raise UserError(f"{override!r}: expected key=value, such as sweep.trials=16")
     try:
         parsed = yaml.safe_load(value)
-        # {question} is a template to whoever types it, and a mapping to YAML
-        return key, value if key == "source.text" and not isinstance(parsed, str) else parsed
     except yaml.YAMLError:
-        raise UserError(f"{override!r}: {value!r} is not a valid YAML value") from None
+        parsed = None
+        if key != TEMPLATE_KEY:
+            raise UserError(f"{override!r}: {value!r} is not a valid YAML value") from None
+    # "Question: {question}" is a template to whoever types it, and no text to YAML
+    return key, value if key == TEMPLATE_KEY and not isinstance(parsed, str) else parsed
 
 
 def _overridden(data: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def read_json(path: Path) -> Any:
     """The file's content. Raises UserError when it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: not valid JSON ({error}); the file was damaged or altered"
         ) from None

@@ -52,8 +52,8 @@ def test_an_override_replaces_one_key_and_leaves_its_neighbours():
 
 
 def test_a_text_template_needs_no_quotes_on_the_command_line():
-    assert load_recipe(None, ["source.text={question}"]).source.text == "{question}"
-    assert load_recipe(None, ["source.text=Q: {question}"]).source.text == "Q: {question}"
+    for template in ("{question}", "Q: {question}", "Q: {question} A: {answer}"):
+        assert load_recipe(None, [f"source.text={template}"]).source.text == template
 
 
 def test_a_config_file_lends_its_name(tmp_path):

@@ -4,14 +4,14 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raysae.activations.schema import Dtype
 from raysae.errors import UserError
 from raysae.files import read_json, write_json
-from raysae.sites import Position, Site
+from raysae.sites import POOL_NAME, Site
 
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
@@ -45,8 +45,8 @@ class ShardEntry(_Record):
 class SiteEntry(_Record):
     """The activations of one site. Statistics run over all its rows, in float64."""
 
-    layer: int
-    position: Position
+    layer: Annotated[int, Field(ge=0)]
+    position: int | Annotated[str, Field(pattern=f"^{POOL_NAME}$")]
     rows: SplitRows
     mean: list[float]
     mean_square_norm: float

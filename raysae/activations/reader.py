@@ -114,17 +114,16 @@ class Store:
                 yield self.rows(self.segments(shard, split))
 
     def rows(self, segments: "list[Segment]") -> "Tensor":
-        """The rows of all ``segments`` in one tensor ``[rows, d_in]``, read without decoding."""
+        """The rows of all ``segments`` in one tensor ``[rows, d_in]``, read by several threads."""
         import torch
 
         rows_ND = torch.empty(
             sum(segment.rows for segment in segments), self.d_in,
             dtype=torch_dtype(self.manifest.dtype),
         )  # fmt: skip
-        start = 0
-        for segment in segments:
-            self.read_into(rows_ND[start : start + segment.rows], segment)
-            start += segment.rows
+        with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:
+            places = rows_ND.split([segment.rows for segment in segments])
+            list(pool.map(self.read_into, places, segments))
         return rows_ND
 
     def read_into(self, rows_ND: "Tensor", segment: Segment, first: int = 0) -> None:
@@ -154,6 +153,12 @@ class Store:
             file = self._open(path)
             runs = activation_runs(handle.fileno(), file.metadata)
         groups = _groups_of(file.metadata, shard, split)
+        found = sum(file.metadata.row_group(i).num_rows for i in groups)
+        if found != getattr(shard.rows, split):
+            raise UserError(
+                f"{path}: holds {found} {split} rows, the manifest has "
+                f"{getattr(shard.rows, split)}; make the store again"
+            )
         if runs is None:
             return [Segment(shard, i, file.metadata.row_group(i).num_rows, None) for i in groups]
         return [Segment(shard, i, run.rows, run.offset) for i in groups for run in runs[i]]
@@ -241,8 +246,10 @@ def open_store(path: str | Path) -> Store:
     """
     path = Path(path)
     manifest = read_manifest(path)
+    root = path.resolve()
     for file in files_of(manifest):
         _check_size(path / file.file, file.bytes)
+        _check_inside(root, path / file.file)
     return Store(path, manifest)
 
 
@@ -251,6 +258,15 @@ def files_of(manifest: Manifest) -> Iterable[ShardEntry | SequencesEntry]:
     for entry in manifest.sites:
         yield from entry.shards
     yield from manifest.sequences
+
+
+def _check_inside(root: Path, path: Path) -> None:
+    """Raise UserError when a link leads out of the store: what it reaches may be anybody's."""
+    if not path.resolve().is_relative_to(root):
+        raise UserError(
+            f"{path}: is a link to {path.resolve()}, outside the store; copy the store with what "
+            "its links lead to (cp -rL)"
+        )
 
 
 def _check_size(path: Path, expected: int) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from raysae.activations.reader import Store
-from raysae.activations.shared import SHARED_SPLITS, share_site, shared_bytes
+from raysae.activations.shared import SHARED_SPLITS, SharedSite, share_site, shared_bytes
 from raysae.activations.streaming import StreamedRows, StreamedSite
 from raysae.config import ResourcesConfig
 from raysae.errors import UserError
@@ -55,11 +55,26 @@ def choose_reading(store: Store, site: Site, resources: ResourcesConfig) -> Read
 
 
 def open_site(reading: Reading, store: Store, site: Site) -> OpenSite:
-    """Make the site ready for the workers. Raises UserError when a shard was altered."""
+    """Make the site ready for the workers. Raises UserError when a shard was altered, or is none."""
+    shards = store.entry(site).shards
+    for shard in shards:
+        for split in SHARED_SPLITS:
+            store.segments(shard, split)  # is it of the store's kind? seen from the footer alone
     if reading.how == "shared":
-        return share_site(store, site)
-    store.check(*store.entry(site).shards)
+        return _shared(store, site)
+    store.check(*shards)
     return StreamedSite(store.path.absolute(), site)
+
+
+def _shared(store: Store, site: Site) -> SharedSite:
+    import ray
+
+    try:
+        return share_site(store, site)
+    except ray.exceptions.RayError as error:
+        failure = error
+    store.check(*store.entry(site).shards)  # a worker saw it too, but Ray wraps what it said
+    raise failure
 
 
 def check_windows(store: Store, shuffle_rows: int, rows: int, workers: int) -> None:

@@ -25,7 +25,7 @@ class SharedSite:
     dtype: str
     d_in: int
     blocks: dict[str, list[Any]]
-    """For each split, object references of Arrow tables in shard order."""
+    """For each split, object references of Arrow tables, their rows in the store's order."""
 
     def tensors(self, split: str) -> list[Tensor]:
         """The split's blocks as ``[rows, d_in]`` views of the object store's memory."""
@@ -45,7 +45,7 @@ def shared_bytes(store: Store, site: Site) -> int:
 
 
 def share_site(store: Store, site: Site) -> SharedSite:
-    """Read ``site`` once, spread over the connected Ray, into shared blocks."""
+    """Read ``site`` once, by the connected Ray, into shared blocks."""
     blocks = {split: _share_split(store, site, split) for split in SHARED_SPLITS}
     return SharedSite(store.manifest.dtype, store.d_in, blocks)
 
@@ -53,23 +53,21 @@ def share_site(store: Store, site: Site) -> SharedSite:
 def _share_split(store: Store, site: Site, split: str) -> list[Any]:
     import ray
 
-    tasks = [
-        {"store": str(store.path), "layer": site.layer, "position": site.position,
-         "shard": number, "split": split}
-        for number, shard in enumerate(store.entry(site).shards)
-        if getattr(shard.rows, split)
-    ]  # fmt: skip
-    dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+    if not getattr(store.entry(site).rows, split):
+        return []
+    task = {"store": str(store.path), "layer": site.layer, "position": site.position}
+    dataset = ray.data.from_items([{**task, "split": split}]).map_batches(
         _read, batch_size=None, batch_format="pyarrow"
     )
-    dataset.context.execution_options.preserve_order = True  # rows are numbered in shard order
+    # one block: rows are then picked by one call a batch, at twice the speed of several blocks
+    dataset.context.target_max_block_size = None
     return dataset.materialize().to_arrow_refs()
 
 
 def _read(task: pa.Table) -> pa.Table:
     (row,) = task.to_pylist()
-    store = open_store(Path(row["store"]))
-    shard = store.entry(Site(row["layer"], row["position"])).shards[row["shard"]]
-    store.check(shard)
-    rows_ND = store.rows(store.segments(shard, row["split"]))
-    return pa.table([to_arrow(rows_ND)], names=["activation"])
+    store, site = open_store(Path(row["store"])), Site(row["layer"], row["position"])
+    shards = [shard for shard in store.entry(site).shards if getattr(shard.rows, row["split"])]
+    store.check(*shards)
+    segments = [segment for shard in shards for segment in store.segments(shard, row["split"])]
+    return pa.table([to_arrow(store.rows(segments))], names=["activation"])

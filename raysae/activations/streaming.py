@@ -20,7 +20,7 @@ from raysae.activations.reader import Segment, Store, open_store
 from raysae.activations.schema import torch_dtype
 from raysae.errors import UserError
 from raysae.sites import Site
-from raysae.training.rows import EVALUATION_BATCH, RowSource, Window
+from raysae.training.rows import RowSource, Window, pieces
 
 READERS = 2
 
@@ -52,18 +52,27 @@ class StreamedRows(RowSource):
             self.store.read_into(rows_ND[at : at + count], segment, first)
         return rows_ND
 
-    def taken(self, order: Iterator[Window]) -> Iterator[Tensor]:
+    def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
         with ThreadPoolExecutor(self.readers) as pool:
-            begun = self._begun(pool, order)
-            current = next(begun, None)
-            while current is not None:
-                window, rows_ND, reads = current
-                for read in reads:
-                    read.result()
-                following = next(begun, None)  # the readers fill it while this one is used
-                for index_B in window.order.split(EVALUATION_BATCH):
-                    yield rows_ND.index_select(0, index_B)
-                current = following
+            memory: dict[int, Tensor] = {}
+            for window, index_B in pieces(self._windows(pool, order, memory), batch_size):
+                yield memory[window.start].index_select(0, index_B)
+
+    def _windows(
+        self, pool: ThreadPoolExecutor, order: Iterator[Window], memory: dict[int, Tensor]
+    ) -> Iterator[Window]:
+        """Each window once its rows are in ``memory``; the next is being read while it is used."""
+        begun = self._begun(pool, order)
+        current = next(begun, None)
+        while current is not None:
+            window, rows_ND, reads = current
+            for read in reads:
+                read.result()
+            memory.clear()
+            memory[window.start] = rows_ND
+            following = next(begun, None)
+            yield window
+            current = following
 
     def _begun(
         self, pool: ThreadPoolExecutor, order: Iterator[Window]

@@ -3,6 +3,7 @@
 Shapes: N rows, D d_in.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,9 @@ from raysae.sites import Site
 ROW_GROUP_BYTES = 32 * 2**20
 SHARD_BYTES = 256 * 2**20
 """How large a shard of one site may grow by default."""
-STATISTICS_ROWS = 16_384
-"""Rows summed at a time: fixed, so that the same rows give the same sums to the bit."""
+STATISTICS_ROWS = 512
+"""Rows summed at a time: fixed, so that the same rows give the same sums to the bit; few, so that
+they stay in the processor's cache."""
 WHOLE_PAGE = 2**30
 
 NonFinite = Literal["refuse", "drop"]
@@ -138,12 +140,12 @@ def write_shard(
 
 def row_sums(rows_ND: Tensor) -> tuple[NDArray[np.float64], float]:
     """The sum of the rows ``[D]`` and the sum of their squared norms, in float64."""
-    sum_D, square_sum = np.zeros(rows_ND.shape[1]), 0.0
+    sum_D, square_sum = torch.zeros(rows_ND.shape[1], dtype=torch.float64), 0.0
     for part_ND in rows_ND.split(STATISTICS_ROWS):
         exact_ND = part_ND.double()
-        sum_D += exact_ND.sum(dim=0).numpy()
-        square_sum += float(exact_ND.square().sum())
-    return sum_D, square_sum
+        sum_D += exact_ND.sum(dim=0)
+        square_sum += float(torch.dot(exact_ND.view(-1), exact_ND.view(-1)))
+    return sum_D.numpy(), square_sum
 
 
 def site_entry(site: Site, shards: list[WrittenShard]) -> SiteEntry:
@@ -252,9 +254,9 @@ def refuse_existing(store: Path) -> None:
 
 def to_storage(activation_ND: Tensor, dtype: str, site: Site) -> Tensor:
     """The rows in the store's dtype. Raises UserError when a value is too large for it."""
-    largest = float(activation_ND.abs().max()) if activation_ND.numel() else 0.0
+    largest = _largest(activation_ND)
     limit = torch.finfo(torch_dtype(dtype)).max
-    if largest > limit and largest != float("inf"):  # what is infinite already is told of elsewhere
+    if limit < largest < math.inf:  # what is infinite already is told of elsewhere
         raise UserError(
             f"{site}: an activation reaches {largest:.4g}, above {dtype}'s largest value "
             f"{limit:.4g}; set dtype to bfloat16 or float32 (source.dtype=bfloat16)"
@@ -262,11 +264,19 @@ def to_storage(activation_ND: Tensor, dtype: str, site: Site) -> Tensor:
     return activation_ND.to(torch_dtype(dtype))
 
 
+def _largest(rows_ND: Tensor) -> float:
+    """The largest absolute value; NaN where there is one."""
+    if not rows_ND.numel():
+        return 0.0
+    least, most = torch.aminmax(rows_ND)
+    return max(-float(least), float(most))
+
+
 def _usable(rows: SiteRows, form: ShardFormat, site: Site) -> SiteRows:
     """The rows without those that are not finite; UserError when such rows are to be refused."""
-    finite_N = rows.activation_ND.isfinite().all(dim=1).numpy()
-    if finite_N.all():
+    if math.isfinite(_largest(rows.activation_ND)):
         return rows
+    finite_N = rows.activation_ND.isfinite().all(dim=1).numpy()
     if form.non_finite == "drop":
         return rows.take(finite_N)
     first = int(np.flatnonzero(~finite_N)[0])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from raysae.sae import SAE, SAEConfig
 from raysae.training.config import TrainingConfig
-from raysae.training.rows import RowSource, Rows
+from raysae.training.rows import Rows, RowSource
 from raysae.training.trainer import Trainer
 
 

@@ -53,6 +53,16 @@ def windows(rows: int, size: int, seed: int, epoch: int, taken: int = 0) -> Iter
         taken = 0
 
 
+def pieces(order: Iterator[Window], batch_size: int) -> Iterator[tuple[Window, Tensor]]:
+    """Each window with its rows a batch at a time; only at a window's edge is a batch cut in two."""
+    over = 0
+    for window in order:
+        for index_B in (*window.order[:over][None], *window.order[over:].split(batch_size)):
+            if len(index_B):
+                yield window, index_B
+        over = (over - len(window.order)) % batch_size
+
+
 def _permutation(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63))
 
@@ -70,8 +80,8 @@ class RowSource(ABC):
         """Rows ``start`` to ``stop`` in their own order, ``[stop - start, d_in]``."""
 
     @abstractmethod
-    def taken(self, order: Iterator[Window]) -> Iterator[Tensor]:
-        """The rows of each window in its order, a few thousand at a time or all at once."""
+    def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
+        """The rows of each window in its order, in the pieces of ``pieces``."""
 
     def to(self, device: str) -> "RowSource":
         """These rows with their batches on ``device``, where they can be kept there."""
@@ -93,7 +103,7 @@ class RowSource(ABC):
         """An epoch's batches ``[batch, d_in]`` from row ``taken`` of its order on; the last may be
         smaller."""
         order = windows(len(self), shuffle_rows, seed, epoch, taken)
-        return _rebatched(self.taken(order), batch_size)
+        return _rebatched(self.taken(order, batch_size), batch_size)
 
     def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
         """``count`` rows ``[count, d_in]`` drawn by ``seed`` (all, when there are fewer)."""
@@ -155,10 +165,9 @@ class Rows(RowSource):
     def read(self, start: int, stop: int) -> Tensor:
         return self.gather(torch.arange(start, stop))
 
-    def taken(self, order: Iterator[Window]) -> Iterator[Tensor]:
-        for window in order:
-            for index_B in window.order.split(EVALUATION_BATCH):
-                yield self.gather(index_B + window.start)
+    def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
+        for window, index_B in pieces(order, batch_size):
+            yield self.gather(index_B + window.start)
 
     def gather(self, index_B: Tensor) -> Tensor:
         """Rows ``index_B`` in that order, ``[batch, d_in]``."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -73,10 +74,7 @@ def test_every_field_of_the_manifest_and_no_other(record):
     (rows,) = tables(PAGE.split(f"### {record}\n")[1].split("\n#")[0])
     assert [name(row[0]) for row in rows] == list(fields)
     assert [bool(row[2]) for row in rows] == [not field.is_required() for field in fields.values()]
-    nullable = [
-        field.annotation is not None and "None" in str(field.annotation)
-        for field in fields.values()
-    ]
+    nullable = [type(None) in get_args(field.annotation) for field in fields.values()]
     assert ["null" in row[1] for row in rows] == nullable
 
 

@@ -1,6 +1,7 @@
 """Shared and streaming: the same rows in the same order, sought and resumed, at constant memory."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -222,10 +223,12 @@ def test_data_ten_times_the_memory_streams_at_constant_memory(tmp_path):
             split={"validation": 0.01, "test": 0.0}, shard_rows=50_000,
         )  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", PEAK, str(folder)], capture_output=True, text=True, check=True
-        )
+            [sys.executable, "-c", PEAK, str(folder)],
+            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
         total, more = map(int, done.stdout.split())
         assert total > 0.9 * rows * 1024
         grown.append(more)
-    assert grown[1] < 30 * 2**20 < 300_000 * 1024 / 10
-    assert abs(grown[1] - grown[0]) < 8 * 2**20
+    assert max(grown) < 24 * 2**20 < 300_000 * 1024 / 10
+    assert grown[1] < grown[0] + 4 * 2**20

@@ -51,7 +51,13 @@ def load_tokenizer(source: SourceConfig) -> Any:
     """The model's tokenizer. Raises UserError when it cannot be had."""
     from transformers import AutoTokenizer
 
-    return _loaded(AutoTokenizer, source)
+    tokenizer = _loaded(AutoTokenizer, source)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # made up from the model's type alone
+        raise UserError(
+            f"source.model {source.model!r}: it has no tokenizer, or one that knows no words; "
+            "save the model's tokenizer beside it (tokenizer.save_pretrained)"
+        )
+    return tokenizer
 
 
 def load_model(source: SourceConfig) -> Any:
@@ -78,7 +84,13 @@ def load_model(source: SourceConfig) -> Any:
 
 def _loaded(loader: Any, source: SourceConfig, **options: Any) -> Any:
     location = model_location(source)
-    revision = {} if Path(location).is_dir() else {"revision": source.revision}
+    local = Path(location).is_dir()
+    if local and source.revision is not None:
+        raise UserError(
+            f"source.revision {source.revision!r}: {source.model!r} is a folder, which has no "
+            "revisions; leave it out, or name a hub model"
+        )
+    revision = {} if local else {"revision": source.revision}
     try:
         return loader.from_pretrained(location, **revision, **options)
     except (OSError, ValueError) as error:

@@ -78,6 +78,8 @@ def existing_store(plan: ExtractionPlan) -> Store | None:
 
     Raises UserError when the folder holds another store, the beginning of one, or foreign files.
     """
+    if plan.folder.exists() and not plan.folder.is_dir():
+        raise UserError(f"{plan.folder}: is a file; name a folder for the store with store=FOLDER")
     if (plan.folder / MANIFEST_FILE).exists():
         _refuse_other(plan, read_manifest(plan.folder).source, "a store made from another source")
         remove_folder(plan.work)  # killed between the manifest and the end

@@ -32,9 +32,11 @@ class ExtractionProgress:
         """Show the progress of the forward passes inside the block."""
         size = tokens.bytes(self.plan)
         console.print(
-            f"  {tokens.sequences:,} sequences, {tokens.tokens:,} tokens in {len(tokens.parts)} "
-            f"shards; {len(self.plan.sites)} sites, {size / 1e9:.3f} GB"
+            f"  {_number(tokens.sequences, 'sequence')}, {tokens.tokens:,} tokens in "
+            f"{_number(len(tokens.parts), 'shard')}; {_number(len(self.plan.sites), 'site')}, "
+            f"{size / 1e9:.3f} GB"
         )
+        self._tell_losses(tokens.counts)
         watch = _Watch(self.plan, tokens, size)
         stop = threading.Event()
         thread = threading.Thread(target=watch.run, args=(stop,), daemon=True)
@@ -45,6 +47,23 @@ class ExtractionProgress:
             stop.set()
             thread.join()
         watch.tell("done")
+
+    def _tell_losses(self, counts: dict[str, int]) -> None:
+        """Say what of the texts is not in the store, when anything is not."""
+        if counts["cut"]:
+            console.print(
+                f"  {counts['cut']:,} of {counts['documents']:,} texts are longer than "
+                f"{self.plan.source.context_length} tokens and were cut there"
+            )
+        if counts["too_short"]:
+            console.print(
+                f"  {_number(counts['too_short'], 'sequence')} left out: too short for the positions, "
+                "or no pattern matches"
+            )
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 class _Watch:

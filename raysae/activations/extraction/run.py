@@ -108,15 +108,20 @@ def _run(plan: ExtractionPlan, tokens: TokenPlan, placement: Placement) -> None:
     dataset = ray.data.from_arrow([row_table(n) for n in missing]).map_batches(
         batch_size=1, batch_format="pyarrow", **_pool(plan, placement, len(missing))
     )
+    refused = None
     try:
         with stderr_held_back() if placement.gpus else nullcontext():
             refused = [row["refused"] for row in dataset.iter_rows() if row["refused"]]
+    except KeyboardInterrupt:
+        pass  # it holds Ray Data's iterator, which would outlive Ray and start another
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         raise UserError(
             f"{plan.folder}: a worker was lost ({str(cause).splitlines()[0]}); "
             "the same command goes on with the shards that are missing"
         ) from error
+    if refused is None:
+        raise KeyboardInterrupt
     if refused:
         write_text(plan.work / REFUSED_FILE, refused[0])
         raise UserError(refused[0])

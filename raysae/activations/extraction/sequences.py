@@ -4,7 +4,6 @@ What a shard holds is settled here, by the recipe alone, before any forward pass
 the same whatever the number of workers and however often it is interrupted.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from raysae.activations.extraction.models import load_tokenizer
 from raysae.activations.extraction.plan import ExtractionPlan
-from raysae.activations.extraction.texts import Document, read_documents
+from raysae.activations.extraction.texts import read_documents
 from raysae.activations.extraction.tokens import (
     Tokenizer,
     TokenSequence,
@@ -101,12 +100,14 @@ class _Writing:
 
     def __post_init__(self) -> None:
         self.rows = {p: dict.fromkeys(SPLITS, 0) for p in self.plan.positions}
-        self.texts = hashlib.sha256()
 
     def run(self) -> TokenPlan:
         transformers_tokenizer = load_tokenizer(self.plan.readable)
+        sha256 = tokenizer_hash(
+            transformers_tokenizer
+        )  # using it changes it: it keeps its last cut
         tokenizer = Tokenizer(transformers_tokenizer, self.plan.source)
-        documents = self._hashed(read_documents(self.plan.readable))
+        documents = read_documents(self.plan.readable)
         within = self._within_budget(self._usable(tokenizer, tokenizer.sequences(documents)))
         for shard in self._shards(_shuffled(within, self.plan.seed)):
             self.parts.append(write_sequences(self.plan.folder, len(self.parts), to_table(shard)))
@@ -115,14 +116,9 @@ class _Writing:
             self.parts,
             {str(position): counts for position, counts in self.rows.items()},
             {**asdict(tokenizer.counts), "sequences": self.sequences, "tokens": self.tokens},
-            self.texts.hexdigest(),
-            tokenizer_hash(transformers_tokenizer),
+            tokenizer.texts.hexdigest(),
+            sha256,
         )
-
-    def _hashed(self, documents: Iterable[Document]) -> Iterator[Document]:
-        for document in documents:
-            self.texts.update(document.text.encode() + b"\0")
-            yield document
 
     def _usable(
         self, tokenizer: Tokenizer, sequences: Iterable[TokenSequence]

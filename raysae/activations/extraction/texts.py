@@ -69,6 +69,11 @@ def _pocket_rows() -> Iterator[dict[str, Any]]:
 
 def _dataset_rows(source: SourceConfig) -> Iterable[dict[str, Any]]:
     path = Path(source.dataset).expanduser()
+    if source.dataset_revision is not None and (path.suffix in FILE_KINDS or path.is_dir()):
+        raise UserError(
+            f"source.dataset_revision {source.dataset_revision!r}: {source.dataset!r} is on this "
+            "machine and has no revisions; leave it out, or name a hub data set"
+        )
     if path.suffix in FILE_KINDS:
         return _file_rows(path)
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
@@ -96,10 +101,11 @@ def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
         raise UserError(f"source.dataset {str(path)!r}: no such file")
     if not path.stat().st_size:
         raise UserError(f"source.dataset {str(path)!r}: the file is empty, no text to read")
-    from datasets import Dataset, disable_progress_bars
+    from datasets import Dataset, disable_progress_bars, logging
     from datasets.exceptions import DatasetGenerationError
 
     disable_progress_bars()  # a local file is read at once
+    logging.set_verbosity(logging.CRITICAL)  # what is wrong with it is told below
     read = getattr(Dataset, f"from_{FILE_KINDS[path.suffix]}")
     options = {"sep": "\t"} if path.suffix == ".tsv" else {}
     try:
@@ -128,7 +134,10 @@ def _hub_rows(source: SourceConfig) -> Iterable[dict[str, Any]]:
 
 def _fill(source: SourceConfig, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     template = source.text if "{" in source.text else f"{{{source.text}}}"
-    columns = [name for _, name, *_ in Formatter().parse(template) if name is not None]
+    try:
+        columns = [name for _, name, *_ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise _no_template(source, error) from None
     for number, row in enumerate(rows):
         missing = [name for name in columns if name not in row]
         if missing:
@@ -136,4 +145,15 @@ def _fill(source: SourceConfig, rows: Iterable[dict[str, Any]]) -> Iterator[str]
                 f"source.text {source.text!r}: row {number} of {source.dataset!r} has no column "
                 f"{', '.join(map(repr, missing))}; it has {', '.join(map(repr, row))}"
             )
-        yield template.format(**{name: row[name] for name in columns})
+        values = {name: "" if row[name] is None else row[name] for name in columns}
+        try:
+            yield template.format(**values)
+        except (ValueError, LookupError, TypeError) as error:
+            raise _no_template(source, error) from None
+
+
+def _no_template(source: SourceConfig, error: Exception) -> UserError:
+    return UserError(
+        f"source.text {source.text!r}: cannot be filled in ({error}); expected columns in braces, "
+        "such as {question} (a brace of the text itself is written twice: {{)"
+    )

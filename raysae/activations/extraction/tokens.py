@@ -87,6 +87,7 @@ class Tokenizer:
         self.fast = bool(getattr(tokenizer, "is_fast", False))
         self.patterns = [re.compile(p) for p in source.used_patterns.values()]
         self.counts = Counts()
+        self.texts = hashlib.sha256()
         if self.patterns and not self.fast:
             raise UserError(
                 f"source.positions: {', '.join(source.used_patterns)} need a tokenizer that tells "
@@ -137,6 +138,7 @@ class Tokenizer:
             )  # fmt: skip
             for number, document in enumerate(batch):
                 self.counts.documents += 1
+                self.texts.update(document.text.encode() + b"\0")
                 yield self._of(document, encoded, number)
 
     def _of(self, document: Document, encoded: Any, number: int) -> _Encoded:

@@ -1,0 +1,261 @@
+"""How fast a store is read: ours against np.memmap, pyarrow lists and ray.data, on the same rows.
+
+    python scripts/bench_store.py [--gb 1] [--d-in 768] [--trials 4]
+
+Everything is written once into a temporary folder and read from the page cache (a first pass of each
+way warms it). GB/s are activations delivered as batches of 1,024 rows in their storage dtype, the
+best of three passes.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysae.cluster.session import quiet_environment
+
+quiet_environment()
+
+import numpy as np  # noqa: E402
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+import ray  # noqa: E402
+import torch  # noqa: E402
+
+import raysae  # noqa: E402
+from raysae.activations import Site, Store  # noqa: E402
+from raysae.activations.shared import SharedSite, share_site  # noqa: E402
+from raysae.activations.streaming import StreamedRows  # noqa: E402
+from raysae.activations.writer import write_store  # noqa: E402
+from raysae.training.rows import RowSource  # noqa: E402
+
+BATCH = 1024
+PASSES = 3
+SITE = Site(0, "all")
+
+
+@dataclass
+class Data:
+    """The same rows in every form."""
+
+    folder: Path
+    rows: int
+    d_in: int
+    store: Store
+
+    @property
+    def bytes(self) -> int:
+        return self.rows * self.d_in * 2
+
+
+def write(folder: Path, gb: float, d_in: int) -> Data:
+    """One site of float16 rows: our store, a flat file, and Parquet with a list column."""
+    rows = int(gb * 1e9 / (2 * d_in))
+    parts = (part_of(start, rows, d_in) for start in range(0, rows, 65_536))
+    write_store(
+        folder / "store", {SITE: parts}, provenance="synthetic", source={}, dtype="float16",
+        split={"validation": 0.0, "test": 0.0},
+    )  # fmt: skip
+    store = raysae.open_store(folder / "store")
+    flat = np.memmap(folder / "flat", np.float16, "w+", shape=(rows, d_in))
+    start = 0
+    for block in store.blocks(SITE, "train"):
+        flat[start : start + len(block)] = block.numpy()
+        start += len(block)
+    flat.flush()
+    write_lists(folder / "lists.parquet", flat)
+    return Data(folder, rows, d_in, store)
+
+
+def part_of(start: int, rows: int, d_in: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(start)
+    return torch.randn(min(65_536, rows - start), d_in, generator=generator).half()
+
+
+def write_lists(path: Path, flat: np.memmap) -> None:
+    d_in = flat.shape[1]
+    schema = pa.schema([("activation", pa.list_(pa.float16(), d_in))])
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        for start in range(0, len(flat), 21_845):
+            values = pa.array(np.array(flat[start : start + 21_845]).reshape(-1))
+            lists = pa.FixedSizeListArray.from_arrays(values, d_in)
+            writer.write_table(pa.table([lists], schema=schema))
+
+
+def memmap_sequential(data: Data) -> Iterator[Any]:
+    """What a plain loop over a memory-mapped file gives: a new array a batch, in file order."""
+    flat = np.memmap(data.folder / "flat", np.float16, "r", shape=(data.rows, data.d_in))
+    for start in range(0, data.rows, BATCH):
+        yield np.array(flat[start : start + BATCH])
+
+
+def memmap_into_buffer(data: Data) -> Iterator[Any]:
+    """The same into one small buffer that stays in the processor's cache: the hardest to match."""
+    flat = np.memmap(data.folder / "flat", np.float16, "r", shape=(data.rows, data.d_in))
+    buffer = np.empty((BATCH, data.d_in), np.float16)
+    for start in range(0, data.rows, BATCH):
+        part = flat[start : start + BATCH]
+        np.copyto(buffer[: len(part)], part)
+        yield buffer[: len(part)]
+
+
+def list_column(data: Data) -> Iterator[Any]:
+    for block in pq.ParquetFile(data.folder / "lists.parquet").iter_batches(21_845):
+        values = block.column(0).flatten().to_numpy().reshape(-1, data.d_in)
+        for start in range(0, len(values), BATCH):
+            yield values[start : start + BATCH]
+
+
+def ray_data(data: Data) -> Iterator[Any]:
+    dataset = ray.data.read_parquet(str(data.folder / "lists.parquet"))
+    for batch in dataset.iter_torch_batches(batch_size=BATCH, dtypes=torch.float16):
+        yield batch["activation"]
+
+
+def shuffled(source: RowSource) -> Callable[[Data], Iterable[Any]]:
+    return lambda _data: source.epoch(0, 0, BATCH)
+
+
+def gb_per_second(data: Data, read: Callable[[Data], Iterable[Any]], passes: int = PASSES) -> float:
+    """The best pass's rate; every pass must have delivered every row."""
+    best = 0.0
+    for _ in range(passes):
+        started, rows = time.perf_counter(), 0
+        for batch in read(data):
+            rows += len(batch)
+        best = max(best, data.bytes / (time.perf_counter() - started) / 1e9)
+        if rows != data.rows:
+            raise RuntimeError(f"{read}: delivered {rows} of {data.rows} rows")
+    return best
+
+
+def rates(data: Data) -> None:
+    shared = share_site(data.store, SITE).rows("train")
+    ways: list[tuple[str, Callable[[Data], Iterable[Any]], int]] = [
+        ("np.memmap, sequential, a new array a batch", memmap_sequential, PASSES),
+        ("np.memmap, sequential, into one buffer", memmap_into_buffer, PASSES),
+        ("raysae shared, shuffled", shuffled(shared), PASSES),
+        ("raysae streaming, shuffled", shuffled(StreamedRows(data.store, SITE, "train")), PASSES),
+        ("pyarrow, FixedSizeList column, sequential", list_column, 2),
+        ("ray.data.read_parquet().iter_torch_batches()", ray_data, 1),
+    ]
+    print(
+        f"{data.rows:,} rows of {data.d_in} float16, {data.bytes / 1e9:.2f} GB, batches of {BATCH}"
+    )
+    print(f"{'way':46} {'GB/s':>6}  of memmap")
+    base = None
+    for name, read, passes in ways:
+        rate = gb_per_second(data, read, passes)
+        base = base or rate
+        print(f"{name:46} {rate:6.2f}  {rate / base:8.2f}", flush=True)
+
+
+@ray.remote(num_cpus=0)
+class Trial:
+    """A trial's part in the reading: an epoch over the shared rows, and what that cost it."""
+
+    def epoch(self, site: SharedSite) -> tuple[int, int]:
+        """Rows delivered, and memory of its own that the process has taken for it."""
+        before = own_bytes()
+        rows = site.rows("train")
+        return sum(len(batch) for batch in rows.epoch(0, 0, BATCH)), own_bytes() - before
+
+
+def own_bytes() -> int:
+    """Memory that is this process's alone; what it maps together with others is not."""
+    with open("/proc/self/smaps_rollup") as file:
+        return sum(int(line.split()[1]) * 1024 for line in file if line.startswith("Private"))
+
+
+def workers_cost() -> dict[int, tuple[float, float]]:
+    """Bytes read from files (page cache included) and CPU seconds of each of Ray's workers so far."""
+    ticks, found = os.sysconf("SC_CLK_TCK"), {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if not (folder / "cmdline").read_bytes().startswith(b"ray::"):
+                continue
+            stat = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            lines = (folder / "io").read_text().splitlines()
+            read = int(next(line for line in lines if line.startswith("rchar")).split()[1])
+            found[int(folder.name)] = read, (int(stat[11]) + int(stat[12])) / ticks
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return found
+
+
+def spent(before: dict[int, tuple[float, float]]) -> tuple[float, float]:
+    """Bytes read and CPU seconds of all workers since ``before``."""
+    pairs = [(now, before.get(pid, (0.0, 0.0))) for pid, now in workers_cost().items()]
+    return sum(a[0] - b[0] for a, b in pairs), sum(a[1] - b[1] for a, b in pairs)
+
+
+def copies(data: Data, trials: int) -> None:
+    """Memory, bytes read and CPU of ``trials`` trials over one shared copy, against those of one."""
+    print(f"\n{'trials':>6} {'object store GB':>16} {'private MB a trial':>19} {'read GB':>8} "
+          f"{'decode CPU s':>13}")  # fmt: skip
+    costs = [cost_of(data, count) for count in (1, trials)]
+    read, cpu = (several / one for one, several in zip(*costs, strict=True))
+    print(f"{trials} trials against one: {read:.2f} of the bytes read, {cpu:.2f} of the decode CPU")
+
+
+def cost_of(data: Data, trials: int) -> tuple[float, float]:
+    """Bytes read in all, and CPU seconds of reading and decoding, for ``trials`` at once."""
+    actors = [Trial.remote() for _ in range(trials)]
+    ray.get([actor.__ray_ready__.remote() for actor in actors])
+    before, used = workers_cost(), object_store_bytes()
+    site = share_site(data.store, SITE)
+    _, decode = spent(before)
+    found = ray.get([actor.epoch.remote(site) for actor in actors])
+    read, _ = spent(before)
+    assert all(rows == data.rows for rows, _ in found)
+    private = max(private for _, private in found)
+    grown = object_store_bytes() - used
+    print(f"{trials:6} {grown / 1e9:16.2f} {private / 1e6:19.1f} {read / 1e9:8.2f} {decode:13.2f}",
+          flush=True)  # fmt: skip
+    for actor in actors:
+        ray.kill(actor)
+    del site
+    time.sleep(2)
+    return read, decode
+
+
+def object_store_bytes() -> float:
+    """Bytes that lie in this node's object store."""
+    there = ray.cluster_resources()["object_store_memory"]
+    return there - ray.available_resources().get("object_store_memory", 0.0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gb", type=float, default=1.0, help="size of the rows (1)")
+    parser.add_argument("--d-in", type=int, default=768)
+    parser.add_argument("--trials", type=int, default=4)
+    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder otherwise")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(dir=args.folder))
+    ray.init(
+        include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        object_store_memory=int(args.gb * 3e9) + 500_000_000,
+    )  # fmt: skip
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        data = write(folder, args.gb, args.d_in)
+        rates(data)
+        copies(data, args.trials)
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,7 +18,13 @@ COMMANDS = [
     for line in block.splitlines()
 ]
 SWEEPS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "raysae.sweep"]]
-OTHERS = [words for words in COMMANDS if words[:3] != ["python", "-m", "raysae.sweep"]]
+EXTRACTS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "raysae.extract"]]
+STORES = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "raysae.store"]]
+OTHERS = [
+    words
+    for words in COMMANDS
+    if words[2:3] not in (["raysae.sweep"], ["raysae.extract"], ["raysae.store"])
+]
 
 
 def test_every_file_of_the_package_is_in_the_tree():
@@ -41,10 +47,44 @@ def test_the_commands_are_the_ones_this_file_runs():
         ["mlflow", "ui", "--backend-store-uri", "sqlite:///$PWD/runs/mlflow.db"],
     ]
     assert all(Path(words[0]).exists() for words in OTHERS[:2])
-    assert len(SWEEPS) == 6
+    assert (len(SWEEPS), len(EXTRACTS), len(STORES)) == (7, 1, 5)
 
 
-@pytest.mark.parametrize("arguments", SWEEPS, ids=" ".join)
+def problems(folder):
+    """A data set in GSM8K's form."""
+    rows = [make_problem(2, index) for index in range(200)]
+    lines = [json.dumps({"question": p.question, "answer": p.solution}) for p in rows]
+    (folder / "texts.jsonl").write_text("\n".join(lines))
+    return folder / "texts.jsonl"
+
+
+def test_store_commands(connected_ray, tmp_path, monkeypatch, capsys):
+    """The tour of the store in its order, placeholders filled in, in an empty folder."""
+    import numpy as np
+
+    from raysae.activations.extraction.command import main as extract
+    from raysae.activations.store_command import main as store
+
+    (arguments,) = EXTRACTS
+    config = Path(arguments[0]).absolute()
+    data = problems(tmp_path)
+    np.save(tmp_path / "FILE.npy", np.random.default_rng(0).normal(size=(50, 16)))
+    monkeypatch.chdir(tmp_path)
+    filled = [
+        word.replace("=FOLDER", "=pocket").replace("FILE.jsonl", str(data)) for word in arguments
+    ]
+    assert extract([str(config), *filled[1:], "source.context_length=64"]) == 0
+    for words in STORES:
+        assert store([*words, *(["--rows", "500"] if words[0] == "synthetic" else [])]) == 0
+        assert capsys.readouterr().out
+    from raysae.sweep.command import main as sweep
+
+    (last,) = [words for words in SWEEPS if "source=null" in words]
+    quick = ["sweep.trials=2", "training.epochs=1", "records.mlflow=false", "atlas.enabled=false"]
+    assert sweep([*last, *quick]) == 0
+
+
+@pytest.mark.parametrize("arguments", [w for w in SWEEPS if "source=null" not in w], ids=" ".join)
 def test_sweep_commands(arguments, connected_ray, small_run, tmp_path, capsys):
     """Each as written, its placeholders filled in and its sizes cut down."""
     from raysae.sweep.command import main
@@ -54,9 +94,7 @@ def test_sweep_commands(arguments, connected_ray, small_run, tmp_path, capsys):
             main(arguments)
         assert leaving.value.code == 0
         return
-    data = tmp_path / "texts.jsonl"
-    questions = [make_problem(2, index).question for index in range(200)]
-    data.write_text("\n".join(json.dumps({"question": question}) for question in questions))
+    data = problems(tmp_path)
     filled = [word.replace("runs/quickstart", str(small_run.folder)) for word in arguments]
     filled = [
         word.replace("=FOLDER", "=pocket").replace("=FILE.jsonl", f"={data}") for word in filled

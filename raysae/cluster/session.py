@@ -187,5 +187,5 @@ def _quiet_libraries() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a lost block is told in our words
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost trial is told in our table

@@ -132,8 +132,7 @@ class Trainer:
         self.loss = float(loss.detach())
         if not math.isfinite(self.loss):
             raise NonFiniteLossError(
-                f"loss {self.loss} at step {self.step + 1} of {self.steps}; a lower lr "
-                f"(now up to {self.training.peak_lr(self._sae.config.d_sae):.2g}) usually helps"
+                f"loss {self.loss} at step {self.step + 1} of {self.steps}; {self._hint(x_BD)}"
             )
         self.optimizer.zero_grad()
         loss.backward()
@@ -142,6 +141,13 @@ class Trainer:
         self.optimizer.step()
         self._sae.normalize_decoder()
         self._count(features_BF.detach(), len(x_BD))
+
+    def _hint(self, x_BD: Tensor) -> str:
+        """What to do about a loss that is not finite."""
+        if not x_BD.isfinite().all():
+            return "the rows themselves hold NaN or infinite values, verify the store"
+        peak = self.training.peak_lr(self._sae.config.d_sae)
+        return f"a lower lr (now up to {peak:.2g}) usually helps"
 
     def _count(self, features_BF: Tensor, rows: int) -> None:
         self.step += 1

@@ -56,7 +56,7 @@ def refused(capsys, command, *arguments):
     assert run_command(command.main, [str(argument) for argument in arguments]) == REFUSED
     out, err = capsys.readouterr()
     assert "Traceback" not in err + out
-    assert err.startswith("error: ") and err.count("error: ") == 1
+    assert err.startswith("error: ") and "\nerror: " not in err
     return err
 
 
@@ -287,7 +287,7 @@ def test_rows_that_are_not_finite_stop_every_trial_before_an_update(
     assert "Traceback" not in out + err
     rows = read_table(Path("runs/x/trials.parquet"))
     assert {row["state"] for row in rows} == {"failed"}
-    assert all("NonFinite" in row["reason"] or "finite" in row["reason"] for row in rows), rows
+    assert all("the rows themselves hold NaN" in row["reason"] for row in rows)
     assert run_command(store_command.main, ["verify", "s"]) == PARTLY
     assert "rows with NaN or infinite values" in capsys.readouterr().out
 

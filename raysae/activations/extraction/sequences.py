@@ -214,6 +214,13 @@ def _refuse_unusable(plan: ExtractionPlan, tokens: TokenPlan) -> None:
             "another pattern or a larger limit"
         )
     for position, splits in tokens.rows.items():
+        if not any(splits.values()):
+            pattern = source.used_patterns[position]
+            raise UserError(
+                f"source.positions: {position} ({pattern!r}) matches no token of the "
+                f"{tokens.counts['documents']} texts of {source.dataset!r}; leave it out, or give "
+                "another pattern (source.patterns)"
+            )
         for name in ("train", "validation"):
             if not splits[name]:
                 raise UserError(

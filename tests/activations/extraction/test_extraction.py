@@ -79,6 +79,22 @@ def test_the_manifest_says_where_everything_came_from(connected_ray, tmp_path):
     assert verify(store.path) == []
 
 
+def test_fingerprints_are_of_what_was_used_and_not_of_how(connected_ray, tmp_path):
+    stores = [
+        extracted(recipe_of(tmp_path, name, "source.positions=[0]", *overrides), 1).manifest
+        for name, overrides in (
+            ("plain", []),
+            ("packed", ["source.packing=true", "source.context_length=64"]),
+            ("fewer", ["source.max_tokens=300"]),
+        )
+    ]
+    plain, packed, fewer = stores
+    assert len({store.model["tokenizer_sha256"] for store in stores}) == 1
+    assert plain.dataset["texts_sha256"] == packed.dataset["texts_sha256"]
+    assert fewer.dataset["documents"] < plain.dataset["documents"]
+    assert fewer.dataset["texts_sha256"] != plain.dataset["texts_sha256"]
+
+
 def test_rows_of_all_layers_stay_aligned(connected_ray, tmp_path):
     store = extracted(recipe_of(tmp_path, "s", "source.positions=[all]"))
     columns = []

@@ -1,0 +1,26 @@
+"""A sweep that streams its rows gives what one that shares them gives, to the bit."""
+
+import raysae
+from raysae.records.commit import VOLATILE_COLUMNS
+from tests.conftest import SMALL
+
+
+def rows_of(table):
+    return [{k: v for k, v in row.items() if k not in VOLATILE_COLUMNS} for row in table]
+
+
+def test_streaming_never_shows_in_the_result(small_run, tmp_path, capsys):
+    recipe = {
+        **SMALL,
+        "runs_dir": str(tmp_path / "runs"),
+        "store": str(small_run.run.recipe.store_folder),
+        "resources": {"reading": "streaming"},
+        "records": {"mlflow": False},
+    }
+    streamed = raysae.sweep(recipe)
+    assert "Reading: streaming, as asked for" in capsys.readouterr().out
+    assert rows_of(streamed.trials) == rows_of(small_run.trials)
+    assert rows_of(streamed.atlas) == rows_of(small_run.atlas)
+    for file in sorted(small_run.folder.glob("atlas/*/*/sae.safetensors")):
+        other = streamed.folder / file.relative_to(small_run.folder)
+        assert other.read_bytes() == file.read_bytes()

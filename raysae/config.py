@@ -14,8 +14,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -26,7 +24,8 @@ from pydantic import (
 
 from raysae.errors import UserError
 from raysae.sae.config import SAEConfig
-from raysae.sites import ALL, PATTERNS, POOL_NAME, Position, Site
+from raysae.sites import Position, Site
+from raysae.source import PositionKey, Positive, Section, Share, Size, SourceConfig
 from raysae.training.config import TrainingConfig
 
 UNION_TAG = re.compile(r"choices|range|int|float|str|tuple\[.*|literal\[.*|constrained-.*")
@@ -36,156 +35,18 @@ Metric = Literal[
     "explained_variance", "fvu", "mse", "cosine", "l0", "sparsity", "dead_fraction",
     "dead_fraction_validation",
 ]  # fmt: skip
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-PositionKey = int | Annotated[str, Field(pattern=f"^{POOL_NAME}$")]
+
 TEMPLATE_KEY = "source.text"
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
-def _number_with_unit(value: Any) -> Any:
-    found = re.fullmatch(r"\s*([\d._]+(?:e\d+)?)\s*([kmgt]?b?)\s*", str(value).lower())
-    if not isinstance(value, str) or not found:
-        return value
-    return round(float(found[1].replace("_", "")) * UNITS[found[2].rstrip("b")])
-
-
-Size = Annotated[int, BeforeValidator(_number_with_unit), Field(ge=1)]
-"""A count, or bytes with a unit such as ``50 GB``."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class SourceConfig(_Section):
-    """Where the activations come from."""
-
-    model: str = "pocket"
-    """``pocket``, a folder in Hugging Face format, or a hub id."""
-    revision: str | None = None
-    """The hub model's revision."""
-    dataset: str = "pocket"
-    """``pocket``, a local .jsonl, .json, .csv, .tsv, .parquet or .txt file, or a hub id."""
-    dataset_config: str | None = None
-    """The hub data set's configuration."""
-    dataset_split: str = "train"
-    """The hub data set's split."""
-    dataset_revision: str | None = None
-    """The hub data set's revision."""
-    text: str = "{prompt}"
-    """How a row becomes a text: a template over the data set's columns, or one column's name."""
-    sequences: Positive | None = 4000
-    """Rows of the data set to read, at most; null reads on to the end, or to another limit below."""
-    max_tokens: Size | None = None
-    """Tokens that the model reads, at most, special ones included."""
-    max_rows: Size | None = None
-    """Rows a site, at most."""
-    max_bytes: Size | None = None
-    """Size of the store, at most; such as ``50 GB``."""
-    context_length: Positive = 128
-    """Tokens a sequence, at most; a longer text is cut at the end, or with ``packing`` goes on in
-    the next sequence."""
-    packing: bool = False
-    """Whether texts are joined, with the model's separator between, into sequences of full length;
-    texts of different splits never meet in one."""
-    hookpoint: Literal["resid_pre", "resid_post", "mlp_out", "attn_out"] = "resid_post"
-    """Where in each layer the activations are taken."""
-    layers: Literal["all"] | tuple[int, ...] = "all"
-    """Layers to read, counted from 0."""
-    positions: tuple[PositionKey, ...] = (-6, -5, -4, -3, -2, -1)
-    """Text tokens to read, one site each: from 0, or from the end from -1; ``all`` pools them, a
-    pattern's name (``numbers``, ``operators``, ``answer`` or your own) those that it matches."""
-    patterns: dict[Annotated[str, Field(pattern=f"^{POOL_NAME}$")], str] = {}
-    """Patterns of your own: names with regular expressions (a first group, where there is one, is
-    what counts)."""
-    special_tokens: bool = False
-    """Whether BOS and other special tokens count as tokens of a text; padding never does."""
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    """The store's number format."""
-    model_dtype: Literal["float16", "bfloat16", "float32"] = "float32"
-    """The number format in which the model computes."""
-    non_finite: Literal["refuse", "drop"] = "refuse"
-    """What becomes of rows with NaN or infinite values; what is dropped is counted in the manifest."""
-    validation: Share = 0.1
-    """Share of the sequences held out for validation."""
-    test: Share = 0.1
-    """Share of the sequences kept for a last test."""
-    sequences_per_shard: Positive = 2000
-    """Sequences whose activations go into one file a site, at most."""
-    shard_bytes: Size = 512_000_000
-    """Bytes that go into one file of every site together, at most: what a worker holds in memory."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _another_limit_stands_alone(cls, data: Any) -> Any:
-        limits = ("max_tokens", "max_rows", "max_bytes")
-        if isinstance(data, dict) and "sequences" not in data and any(map(data.get, limits)):
-            return {**data, "sequences": None}
-        return data
-
-    @field_validator("positions", mode="before")
-    @classmethod
-    def _one_alone(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, int | str) else value
-
-    @field_validator("layers", "positions")
-    @classmethod
-    def _some_and_once(cls, value: Any) -> Any:
-        if not value:
-            raise ValueError("names nothing; give at least one, or 'all'")
-        if isinstance(value, tuple) and len(set(value)) != len(value):
-            raise ValueError(f"names one twice: {list(value)}")
-        return value
-
-    @field_validator("patterns")
-    @classmethod
-    def _compile(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, pattern in value.items():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{name}: {pattern!r} is no regular expression: {error}") from None
-        if ALL in value:
-            raise ValueError("'all' means every token and cannot be a pattern's name")
-        return value
-
-    @model_validator(mode="after")
-    def _known_names(self) -> "SourceConfig":
-        known = [ALL, *sorted({*PATTERNS, *self.patterns})]
-        for name in self.positions:
-            if isinstance(name, str) and name not in known:
-                raise ValueError(
-                    f"positions names {name!r}, which is no pattern; known are {', '.join(known)} "
-                    "(source.patterns adds more)"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _leave_something_to_train_on(self) -> "SourceConfig":
-        if self.validation + self.test >= 1:
-            raise ValueError(
-                f"validation {self.validation} and test {self.test} leave nothing to train on"
-            )
-        if not self.validation:
-            raise ValueError("validation is 0; every figure is measured on held-out sequences")
-        return self
-
-    @property
-    def used_patterns(self) -> dict[str, str]:
-        """The patterns that ``positions`` names, by name in sorted order."""
-        known = {**PATTERNS, **self.patterns}
-        return {name: known[name] for name in sorted(known) if name in self.positions}
-
-
-class Choices(_Section):
+class Choices(Section):
     """Some values to choose from."""
 
     choices: Annotated[tuple[int | float | str, ...], Field(min_length=1)]
     """The values; numbers are searched in their order."""
 
 
-class Range(_Section):
+class Range(Section):
     """A range of numbers; of whole numbers where both ends are whole."""
 
     low: int | float
@@ -215,7 +76,7 @@ Values = Annotated[
 ]
 
 
-class Objective(_Section):
+class Objective(Section):
     """What the search optimises."""
 
     metric: Metric
@@ -224,7 +85,7 @@ class Objective(_Section):
     """Which way is better."""
 
 
-class SweepConfig(_Section):
+class SweepConfig(Section):
     """Which SAE configs are tried, and where."""
 
     layer: int | None = None
@@ -235,7 +96,7 @@ class SweepConfig(_Section):
     """How configs are proposed: Optuna's TPE, at random, every combination, or ``configs``."""
     trials: Positive = 8
     """Trials to run (a list or a grid runs as many as it holds, at most these)."""
-    space: dict[str, Values] = {
+    space: dict[str, Values] = {  # noqa: RUF012  (pydantic copies it)
         "sae.d_sae": Choices(choices=(32, 64, 128, 256)),
         "sae.k": Choices(choices=(1, 2, 4, 8, 16, 32)),
     }
@@ -268,7 +129,7 @@ class SweepConfig(_Section):
         return self
 
 
-class SelectConfig(_Section):
+class SelectConfig(Section):
     """How the sweet spot is chosen among the trials."""
 
     rule: Literal["parsimonious", "knee", "ev_floor_then_min_dead", "max_ev"] = "parsimonious"
@@ -283,7 +144,7 @@ class SelectConfig(_Section):
     """Trials with a larger share of dead latents are out."""
 
 
-class AtlasConfig(_Section):
+class AtlasConfig(Section):
     """Where the sweet spot is trained."""
 
     enabled: bool = True
@@ -294,7 +155,7 @@ class AtlasConfig(_Section):
     """Positions of the store; null takes every one."""
 
 
-class ResourcesConfig(_Section):
+class ResourcesConfig(Section):
     """What a trial gets, and which Ray it runs on."""
 
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1
@@ -316,7 +177,7 @@ class ResourcesConfig(_Section):
     """Whether the Ray started here serves its dashboard, on loopback."""
 
 
-class RecordsConfig(_Section):
+class RecordsConfig(Section):
     """MLflow."""
 
     mlflow: bool = True
@@ -330,7 +191,7 @@ class RecordsConfig(_Section):
 QUICKSTART_TRAINING = TrainingConfig(epochs=12, batch_size=256, lr=3e-3)
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """Everything that a run is made from."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = (

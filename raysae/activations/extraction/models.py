@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from raysae.config import SourceConfig
 from raysae.errors import UserError
 from raysae.pocket import POCKET_FOLDER
+from raysae.source import SourceConfig
 
 POCKET = "pocket"
 

@@ -7,10 +7,11 @@ from typing import Any
 from raysae.activations.extraction.models import load_model_config, with_absolute_paths
 from raysae.activations.manifest import MANIFEST_FILE, read_manifest
 from raysae.activations.reader import Store, open_store
-from raysae.config import Recipe, SourceConfig
+from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.files import read_json, remove_folder
 from raysae.sites import Position, Site
+from raysae.source import SourceConfig
 
 WORK_FOLDER = "extraction"
 """Stands in a store's folder from the start of an extraction until the manifest is written."""

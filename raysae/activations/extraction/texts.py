@@ -7,9 +7,9 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from raysae.config import SourceConfig
 from raysae.errors import UserError
 from raysae.pocket.problems import stream
+from raysae.source import SourceConfig
 
 FILE_KINDS = {
     ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",

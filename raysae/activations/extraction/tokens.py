@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from raysae.activations.extraction.texts import Document
 from raysae.activations.schema import SEQUENCES_SCHEMA
 from raysae.activations.splits import split_of
-from raysae.config import SourceConfig
 from raysae.errors import UserError
 from raysae.sites import ALL, Position
+from raysae.source import SourceConfig
 
 TOKENIZER_BATCH = 500
 JOINT = "\n"

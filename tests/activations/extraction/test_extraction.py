@@ -218,6 +218,12 @@ def test_a_split_without_rows_is_refused_before_any_forward_pass(connected_ray, 
     assert not (tmp_path / "s").exists()
 
 
+def test_a_pattern_that_matches_nothing_is_named(connected_ray, tmp_path):
+    silent = ["source.positions=[-1, greek]", "source.patterns={greek: '[α-ω]'}"]
+    with pytest.raises(UserError, match=r"greek \('\[α-ω\]'\) matches no token of the 60 texts"):
+        extracted(recipe_of(tmp_path, "s", *silent))
+
+
 def test_a_disk_that_is_too_small_is_told_before_any_forward_pass(
     connected_ray, tmp_path, monkeypatch
 ):

@@ -132,7 +132,7 @@ def read_sequences(store):
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "bert"])
 def test_hookpoints_add_up(tiny_models, family):
     """What enters a block, and what attention and MLP add, is what leaves it: for pre-norm blocks."""
-    from raysae.config import SourceConfig
+    from raysae.source import SourceConfig
 
     found = captured(load_model(SourceConfig(model=str(tiny_models[family]))))
     for layer in range(3):
@@ -141,7 +141,7 @@ def test_hookpoints_add_up(tiny_models, family):
 
 
 def test_berts_hookpoints_add_up_and_are_normalised(tiny_models):
-    from raysae.config import SourceConfig
+    from raysae.source import SourceConfig
 
     model = load_model(SourceConfig(model=str(tiny_models["bert"])))
     found = captured(model)
@@ -187,8 +187,8 @@ def test_a_checkpoint_with_weights_missing_is_refused(tiny_models, tmp_path):
 
     from safetensors.torch import load_file, save_file
 
-    from raysae.config import SourceConfig
     from raysae.errors import UserError
+    from raysae.source import SourceConfig
 
     shutil.copytree(tiny_models["llama"], tmp_path / "half")
     weights = load_file(tmp_path / "half" / "model.safetensors")

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from raysae.activations.extraction.texts import read_documents
-from raysae.config import SourceConfig
 from raysae.errors import UserError
+from raysae.source import SourceConfig
 
 
 def read_texts(source):

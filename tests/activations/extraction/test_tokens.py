@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from raysae.activations.extraction.texts import Document
 from raysae.activations.extraction.tokens import Tokenizer, from_table, to_table
 from raysae.activations.splits import split_of
-from raysae.config import SourceConfig
 from raysae.errors import UserError
+from raysae.source import SourceConfig
 
 WORDS = ["the", "cat", "has", "12", "3", "mice", "+", "=", "15", "####", "."]
 

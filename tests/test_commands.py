@@ -49,7 +49,9 @@ def test_a_folder_that_is_no_model(capsys, place):
 
 def test_a_model_without_weights(capsys, connected_ray, place):
     (place / "half").mkdir()
-    (place / "half" / "config.json").write_bytes((POCKET_FOLDER / "config.json").read_bytes())
+    for file in POCKET_FOLDER.iterdir():
+        if not file.name.endswith(".safetensors"):
+            (place / "half" / file.name).write_bytes(file.read_bytes())
     message = refused(capsys, "source.model=./half", "source.sequences=50", "records.mlflow=false")
     assert "cannot load it" in message
     assert "no file named model.safetensors" in message
@@ -57,7 +59,7 @@ def test_a_model_without_weights(capsys, connected_ray, place):
 
 
 def test_a_hub_that_cannot_be_reached(capsys, place, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read at import
     message = refused(capsys, "source.model=nobody/no-such-model-at-all")
     assert "cannot load it" in message and "local folder" in message
     assert not list(place.iterdir())

@@ -1,10 +1,11 @@
 """Shared or streamed: how the trials of a sweep come by a site's rows, and why."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from raysae.activations.reader import Store
-from raysae.activations.shared import SHARED_SPLITS, SharedSite, share_site, shared_bytes
+from raysae.activations.shared import SHARED_SPLITS, share_site, shared_bytes
 from raysae.activations.streaming import StreamedRows, StreamedSite
 from raysae.config import ResourcesConfig
 from raysae.errors import UserError
@@ -54,27 +55,48 @@ def choose_reading(store: Store, site: Site, resources: ResourcesConfig) -> Read
     return Reading("streaming", f"it does not fit in memory ({figures})")
 
 
-def open_site(reading: Reading, store: Store, site: Site) -> OpenSite:
-    """Make the site ready for the workers. Raises UserError when a shard was altered, or is none."""
-    shards = store.entry(site).shards
+def check_sites(store: Store, sites: list[Site]) -> None:
+    """Check that the shards of ``sites`` are of the store's kind and unaltered.
+
+    Raises UserError, naming the first that is not.
+    """
+    shards = [shard for site in sites for shard in store.entry(site).shards]
     for shard in shards:
         for split in SHARED_SPLITS:
-            store.segments(shard, split)  # is it of the store's kind? seen from the footer alone
-    if reading.how == "shared":
-        return _shared(store, site)
+            store.segments(shard, split)  # seen from the footer alone
     store.check(*shards)
-    return StreamedSite(store.path.absolute(), site)
 
 
-def _shared(store: Store, site: Site) -> SharedSite:
-    import ray
+def open_site(reading: Reading, store: Store, site: Site) -> OpenSite:
+    """Make the site ready for the workers.
 
-    try:
-        return share_site(store, site)
-    except ray.exceptions.RayError as error:
-        failure = error
-    store.check(*store.entry(site).shards)  # a worker saw it too, but Ray wraps what it said
-    raise failure
+    Raises UserError when a shard was altered, or rows are not finite.
+    """
+    check_sites(store, [site])
+    shared = reading.how == "shared"
+    opened = share_site(store, site) if shared else StreamedSite(store.path.absolute(), site)
+    for split in SHARED_SPLITS:
+        if getattr(store.entry(site).rows, split):
+            _refuse_non_finite(f"{store.path}: {site}, {split}", opened.rows(split))
+    return opened
+
+
+def _refuse_non_finite(where: str, rows: RowSource) -> None:
+    """Raise UserError with count and place when rows hold NaN or infinite values."""
+    bad, first, start = 0, None, 0
+    for batch_BD in rows.batches():
+        least, most = batch_BD.aminmax()
+        if not (math.isfinite(least) and math.isfinite(most)):
+            rows_bad = (~batch_BD.isfinite().all(dim=1)).nonzero().squeeze(1).tolist()
+            first = start + rows_bad[0] if first is None else first
+            bad += len(rows_bad)
+        start += len(batch_BD)
+    if bad:
+        raise UserError(
+            f"{where}: {bad} of {len(rows)} rows hold NaN or infinite values (first: row {first}); "
+            "python -m raysae.store verify names the files; make the store again without such rows "
+            "(source.non_finite=drop, or --non-finite drop on import)"
+        )
 
 
 def check_windows(store: Store, shuffle_rows: int, rows: int, workers: int) -> None:

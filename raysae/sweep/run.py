@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raysae.activations import Store
+from raysae.activations import Site, Store
 from raysae.activations.extraction.command import extract_with
+from raysae.activations.reading import check_sites
 from raysae.atlas.training import AtlasJob, atlas_sites, train_atlas
 from raysae.board import console
 from raysae.cluster.placement import Placement, place
@@ -114,6 +115,7 @@ def _run_stages(result: SweepResult, checked: Preflight, recorder: Recorder) -> 
     with run.stage("extract"):
         store = _store(checked, run.recipe)
         check_site(store, checked.site)
+        check_sites(store, [checked.site, *_atlas_sites(run.recipe, store)])
     fingerprint = run.bind_store(store.digest)
     write_environment(run.path, store.digest, run.recipe.seed)
     with run.stage("sweep") as undone:
@@ -156,9 +158,15 @@ def _atlas(
     parameters = read_json(result.run.trial(number) / "metrics.json")["parameters"]
     sae, training = recipe.with_parameters(parameters)
     job = AtlasJob(result.run, store, sae, training, fingerprint, parameters)
-    sites = atlas_sites(store, recipe.atlas.layers, recipe.atlas.positions)
+    sites = _atlas_sites(recipe, store)
     _say(f"Training trial {number}'s config at {len(sites)} sites")
     return train_atlas(job, sites, placement, recorder)
+
+
+def _atlas_sites(recipe: Recipe, store: Store) -> list[Site]:
+    if not recipe.atlas.enabled:
+        return []
+    return atlas_sites(store, recipe.atlas.layers, recipe.atlas.positions)
 
 
 def _record_outcome(result: SweepResult, recorder: Recorder) -> None:

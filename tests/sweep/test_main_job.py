@@ -167,7 +167,7 @@ def test_a_folder_that_holds_another_run_is_refused(small_run):
 def test_a_store_made_from_another_source_is_refused(small_run, tmp_path):
     source = small_run.run.recipe.source.model_copy(update={"sequences": 699})
     recipe = small_run.run.recipe.model_copy(update={"source": source, "runs_dir": str(tmp_path)})
-    with pytest.raises(UserError, match="sequences: store has 700, recipe has 699"):
+    with pytest.raises(UserError, match="sequences: there 700, asked for 699"):
         raysae.sweep(recipe)
     assert not list(tmp_path.iterdir())
 

@@ -23,6 +23,8 @@ from raysae.sites import Site
 from raysae.training.rows import RowSource, Window, pieces
 
 READERS = 2
+_Begun = tuple[Window, Tensor, list[Future[None]]]
+"""A window, the memory for its rows, and the reads that fill it."""
 
 
 class StreamedRows(RowSource):
@@ -42,6 +44,7 @@ class StreamedRows(RowSource):
         if not self._segments:
             raise UserError(f"{store.path}: {site} has no {split} rows")
         self._starts = [0, *accumulate(segment.rows for segment in self._segments)]
+        self._spare: list[Tensor] = []
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -53,32 +56,32 @@ class StreamedRows(RowSource):
         return rows_ND
 
     def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
+        # fresh memory costs as much as reading into it, so that of the last epoch serves again
+        memory, self._spare = self._spare or [self._memory(0), self._memory(0)], []
         with ThreadPoolExecutor(self.readers) as pool:
-            memory: dict[int, Tensor] = {}
-            for window, index_B in pieces(self._windows(pool, order, memory), batch_size):
-                yield memory[window.start].index_select(0, index_B)
+            ready: dict[int, Tensor] = {}
+            windows = self._windows(self._begun(pool, order, memory), ready)
+            for window, index_B in pieces(windows, batch_size):
+                yield ready[window.start].index_select(0, index_B)
+        self._spare = memory
 
-    def _windows(
-        self, pool: ThreadPoolExecutor, order: Iterator[Window], memory: dict[int, Tensor]
-    ) -> Iterator[Window]:
-        """Each window once its rows are in ``memory``; the next is being read while it is used."""
-        begun = self._begun(pool, order)
+    def _windows(self, begun: Iterator[_Begun], ready: dict[int, Tensor]) -> Iterator[Window]:
+        """Each window once its rows are ``ready``; the next is being read while it is used."""
         current = next(begun, None)
         while current is not None:
             window, rows_ND, reads = current
             for read in reads:
                 read.result()
-            memory.clear()
-            memory[window.start] = rows_ND
+            ready.clear()
+            ready[window.start] = rows_ND
             following = next(begun, None)
             yield window
             current = following
 
     def _begun(
-        self, pool: ThreadPoolExecutor, order: Iterator[Window]
-    ) -> Iterator[tuple[Window, Tensor, list[Future[None]]]]:
-        """Each window with the memory that the readers are filling; two take turns."""
-        memory = [self._memory(0), self._memory(0)]
+        self, pool: ThreadPoolExecutor, order: Iterator[Window], memory: list[Tensor]
+    ) -> Iterator[_Begun]:
+        """Each window with the memory that the readers are filling; the two take turns."""
         for number, window in enumerate(order):
             if len(memory[number % 2]) < window.rows:
                 memory[number % 2] = self._memory(window.rows)

@@ -90,7 +90,11 @@ def test_a_data_set_that_breaks_off_says_where(tmp_path):
 
 
 def test_a_hub_data_set_without_a_network(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="nor a folder or a hub data set that can be loaded"):
         read_texts(SourceConfig(dataset="nobody/no-such-data-set-at-all"))
 

@@ -137,6 +137,7 @@ def gb_per_second(data: Data, read: Callable[[Data], Iterable[Any]], passes: int
 
 
 def rates(data: Data) -> None:
+    """Print each way's rate, and what share of memmap's it is."""
     shared = share_site(data.store, SITE).rows("train")
     ways: list[tuple[str, Callable[[Data], Iterable[Any]], int]] = [
         ("np.memmap, sequential, a new array a batch", memmap_sequential, PASSES),

@@ -171,6 +171,7 @@ class _FileCheck:
         return self
 
     def check(self, file: pq.ParquetFile) -> None:
+        """Examine an open file; each kind of file has its own way."""
         raise NotImplementedError
 
     def tell(self, found: str, expected: str) -> None:

@@ -94,6 +94,7 @@ class _Watch:
         return sum(self._tokens_of(number) for number in range(len(self.parts)))
 
     def line(self, last: str = "") -> str:
+        """How far it is: tokens, rate, size, and the time left, or ``last`` and the time taken."""
         now = self.count()
         passed = max(time.monotonic() - self.started, 1e-9)
         rate = (now - self.before) / passed

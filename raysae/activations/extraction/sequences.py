@@ -102,6 +102,7 @@ class _Writing:
         self.rows = {p: dict.fromkeys(SPLITS, 0) for p in self.plan.positions}
 
     def run(self) -> TokenPlan:
+        """Read, tokenize, shuffle, cut and write; what it came to."""
         transformers_tokenizer = load_tokenizer(self.plan.readable)
         sha256 = tokenizer_hash(
             transformers_tokenizer

@@ -229,6 +229,7 @@ class _Frame:
 
     @classmethod
     def of(cls, tokenizer: Any, source: SourceConfig) -> "_Frame":
+        """The frame as the tokenizer itself puts it around a short text."""
         probe = tokenizer("a", return_special_tokens_mask=True)
         ids, mask = probe["input_ids"], probe["special_tokens_mask"]
         first = mask.index(0) if 0 in mask else len(mask)

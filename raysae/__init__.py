@@ -17,6 +17,8 @@ _PUBLIC = {
     "SAE": "raysae.sae",
     "SAEConfig": "raysae.sae",
     "load_sae": "raysae.sae",
+    "export_sae": "raysae.sae",
+    "stability": "raysae.sae",
     "TrainingConfig": "raysae.training",
     "fit": "raysae.training",
 }
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from raysae.activations import Site, open_store
     from raysae.config import Recipe, load_recipe
     from raysae.errors import UserError
-    from raysae.sae import SAE, SAEConfig, load_sae
+    from raysae.sae import SAE, SAEConfig, export_sae, load_sae, stability
     from raysae.training import TrainingConfig, fit
 
 __all__ = [
@@ -35,10 +37,12 @@ __all__ = [
     "Site",
     "TrainingConfig",
     "UserError",
+    "export_sae",
     "fit",
     "load_recipe",
     "load_sae",
     "open_store",
+    "stability",
 ]
 
 

@@ -10,6 +10,7 @@ VERBS = {
     "sweep": "raysae.sweep.command",
     "report": "raysae.report.command",
     "store": "raysae.activations.store_command",
+    "export": "raysae.export",
 }
 
 

@@ -1,5 +1,6 @@
 """The live view: a table that grows in a terminal, a line a finished row everywhere else."""
 
+import math
 import time
 from typing import Any
 
@@ -87,4 +88,4 @@ class Board:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
+    return "" if value is None or math.isnan(value) else form.format(value)

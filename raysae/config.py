@@ -7,9 +7,9 @@ the nearest known one, and the field docstrings are the command's help.
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import yaml
 from pydantic import (
@@ -23,12 +23,17 @@ from pydantic import (
 )
 
 from raysae.errors import UserError
+from raysae.keys import Row, describe
 from raysae.sae.config import SAEConfig
+from raysae.sae.topk import TopKConfig
+from raysae.sae.variants import DEFAULT_VARIANT, VARIANTS
 from raysae.sites import Position, Site
 from raysae.source import PositionKey, Positive, Section, Share, Size, SourceConfig
 from raysae.training.config import TrainingConfig
 
-UNION_TAG = re.compile(r"choices|range|int|float|str|tuple\[.*|literal\[.*|constrained-.*")
+UNION_TAG = re.compile(
+    r"choices|range|int|float|str|tuple\[.*|literal\[.*|constrained-.*|" + "|".join(VARIANTS)
+)
 """Parts of a pydantic location that name the branch of a union and not a key."""
 
 Metric = Literal[
@@ -74,6 +79,24 @@ Values = Annotated[
     Annotated[Choices, Tag("choices")] | Annotated[Range, Tag("range")],
     Discriminator(_kind_of_values),
 ]
+
+
+def _variant_of(value: Any) -> str:
+    named = value.get("variant", DEFAULT_VARIANT) if isinstance(value, dict) else value
+    return named.variant if isinstance(named, SAEConfig) else str(named)
+
+
+if TYPE_CHECKING:
+    AnySAEConfig = SAEConfig
+else:
+    AnySAEConfig = Annotated[
+        Union[tuple(Annotated[v.Config, Tag(name)] for name, v in VARIANTS.items())],  # noqa: UP007
+        Discriminator(
+            _variant_of,
+            custom_error_type="unknown_variant",
+            custom_error_message=f"variant is unknown; known are {', '.join(VARIANTS)}",
+        ),
+    ]
 
 
 class Objective(Section):
@@ -206,8 +229,8 @@ class Recipe(Section):
     """The seed of everything random."""
     source: SourceConfig | None = SourceConfig()
     """What to extract the store from; null when the store is there already."""
-    sae: SAEConfig = SAEConfig()
-    """The SAE; the search replaces the keys in ``sweep.space``."""
+    sae: AnySAEConfig = TopKConfig()
+    """The SAE, with the keys of its variant; the search replaces the keys in ``sweep.space``."""
     training: TrainingConfig = QUICKSTART_TRAINING
     """How every SAE is trained."""
     sweep: SweepConfig = SweepConfig()
@@ -245,15 +268,24 @@ class Recipe(Section):
 
         Raises UserError when a key is unknown or the values cannot be together (``k > d_sae``).
         """
+        data = self.dump()
+        variant = str(parameters.get("sae.variant", self.sae.variant))
+        sae_keys = _fields_of(VARIANTS[variant].Config if variant in VARIANTS else SAEConfig)
+        # another variant is tried with those of the recipe's settings that it has, too
+        data["sae"] = {key: value for key, value in data["sae"].items() if key in sae_keys}
+        known = [f"sae.{key}" for key in sae_keys]
+        known += [f"training.{key}" for key in _fields_of(TrainingConfig)]
         for key in parameters:
-            if key.split(".")[0] not in ("sae", "training") or "." not in key:
-                known = [*(f"sae.{f}" for f in SAEConfig.__dataclass_fields__)]
-                known += [f"training.{f}" for f in TrainingConfig.__dataclass_fields__]
+            if key.startswith("sae.") and key not in known and variant in VARIANTS:
+                raise UserError(
+                    f"sweep: {key}: {variant} has no such setting; it has {', '.join(sae_keys)}"
+                )
+            if key not in known:
                 raise UserError(
                     f"sweep: {key}: only keys under sae. and training. can be searched"
                     f"{_nearest(key, known)}"
                 )
-        replaced = parse_recipe(_overridden(self.dump(), parameters), "sweep")
+        replaced = parse_recipe(_overridden(data, parameters), "sweep")
         return replaced.sae, replaced.training
 
     def dump(self) -> dict[str, Any]:
@@ -291,33 +323,9 @@ def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
         raise UserError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
 
 
-def describe_fields() -> list[tuple[str, str, str]]:
+def describe_fields() -> list[Row]:
     """Every key of a recipe with its default and its meaning, for ``--help``."""
-    schema = Recipe.model_json_schema()
-    defaults = Recipe().dump()
-    return [
-        (
-            key,
-            "" if value is None else yaml.safe_dump(value, default_flow_style=True).splitlines()[0],
-            text,
-        )
-        for key, value, text in _walk(schema, schema, defaults, "")
-    ]
-
-
-def _walk(
-    schema: dict[str, Any], root: dict[str, Any], defaults: Any, prefix: str
-) -> list[tuple[str, Any, str]]:
-    rows = []
-    for name, field in schema["properties"].items():
-        reference = next((o["$ref"] for o in [field, *field.get("anyOf", [])] if "$ref" in o), None)
-        section = root["$defs"][reference.split("/")[-1]] if reference else {}
-        if "properties" in section and isinstance(defaults[name], dict):
-            rows += _walk(section, root, defaults[name], f"{prefix}{name}.")
-        else:
-            text = " ".join(field.get("description", "").replace("``", "").split())
-            rows.append((f"{prefix}{name}", defaults[name], text))
-    return rows
+    return describe(Recipe, Recipe().dump())
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -372,10 +380,18 @@ def _explain(item: dict[str, Any]) -> str:
     key = ".".join(parts) or "the whole"
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = [row[0] for row in describe_fields()]
+        if key in known:  # a setting of another variant
+            variant = str(item["loc"][1])
+            names = _fields_of(VARIANTS[variant].Config)
+            return f"{key}: {variant} has no such setting; it has {', '.join(names)}"
         return f"{key}: unknown key{_nearest(key, known)}"
     message = item["msg"].removeprefix("Value error, ")
     found = "" if isinstance(item["input"], dict | BaseModel) else f" (found {item['input']!r})"
     return f"{key}: {message}{found}"
+
+
+def _fields_of(config: Any) -> list[str]:
+    return [field.name for field in fields(config)]
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

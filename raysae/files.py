@@ -47,6 +47,17 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def refuse_other_content(folder: Path, marker: str, what: str) -> None:
+    """Raise UserError when ``folder`` holds anything but what has ``marker`` as one of its files."""
+    if not folder.exists() or (folder / marker).is_file():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise UserError(
+            f"{folder}: is there already and holds no {what} (no {marker}); nothing was written: "
+            "give another folder, or remove it"
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ import torch
 
 import raysae
 from raysae.activations.synthetic import SuperpositionWorld
-from raysae.sae.metrics import mmcs
+from raysae.sae.dictionary import mmcs
 
 ROWS, EPOCHS = 102_400, 10
 

@@ -37,6 +37,12 @@ from raysae.sites import Position, Site
 if TYPE_CHECKING:  # a worker that only hands shards on need not import torch
     from torch import Tensor
 
+    from raysae.training.rows import Splits
+
+TRAINING_SPLITS = ("train", "validation")
+"""What a training reads; the test split stays for a last look."""
+NOTEBOOK_MEMORY = 4e9
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -95,6 +101,19 @@ class Store:
                 f"its positions are {positions}"
             )
         return self._entries[site]
+
+    def training_bytes(self, site: Site) -> int:
+        """What the rows to train on and to measure on take in memory."""
+        rows = self.entry(site).rows
+        return sum(getattr(rows, split) for split in TRAINING_SPLITS) * self.row_bytes
+
+    def site(self, site: Site, memory: float = NOTEBOOK_MEMORY) -> "Splits":
+        """The site's training and validation rows, for ``raysae.fit``: in memory, or streamed from
+        disk when they are more than ``memory`` bytes. Raises UserError when the store lacks the site.
+        """
+        from raysae.activations.streaming import rows_within  # it reads stores, so it imports this
+
+        return rows_within(self, site, memory)
 
     def train(self, site: Site) -> "Tensor":
         """The site's training rows ``[rows, d_in]`` in the store's dtype."""

@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from raysae.activations.reader import Store
-from raysae.activations.shared import SHARED_SPLITS, share_site, shared_bytes
-from raysae.activations.streaming import StreamedRows, StreamedSite
+from raysae.activations.reader import TRAINING_SPLITS, Store
+from raysae.activations.shared import share_site
+from raysae.activations.streaming import StreamedSite
 from raysae.config import ResourcesConfig
 from raysae.errors import UserError
 from raysae.sites import Site
-from raysae.training.rows import Rows, RowSource
+from raysae.training.rows import RowSource
 
 OBJECT_STORE_SHARE = 0.8
 """How full the object store may get: Ray spills to disk beyond."""
@@ -41,7 +41,7 @@ def choose_reading(store: Store, site: Site, resources: ResourcesConfig) -> Read
 
     Raises UserError when shared reading is demanded of a site that does not fit.
     """
-    needed, budget, what = shared_bytes(store, site), *_budget(resources)
+    needed, budget, what = store.training_bytes(site), *_budget(resources)
     figures = f"{needed / 1e9:.2f} GB at {site}, {what} {budget / 1e9:.2f} GB"
     if resources.reading == "streaming":
         return Reading("streaming", f"as asked for ({figures})")
@@ -62,7 +62,7 @@ def check_sites(store: Store, sites: list[Site]) -> None:
     """
     shards = [shard for site in sites for shard in store.entry(site).shards]
     for shard in shards:
-        for split in SHARED_SPLITS:
+        for split in TRAINING_SPLITS:
             store.segments(shard, split)  # seen from the footer alone
     store.check(*shards)
 
@@ -75,7 +75,7 @@ def open_site(reading: Reading, store: Store, site: Site) -> OpenSite:
     check_sites(store, [site])
     shared = reading.how == "shared"
     opened = share_site(store, site) if shared else StreamedSite(store.path.absolute(), site)
-    for split in SHARED_SPLITS:
+    for split in TRAINING_SPLITS:
         if getattr(store.entry(site).rows, split):
             _refuse_non_finite(f"{store.path}: {site}, {split}", opened.rows(split))
     return opened
@@ -112,15 +112,6 @@ def check_windows(store: Store, shuffle_rows: int, rows: int, workers: int) -> N
             f"{needed / 1e9:.2f} GB for {workers} trials at once, and {there / 1e9:.2f} GB may be "
             "taken; lower training.shuffle_rows or resources.max_concurrent"
         )
-
-
-def rows_within(store: Store, site: Site, memory: float) -> dict[str, RowSource]:
-    """A site's training and validation rows for one worker alone: in its own memory, or streamed when
-    they are more than ``memory`` bytes."""
-    if shared_bytes(store, site) > memory:
-        store.check(*store.entry(site).shards)
-        return {split: StreamedRows(store, site, split) for split in SHARED_SPLITS}
-    return {split: Rows(list(store.blocks(site, split))) for split in SHARED_SPLITS}
 
 
 def memory_each(resources: ResourcesConfig, workers: int) -> float:

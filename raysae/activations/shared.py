@@ -10,12 +10,10 @@ from typing import Any
 import pyarrow as pa
 from torch import Tensor
 
-from raysae.activations.reader import Store, open_store
+from raysae.activations.reader import TRAINING_SPLITS, Store, open_store
 from raysae.activations.schema import to_arrow, to_torch
 from raysae.sites import Site
 from raysae.training.rows import Rows
-
-SHARED_SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True)
@@ -39,15 +37,10 @@ class SharedSite:
         return Rows(self.tensors(split))
 
 
-def shared_bytes(store: Store, site: Site) -> int:
-    """What the shared copy of ``site`` takes in memory."""
-    return sum(getattr(store.entry(site).rows, split) for split in SHARED_SPLITS) * store.row_bytes
-
-
 def share_site(store: Store, site: Site) -> SharedSite:
     """Read ``site`` once, by the connected Ray, into shared blocks; its checksums are the caller's to
     check."""
-    blocks = {split: _share_split(store, site, split) for split in SHARED_SPLITS}
+    blocks = {split: _share_split(store, site, split) for split in TRAINING_SPLITS}
     return SharedSite(store.manifest.dtype, store.d_in, blocks)
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from raysae.activations.reader import Segment, Store, open_store
+from raysae.activations.reader import TRAINING_SPLITS, Segment, Store, open_store
 from raysae.activations.schema import torch_dtype
 from raysae.errors import UserError
 from raysae.sites import Site
-from raysae.training.rows import RowSource, Window, pieces
+from raysae.training.rows import Rows, RowSource, Splits, Window, pieces
 
 READERS = 2
 _Begun = tuple[Window, Tensor, list[Future[None]]]
@@ -119,3 +119,12 @@ class StreamedSite:
     def rows(self, split: str) -> StreamedRows:
         """The split's rows. Whoever chose to stream has checked the site's checksums."""
         return StreamedRows(open_store(self.store).trust(), self.site, split)
+
+
+def rows_within(store: Store, site: Site, memory: float) -> Splits:
+    """A site's rows for one process alone: in its own memory, or streamed when they are more than
+    ``memory`` bytes."""
+    if store.training_bytes(site) > memory:
+        store.check(*store.entry(site).shards)
+        return Splits(*(StreamedRows(store, site, split) for split in TRAINING_SPLITS))
+    return Splits(*(Rows(list(store.blocks(site, split))) for split in TRAINING_SPLITS))

@@ -8,11 +8,12 @@ from typing import Any
 import ray
 
 from raysae.activations import Site, Store, open_store
-from raysae.activations.reading import memory_each, rows_within
+from raysae.activations.reading import memory_each
+from raysae.activations.streaming import rows_within
 from raysae.board import Board, figures
 from raysae.cluster.placement import Placement
 from raysae.cluster.worker import prepare_worker
-from raysae.records.commit import COST_COLUMNS, committed, provenance, train_to_commit
+from raysae.records.commit import COST_COLUMNS, committed, provenance, state_of, train_to_commit
 from raysae.records.folder import RunFolder
 from raysae.records.tables import write_table
 from raysae.records.tracking import Recorder
@@ -134,7 +135,7 @@ class AtlasWorker:
         """Train and commit one site; its record."""
         rows = rows_within(self.store, site, self.memory)
         trainer = Trainer(
-            job.sae, job.training, rows["train"], rows["validation"], seed=job.run.recipe.seed,
+            job.sae, job.training, rows.train, rows.validation, seed=job.run.recipe.seed,
             device=self.device,
         )  # fmt: skip
         return train_to_commit(
@@ -152,4 +153,4 @@ def _row(site: Site, record: dict[str, Any]) -> dict[str, Any]:
     if "failed" in record:
         return {**row, "state": "failed", "reason": record["failed"]}
     costs = {key: record[key] for key in COST_COLUMNS}
-    return {**row, "state": "done", "reason": "", **record["metrics"], **costs}
+    return {**row, **state_of(record), **record["metrics"], **costs}

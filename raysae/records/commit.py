@@ -41,7 +41,7 @@ def commit(
     seconds = time.time() - started
     record = {
         **job,
-        "metrics": trainer.metrics(),
+        "metrics": trainer.final_metrics(),
         "feature_density": trainer.density_histogram(),
         "history": history,
         "steps": trainer.step,
@@ -52,9 +52,21 @@ def commit(
         "host": socket.gethostname(),
         "device": trainer.device,
     }
-    metadata = {**provenance, "metrics": record["metrics"]}
-    save_sae(trainer.sae(), folder, metadata, metrics=record)
-    return record
+    sae = trainer.sae()
+    metadata = {**provenance, **sae.metadata, "metrics": record["metrics"]}
+    save_sae(sae, folder, metadata, metrics=record)
+    return read_json(folder / METRICS_FILE)  # as a later reader sees it: undefined figures are None
+
+
+def state_of(record: dict[str, Any]) -> dict[str, str]:
+    """A committed SAE's ``state``, with the ``reason`` when it is of no use."""
+    if record["metrics"].get("degenerate"):
+        return {
+            "state": "degenerate",
+            "reason": "no latent fires on the validation rows: its explained variance is undefined; "
+            "a weaker sparsity coefficient, or a lower lr, usually helps",
+        }
+    return {"state": "done", "reason": ""}
 
 
 def committed(folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
@@ -74,6 +86,7 @@ def provenance(store: Store, site: Site) -> dict[str, Any]:
         "model": manifest.model,
         "dataset": manifest.dataset,
         "hookpoint": manifest.hookpoint,
+        "context_length": manifest.context_length,
         "layer": site.layer,
         "position": site.position,
         "store_digest": store.digest,

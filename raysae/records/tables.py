@@ -7,6 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysae.files import replacing
+from raysae.sae import VARIANTS
+
+SPARSITY_LABELS = {"k": "K", "l0_coefficient": "L0 coefficient", "l1_coefficient": "L1 coefficient"}
+"""What sets how sparse a variant's features are, and how people call it."""
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
@@ -19,3 +23,15 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     table = pa.table({name: [row.get(name) for row in rows] for name in columns})
     with replacing(path) as temporary:
         pq.write_table(table, temporary)
+
+
+def sparsity_of(row: dict[str, Any]) -> tuple[str, Any]:
+    """What sets the sparsity of a trial's variant, such as ``("K", 32)``."""
+    key = VARIANTS[row["sae.variant"]].Config.sparsity_key
+    return SPARSITY_LABELS.get(key, key), row[f"sae.{key}"]
+
+
+def config_of(row: dict[str, Any]) -> str:
+    """A trial's dictionary size and sparsity in words, such as ``d_sae 256, K 8``."""
+    label, value = sparsity_of(row)
+    return f"d_sae {row['sae.d_sae']}, {label} {value:g}"

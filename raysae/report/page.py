@@ -12,7 +12,7 @@ from raysae.activations import Store
 from raysae.board import seconds
 from raysae.files import read_json, replacing_folder
 from raysae.records.folder import RunFolder
-from raysae.records.tables import read_table
+from raysae.records.tables import SPARSITY_LABELS, config_of, read_table, sparsity_of
 from raysae.records.tracking import tracking_uri
 from raysae.sae.checkpoint import METRICS_FILE
 
@@ -44,10 +44,18 @@ def write_report(run: RunFolder, store: Store) -> Path:
             tracking_uri=tracking_uri(run) if run.recipe.records.mlflow else None,
             written=time.strftime("%Y-%m-%d %H:%M"),
             source=source_line(store),
-            searched=list(dict.fromkeys(["sae.d_sae", "sae.k", *run.recipe.sweep.space])),
+            searched=_searched(run, trials),
         )
         (folder / "index.html").write_text(page, encoding="utf-8")
     return run.report_page
+
+
+def _searched(run: RunFolder, trials: list[Row]) -> list[str]:
+    """The settings that the table of trials shows: what was searched, dictionary size, sparsity."""
+    sparsity = [f"sae.{key}" for key in SPARSITY_LABELS if any(f"sae.{key}" in r for r in trials)]
+    listed = [key for config in run.recipe.sweep.configs for key in config]
+    space = run.recipe.sweep.space if not listed else {}
+    return list(dict.fromkeys(["sae.d_sae", *sparsity, *space, *listed]))
 
 
 def source_line(store: Store) -> str:
@@ -73,9 +81,9 @@ def _plots(
         chosen = selection["choice"]["trial"]
         plots.ev_against_l0(finished, chosen, source, folder / "ev_against_l0.png")
         histories = {
-            f"{row['trial']}: d_sae {row['sae.d_sae']}, K {row['sae.k']}": read_json(
-                run.trial(row["trial"]) / METRICS_FILE
-            )["history"]
+            f"{row['trial']}: {config_of(row)}": read_json(run.trial(row["trial"]) / METRICS_FILE)[
+                "history"
+            ]
             for row in finished
         }
         sizes = [row["sae.d_sae"] for row in finished]
@@ -128,6 +136,7 @@ def _template() -> Any:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["seconds"] = lambda value: "" if value is None else seconds(value)
+    environment.filters["sparsity"] = sparsity_of
     environment.filters["fixed"] = _fixed
     environment.filters["percent"] = lambda value: "" if value is None else f"{value:.1%}"
     environment.filters["count"] = lambda value: "" if value is None else f"{value:,}"

@@ -3,8 +3,9 @@
 Shapes: B batch, D d_in, F d_sae.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +30,21 @@ class SAE(nn.Module):
 
     ``W_enc [d_in, d_sae]`` starts as the transpose of ``W_dec [d_sae, d_in]``, whose rows have unit
     norm (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", section 2.1 and appendix A).
-    A subclass gives the activation function.
+    A subclass gives the activation function and the loss.
     """
 
-    def __init__(self, config: SAEConfig, d_in: int, generator: torch.Generator | None = None):
+    Config: ClassVar[type[SAEConfig]]
+    """The variant's own config class."""
+    config: SAEConfig
+    in_units_of_x: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")
+    """Parameters and buffers that scale with the input when the weights are left as they are."""
+
+    def __init__(self, config: Any, d_in: int, generator: torch.Generator | None = None):
         super().__init__()
         self.config = config
         self.d_in = d_in
+        self.metadata: Mapping[str, Any] = {}
+        """JSON values that travel with the SAE: where its activations came from, its figures."""
         W_dec_FD = torch.randn(config.d_sae, d_in, generator=generator)
         W_dec_FD.div_(W_dec_FD.norm(dim=1, keepdim=True))
         self.W_dec = nn.Parameter(W_dec_FD)
@@ -47,10 +56,13 @@ class SAE(nn.Module):
         """Pre-activations to features, both ``[batch, d_sae]``: what makes a variant."""
         raise AssertionError(f"{type(self).__name__} must define activate")
 
-    def loss(self, x_BD: Tensor, dead_F: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, x_BD: Tensor, dead_F: Tensor, sparsity_share: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """The training loss (a scalar: sum over d_in, mean over the batch) and the features.
 
-        ``dead_F`` marks the latents that count as dead at this step.
+        ``dead_F`` marks the latents that count as dead at this step; ``sparsity_share`` is the share
+        of the sparsity coefficient that holds at this step of its warm-up.
         """
         raise AssertionError(f"{type(self).__name__} must define loss")
 
@@ -91,6 +103,15 @@ class SAE(nn.Module):
         save_sae(self, folder)
 
     @torch.no_grad()
+    def observe(self, features_BF: Tensor) -> None:
+        """Learn from a training batch's features what no gradient teaches; most variants nothing."""
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Bring the parameters back to where they are allowed, in place, after an update."""
+        self.normalize_decoder()
+
+    @torch.no_grad()
     def normalize_decoder(self) -> None:
         """Bring every decoder row back to unit norm, in place."""
         smallest = torch.finfo(torch.float32).tiny
@@ -108,9 +129,18 @@ class SAE(nn.Module):
     def fold_scale(self, scale: float) -> Self:
         """Let an SAE trained on ``scale * x`` read ``x`` itself, in place; decoder rows keep unit norm.
 
-        Features come out divided by ``scale``; which latents are active does not change, as the
-        activation commutes with a positive factor.
+        Features come out divided by ``scale``; which latents are active does not change, as every
+        activation commutes with a positive factor once its thresholds are divided, too.
         """
-        self.b_enc.div_(scale)
-        self.b_dec.div_(scale)
+        for name in self.in_units_of_x:
+            self.get_parameter_or_buffer(name).div_(scale)
         return self
+
+    def get_parameter_or_buffer(self, name: str) -> Tensor:
+        """The tensor of that name in the state dict."""
+        return self.state_dict(keep_vars=True)[name]
+
+
+def squared_error(x_BD: Tensor, reconstruction_BD: Tensor) -> Tensor:
+    """The reconstruction loss: sum over d_in, mean over the batch."""
+    return (x_BD - reconstruction_BD).square().sum(dim=1).mean()

@@ -1,37 +1,40 @@
-"""The configuration of one SAE: a frozen dataclass, so that it serves without pydantic too.
+"""The configuration of one SAE: frozen dataclasses, so that they serve without pydantic too.
 
-The recipe (``raysae.config``) nests it; pydantic reads ``__pydantic_config__`` and the field
-docstrings from here.
+Each variant's own class lies in the variant's file. The recipe (``raysae.config``) nests them;
+pydantic reads ``__pydantic_config__`` and the field docstrings from here.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+def setting(default: Any, meaning: str) -> Any:
+    """A field that subclasses inherit together with its meaning, which pydantic does not find in a
+    docstring of the parent's."""
+    return field(default=default, metadata={"description": meaning})
 
 
 @dataclass(frozen=True, kw_only=True)
 class SAEConfig:
-    """What one SAE is. Raises ValueError on values that no SAE can have (``k > d_sae``)."""
+    """What every variant's config holds. Raises ValueError on values that no SAE can have."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "use_attribute_docstrings": True}
+    sparsity_key: ClassVar[str]
+    """The field that sets how sparse the features are."""
 
-    variant: Literal["topk"] = "topk"
+    variant: str
     """The SAE variant."""
-    d_sae: int = 512
-    """Dictionary size: the number of latents."""
-    k: int = 32
-    """Active latents a row, at most."""
-    aux_coefficient: float = 1 / 32
-    """Weight of the AuxK loss, which revives dead latents (0 turns it off)."""
+    d_sae: int = setting(512, "Dictionary size: the number of latents.")
 
     def __post_init__(self) -> None:
         if self.d_sae < 1:
             raise ValueError(f"d_sae is {self.d_sae}; a dictionary holds at least 1 latent")
-        if self.k < 1:
-            raise ValueError(f"k is {self.k}; at least 1 latent must be active a row")
-        if self.k > self.d_sae:
-            raise ValueError(
-                f"k is {self.k}, above d_sae {self.d_sae}: no row can have more active latents "
-                "than the dictionary holds; lower k or raise d_sae"
-            )
-        if self.aux_coefficient < 0:
-            raise ValueError(f"aux_coefficient is {self.aux_coefficient}; it cannot be negative")
+
+
+def refuse_negative(config: SAEConfig, *names: str) -> None:
+    """Raise ValueError when one of the fields is negative or not finite."""
+    for name in names:
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} is {value}; it must be a number of at least 0")

@@ -80,6 +80,7 @@ class ReconstructionSums:
         }
 
     def dead_fraction(self) -> float:
+        """Share of latents that never fired."""
         assert self.fired_F is not None
         return float((self.fired_F == 0).double().mean())
 
@@ -119,16 +120,3 @@ def mean_of_rows(batches: Iterable[Tensor]) -> Tensor:
     if total_D is None or not rows:
         raise ValueError("no rows to evaluate: the split is empty")
     return total_D / rows
-
-
-@torch.no_grad()
-def mmcs(truth_GD: Tensor, W_dec_FD: Tensor) -> tuple[float, float]:
-    """``mmcs`` and ``recovered``: how well decoder rows match known atoms ``[atoms, d_in]``.
-
-    ``mmcs`` is the mean over true atoms of the largest absolute cosine with a decoder row,
-    ``recovered`` the share of atoms for which it is above 0.9.
-    """
-    truth = torch.nn.functional.normalize(truth_GD.double(), dim=1)
-    learned = torch.nn.functional.normalize(W_dec_FD.double(), dim=1)
-    best_G = (truth @ learned.T).abs().amax(dim=1)
-    return float(best_G.mean()), float((best_G > 0.9).double().mean())

@@ -4,10 +4,45 @@ Gao et al. 2024, "Scaling and evaluating sparse autoencoders", equations 3 and 4
 (AuxK). Shapes: B batch, D d_in, F d_sae.
 """
 
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor
 
 from raysae.sae.base import SAE
+from raysae.sae.config import SAEConfig, refuse_negative, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class KConfig(SAEConfig):
+    """What all variants of the TopK kind share."""
+
+    sparsity_key: ClassVar[str] = "k"
+
+    k: int = setting(32, "Active latents a row: at most in topk, else on average over a batch.")
+    aux_coefficient: float = setting(
+        1 / 32, "Weight of the AuxK loss, which revives dead latents (0 turns it off)."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k < 1:
+            raise ValueError(f"k is {self.k}; at least 1 latent must be active a row")
+        if self.k > self.d_sae:
+            raise ValueError(
+                f"k is {self.k}, above d_sae {self.d_sae}: no row can have more active latents "
+                "than the dictionary holds; lower k or raise d_sae"
+            )
+        refuse_negative(self, "aux_coefficient")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKConfig(KConfig):
+    """TopK: exactly k latents a row are selected."""
+
+    variant: Literal["topk"] = "topk"
+    """The k largest pre-activations of each row."""
 
 
 def top_k(preactivations_BF: Tensor, k: int) -> Tensor:
@@ -16,21 +51,30 @@ def top_k(preactivations_BF: Tensor, k: int) -> Tensor:
     return torch.zeros_like(preactivations_BF).scatter(-1, indices_BK, values_BK.relu())
 
 
-class TopKSAE(SAE):
-    """TopK SAE with the AuxK loss."""
+class KSAE(SAE):
+    """What all variants of the TopK kind share: a selection by rank, and AuxK."""
 
-    def activate(self, preactivations_BF: Tensor) -> Tensor:
-        return top_k(preactivations_BF, self.config.k)
+    config: KConfig
 
-    def loss(self, x_BD: Tensor, dead_F: Tensor) -> tuple[Tensor, Tensor]:
+    def select(self, preactivations_BF: Tensor) -> Tensor:
+        """The features ``[batch, d_sae]`` while training."""
+        return self.activate(preactivations_BF)
+
+    def loss(
+        self, x_BD: Tensor, dead_F: Tensor, sparsity_share: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         preactivations_BF = self.preactivations(x_BD)
-        features_BF = self.activate(preactivations_BF)
-        error_BD = x_BD - self.decode(features_BF)
-        loss = error_BD.square().sum(dim=1).mean()
+        features_BF = self.select(preactivations_BF)
+        loss, error_BD = self.reconstruction_loss(x_BD, features_BF)
         if self.config.aux_coefficient and bool(dead_F.any()):
             aux = self._aux_k(preactivations_BF, error_BD.detach(), dead_F)
             loss = loss + self.config.aux_coefficient * aux
         return loss, features_BF
+
+    def reconstruction_loss(self, x_BD: Tensor, features_BF: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of the reconstruction, and the whole dictionary's error ``[batch, d_in]``."""
+        error_BD = x_BD - self.decode(features_BF)
+        return error_BD.square().sum(dim=1).mean(), error_BD
 
     def _aux_k(self, preactivations_BF: Tensor, error_BD: Tensor, dead_F: Tensor) -> Tensor:
         """The FVU of the error when the ``d_in / 2`` most active dead latents reconstruct it, times d_in.
@@ -44,3 +88,12 @@ class TopKSAE(SAE):
         residual_BD = error_BD - dead_features @ self.W_dec[dead_index]
         variance = (error_BD - error_BD.mean(dim=0)).square().sum(dim=1).mean()
         return self.d_in * residual_BD.square().sum(dim=1).mean() / variance.clamp_min(1e-12)
+
+
+class TopKSAE(KSAE):
+    """TopK SAE with the AuxK loss."""
+
+    Config = TopKConfig
+
+    def activate(self, preactivations_BF: Tensor) -> Tensor:
+        return top_k(preactivations_BF, self.config.k)

@@ -55,7 +55,7 @@ class SweepResult:
 
     @property
     def failed_trials(self) -> list[str]:
-        return [f"trial {r['trial']}: {r['reason']}" for r in self.trials if r["state"] == "failed"]
+        return [f"trial {row['trial']}: {_undone(row)}" for row in self.trials if _undone(row)]
 
     @property
     def missing_choice(self) -> list[str]:
@@ -66,13 +66,22 @@ class SweepResult:
 
     @property
     def failed_sites(self) -> list[str]:
-        failed = [row for row in self.atlas if row["state"] == "failed"]
-        return [f"layer {r['layer']}, position {r['position']}: {r['reason']}" for r in failed]
+        return [
+            f"layer {row['layer']}, position {row['position']}: {_undone(row)}"
+            for row in self.atlas
+            if _undone(row)
+        ]
 
     @property
     def failures(self) -> list[str]:
         """What failed, a line each; empty when the run is done in full."""
         return self.failed_trials + self.missing_choice + self.failed_sites
+
+
+def _undone(row: dict[str, Any]) -> str:
+    """Why a trial or a site is not done; empty when it is."""
+    prefix = "degenerate: " if row["state"] == "degenerate" else ""
+    return "" if row["state"] == "done" else prefix + row["reason"]
 
 
 def run_sweep(recipe: Recipe | Mapping[str, Any] | str | Path | None = None) -> SweepResult:

@@ -16,14 +16,15 @@ from typing import Any
 
 from raysae.config import SelectConfig
 from raysae.files import write_json
+from raysae.records.tables import config_of
 from raysae.sweep.knee import find_knee
 
 Row = dict[str, Any]
 """A row of ``trials.parquet``."""
 
 CANDIDATE_COLUMNS = (
-    "trial", "sae.d_sae", "sae.k", "explained_variance", "l0", "dead_fraction",
-    "dead_fraction_validation", "mse", "cosine",
+    "trial", "sae.d_sae", "sae.k", "sae.l0_coefficient", "sae.l1_coefficient",
+    "explained_variance", "l0", "dead_fraction", "dead_fraction_validation", "mse", "cosine",
 )  # fmt: skip
 
 
@@ -45,7 +46,10 @@ def select(trials: list[Row], settings: SelectConfig) -> dict[str, Any]:
     return {
         "rule": settings.rule,
         "settings": settings.model_dump(mode="json"),
-        "candidates": [{key: row.get(key) for key in CANDIDATE_COLUMNS} for row in candidates],
+        "candidates": [
+            {key: row[key] for key in CANDIDATE_COLUMNS if row.get(key) is not None}
+            for row in candidates
+        ],
         "excluded_by_constraints": excluded,
         "choices": {name: {"trial": c.trial, "reason": c.reason} for name, c in choices.items()},
         "choice": {"trial": choice.trial, "reason": choice.reason},
@@ -114,6 +118,9 @@ def _max_ev(candidates: list[Row], settings: SelectConfig) -> Choice:
 
 
 def _knee(candidates: list[Row], settings: SelectConfig) -> Choice:
+    without = {row["sae.variant"] for row in candidates if row.get("sae.k") is None}
+    if without:
+        return Choice(None, f"no knee: {', '.join(sorted(without))} has no K to look for one over")
     knee = find_knee(
         [(row["sae.d_sae"], row["sae.k"], row["explained_variance"]) for row in candidates]
     )
@@ -132,7 +139,7 @@ def _knee(candidates: list[Row], settings: SelectConfig) -> Choice:
 
 
 def _name(row: Row) -> str:
-    return f"trial {row['trial']} (d_sae {row['sae.d_sae']}, K {row['sae.k']})"
+    return f"trial {row['trial']} ({config_of(row)})"
 
 
 Rule = Callable[[list[Row], SelectConfig], Choice]

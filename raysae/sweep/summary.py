@@ -6,6 +6,7 @@ from rich.table import Table
 
 from raysae.board import console, figures, seconds
 from raysae.records.folder import STAGES
+from raysae.records.tables import sparsity_of
 from raysae.sweep.run import SweepResult
 
 
@@ -24,7 +25,8 @@ def print_summary(result: SweepResult, total_seconds: float) -> None:
 
 def _trials(trials: list[dict[str, Any]], chosen: int | None) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    keys = ["d_sae", "k", "EV", "L0", "dead", "time"]
+    sparsity = dict.fromkeys(sparsity_of(row)[0] for row in trials)
+    keys = ["d_sae", "/".join(sparsity), "EV", "L0", "dead", "time"]
     table.add_column("trial", justify="right")
     for key in keys:
         table.add_column(key, justify="right")
@@ -33,8 +35,8 @@ def _trials(trials: list[dict[str, Any]], chosen: int | None) -> Table:
         shown = figures(row)
         time = "" if row.get("seconds") is None else seconds(row["seconds"])
         note = "<- chosen" if row["trial"] == chosen else ""
-        note = row["reason"] if row["state"] == "failed" else note
-        cells = [str(row["sae.d_sae"]), str(row["sae.k"]), *shown.values(), time]
+        note = row["reason"] if row["state"] != "done" else note
+        cells = [str(row["sae.d_sae"]), str(sparsity_of(row)[1]), *shown.values(), time]
         table.add_row(
             str(row["trial"]), *cells, note, style="bold" if row["trial"] == chosen else ""
         )
@@ -56,7 +58,7 @@ def _print_atlas(atlas: list[dict[str, Any]]) -> None:
 
 def _print_failures(result: SweepResult) -> None:
     if result.failures:
-        console.print("\nNot done (the same command tries these again):", style="bold red")
+        console.print("\nNot done (the same command tries what failed again):", style="bold red")
         for line in result.failures:
             console.print(f"  {line}", style="red")
     if result.records_lost:

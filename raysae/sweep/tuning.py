@@ -11,7 +11,7 @@ from raysae.activations.reading import OpenSite, check_windows, choose_reading, 
 from raysae.board import Board, console, figures
 from raysae.cluster.placement import Placement, place_streaming
 from raysae.files import read_json
-from raysae.records.commit import COST_COLUMNS, committed, provenance
+from raysae.records.commit import COST_COLUMNS, committed, provenance, state_of
 from raysae.records.folder import RunFolder
 from raysae.records.tables import write_table
 from raysae.records.tracking import Recorder
@@ -95,11 +95,10 @@ def _row(job: SweepJob, config: dict[str, Any], result: Any) -> dict[str, Any]:
     sae, training = job.run.recipe.with_parameters(parameters)
     row = {
         "trial": number,
-        "state": "failed" if record is None else "done",
-        "reason": "" if record is not None else _why(result),
+        **({"state": "failed", "reason": _why(result)} if record is None else state_of(record)),
         "sae.variant": sae.variant,
         "sae.d_sae": sae.d_sae,
-        "sae.k": sae.k,
+        f"sae.{sae.sparsity_key}": getattr(sae, sae.sparsity_key),
         **parameters,
         "training.lr": training.peak_lr(sae.d_sae),
         "training.batch_size": training.batch_size,

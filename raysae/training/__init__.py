@@ -1,7 +1,18 @@
 """How an SAE is trained: data rows, schedule, loop. Torch only."""
 
+from raysae.training.checkpoint import load_training, save_training
 from raysae.training.config import TrainingConfig
 from raysae.training.fit import Fit, fit
+from raysae.training.rows import Splits
 from raysae.training.trainer import NonFiniteLossError, Trainer
 
-__all__ = ["Fit", "NonFiniteLossError", "Trainer", "TrainingConfig", "fit"]
+__all__ = [
+    "Fit",
+    "NonFiniteLossError",
+    "Splits",
+    "Trainer",
+    "TrainingConfig",
+    "fit",
+    "load_training",
+    "save_training",
+]

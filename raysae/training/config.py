@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +13,8 @@ class TrainingConfig:
 
     epochs: int = 1
     """Passes over the training rows."""
+    tokens: int | None = None
+    """Training tokens in all, in whole batches: instead of ``epochs``; null takes ``epochs`` passes."""
     batch_size: int = 1024
     """Rows a step; an epoch's last batch may be smaller."""
     shuffle_rows: int = 262_144
@@ -23,8 +25,12 @@ class TrainingConfig:
     """Share of the steps over which the learning rate rises from 0."""
     decay: float = 0.2
     """Share of the steps over which the learning rate falls to 0 at the end."""
+    sparsity_warm_up: float = 0.05
+    """Share of the steps over which an L1 or L0 coefficient rises from 0."""
     gradient_clip: float = 1.0
     """Largest norm of the whole gradient."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the matrix products; weights, optimizer and sums stay float32."""
     dead_window_tokens: int = 10_000_000
     """A latent is dead when it has not fired for so many training tokens (the whole run if shorter)."""
     aux_window_tokens: int | None = None
@@ -36,6 +42,10 @@ class TrainingConfig:
         for name in ("epochs", "batch_size", "shuffle_rows", "dead_window_tokens", "evaluations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.tokens is not None and self.tokens < 1:
+            raise ValueError(f"tokens is {self.tokens}; it must be at least 1, or null for epochs")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision is {self.precision!r}; it is float32 or bfloat16")
         if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(
                 f"lr is {self.lr}; it must be a positive number, or null for automatic"
@@ -46,6 +56,10 @@ class TrainingConfig:
             raise ValueError(
                 f"warm_up {self.warm_up} and decay {self.decay} are shares of the run; "
                 "neither can be negative and together they cannot exceed 1"
+            )
+        if not 0 <= self.sparsity_warm_up <= 1:
+            raise ValueError(
+                f"sparsity_warm_up is {self.sparsity_warm_up}; it is a share of the run, from 0 to 1"
             )
 
     def peak_lr(self, d_sae: int) -> float:
@@ -59,6 +73,26 @@ class TrainingConfig:
         falling = (steps - step) / decay_steps if decay_steps else 1.0
         return min(1.0, rising, falling)
 
+    def sparsity_share(self, step: int, steps: int) -> float:
+        """The share of the sparsity coefficient at ``step`` (0-based) of ``steps``."""
+        rising_steps = self.sparsity_warm_up * steps
+        return min(1.0, (step + 1) / rising_steps) if rising_steps else 1.0
+
+    def passes(self, rows: int) -> int:
+        """Passes over ``rows`` training rows, the last perhaps in part."""
+        return self.epochs if self.tokens is None else math.ceil(self.tokens / rows)
+
     def steps(self, rows: int) -> int:
         """Optimizer steps over ``rows`` training rows."""
-        return self.epochs * math.ceil(rows / self.batch_size)
+        a_pass = math.ceil(rows / self.batch_size)
+        if self.tokens is None:
+            return self.epochs * a_pass
+        whole, rest = divmod(self.tokens, rows)
+        return whole * a_pass + math.ceil(rest / self.batch_size)
+
+    def training_tokens(self, rows: int) -> int:
+        """Tokens of the whole run over ``rows`` training rows."""
+        if self.tokens is None:
+            return self.epochs * rows
+        whole, rest = divmod(self.tokens, rows)
+        return whole * rows + min(math.ceil(rest / self.batch_size) * self.batch_size, rows)

@@ -1,15 +1,21 @@
-"""``raysae.fit``: one SAE from a tensor, without Ray."""
+"""``raysae.fit``: one SAE from a tensor, an iterator or a store's site, without Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from raysae.sae import SAE, SAEConfig
+from raysae.sae import SAE, SAEConfig, sae_config
+from raysae.training.checkpoint import has_training, load_training, save_training
 from raysae.training.config import TrainingConfig
-from raysae.training.rows import Rows, RowSource
-from raysae.training.trainer import Trainer
+from raysae.training.passing import PassingRows
+from raysae.training.rows import Rows, RowSource, Splits
+from raysae.training.trainer import NonFiniteLossError, Trainer
+
+Held = Tensor | Sequence[Tensor] | RowSource
+"""Rows ``[rows, d_in]`` in one tensor or in blocks, or a source of rows."""
 
 
 @dataclass(frozen=True)
@@ -18,37 +24,98 @@ class Fit:
 
     sae: SAE
     metrics: dict[str, Any]
-    """Validation metrics at the end; definitions in ``raysae.sae.metrics``."""
+    """Validation metrics at the end; definitions in ``raysae.sae.metrics`` and
+    ``raysae.sae.dictionary``."""
     history: list[dict[str, Any]]
     """A record for each evaluation: step, tokens, training loss, validation metrics."""
 
 
 def fit(
-    sae_config: SAEConfig | dict[str, Any],
-    train: Tensor | Sequence[Tensor] | RowSource,
-    training_config: TrainingConfig | dict[str, Any] | None = None,
+    config: SAEConfig | Mapping[str, Any],
+    train: Held | Iterable[Tensor] | Splits,
+    training: TrainingConfig | Mapping[str, Any] | None = None,
     *,
-    validation: Tensor | Sequence[Tensor] | RowSource,
+    validation: Held | None = None,
     seed: int = 0,
     device: str = "cpu",
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
 ) -> Fit:
-    """Train one SAE on rows ``train [rows, d_in]`` and measure it on ``validation [rows, d_in]``:
-    tensors, blocks of rows, or a source that streams them.
+    """Train one SAE on rows ``train [rows, d_in]`` and measure it on ``validation [rows, d_in]``.
 
-    Configs are the dataclasses or dicts of the same keys. Raises ValueError on a config or rows
-    that cannot train, NonFiniteLossError when the loss stops being finite.
+    ``train`` is a tensor, blocks of rows, a source that streams them, an iterator over batches (which
+    is read once, and needs ``tokens`` in the training config), or a store's site
+    (``store.site(raysae.Site(8, 3))``), which brings its own validation rows. Configs are the
+    dataclasses or dicts of the same keys. ``checkpoint`` names a folder where the training is kept at
+    every evaluation; the same call goes on from there, to the same bits.
+
+    Raises ValueError on a config or rows that cannot train, NonFiniteLossError when the loss stops
+    being finite (``checkpoint`` then holds the last good state).
     """
-    if isinstance(sae_config, dict):
-        sae_config = SAEConfig(**sae_config)
-    if isinstance(training_config, dict):
-        training_config = TrainingConfig(**training_config)
-    trainer = Trainer(
-        sae_config, training_config or TrainingConfig(), _rows(train), _rows(validation),
-        seed=seed, device=device,
-    )  # fmt: skip
-    history = list(trainer.rounds())
-    return Fit(trainer.sae(), trainer.metrics(), history)
+    settings = training if isinstance(training, TrainingConfig) else _training(training or {})
+    rows, held_out = _splits(train, validation, settings)
+    trainer = Trainer(sae_config(config), settings, rows, held_out, seed=seed, device=device)
+    history: list[dict[str, Any]] = []
+    if checkpoint is not None and has_training(checkpoint):
+        history = load_training(trainer, checkpoint)
+    _train(trainer, history, checkpoint, progress)
+    metrics = trainer.final_metrics()
+    sae = trainer.sae()
+    sae.metadata = {**sae.metadata, "metrics": metrics}
+    return Fit(sae, metrics, history)
 
 
-def _rows(rows: Tensor | Sequence[Tensor] | RowSource) -> RowSource:
+def _train(
+    trainer: Trainer, history: list[dict[str, Any]], checkpoint: str | Path | None, progress: bool
+) -> None:
+    """Train to the end, adding to ``history``, with a bar and checkpoints."""
+    from tqdm.auto import tqdm
+
+    with tqdm(
+        total=trainer.all_tokens, initial=trainer.tokens, disable=not progress, unit="tok",
+        unit_scale=True, desc=f"{trainer.model.config.variant} {trainer.model.config.d_sae}",
+    ) as bar:  # fmt: skip
+        try:
+            for record in trainer.rounds(on_step=bar.update):
+                history.append(record)
+                bar.set_postfix(EV=f"{record['explained_variance']:.4f}", L0=f"{record['l0']:.2f}")
+                if checkpoint is not None:
+                    save_training(trainer, checkpoint, history)
+        except NonFiniteLossError as error:
+            if checkpoint is None or not has_training(checkpoint):
+                raise
+            raise NonFiniteLossError(
+                f"{error}; {checkpoint} holds the last good state, of step {history[-1]['step']}"
+            ) from None
+
+
+def _training(settings: Mapping[str, Any]) -> TrainingConfig:
+    known = list(TrainingConfig.__dataclass_fields__)
+    for key in settings:
+        if key not in known:
+            raise ValueError(f"training has no setting {key!r}; it has {', '.join(known)}")
+    return TrainingConfig(**settings)
+
+
+def _splits(
+    train: Held | Iterable[Tensor] | Splits, validation: Held | None, training: TrainingConfig
+) -> tuple[RowSource, RowSource]:
+    if isinstance(train, Splits):
+        return train.train, train.validation if validation is None else _held(validation)
+    if validation is None:
+        raise ValueError(
+            "validation is missing: every figure is measured on held-out rows; give a tensor "
+            "[rows, d_in] of them, of other sequences than the training rows"
+        )
+    if isinstance(train, RowSource | Tensor | Sequence):
+        return _held(train), _held(validation)
+    if training.tokens is None:
+        raise ValueError(
+            "train is an iterator, whose length is not known before its end; say in the training "
+            "config how many tokens to train on, such as {'tokens': 10_000_000}"
+        )
+    return PassingRows(iter(train), training.tokens), _held(validation)
+
+
+def _held(rows: Held) -> RowSource:
     return rows if isinstance(rows, RowSource) else Rows(rows)

@@ -103,7 +103,7 @@ class RowSource(ABC):
         """An epoch's batches ``[batch, d_in]`` from row ``taken`` of its order on; the last may be
         smaller."""
         order = windows(len(self), shuffle_rows, seed, epoch, taken)
-        return _rebatched(self.taken(order, batch_size), batch_size)
+        return rebatched(self.taken(order, batch_size), batch_size)
 
     def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
         """``count`` rows ``[count, d_in]`` drawn by ``seed`` (all, when there are fewer)."""
@@ -139,6 +139,14 @@ class Stream:
                     StreamPosition(epoch + 1, 0) if last else StreamPosition(epoch, taken)
                 )
                 yield batch_BD
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A site's rows: those to train on, and those to measure on."""
+
+    train: RowSource
+    validation: RowSource
 
 
 class Rows(RowSource):
@@ -187,7 +195,7 @@ def _selected(rows_ND: Tensor, index_B: Tensor) -> Tensor:
     return rows_ND.index_select(0, index_B.to(rows_ND.device))
 
 
-def _rebatched(parts: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
+def rebatched(parts: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
     """The same rows in batches of ``batch_size``."""
     waiting: list[Tensor] = []
     count = 0

@@ -6,13 +6,15 @@ Shapes: B batch, D d_in, F d_sae.
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from raysae.sae import SAE, SAEConfig, build_sae
+from raysae.sae.dictionary import decoder_statistics
 from raysae.sae.metrics import ReconstructionSums, evaluate, mean_of_rows
 from raysae.training.config import TrainingConfig
 from raysae.training.initialisation import input_scale, median_of_sample
@@ -20,7 +22,8 @@ from raysae.training.rows import RowSource, Stream
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; raised before the update, so the weights are still good."""
+    """The loss or its gradient became NaN or infinite; raised before the update, so the weights are
+    still good."""
 
 
 class Trainer:
@@ -47,28 +50,30 @@ class Trainer:
         self.training, self.seed, self.device = training, seed, device
         self.train, self.validation = train.to(device), validation.to(device)
         self.stream = Stream(
-            self.train, seed=seed, epochs=training.epochs, batch_size=training.batch_size,
-            shuffle_rows=training.shuffle_rows,
+            self.train, seed=seed, epochs=training.passes(len(train)),
+            batch_size=training.batch_size, shuffle_rows=training.shuffle_rows,
         )  # fmt: skip
         self.scale = input_scale(self.train)
         self._validation_mean = mean_of_rows(self._validation_batches())
-        self._sae = build_sae(sae_config, train.d_in, seed).to(device)
+        self.model = build_sae(sae_config, train.d_in, seed).to(device)
         median_D = median_of_sample(self.train, seed, training.shuffle_rows)
-        self._sae.b_dec.data = median_D.to(device) * self.scale
+        self.model.b_dec.data = median_D.to(device) * self.scale
         self.optimizer = torch.optim.Adam(
-            self._sae.parameters(), lr=training.peak_lr(sae_config.d_sae), betas=(0.9, 0.999),
+            self.model.parameters(), lr=training.peak_lr(sae_config.d_sae), betas=(0.9, 0.999),
             fused=True,
         )  # fmt: skip
         self.steps = training.steps(len(train))
         self.step = self.tokens = 0
         self.seconds = 0.0
         self.loss = math.nan
-        self._quiet_tokens_F = torch.zeros(sae_config.d_sae, dtype=torch.int64, device=device)
+        self.quiet_tokens_F = torch.zeros(sae_config.d_sae, dtype=torch.int64, device=device)
+        """Training tokens since each latent last fired."""
+        self._evaluation: tuple[int, ReconstructionSums] | None = None
 
     @property
     def dead_window(self) -> int:
         """Tokens without firing after which a latent is dead."""
-        return min(self.training.dead_window_tokens, self.training.epochs * len(self.train))
+        return min(self.training.dead_window_tokens, self.all_tokens)
 
     @property
     def aux_window(self) -> int:
@@ -76,84 +81,141 @@ class Trainer:
         if self.training.aux_window_tokens is not None:
             return self.training.aux_window_tokens
         a_few_batches = 4 * min(self.training.batch_size, len(self.train))
-        return max(self.training.epochs * len(self.train) // 100, a_few_batches)
+        return max(self.all_tokens // 100, a_few_batches)
 
-    def rounds(self) -> Iterator[dict[str, Any]]:
+    def rounds(self, on_step: Callable[[int], None] | None = None) -> Iterator[dict[str, Any]]:
         """Train to the end, yielding a record at each evaluation: step, tokens, loss, metrics.
 
-        Raises NonFiniteLossError before the update that would spoil the weights.
+        ``on_step`` is told each step's number of tokens. Raises NonFiniteLossError before the update
+        that would spoil the weights.
         """
+        if self.step == self.steps:
+            return
         stops = self._evaluation_steps()
         started = time.perf_counter()
         for batch_BD in self.stream:
             self._update(batch_BD.to(self.device).float() * self.scale)
             self.seconds += time.perf_counter() - started
+            if on_step is not None:
+                on_step(len(batch_BD))
             if self.step in stops:
-                yield {
-                    "step": self.step,
-                    "tokens": self.tokens,
-                    "loss": self.loss,
-                    **self.metrics(),
-                }
+                yield self._record()
+            if self.step == self.steps:
+                return
             started = time.perf_counter()
+        if self.step < self.steps:  # rows that came to an end before their time
+            self.steps = self.step
+            yield self._record()
 
     def sae(self) -> SAE:
         """The SAE as it stands, on the CPU, reading unscaled activations."""
-        frozen = copy.deepcopy(self._sae).cpu().eval().requires_grad_(False)
+        frozen = copy.deepcopy(self.model).cpu().eval().requires_grad_(False)
+        frozen.metadata = {"training": self._described()}
         return frozen.fold_scale(self.scale)
 
     def metrics(self) -> dict[str, Any]:
-        """Validation metrics of the SAE as it stands, with the dead shares and their windows."""
+        """Validation metrics of the SAE as it stands, with the dead shares and their windows.
+
+        When no latent fires on the validation rows the SAE is ``degenerate`` and its explained
+        variance undefined (NaN).
+        """
         sums = self._evaluated()
+        metrics = sums.metrics()
+        degenerate = metrics["l0"] == 0
+        if degenerate:
+            metrics |= {"explained_variance": math.nan, "fvu": math.nan}
+            metrics["explained_variance_legacy"] = math.nan
         return {
-            **sums.metrics(),
-            "dead_fraction": float((self._quiet_tokens_F >= self.dead_window).double().mean()),
+            **metrics,
+            "degenerate": degenerate,
+            "dead_fraction": float((self.quiet_tokens_F >= self.dead_window).double().mean()),
             "dead_window_tokens": self.dead_window,
             "dead_fraction_validation": sums.dead_fraction(),
             "dead_validation_tokens": sums.rows,
         }
 
+    def final_metrics(self) -> dict[str, Any]:
+        """``metrics()`` and how alike the decoder's rows are."""
+        return {**self.metrics(), **decoder_statistics(self.model.W_dec.detach())}
+
     def density_histogram(self) -> dict[str, list[float]]:
         """How often the live latents fire over the validation split."""
         return self._evaluated().density_histogram()
 
+    @property
+    def all_tokens(self) -> int:
+        """Training tokens of the whole run."""
+        return self.training.training_tokens(len(self.train))
+
+    def _described(self) -> dict[str, Any]:
+        """How the SAE was trained, for its ``cfg.json``."""
+        return {
+            **asdict(self.training),
+            "lr": self.training.peak_lr(self.model.config.d_sae),
+            "seed": self.seed,
+            "steps": self.step,
+            "tokens": self.tokens,
+            "input_scale": self.scale,
+        }
+
+    def _record(self) -> dict[str, Any]:
+        counts = {"step": self.step, "tokens": self.tokens, "loss": self.loss}
+        return {**counts, **self.metrics()}
+
     def _evaluated(self) -> ReconstructionSums:
-        sae = self.sae().to(self.device)
-        return evaluate(lambda x: sae(x)[:2], self._validation_batches(), self._validation_mean)
+        """The sums over the validation rows at this step, worked out once."""
+        if self._evaluation is None or self._evaluation[0] != self.step:
+            sae = self.sae().to(self.device)
+            batches, mean_D = self._validation_batches(), self._validation_mean
+            self._evaluation = self.step, evaluate(lambda x: sae(x)[:2], batches, mean_D)
+        return self._evaluation[1]
 
     def _validation_batches(self) -> Iterator[Tensor]:
         return (batch_BD.to(self.device).float() for batch_BD in self.validation.batches())
 
     def _update(self, x_BD: Tensor) -> None:
         for group in self.optimizer.param_groups:
-            peak = self.training.peak_lr(self._sae.config.d_sae)
+            peak = self.training.peak_lr(self.model.config.d_sae)
             group["lr"] = peak * self.training.lr_share(self.step, self.steps)
-        loss, features_BF = self._sae.loss(x_BD, self._quiet_tokens_F >= self.aux_window)
+        loss, features_BF = self._loss(x_BD)
         self.loss = float(loss.detach())
-        if not math.isfinite(self.loss):
-            raise NonFiniteLossError(
-                f"loss {self.loss} at step {self.step + 1} of {self.steps}; {self._hint(x_BD)}"
-            )
+        self._stop_unless_finite("loss", self.loss, x_BD)
         self.optimizer.zero_grad()
         loss.backward()
-        self._sae.remove_parallel_gradient()
-        torch.nn.utils.clip_grad_norm_(self._sae.parameters(), self.training.gradient_clip)
+        self.model.remove_parallel_gradient()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.gradient_clip)
+        self._stop_unless_finite("gradient norm", float(norm), x_BD)
         self.optimizer.step()
-        self._sae.normalize_decoder()
+        self.model.constrain()
+        self.model.observe(features_BF.detach())
         self._count(features_BF.detach(), len(x_BD))
+
+    def _loss(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
+        dead_F = self.quiet_tokens_F >= self.aux_window
+        share = self.training.sparsity_share(self.step, self.steps)
+        halved = self.training.precision == "bfloat16"
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=halved):
+            return self.model.loss(x_BD, dead_F, share)
+
+    def _stop_unless_finite(self, what: str, value: float, x_BD: Tensor) -> None:
+        if math.isfinite(value):
+            return
+        raise NonFiniteLossError(
+            f"{what} {value} at step {self.step + 1} of {self.steps}; {self._hint(x_BD)}"
+        )
 
     def _hint(self, x_BD: Tensor) -> str:
         """What to do about a loss that is not finite."""
         if not x_BD.isfinite().all():
             return "the rows themselves hold NaN or infinite values, verify the store"
-        peak = self.training.peak_lr(self._sae.config.d_sae)
+        peak = self.training.peak_lr(self.model.config.d_sae)
         return f"a lower lr (now up to {peak:.2g}) usually helps"
 
     def _count(self, features_BF: Tensor, rows: int) -> None:
         self.step += 1
         self.tokens += rows
-        self._quiet_tokens_F += rows
-        self._quiet_tokens_F[(features_BF > 0).any(dim=0)] = 0
+        self.quiet_tokens_F += rows
+        self.quiet_tokens_F[(features_BF > 0).any(dim=0)] = 0
 
     def _evaluation_steps(self) -> set[int]:
         wanted = min(self.training.evaluations, self.steps)

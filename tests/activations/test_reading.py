@@ -13,8 +13,8 @@ import torch
 
 import raysae
 from raysae.activations import Site
-from raysae.activations.reading import check_windows, choose_reading, open_site, rows_within
-from raysae.activations.streaming import StreamedRows
+from raysae.activations.reading import check_windows, choose_reading, open_site
+from raysae.activations.streaming import StreamedRows, rows_within
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.activations.writer import write_store
 from raysae.config import ResourcesConfig
@@ -184,8 +184,8 @@ def test_the_path_follows_from_the_budget(store, connected_ray):
     assert choose(reading="streaming").how == "streaming"
     with pytest.raises(UserError, match="resources.reading is 'shared', but the site does not fit"):
         choose(reading="shared", memory=100)
-    assert isinstance(rows_within(store, SITE, 10**9)["train"], Rows)
-    assert isinstance(rows_within(store, SITE, 10)["train"], StreamedRows)
+    assert isinstance(rows_within(store, SITE, 10**9).train, Rows)
+    assert isinstance(rows_within(store, SITE, 10).train, StreamedRows)
 
 
 def test_windows_that_do_not_fit_in_memory_are_refused(store, connected_ray, monkeypatch):

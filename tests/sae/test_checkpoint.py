@@ -9,12 +9,13 @@ from safetensors.torch import load_file, save_file
 
 import raysae
 from raysae.errors import UserError
-from raysae.sae import SAEConfig, build_sae, save_sae
+from raysae.sae import build_sae, save_sae
+from raysae.sae.topk import TopKConfig
 
 
 @pytest.fixture
 def sae():
-    return build_sae(SAEConfig(d_sae=32, k=4), d_in=8, seed=1)
+    return build_sae(TopKConfig(d_sae=32, k=4), d_in=8, seed=1)
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from raysae.sae.metrics import ReconstructionSums, evaluate, mmcs
+from raysae.sae.dictionary import mmcs
+from raysae.sae.metrics import ReconstructionSums, evaluate
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from raysae.sae import SAEConfig, build_sae
-from raysae.sae.topk import top_k
+from raysae.sae import build_sae
+from raysae.sae.topk import TopKConfig, top_k
 
 
 @pytest.fixture
 def sae():
-    return build_sae(SAEConfig(d_sae=64, k=5), d_in=16, seed=3)
+    return build_sae(TopKConfig(d_sae=64, k=5), d_in=16, seed=3)
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_top_k_keeps_the_largest_and_drops_negatives():
 
 @pytest.mark.parametrize("k", [1, 5, 64])
 def test_l0_never_exceeds_k(k, x):
-    sae = build_sae(SAEConfig(d_sae=64, k=k), d_in=16)
+    sae = build_sae(TopKConfig(d_sae=64, k=k), d_in=16)
     _, features, metrics = sae(x)
     assert int((features > 0).sum(dim=1).max()) <= k
     assert metrics["l0"] <= k
@@ -38,7 +38,7 @@ def test_encoder_starts_as_the_decoder_transposed_with_unit_rows(sae):
 
 
 def test_same_seed_same_weights_other_seed_others():
-    config = SAEConfig(d_sae=64, k=5)
+    config = TopKConfig(d_sae=64, k=5)
     assert torch.equal(build_sae(config, 16, 1).W_dec, build_sae(config, 16, 1).W_dec)
     assert not torch.equal(build_sae(config, 16, 1).W_dec, build_sae(config, 16, 2).W_dec)
 
@@ -108,4 +108,4 @@ def test_rows_of_another_width_are_refused(sae):
 )
 def test_impossible_configs_are_refused(bad):
     with pytest.raises(ValueError):
-        SAEConfig(**{"d_sae": 64, "k": 5, **bad})
+        TopKConfig(**{"d_sae": 64, "k": 5, **bad})

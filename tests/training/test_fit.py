@@ -5,7 +5,9 @@ import torch
 
 import raysae
 from raysae.activations.synthetic import SuperpositionWorld
-from raysae.sae.metrics import evaluate, mmcs
+from raysae.sae.dictionary import mmcs
+from raysae.sae.metrics import evaluate
+from raysae.sae.topk import TopKConfig
 from raysae.training import NonFiniteLossError, Trainer, TrainingConfig
 from raysae.training.initialisation import geometric_median, input_scale
 from raysae.training.rows import Rows
@@ -39,7 +41,7 @@ def rows():
 
 
 QUICK = TrainingConfig(epochs=3, batch_size=64, lr=1e-3, evaluations=4)
-SMALL = raysae.SAEConfig(d_sae=32, k=3)
+SMALL = TopKConfig(d_sae=32, k=3)
 
 
 def test_the_same_arguments_give_the_same_bits(rows):

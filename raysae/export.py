@@ -1,0 +1,46 @@
+"""``python -m raysae.export``: an SAE into the format of another library."""
+
+import argparse
+import sys
+
+from raysae.cli import DONE, run_command
+
+
+def main(arguments: list[str]) -> int:
+    """Write the SAE in one folder into another as SAELens, sparsify or dictionary_learning keep it."""
+    from raysae.sae import export_sae, load_sae
+    from raysae.sae.interchange import FORMATS
+
+    parser = argparse.ArgumentParser(
+        prog="python -m raysae.export", description="Write an SAE as another library keeps it."
+    )
+    parser.add_argument("sae", help="an SAE's folder, such as runs/NAME/sweet_spot")
+    parser.add_argument("--to", required=True, choices=FORMATS, help="whose format")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="the folder to write, a new one"
+    )
+    parser.add_argument(
+        "--format",
+        choices=["raysae", *FORMATS],
+        help="what SAE is (told from its files by default)",
+    )
+    args = parser.parse_args(arguments)
+    sae = load_sae(args.sae, format=args.format)
+    export_sae(sae, args.out, args.to)
+    print(f"{args.out}: {sae.config.variant}, d_in {sae.d_in}, d_sae {sae.config.d_sae}")
+    print(LOADERS[args.to].format(folder=args.out))
+    return DONE
+
+
+LOADERS = {
+    "saelens": 'from sae_lens import SAE; sae = SAE.load_from_disk("{folder}")',
+    "sparsify": 'from sparsify import SparseCoder; sae = SparseCoder.load_from_disk("{folder}")',
+    "dictionary_learning": (
+        "from dictionary_learning.utils import load_dictionary; "
+        'sae, config = load_dictionary("{folder}", device="cpu")'
+    ),
+}
+"""How each library loads what was written."""
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,80 @@
+"""BatchTopK: the k·B largest activations of a batch of B rows stay, the rest are zero.
+
+Bussmann et al. 2024, "BatchTopK sparse autoencoders", equations 4 to 6. A row alone has no batch, so
+afterwards a latent is active above a threshold: an exponential moving average of the smallest active
+value of the training batches. Shapes: B batch, F d_sae.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from raysae.sae.config import setting
+from raysae.sae.topk import KSAE, KConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchKConfig(KConfig):
+    """What the variants that select over a batch share."""
+
+    threshold_rate: float = setting(
+        0.05, "Weight of the newest batch in the moving average of the inference threshold."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.threshold_rate <= 1:
+            raise ValueError(
+                f"threshold_rate is {self.threshold_rate}; it must be above 0 and at most 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTopKConfig(BatchKConfig):
+    """BatchTopK: k latents a row on average over the batch."""
+
+    variant: Literal["batch_topk"] = "batch_topk"
+    """The k·B largest activations of each batch of B rows."""
+
+
+def batch_top_k(preactivations_BF: Tensor, k: int) -> Tensor:
+    """Keep the batch's ``k * batch`` largest entries after ReLU; everything else becomes 0."""
+    flat = preactivations_BF.relu().flatten()
+    values, indices = flat.topk(k * len(preactivations_BF), sorted=False)
+    return torch.zeros_like(flat).scatter(0, indices, values).view_as(preactivations_BF)
+
+
+class BatchKSAE(KSAE):
+    """Trained with a selection over the batch, used with one threshold for all latents."""
+
+    in_units_of_x = ("b_enc", "b_dec", "threshold")
+    config: BatchKConfig
+    threshold: Tensor
+
+    def __init__(self, config: BatchKConfig, d_in: int, generator: torch.Generator | None = None):
+        super().__init__(config, d_in, generator)
+        self.register_buffer("threshold", torch.zeros(()))
+
+    def activate(self, preactivations_BF: Tensor) -> Tensor:
+        # clamped, as an imported threshold may be negative and features may not
+        above_BF = preactivations_BF > self.threshold.clamp_min(0)
+        return preactivations_BF * above_BF.to(preactivations_BF.dtype)
+
+    def select(self, preactivations_BF: Tensor) -> Tensor:
+        return batch_top_k(preactivations_BF, self.config.k)
+
+    @torch.no_grad()
+    def observe(self, features_BF: Tensor) -> None:
+        """Move the threshold towards the smallest active value of the batch."""
+        smallest = torch.where(features_BF > 0, features_BF, torch.inf).amin().float()
+        rate = torch.where(self.threshold > 0, self.config.threshold_rate, 1.0)
+        moved = torch.lerp(self.threshold, smallest, rate.to(smallest))
+        self.threshold.copy_(torch.where(smallest.isfinite(), moved, self.threshold))
+
+
+class BatchTopKSAE(BatchKSAE):
+    """BatchTopK SAE with the AuxK loss."""
+
+    Config = BatchTopKConfig

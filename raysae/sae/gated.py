@@ -1,0 +1,60 @@
+"""Gated: one half of the encoder says which latents are active, the other how much.
+
+Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders", equations
+6 to 8: the gate's weights are shared with the magnitudes up to a factor exp(r_mag) for each latent;
+L1 on relu(gate), and the gate's own reconstruction through a frozen decoder. Shapes: B batch, D d_in,
+F d_sae.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from raysae.sae.base import SAE, squared_error
+from raysae.sae.config import SAEConfig, refuse_negative
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedConfig(SAEConfig):
+    """Gated: the penalty acts on the gate alone, so that magnitudes do not shrink."""
+
+    sparsity_key: ClassVar[str] = "l1_coefficient"
+
+    variant: Literal["gated"] = "gated"
+    """A gate that is penalised, and magnitudes that are not."""
+    l1_coefficient: float = 1.0
+    """Weight of the L1 penalty in the loss, whose inputs have mean square norm d_in."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_negative(self, "l1_coefficient")
+
+
+class GatedSAE(SAE):
+    """Gated SAE. ``b_enc`` is the gate's bias (b_gate in the paper)."""
+
+    Config = GatedConfig
+    config: GatedConfig
+    in_units_of_x = ("b_enc", "b_dec", "b_mag")
+
+    def __init__(self, config: GatedConfig, d_in: int, generator: torch.Generator | None = None):
+        super().__init__(config, d_in, generator)
+        self.b_mag = nn.Parameter(torch.zeros(config.d_sae))
+        self.r_mag = nn.Parameter(torch.zeros(config.d_sae))
+
+    def activate(self, preactivations_BF: Tensor) -> Tensor:
+        magnitude_BF = (preactivations_BF - self.b_enc) * self.r_mag.exp() + self.b_mag
+        return magnitude_BF.relu() * (preactivations_BF > 0).to(magnitude_BF.dtype)
+
+    def loss(
+        self, x_BD: Tensor, dead_F: Tensor, sparsity_share: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        gate_BF = self.preactivations(x_BD)
+        features_BF = self.activate(gate_BF)
+        open_BF = gate_BF.relu()
+        through_gate_BD = open_BF @ self.W_dec.detach() + self.b_dec.detach()
+        l1 = open_BF.sum(dim=1).mean()  # decoder rows have unit norm
+        loss = squared_error(x_BD, self.decode(features_BF)) + squared_error(x_BD, through_gate_BD)
+        return loss + sparsity_share * self.config.l1_coefficient * l1, features_BF

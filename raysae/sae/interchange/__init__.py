@@ -1,0 +1,5 @@
+"""SAEs in and out of the formats of SAELens, sparsify and dictionary_learning."""
+
+from raysae.sae.interchange.formats import FORMATS, export_sae, load_sae
+
+__all__ = ["FORMATS", "export_sae", "load_sae"]

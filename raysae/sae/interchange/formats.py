@@ -1,0 +1,90 @@
+"""Which format a folder holds, and the way into and out of each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysae.errors import UserError
+from raysae.files import read_json, replacing_folder
+from raysae.sae.base import SAE
+from raysae.sae.checkpoint import CONFIG_FILE, read_sae
+from raysae.sae.interchange import dictionary_learning, saelens, sparsify
+
+OWN = "raysae"
+
+
+@dataclass(frozen=True)
+class Format:
+    """Another library's way of keeping an SAE in a folder."""
+
+    read: Callable[[Path], SAE]
+    write: Callable[[SAE, Path], None]
+
+
+FORMATS = {
+    "saelens": Format(saelens.read, saelens.write),
+    "sparsify": Format(sparsify.read, sparsify.write),
+    "dictionary_learning": Format(dictionary_learning.read, dictionary_learning.write),
+}
+
+
+def load_sae(folder: str | Path, device: str = "cpu", format: str | None = None) -> SAE:
+    """The SAE in ``folder``, ready to use on ``device``: raysae's own, SAELens's or sparsify's, told
+    apart by ``cfg.json``; or dictionary_learning's, which must be asked for by
+    ``format="dictionary_learning"`` as it is a pickle (read with ``weights_only``: no code runs).
+
+    Raises UserError, naming the file and the key, when something is missing, misshaped, of a newer
+    schema, or cannot be expressed here.
+    """
+    folder = Path(folder)
+    found = format or _format_of(folder)
+    if found not in (OWN, *FORMATS):
+        raise UserError(f"format is {found!r}; known are {', '.join((OWN, *FORMATS))}")
+    sae = read_sae(folder) if found == OWN else FORMATS[found].read(folder)
+    return sae.eval().requires_grad_(False).to(device)
+
+
+def export_sae(sae: SAE, folder: str | Path, to: str) -> None:
+    """Write ``sae`` into ``folder`` as the library ``to`` keeps it: a key of ``FORMATS``.
+
+    Raises UserError when the folder holds something already, or the format has no such variant.
+    """
+    folder = Path(folder)
+    if to not in FORMATS:
+        raise UserError(f"there is no format {to!r}; known are {', '.join(FORMATS)}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: is there already; give another folder, or remove it")
+    with replacing_folder(folder) as temporary:
+        FORMATS[to].write(sae, temporary)
+
+
+def _format_of(folder: Path) -> str:
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "not found"
+        raise UserError(
+            f"{folder}: {what}; an SAE is a folder with {CONFIG_FILE} and its weights, such as "
+            "runs/NAME/sweet_spot"
+        )
+    if (folder / CONFIG_FILE).is_file():
+        return _format_of_config(folder / CONFIG_FILE, read_json(folder / CONFIG_FILE))
+    if (folder / dictionary_learning.WEIGHTS_FILE).is_file():
+        raise UserError(
+            f"{folder / dictionary_learning.WEIGHTS_FILE}: a pickle, which is read only when asked "
+            'for; if it comes from dictionary_learning: load_sae(folder, format="dictionary_learning")'
+        )
+    raise UserError(f"{folder}: holds no {CONFIG_FILE} (not found); it is not an SAE's folder")
+
+
+def _format_of_config(path: Path, config: Any) -> str:
+    if isinstance(config, dict):
+        if config.get("format") == OWN:
+            return OWN
+        if "architecture" in config:
+            return "saelens"
+        if "expansion_factor" in config or "num_latents" in config:
+            return "sparsify"
+    raise UserError(
+        f"{path}: not a raysae SAE (its 'format' is not 'raysae'), nor one of SAELens (no "
+        "'architecture') or sparsify (no 'num_latents')"
+    )

@@ -1,0 +1,69 @@
+"""sparsify (EleutherAI): ``cfg.json`` and ``sae.safetensors``, for ``SparseCoder.load_from_disk``.
+
+It knows TopK alone: other variants are refused.
+"""
+
+from pathlib import Path
+
+from raysae.errors import UserError
+from raysae.files import write_json
+from raysae.sae.base import SAE
+from raysae.sae.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_tensors, write_tensors
+from raysae.sae.interchange.settings import made_sae, read_settings, require
+from raysae.sae.topk import TopKSAE
+
+
+def write(sae: SAE, folder: Path) -> None:
+    """Write a TopK SAE so that sparsify loads it with the same features and reconstructions.
+
+    Raises UserError for another variant.
+    """
+    if not isinstance(sae, TopKSAE):
+        raise UserError(
+            f"sparsify knows topk alone, this SAE is {sae.config.variant}; export it to saelens or "
+            "dictionary_learning"
+        )
+    write_tensors(
+        folder / WEIGHTS_FILE,
+        {
+            "encoder.weight": sae.W_enc.T,
+            "encoder.bias": sae.b_enc,
+            "W_dec": sae.W_dec,
+            "b_dec": sae.b_dec,
+        },
+    )
+    write_json(
+        folder / CONFIG_FILE,
+        {
+            "activation": "topk",
+            "expansion_factor": max(round(sae.config.d_sae / sae.d_in), 1),
+            "normalize_decoder": True,
+            "num_latents": sae.config.d_sae,
+            "k": sae.config.k,
+            "multi_topk": False,
+            "skip_connection": False,
+            "transcode": False,
+            "d_in": sae.d_in,
+        },
+    )
+
+
+def read(folder: Path) -> SAE:
+    """The SAE that sparsify saved. Raises UserError when it is no plain TopK autoencoder."""
+    path = folder / CONFIG_FILE
+    settings = read_settings(path)
+    d_in, k = require(path, settings, "d_in", "k")
+    for key, wanted in (("activation", "topk"), ("skip_connection", False), ("transcode", False)):
+        if settings.get(key, wanted) != wanted:
+            raise UserError(
+                f"{path}: {key} is {settings[key]!r}; raysae reads sparse coders with {wanted!r} alone"
+            )
+    d_sae = settings.get("num_latents") or d_in * settings.get("expansion_factor", 32)
+    tensors = read_tensors(folder / WEIGHTS_FILE)
+    for theirs, ours in (("encoder.weight", "W_enc"), ("encoder.bias", "b_enc")):
+        if theirs in tensors:
+            tensors[ours] = tensors.pop(theirs).T if ours == "W_enc" else tensors.pop(theirs)
+    config = {"variant": "topk", "d_sae": d_sae, "k": k}
+    sae = made_sae(folder / WEIGHTS_FILE, config, d_in, tensors)
+    sae.metadata = {"imported_from": "sparsify"}
+    return sae

@@ -1,0 +1,112 @@
+"""JumpReLU: a pre-activation above its latent's learned threshold stays as it is, the rest are zero.
+
+Rajamanoharan et al. 2024, "Jumping ahead: improving reconstruction fidelity with JumpReLU sparse
+autoencoders", equations 2, 9, 11 and 12: an L0 penalty, and straight-through estimates of the
+threshold's gradient with a rectangle kernel. The threshold itself is the parameter, not its
+logarithm: Adam moves a parameter by about lr a step, which in a logarithm hardly moves a small
+threshold. Shapes: B batch, F d_sae.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from raysae.sae.base import SAE, squared_error
+from raysae.sae.config import SAEConfig, refuse_negative
+
+
+@dataclass(frozen=True, kw_only=True)
+class JumpReLUConfig(SAEConfig):
+    """JumpReLU: a learned threshold for each latent."""
+
+    sparsity_key: ClassVar[str] = "l0_coefficient"
+
+    variant: Literal["jumprelu"] = "jumprelu"
+    """Pre-activations above a learned threshold, with an L0 penalty."""
+    l0_coefficient: float = 1.0
+    """Weight of the mean L0 in the loss, whose inputs have mean square norm d_in."""
+    bandwidth: float = 0.05
+    """Width of the window about the threshold whose rows give it a gradient; pre-activations of
+    latents that have nothing to do with a row spread by about 1."""
+    initial_threshold: float = 0.1
+    """Where the thresholds start."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_negative(self, "l0_coefficient", "initial_threshold")
+        if not self.bandwidth > 0:
+            raise ValueError(f"bandwidth is {self.bandwidth}; it must be positive")
+
+
+def _window(preactivations_BF: Tensor, threshold_F: Tensor, bandwidth: float) -> Tensor:
+    """The rectangle kernel K((z - θ) / ε) / ε."""
+    near_BF = (preactivations_BF - threshold_F).abs() < bandwidth / 2
+    return near_BF.to(preactivations_BF.dtype) / bandwidth
+
+
+class _JumpReLU(torch.autograd.Function):
+    """z·H(z - θ), with the pseudo-derivative -θ K((z - θ) / ε) / ε for θ (equation 11)."""
+
+    @staticmethod
+    def forward(ctx: Any, z_BF: Tensor, threshold_F: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(z_BF, threshold_F)
+        ctx.bandwidth = bandwidth
+        return z_BF * (z_BF > threshold_F).to(z_BF.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient_BF,) = gradients
+        z_BF, threshold_F = ctx.saved_tensors
+        window_BF = _window(z_BF, threshold_F, ctx.bandwidth)
+        for_threshold_F = -(threshold_F * (window_BF * gradient_BF).sum(dim=0))
+        return gradient_BF * (z_BF > threshold_F).to(z_BF.dtype), for_threshold_F, None
+
+
+class _L0(torch.autograd.Function):
+    """Active latents, ``[batch]``, with the pseudo-derivative -K((z - θ) / ε) / ε for θ (equation 12)."""
+
+    @staticmethod
+    def forward(ctx: Any, z_BF: Tensor, threshold_F: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(z_BF, threshold_F)
+        ctx.bandwidth = bandwidth
+        return (z_BF > threshold_F).to(z_BF.dtype).sum(dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient_B,) = gradients
+        z_BF, threshold_F = ctx.saved_tensors
+        window_BF = _window(z_BF, threshold_F, ctx.bandwidth)
+        return None, -(window_BF * gradient_B[:, None]).sum(dim=0), None
+
+
+class JumpReLUSAE(SAE):
+    """JumpReLU SAE with an L0 penalty."""
+
+    Config = JumpReLUConfig
+    config: JumpReLUConfig
+    in_units_of_x = ("b_enc", "b_dec", "threshold")
+
+    def __init__(self, config: JumpReLUConfig, d_in: int, generator: torch.Generator | None = None):
+        super().__init__(config, d_in, generator)
+        self.threshold = nn.Parameter(torch.full((config.d_sae,), config.initial_threshold))
+
+    def activate(self, preactivations_BF: Tensor) -> Tensor:
+        above_BF = preactivations_BF > self.threshold
+        return preactivations_BF * above_BF.to(preactivations_BF.dtype)
+
+    def loss(
+        self, x_BD: Tensor, dead_F: Tensor, sparsity_share: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        z_BF, bandwidth = self.preactivations(x_BD), self.config.bandwidth
+        features_BF = _JumpReLU.apply(z_BF, self.threshold, bandwidth)
+        # not differentiable in z: the penalty teaches the thresholds alone, as in the paper
+        l0 = _L0.apply(z_BF.detach(), self.threshold, bandwidth).mean()
+        coefficient = sparsity_share * self.config.l0_coefficient
+        return squared_error(x_BD, self.decode(features_BF)) + coefficient * l0, features_BF
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        super().constrain()
+        self.threshold.clamp_(min=0)

@@ -1,0 +1,55 @@
+"""ReLU-L1: the classic SAE, sparse by an L1 penalty; with decorrelated decoder rows on request.
+
+Bricken et al. 2023, "Towards monosemanticity", with the penalty λ Σ f‖W_dec‖ of Conerly et al. 2024,
+"Update on how we train SAEs", which on decoder rows of unit norm is λ Σ f. Shapes: B batch, D d_in,
+F d_sae.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from raysae.sae.base import SAE, squared_error
+from raysae.sae.config import SAEConfig, refuse_negative
+from raysae.sae.dictionary import mean_square_cosine
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReLUL1Config(SAEConfig):
+    """ReLU with an L1 penalty."""
+
+    sparsity_key: ClassVar[str] = "l1_coefficient"
+
+    variant: Literal["relu_l1"] = "relu_l1"
+    """ReLU with an L1 penalty."""
+    l1_coefficient: float = 1.0
+    """Weight of the L1 penalty in the loss, whose inputs have mean square norm d_in."""
+    decorrelation_coefficient: float = 0.0
+    """Weight of the mean squared cosine between decoder rows in the loss (0 turns it off)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_negative(self, "l1_coefficient", "decorrelation_coefficient")
+
+
+class ReLUL1SAE(SAE):
+    """ReLU SAE with an L1 penalty on the features and, on request, on the decoder's correlations."""
+
+    Config = ReLUL1Config
+    config: ReLUL1Config
+
+    def activate(self, preactivations_BF: Tensor) -> Tensor:
+        return preactivations_BF.relu()
+
+    def loss(
+        self, x_BD: Tensor, dead_F: Tensor, sparsity_share: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        features_BF = self.encode(x_BD)
+        l1 = features_BF.sum(dim=1).mean()
+        loss = squared_error(x_BD, self.decode(features_BF))
+        loss = loss + sparsity_share * self.config.l1_coefficient * l1
+        if self.config.decorrelation_coefficient:
+            correlation = mean_square_cosine(self.W_dec)
+            loss = loss + self.config.decorrelation_coefficient * correlation
+        return loss, features_BF

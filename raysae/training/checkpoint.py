@@ -1,0 +1,162 @@
+"""A training on disk, to go on exactly where it stopped: ``training.json``, ``training.safetensors``.
+
+Weights, thresholds, Adam's moments, dead counters, position in the data, loss so far; schedules are
+functions of the step, and the order of the data one of seed, epoch and position, so no state of a
+random generator is left to keep. Never a pickle.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from raysae.errors import UserError
+from raysae.files import read_json, refuse_other_content, replacing_folder, write_json
+from raysae.sae.checkpoint import load_tensors, read_tensors, write_tensors
+from raysae.training.rows import StreamPosition
+from raysae.training.trainer import Trainer
+
+SCHEMA_VERSION = 1
+STATE_FILE, TENSORS_FILE = "training.json", "training.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+QUIET = "quiet_tokens"
+
+
+def save_training(trainer: Trainer, folder: str | Path, history: Sequence[Any] = ()) -> None:
+    """Write where ``trainer`` stands, with its ``history`` so far; the last state stays until the new
+    one is whole."""
+    folder = Path(folder)
+    refuse_other_content(folder, STATE_FILE, "training")
+    with replacing_folder(folder) as temporary:
+        write_tensors(temporary / TENSORS_FILE, _tensors(trainer))
+        write_json(
+            temporary / STATE_FILE,
+            {
+                "format": "raysae training",
+                "schema_version": SCHEMA_VERSION,
+                "job": _job(trainer),
+                "position": asdict(trainer.stream.position),
+                "step": trainer.step,
+                "tokens": trainer.tokens,
+                "loss": trainer.loss,
+                "seconds": trainer.seconds,
+                "history": list(history),
+            },
+        )
+
+
+def has_training(folder: str | Path) -> bool:
+    """Whether ``folder`` holds a training."""
+    return (Path(folder) / STATE_FILE).is_file()
+
+
+def load_training(trainer: Trainer, folder: str | Path) -> list[dict[str, Any]]:
+    """Bring ``trainer``, made anew from the same arguments, to where the saved one stood; its history.
+
+    Raises UserError when the training was another: other settings, seed, rows or d_in, or when the
+    files are damaged or of a newer schema.
+    """
+    folder = Path(folder)
+    state = _read_state(folder / STATE_FILE)
+    _refuse_other_job(folder / STATE_FILE, state["job"], _job(trainer))
+    tensors = read_tensors(folder / TENSORS_FILE)
+    _load_model(trainer, tensors, folder / TENSORS_FILE)
+    _load_moments(trainer, tensors, folder / TENSORS_FILE)
+    trainer.quiet_tokens_F.copy_(_named(tensors, QUIET, folder / TENSORS_FILE))
+    trainer.stream.position = StreamPosition(**state["position"])
+    trainer.step, trainer.tokens = state["step"], state["tokens"]
+    trainer.seconds = state["seconds"]
+    trainer.loss = float("nan") if state["loss"] is None else state["loss"]
+    return state["history"]
+
+
+def _tensors(trainer: Trainer) -> dict[str, Tensor]:
+    moments = {
+        f"adam.{name}.{moment}": trainer.optimizer.state[parameter][moment]
+        for name, parameter in trainer.model.named_parameters()
+        if parameter in trainer.optimizer.state
+        for moment in MOMENTS
+    }
+    model = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
+    return {**model, **moments, QUIET: trainer.quiet_tokens_F}
+
+
+def _job(trainer: Trainer) -> dict[str, Any]:
+    """What makes the training this one and no other."""
+    return {
+        "d_in": trainer.train.d_in,
+        "sae": asdict(trainer.model.config),
+        "training": asdict(trainer.training),
+        "seed": trainer.seed,
+        "rows": len(trainer.train),
+        "input_scale": trainer.scale,  # stands for the rows themselves
+    }
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: not found; the folder holds no training to go on with")
+    state = read_json(path)
+    if not isinstance(state, dict) or state.get("format") != "raysae training":
+        raise UserError(f"{path}: not a raysae training")
+    if state.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: schema_version {state.get('schema_version')!r}; this raysae reads "
+            f"{SCHEMA_VERSION}; upgrade raysae"
+        )
+    needed = {"job", "position", "step", "tokens", "loss", "seconds", "history"}
+    if missing := sorted(needed - state.keys()):
+        raise UserError(f"{path}: lacks {', '.join(missing)}")
+    known = {field.name for field in fields(StreamPosition)}
+    if not isinstance(state["position"], dict) or state["position"].keys() != known:
+        raise UserError(f"{path}: position is {state['position']!r}; expected {sorted(known)}")
+    return state
+
+
+def _refuse_other_job(path: Path, saved: Any, wanted: dict[str, Any]) -> None:
+    there, here = _flat(saved), _flat(wanted)
+    different = [key for key in sorted({**there, **here}) if there.get(key) != here.get(key)]
+    if different:
+        lines = [f"{key} is {there.get(key)}, now {here.get(key)}" for key in different]
+        raise UserError(
+            f"{path}: another training was saved here: {'; '.join(lines)}; give the same settings "
+            "and rows, or another folder"
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: list(value) if isinstance(value, tuple) else value}
+    pairs = [_flat(item, f"{prefix}.{key}" if prefix else key) for key, item in value.items()]
+    return {key: item for pair in pairs for key, item in pair.items()}
+
+
+def _load_model(trainer: Trainer, tensors: dict[str, Tensor], path: Path) -> None:
+    model = {
+        name.removeprefix("model."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("model.")
+    }
+    load_tensors(trainer.model, model, path)
+
+
+def _load_moments(trainer: Trainer, tensors: dict[str, Tensor], path: Path) -> None:
+    for name, parameter in trainer.model.named_parameters():
+        state = {m: _named(tensors, f"adam.{name}.{m}", path) for m in MOMENTS}
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if state[moment].shape != parameter.shape:
+                raise UserError(
+                    f"{path}: adam.{name}.{moment} is {list(state[moment].shape)}, expected "
+                    f"{list(parameter.shape)}"
+                )
+        trainer.optimizer.state[parameter] = {
+            moment: tensor.to(trainer.device) for moment, tensor in state.items()
+        }
+
+
+def _named(tensors: dict[str, Tensor], name: str, path: Path) -> Tensor:
+    if name not in tensors:
+        raise UserError(f"{path}: lacks the tensor {name}")
+    return tensors[name]

@@ -1,0 +1,102 @@
+"""Rows that pass by once, such as a generator's: taken as they come, never all in memory.
+
+Shapes: N rows, D d_in.
+"""
+
+import warnings
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from raysae.training.rows import EVALUATION_BATCH, RowSource, Window, rebatched, windows
+
+HEAD_ROWS = 65_536
+"""Rows taken ahead for the input scale and the geometric median; they are trained on like the rest."""
+
+
+class PassingRows(RowSource):
+    """The first ``rows`` rows of an iterator over batches ``[*, d_in]``: one pass, in its own order
+    but shuffled within windows.
+
+    Raises ValueError when it gives nothing, or something else than rows of one d_in.
+    """
+
+    def __init__(self, batches: Iterator[Tensor], rows: int):
+        self._rest, self.rows, self.d_in = batches, rows, 0
+        head, count = [], 0
+        while count < min(rows, HEAD_ROWS) and (batch_ND := next(self._rest, None)) is not None:
+            head.append(self._checked(batch_ND))
+            count += len(batch_ND)
+        if not count:
+            raise ValueError("no rows: the iterator gave none")
+        self._head_ND = torch.cat(head)
+        self._begun = False
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Rows of the head alone: the others have not come yet."""
+        return self._head_ND[start:stop]
+
+    def batches(self, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
+        """The head, in batches."""
+        return iter(self._head_ND.split(batch_size))
+
+    def sample(self, count: int, seed: int, shuffle_rows: int = HEAD_ROWS) -> Tensor:
+        """``count`` rows of the head, drawn by ``seed``."""
+        (window,) = windows(len(self._head_ND), len(self._head_ND), seed, -1)
+        return self._head_ND[window.order[:count]]
+
+    def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
+        raise AssertionError("rows that pass by are taken by epoch() alone")
+
+    def epoch(
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        shuffle_rows: int = HEAD_ROWS,
+        taken: int = 0,
+    ) -> Iterator[Tensor]:
+        """The batches ``[batch, d_in]`` from row ``taken`` on; there is one epoch."""
+        if self._begun:
+            raise ValueError("an iterator can be trained on once; make it anew")
+        self._begun = True
+        return rebatched(self._shuffled(seed, batch_size, shuffle_rows, taken), batch_size)
+
+    def _shuffled(
+        self, seed: int, batch_size: int, shuffle_rows: int, taken: int
+    ) -> Iterator[Tensor]:
+        for number, rows_ND in enumerate(rebatched(self._all(), shuffle_rows)):
+            (window,) = windows(len(rows_ND), len(rows_ND), seed * 1_000_003 + number, 0)
+            skipped = min(taken, len(rows_ND))
+            taken -= skipped
+            for index_B in window.order[skipped:].split(batch_size):
+                if len(index_B):
+                    yield rows_ND.index_select(0, index_B.to(rows_ND.device))
+
+    def _all(self) -> Iterator[Tensor]:
+        """The head, then what comes after it, ``rows`` rows in all."""
+        left = self.rows
+        for batch_ND in chain([self._head_ND], map(self._checked, self._rest)):
+            yield batch_ND[:left]
+            left -= min(left, len(batch_ND))
+            if not left:
+                return
+        warnings.warn(
+            f"the iterator ended {left:,} rows before the {self.rows:,} of training.tokens; "
+            "the training ends early, without the whole decay of its learning rate",
+            stacklevel=2,
+        )
+
+    def _checked(self, batch_ND: Tensor) -> Tensor:
+        shape = tuple(getattr(batch_ND, "shape", ()))
+        if not isinstance(batch_ND, Tensor) or len(shape) != 2 or self.d_in not in (0, shape[1]):
+            wanted = f"[rows, {self.d_in}]" if self.d_in else "[rows, d_in]"
+            found = list(shape) if isinstance(batch_ND, Tensor) else type(batch_ND).__name__
+            raise ValueError(f"the iterator gave {found}; every batch must be a tensor {wanted}")
+        self.d_in = shape[1]
+        return batch_ND

@@ -1,5 +1,6 @@
 """What the tests share: one Ray for the session, one small run of the main job, small models."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from raysae.cluster.session import quiet_environment
 
 quiet_environment()
+# small matrices on shared cores: threads that wait for one another made the tests 20 times slower
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).parents[2] / "shared"
 

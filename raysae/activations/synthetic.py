@@ -40,13 +40,13 @@ class SuperpositionWorld:
 
     def truth(self) -> Tensor:
         """The atoms, ``[atoms, d_in]``, rows of unit norm."""
-        atoms = self._random(ATOMS_STREAM).standard_normal((self.atoms, self.d_in))
+        atoms = _random(self.seed, ATOMS_STREAM).standard_normal((self.atoms, self.d_in))
         atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
         return torch.from_numpy(atoms).float()
 
     def rows(self, count: int, part: int | tuple[int, ...] = 0) -> Tensor:
         """``count`` activations ``[count, d_in]``; each ``part`` is drawn anew."""
-        random = self._random(ROWS_STREAM, *((part,) if isinstance(part, int) else part))
+        random = _random(self.seed, ROWS_STREAM, *((part,) if isinstance(part, int) else part))
         present = random.random((count, self.atoms)) < self.p
         magnitude = random.uniform(0.5, 1.5, (count, self.atoms))
         return torch.from_numpy(present * magnitude).float() @ self.truth()
@@ -57,8 +57,48 @@ class SuperpositionWorld:
             part = (layer, number) if number else layer
             yield self.rows(min(PART_ROWS, count - start), part)
 
-    def _random(self, *stream: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, *stream])
+
+@dataclass(frozen=True)
+class HierarchicalWorld:
+    """Atoms in families: a parent is on with probability ``p``, and then, with probability ``child_p``,
+    one of its ``children`` too, never a child without its parent.
+
+    After the toy models of Chanin et al. 2024, "A is for absorption", and Bussmann et al. 2025: an SAE
+    with too few active latents saves one by folding the parent into its children.
+    """
+
+    d_in: int = 64
+    parents: int = 16
+    children: int = 4
+    p: float = 0.12
+    child_p: float = 0.8
+    seed: int = 0
+
+    def truth(self) -> Tensor:
+        """The atoms, ``[parents, 1 + children, d_in]``, each family's parent first; of unit norm."""
+        atoms = _random(self.seed, ATOMS_STREAM).standard_normal(
+            (self.parents, 1 + self.children, self.d_in)
+        )
+        atoms /= np.linalg.norm(atoms, axis=2, keepdims=True)
+        return torch.from_numpy(atoms).float()
+
+    def draw(self, count: int, part: int = 0) -> tuple[Tensor, Tensor]:
+        """``count`` activations ``[count, d_in]``, and which parents are on ``[count, parents]``; each
+        ``part`` is drawn anew."""
+        random = _random(self.seed, ROWS_STREAM, part)
+        shape = (count, self.parents)
+        parent = random.random(shape) < self.p
+        with_child = parent & (random.random(shape) < self.child_p)
+        chosen = random.integers(self.children, size=shape)
+        child = with_child[:, :, None] & (np.arange(self.children) == chosen[:, :, None])
+        present = np.concatenate([parent[:, :, None], child], axis=2)
+        magnitude = present * random.uniform(0.5, 1.5, present.shape)
+        flat = torch.from_numpy(magnitude.reshape(count, -1)).float()
+        return flat @ self.truth().flatten(0, 1), torch.from_numpy(parent)
+
+
+def _random(seed: int, *stream: int) -> np.random.Generator:
+    return np.random.default_rng([seed, *stream])
 
 
 def write_synthetic_store(

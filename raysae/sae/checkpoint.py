@@ -12,7 +12,7 @@ from torch import Tensor
 from raysae.errors import UserError
 from raysae.files import read_json, refuse_other_content, replacing_folder, write_json
 from raysae.sae.base import SAE
-from raysae.sae.config import SAEConfig
+from raysae.sae.jumprelu import JumpReLUSAE
 from raysae.sae.variants import build_sae, sae_config
 
 SCHEMA_VERSION = 2
@@ -54,9 +54,9 @@ def read_sae(folder: Path) -> SAE:
     Raises UserError, naming the file and the key, when something is missing, misshaped or of a
     newer schema.
     """
-    config, d_in, metadata = _read_config(folder / CONFIG_FILE)
-    sae = build_sae(config, d_in)
-    load_tensors(sae, read_tensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
+    path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    config, d_in, metadata = _read_config(path)
+    sae = made_sae(path, config, d_in, weights, read_tensors(weights))
     sae.metadata = metadata
     return sae
 
@@ -97,11 +97,54 @@ def load_tensors(sae: SAE, tensors: Mapping[str, Tensor], path: Path) -> None:
     sae.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
 
 
+def require(path: Path, settings: Mapping[str, Any], *names: str) -> list[Any]:
+    """The values of ``names``. Raises UserError naming those that are missing."""
+    missing = [name for name in names if settings.get(name) is None]
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(missing)}")
+    return [settings[name] for name in names]
+
+
+def whole_numbers(path: Path, settings: Mapping[str, Any], *names: str) -> list[int]:
+    """The values of ``names``, at least 1. Raises UserError naming what is missing or something else."""
+    values = require(path, settings, *names)
+    for name, value in zip(names, values, strict=True):
+        if type(value) is not int or value < 1:  # true and false are ints to isinstance
+            raise UserError(f"{path}: {name} is {value!r}; expected a whole number of at least 1")
+    return values
+
+
+def made_sae(
+    path: Path, config: Mapping[str, Any], d_in: int, weights: Path, tensors: Mapping[str, Tensor]
+) -> SAE:
+    """An SAE of ``config``, which was read from ``path``, with ``tensors``, read from ``weights``.
+
+    Raises UserError when they do not fit together.
+    """
+    (W_dec_FD,) = require(weights, tensors, "W_dec")
+    if W_dec_FD.shape != (config["d_sae"], d_in):  # before memory of that size is asked for
+        raise UserError(
+            f"{weights}: W_dec is {list(W_dec_FD.shape)}, [d_sae, d_in]; {path.name} says d_sae "
+            f"{config['d_sae']}, d_in {d_in}"
+        )
+    try:
+        sae = build_sae(sae_config(config), d_in)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: {error}") from None
+    load_tensors(sae, tensors, weights)
+    if isinstance(sae, JumpReLUSAE):  # features are never negative
+        sae.threshold.data.clamp_(min=0)
+    return sae
+
+
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
 
 
-def _read_config(path: Path) -> tuple[SAEConfig, int, dict[str, Any]]:
+def _read_config(path: Path) -> tuple[dict[str, Any], int, dict[str, Any]]:
+    """The SAE's settings, its d_in and its metadata."""
+    if not path.is_file():
+        raise UserError(f"{path}: not found; the folder is not complete")
     raw = read_json(path)
     if not isinstance(raw, dict) or raw.get("format") != "raysae":
         raise UserError(f"{path}: not a raysae SAE (its 'format' is not 'raysae')")
@@ -111,14 +154,9 @@ def _read_config(path: Path) -> tuple[SAEConfig, int, dict[str, Any]]:
             f"{path}: schema_version {version!r}; this raysae reads 1 to {SCHEMA_VERSION}; "
             "upgrade raysae"
         )
-    missing = sorted({"variant", "d_sae", "d_in"} - raw.keys())
-    if missing:
-        raise UserError(f"{path}: lacks {', '.join(missing)}")
-    settings = {key: value for key, value in raw.items() if key not in BESIDE_CONFIG}
-    try:
-        config, d_in = sae_config(settings), int(raw["d_in"])
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: {error}") from None
-    if d_in < 1:
-        raise UserError(f"{path}: d_in is {d_in}; it must be at least 1")
-    return config, d_in, raw.get("metadata") or {}
+    require(path, raw, "variant")
+    d_in, _ = whole_numbers(path, raw, "d_in", "d_sae")
+    metadata = raw.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise UserError(f"{path}: metadata is {metadata!r}; expected keys and values")
+    return {key: value for key, value in raw.items() if key not in BESIDE_CONFIG}, d_in, metadata

@@ -34,7 +34,8 @@ class TrainingConfig:
     dead_window_tokens: int = 10_000_000
     """A latent is dead when it has not fired for so many training tokens (the whole run if shorter)."""
     aux_window_tokens: int | None = None
-    """AuxK works on latents that have not fired for so many tokens; null gives 1% of the run."""
+    """AuxK works on latents that have not fired for so many tokens; null gives 0.1% of the
+    run, at least four batches: in a short run nothing is dead by the other window before the end."""
     evaluations: int = 10
     """How often the validation split is measured during training, the end included."""
 

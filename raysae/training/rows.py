@@ -139,6 +139,8 @@ class Stream:
                     StreamPosition(epoch + 1, 0) if last else StreamPosition(epoch, taken)
                 )
                 yield batch_BD
+            if self.position.epoch == epoch:
+                return  # the source came to an end before its time
 
 
 @dataclass(frozen=True)

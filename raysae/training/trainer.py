@@ -81,7 +81,7 @@ class Trainer:
         if self.training.aux_window_tokens is not None:
             return self.training.aux_window_tokens
         a_few_batches = 4 * min(self.training.batch_size, len(self.train))
-        return max(self.all_tokens // 100, a_few_batches)
+        return max(self.all_tokens // 1000, a_few_batches)
 
     def rounds(self, on_step: Callable[[int], None] | None = None) -> Iterator[dict[str, Any]]:
         """Train to the end, yielding a record at each evaluation: step, tokens, loss, metrics.

@@ -82,6 +82,32 @@ def break_json(folder):
     (folder / "cfg.json").write_text("{")
 
 
+def break_extra_tensor(folder):
+    tensors = load_file(folder / "sae.safetensors")
+    save_file({**tensors, "b_mag": tensors["b_enc"].clone()}, folder / "sae.safetensors")
+
+
+def break_variant(folder):
+    edit_config(folder, variant="quantum")
+
+
+def break_setting(folder):
+    edit_config(folder, prefixes=[1.0])
+
+
+def break_d_in(folder):
+    edit_config(folder, d_in=-8)
+
+
+def break_type(folder):
+    edit_config(folder, k="many")
+
+
+def break_pickle(folder):
+    (folder / "cfg.json").unlink()
+    torch.save({"W": torch.zeros(2)}, folder / "sae.pt")
+
+
 def break_foreign(folder):
     edit_config(folder, format="other")
 
@@ -93,9 +119,15 @@ def break_foreign(folder):
         (break_weights_gone, "not found"),
         (break_truncated, "safetensors"),
         (break_newer_schema, "schema_version 99"),
-        (break_shape, "do not match"),
+        (break_shape, r"W_dec is \[32, 8\], .* says d_sae 32, d_in 9"),
+        (break_extra_tensor, r"b_mag is \[32\], expected absent"),
+        (break_variant, "variant is 'quantum'"),
+        (break_setting, "topk has no setting 'prefixes'"),
+        (break_d_in, "d_in is -8"),
+        (break_type, "cfg.json"),
+        (break_pickle, "not an SAE's folder"),
         (break_k, "above d_sae"),
-        (break_missing_tensor, "b_enc"),
+        (break_missing_tensor, r"b_enc is absent, expected \[32\]"),
         (break_json, "JSON"),
         (break_foreign, "not a raysae SAE"),
     ],
@@ -104,3 +136,14 @@ def test_damage_is_named(folder, damage, words):
     damage(folder)
     with pytest.raises(UserError, match=words):
         raysae.load_sae(folder)
+
+
+def test_checkpoints_of_the_first_schema_are_read(sae, folder):
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({**config, "schema_version": 1}))
+    assert raysae.load_sae(folder).config == sae.config
+
+
+def test_a_file_is_no_folder(folder):
+    with pytest.raises(UserError, match="is a file"):
+        raysae.load_sae(folder / "sae.safetensors")

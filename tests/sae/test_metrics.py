@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from raysae.sae.dictionary import mmcs
 from raysae.sae.metrics import ReconstructionSums, evaluate
 
 
@@ -77,10 +76,3 @@ def test_dead_latents_and_density():
 def test_no_rows_is_an_error():
     with pytest.raises(ValueError, match="no rows"):
         evaluate(lambda b: (b, b), [torch.zeros(0, 3)])
-
-
-def test_mmcs_of_the_truth_itself_is_one_and_of_noise_is_not():
-    truth = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
-    assert mmcs(truth, truth.flip(0) * -2) == (pytest.approx(1), 1.0)
-    noise = torch.randn(50, 32, generator=torch.Generator().manual_seed(1))
-    assert mmcs(truth, noise)[0] < 0.7 and mmcs(truth, noise)[1] == 0

@@ -17,6 +17,7 @@ from raysae.errors import UserError
 from raysae.records.commit import VOLATILE_COLUMNS
 from raysae.records.tables import read_table
 from raysae.sae.metrics import evaluate
+from raysae.sweep.summary import print_summary
 from tests.conftest import SMALL
 
 
@@ -234,11 +235,13 @@ def test_one_and_two_trials_at_once_give_the_same_bits(small_run, tmp_path):
     assert found[0] == (stable(small_run.trials), weights(small_run.folder / "trials"))
 
 
-def test_one_bad_trial_leaves_the_others_alone(small_run, tmp_path):
+def test_bad_trials_leave_the_others_alone_and_variants_share_a_sweep(small_run, tmp_path):
     configs = [
         {"sae.d_sae": 16, "sae.k": 2},
         {"sae.d_sae": 16, "sae.k": 3, "training.lr": 1e38},
-        {"sae.d_sae": 32, "sae.k": 2},
+        {"sae.variant": "batch_topk", "sae.d_sae": 32, "sae.k": 2},
+        {"sae.variant": "jumprelu", "sae.d_sae": 32, "sae.initial_threshold": 1e6},
+        {"sae.variant": "gated", "sae.d_sae": 32, "sae.l1_coefficient": 0.5},
     ]
     recipe = {
         **small_run.run.recipe.dump(),
@@ -247,12 +250,22 @@ def test_one_bad_trial_leaves_the_others_alone(small_run, tmp_path):
         "atlas": {"enabled": False},
     }
     result = raysae.sweep(recipe)
-    assert [row["state"] for row in result.trials] == ["done", "failed", "done"]
-    assert "loss" in result.trials[1]["reason"]
-    assert result.failures == [f"trial 1: {result.trials[1]['reason']}"]
-    assert result.selection["choice"]["trial"] in (0, 2)
+    states = [row["state"] for row in result.trials]
+    assert states == ["done", "failed", "done", "degenerate", "done"]
+    assert result.trials[3]["explained_variance"] is None and result.trials[3]["l0"] == 0
+    assert "loss" in result.trials[1]["reason"] or "gradient" in result.trials[1]["reason"]
+    assert result.failures == [
+        f"trial 1: {result.trials[1]['reason']}",
+        f"trial 3: degenerate: {result.trials[3]['reason']}",
+    ]
+    assert result.selection["choice"]["trial"] in (0, 2, 4)
+    assert "has no K" in result.selection["choices"]["knee"]["reason"]
     assert result.run.state("sweep") == "partial"
-    assert "failed" in (result.folder / "report/index.html").read_text()
+    page = (result.folder / "report/index.html").read_text()
+    assert "failed" in page and "degenerate" in page and "L1 coefficient 0.5" in page
+    loaded = raysae.load_sae(result.run.trial(4))
+    assert loaded.config.variant == "gated" and loaded.metadata["training"]["steps"] > 0
+    print_summary(result, 1.0)
 
 
 def test_a_rule_that_chooses_nothing_leaves_the_atlas_out_and_says_so(small_run, tmp_path):

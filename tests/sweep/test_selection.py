@@ -24,8 +24,8 @@ PLANTED_K = (2, 3, 4, 6, 8, 12, 16)
 
 def row(number, d_sae, k, ev, dead=0.0, **more):
     return {
-        "trial": number, "state": "done", "sae.d_sae": d_sae, "sae.k": k, "explained_variance": ev,
-        "l0": float(k), "dead_fraction": dead, "dead_fraction_validation": dead,
+        "trial": number, "state": "done", "sae.variant": "topk", "sae.d_sae": d_sae, "sae.k": k,
+        "explained_variance": ev, "l0": float(k), "dead_fraction": dead, "dead_fraction_validation": dead,
         "dead_window_tokens": 20_000, "mse": 1.0, "cosine": 0.9, **more,
     }  # fmt: skip
 

@@ -1,15 +1,19 @@
 """Training: it recovers a known dictionary, repeats to the bit, and stops before it spoils weights."""
 
+import math
+
 import pytest
 import torch
 
 import raysae
-from raysae.activations.synthetic import SuperpositionWorld
+from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
+from raysae.errors import UserError
 from raysae.sae.dictionary import mmcs
 from raysae.sae.metrics import evaluate
 from raysae.sae.topk import TopKConfig
 from raysae.training import NonFiniteLossError, Trainer, TrainingConfig
 from raysae.training.initialisation import geometric_median, input_scale
+from raysae.training.passing import PassingRows
 from raysae.training.rows import Rows
 
 SAE = {"variant": "topk", "d_sae": 128, "k": 4}
@@ -128,3 +132,124 @@ def test_rows_that_do_not_fit_together_are_refused(rows):
         raysae.fit(SMALL, rows, QUICK, validation=torch.zeros(10, 15))
     with pytest.raises(ValueError, match="no rows"):
         raysae.fit(SMALL, rows[:0], QUICK, validation=rows)
+
+
+SETTINGS = {"batch_size": 64, "lr": 1e-3, "evaluations": 4}
+
+
+def fit_of(train, **settings):
+    return raysae.fit(
+        SMALL, train, {**SETTINGS, **settings}, validation=VALIDATION, seed=7, progress=False
+    )
+
+
+VALIDATION = SuperpositionWorld(d_in=16, atoms=32, p=0.1).rows(200, part=1)
+
+
+def test_tokens_stand_in_for_epochs(rows):
+    by_epochs, by_tokens = fit_of(rows, epochs=3), fit_of(rows, tokens=3000)
+    assert torch.equal(by_epochs.sae.W_dec, by_tokens.sae.W_dec)
+    part = fit_of(rows, tokens=1500)
+    assert part.history[-1]["tokens"] == 1000 + 8 * 64 and part.history[-1]["step"] == 24
+    assert part.metrics["dead_window_tokens"] == 1512
+    assert fit_of(rows, tokens=100).history[-1]["step"] == 2
+
+
+def test_an_iterator_is_trained_on_as_it_comes(rows):
+    taken = []
+
+    def batches():
+        while True:
+            for part in rows.split(30):
+                taken.append(len(part))
+                yield part
+
+    fit = fit_of(batches(), tokens=5000, shuffle_rows=256)
+    assert fit.history[-1]["tokens"] == 5000 and fit.history[-1]["step"] == 79
+    assert sum(taken) < 5000 + 2 * 30
+    assert fit.metrics["explained_variance"] > fit.history[0]["explained_variance"] > 0
+    again = fit_of(iter(rows.repeat(5, 1).split(250)), tokens=5000, shuffle_rows=256)
+    assert torch.equal(again.sae.W_dec, fit.sae.W_dec)  # how it is cut into batches never shows
+
+
+def test_an_iterator_is_shuffled_within_windows_and_resumed(rows):
+    numbered = torch.arange(1000.0)[:, None].expand(-1, 4)
+
+    def stream(taken=0):
+        passing = PassingRows(iter(numbered.split(77)), 1000)
+        return list(passing.epoch(3, 0, 64, shuffle_rows=200, taken=taken))
+
+    batches = stream()
+    assert [len(batch) for batch in batches] == [64] * 15 + [40]
+    first = torch.cat(batches)[:200, 0]
+    assert first.tolist() != sorted(first.tolist()) and set(first.tolist()) == set(range(200))
+    assert sorted(torch.cat(batches)[:, 0].tolist()) == list(range(1000))
+    assert torch.equal(torch.cat(stream(taken=5 * 64)), torch.cat(batches[5:]))
+
+
+def test_an_iterator_that_ends_early_keeps_what_was_trained(rows):
+    with pytest.warns(UserWarning, match=r"ended 500 rows before the 1,500"):
+        fit = fit_of(iter(rows.split(100)), tokens=1500)
+    assert fit.history[-1]["tokens"] == 1000
+    assert fit.metrics["explained_variance"] > 0
+
+
+@pytest.mark.parametrize(
+    ("batches", "words"),
+    [
+        ([], "gave none"),
+        ([torch.zeros(3)], r"gave \[3\]"),
+        ([torch.zeros(3, 16), torch.zeros(3, 15)], r"must be a tensor \[rows, 16\]"),
+        (["rows"], "gave str"),
+    ],
+)
+def test_an_iterator_of_something_else_is_refused(batches, words):
+    with pytest.raises(ValueError, match=words):
+        fit_of(iter(batches), tokens=100)
+
+
+def test_what_is_missing_is_said(rows):
+    with pytest.raises(ValueError, match="how many tokens"):
+        fit_of(iter([rows]))
+    with pytest.raises(ValueError, match="validation is missing"):
+        raysae.fit(SMALL, rows)
+    with pytest.raises(ValueError, match="training has no setting 'epoch'"):
+        fit_of(rows, epoch=3)
+
+
+def test_a_site_brings_its_own_rows(tmp_path):
+    world = SuperpositionWorld(d_in=16, atoms=32, p=0.1)
+    write_synthetic_store(tmp_path / "store", world, 2000)
+    store = raysae.open_store(tmp_path / "store")
+    site = store.sites[0]
+    by_site = raysae.fit(SMALL, store.site(site), SETTINGS, progress=False)
+    by_rows = raysae.fit(
+        SMALL, store.train(site), SETTINGS, validation=store.validation(site), progress=False
+    )
+    streamed = raysae.fit(SMALL, store.site(site, memory=1000), SETTINGS, progress=False)
+    assert by_site.metrics == by_rows.metrics == streamed.metrics
+    with pytest.raises(UserError, match="no site layer 9"):
+        store.site(raysae.Site(9, "all"))
+
+
+def test_the_bar_shows_progress_and_can_be_turned_off(rows, capsys):
+    raysae.fit(SMALL, rows, SETTINGS, validation=VALIDATION)
+    shown = capsys.readouterr().err
+    assert "topk 32" in shown and "EV=" in shown and "1.00k/1.00k" in shown
+    fit_of(rows)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_sae_whose_latents_are_all_dead_is_degenerate(rows):
+    config = {"variant": "jumprelu", "d_sae": 32, "initial_threshold": 1000.0}
+    fit = raysae.fit(config, rows, SETTINGS, validation=VALIDATION, progress=False)
+    assert fit.metrics["degenerate"] and fit.metrics["l0"] == 0
+    assert math.isnan(fit.metrics["explained_variance"]) and math.isnan(fit.metrics["fvu"])
+    assert fit.metrics["dead_fraction_validation"] == 1.0
+
+
+def test_an_sae_says_how_it_was_trained(rows):
+    fit = fit_of(rows, epochs=2)
+    training = fit.sae.metadata["training"]
+    assert (training["steps"], training["tokens"], training["seed"]) == (32, 2000, 7)
+    assert fit.sae.metadata["metrics"] == fit.metrics

@@ -1,14 +1,14 @@
 """dictionary_learning: ``config.json`` and ``ae.pt``, for ``dictionary_learning.utils.load_dictionary``.
 
 ``ae.pt`` is a pickle of tensors, written and read with ``weights_only``. Its JumpReLU reads x and not
-x - b_dec; the encoder's bias makes up for it. Shapes: D d_in, F d_sae.
+x - b_dec; the encoder's bias makes up for it. Its loader rescales an ``AutoEncoder`` to decoder rows of
+unit norm, and so does this one. Shapes: D d_in, F d_sae.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,14 +17,18 @@ from torch import Tensor
 from raysae.errors import UserError
 from raysae.files import write_json
 from raysae.sae.base import SAE
+from raysae.sae.checkpoint import made_sae, require, whole_numbers
 from raysae.sae.interchange.saelens import hook_name
 from raysae.sae.interchange.settings import (
     bias_with_b_dec,
     bias_without_b_dec,
-    made_sae,
+    fold_decoder_norm,
+    keys_and_values,
+    part,
     read_settings,
-    require,
+    transposed,
 )
+from raysae.sae.variants import VARIANTS
 
 WEIGHTS_FILE, SETTINGS_FILE = "ae.pt", "config.json"
 Tensors = dict[str, Tensor]
@@ -79,10 +83,10 @@ CLASS_OF = {dictionary.variant: name for name, dictionary in reversed(DICTIONARI
 
 def write(sae: SAE, folder: Path) -> None:
     """Write ``sae`` so that dictionary_learning loads it with the same features and reconstructions."""
-    name = CLASS_OF[sae.config.variant]
+    name = _class_of(sae)
     tensors = _their_tensors(sae, DICTIONARIES[name])
     torch.save(tensors, folder / WEIGHTS_FILE)
-    training, metadata = sae.metadata.get("training") or {}, sae.metadata
+    training, metadata = part(sae.metadata, "training"), sae.metadata
     trainer = {
         "trainer_class": DICTIONARIES[name].trainer,
         "dict_class": name,
@@ -92,7 +96,7 @@ def write(sae: SAE, folder: Path) -> None:
         "steps": training.get("steps"),
         "seed": training.get("seed"),
         "layer": metadata.get("layer"),
-        "lm_name": (metadata.get("model") or {}).get("id"),
+        "lm_name": part(metadata, "model").get("id"),
         "submodule_name": hook_name(metadata),
         "device": "cpu",
     }
@@ -107,25 +111,44 @@ def read(folder: Path) -> SAE:
 
     Raises UserError when its class has no equal here.
     """
-    path = folder / SETTINGS_FILE
-    settings = read_settings(path).get("trainer")
-    settings = settings if isinstance(settings, dict) else {}
-    (name,) = require(path, settings, "dict_class")
-    if name not in DICTIONARIES:
+    path, weights = folder / SETTINGS_FILE, folder / WEIGHTS_FILE
+    (trainer,) = require(path, read_settings(path), "trainer")
+    trainer = keys_and_values(f"{path}: trainer", trainer)
+    (name,) = require(path, trainer, "dict_class")
+    if name not in list(DICTIONARIES):  # a list, as a damaged value may not be hashable
         raise UserError(
             f"{path}: trainer.dict_class is {name!r}; raysae reads {', '.join(DICTIONARIES)}"
         )
-    theirs = _unpickled(folder / WEIGHTS_FILE)
-    d_in, d_sae = require(path, settings, "activation_dim", "dict_size")
-    config = {"variant": DICTIONARIES[name].variant, "d_sae": d_sae, **_ranks(theirs, settings)}
-    tensors = _our_tensors(theirs, DICTIONARIES[name])
-    sae = made_sae(folder / WEIGHTS_FILE, config, d_in, tensors)
-    if DICTIONARIES[name].reads_x:
-        with torch.no_grad():
-            sae.b_enc.copy_(bias_with_b_dec(sae.b_enc, sae.W_enc, sae.b_dec))
-    origin = {"layer": settings.get("layer"), "model": {"id": settings.get("lm_name")}}
+    dictionary = DICTIONARIES[name]
+    d_in, d_sae = whole_numbers(path, trainer, "activation_dim", "dict_size")
+    theirs = _unpickled(weights)
+    require(weights, theirs, *dictionary.names)
+    config = {
+        "variant": dictionary.variant,
+        "d_sae": d_sae,
+        **_ranks(folder, dictionary.variant, theirs, trainer),
+    }
+    sae = made_sae(path, config, d_in, weights, _our_tensors(theirs, dictionary))
+    _as_loaded_there(sae, name)
+    origin = {"layer": trainer.get("layer"), "model": {"id": trainer.get("lm_name")}}
     sae.metadata = {"imported_from": "dictionary_learning", **origin}
     return sae
+
+
+def _class_of(sae: SAE) -> str:
+    """The class that has the same features once loaded: an AutoEncoder would be rescaled."""
+    norm_F = sae.W_dec.norm(dim=1)
+    name = CLASS_OF[sae.config.variant]
+    rescaled = name == "AutoEncoder" and not torch.allclose(norm_F, torch.ones_like(norm_F))
+    return "AutoEncoderNew" if rescaled else name
+
+
+@torch.no_grad()
+def _as_loaded_there(sae: SAE, name: str) -> None:
+    if name == "AutoEncoder":
+        fold_decoder_norm(sae)
+    if DICTIONARIES[name].reads_x:
+        sae.b_enc.copy_(bias_with_b_dec(sae.b_enc, sae.W_enc, sae.b_dec))
 
 
 def _their_tensors(sae: SAE, dictionary: Dictionary) -> Tensors:
@@ -148,21 +171,47 @@ def _their_tensors(sae: SAE, dictionary: Dictionary) -> Tensors:
 def _our_tensors(theirs: Tensors, dictionary: Dictionary) -> Tensors:
     besides = {"k", "group_sizes", "threshold"} - dictionary.names.keys()
     return {
-        dictionary.names.get(name, name): tensor.T if name in TRANSPOSED else tensor
+        dictionary.names.get(name, name): transposed(tensor) if name in TRANSPOSED else tensor
         for name, tensor in theirs.items()
         if name not in besides
     }
 
 
-def _ranks(theirs: Tensors, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """``k`` and ``prefixes``, where the class has them."""
+def _ranks(
+    folder: Path, variant: str, theirs: Tensors, trainer: Mapping[str, Any]
+) -> dict[str, Any]:
+    """``k`` and ``prefixes``, where the variant has them."""
     ranks: dict[str, Any] = {}
-    if "k" in theirs:
-        ranks["k"] = int(theirs["k"])
-    if "group_sizes" in theirs:
-        widths = list(accumulate(theirs["group_sizes"].tolist()))
-        ranks["prefixes"] = tuple(width / widths[-1] for width in widths)
+    if hasattr(VARIANTS[variant].Config, "k"):
+        if "k" in theirs:
+            ranks["k"] = _whole(folder / WEIGHTS_FILE, theirs, "k")[0]
+        else:  # it was not among the tensors at first
+            (ranks["k"],) = whole_numbers(folder / SETTINGS_FILE, trainer, "k")
+    if hasattr(VARIANTS[variant].Config, "prefixes"):
+        ranks["prefixes"] = _prefixes(folder / WEIGHTS_FILE, theirs, trainer["dict_size"])
     return ranks
+
+
+def _prefixes(path: Path, theirs: Tensors, d_sae: int) -> tuple[float, ...]:
+    require(path, theirs, "group_sizes")
+    widths = list(accumulate(_whole(path, theirs, "group_sizes")))
+    if widths[-1] != d_sae:
+        raise UserError(f"{path}: group_sizes add up to {widths[-1]}, but dict_size is {d_sae}")
+    return tuple(width / d_sae for width in widths)
+
+
+def _reason(error: Exception) -> str:
+    """What torch found, without its advice to load the file with ``weights_only`` off."""
+    found = str(error).split("WeightsUnpickler error:")[-1].strip()
+    return found.splitlines()[0].split(" was not an allowed")[0] if found else type(error).__name__
+
+
+def _whole(path: Path, theirs: Tensors, name: str) -> list[int]:
+    """The numbers in the tensor ``name``. Raises UserError when they are none, or no whole numbers."""
+    tensor = theirs[name]
+    if tensor.is_floating_point() or tensor.is_complex() or not tensor.numel():
+        raise UserError(f"{path}: {name} is {tensor.tolist()}; expected whole numbers")
+    return tensor.flatten().tolist()
 
 
 def _unpickled(path: Path) -> Tensors:
@@ -170,9 +219,13 @@ def _unpickled(path: Path) -> Tensors:
         raise UserError(f"{path}: not found; the folder is not complete")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a readable file of tensors ({first})") from None
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+    except Exception as error:  # a damaged file fails in as many ways as it has bytes
+        raise UserError(f"{path}: not a readable file of tensors ({_reason(error)})") from None
+    if not isinstance(tensors, dict):
         raise UserError(f"{path}: expected tensors by name, found a {type(tensors).__name__}")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise UserError(
+                f"{path}: expected tensors by name, found a {type(tensor).__name__} as {name!r}"
+            )
     return tensors

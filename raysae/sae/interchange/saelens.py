@@ -4,6 +4,7 @@ BatchTopK and Matryoshka leave as JumpReLU with one threshold for all latents, a
 them. Decoder rows have unit norm and the input scale is folded in already.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +16,22 @@ from torch import Tensor
 from raysae.errors import UserError
 from raysae.files import write_json
 from raysae.sae.base import SAE
-from raysae.sae.checkpoint import CONFIG_FILE, read_tensors, write_tensors
-from raysae.sae.interchange.settings import bias_with_b_dec, made_sae, read_settings, require
+from raysae.sae.checkpoint import (
+    CONFIG_FILE,
+    made_sae,
+    read_tensors,
+    require,
+    whole_numbers,
+    write_tensors,
+)
+from raysae.sae.interchange.settings import (
+    bias_with_b_dec,
+    fold_decoder_norm,
+    keys_and_values,
+    part,
+    read_settings,
+    yes_or_no,
+)
 
 WEIGHTS_FILE = "sae_weights.safetensors"
 ARCHITECTURES = {
@@ -62,28 +77,31 @@ def read(folder: Path) -> SAE:
 
     Raises UserError when its architecture or its normalisation has no equal here.
     """
-    path = folder / CONFIG_FILE
+    path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     settings = read_settings(path)
-    architecture, d_in, d_sae = require(path, settings, "architecture", "d_in", "d_sae")
-    _check(path, settings)
-    tensors = read_tensors(folder / WEIGHTS_FILE)
+    (architecture,) = require(path, settings, "architecture")
+    metadata = keys_and_values(f"{path}: metadata", settings.get("metadata") or {})
+    _check(path, settings, metadata)
+    d_in, d_sae = whole_numbers(path, settings, "d_in", "d_sae")
     config = {"variant": VARIANTS[architecture], "d_sae": d_sae}
     if architecture == "topk":
-        (config["k"],) = require(path, settings, "k")
-    if architecture == "gated" and "b_gate" in tensors:
-        tensors["b_enc"] = tensors.pop("b_gate")
-    sae = made_sae(folder / WEIGHTS_FILE, config, d_in, tensors)
-    if settings.get("rescale_acts_by_decoder_norm"):
-        _fold_decoder_norm(sae)
-    if not settings.get("apply_b_dec_to_input", True):
+        (config["k"],) = whole_numbers(path, settings, "k")
+    tensors = read_tensors(weights)
+    if architecture == "gated":
+        (tensors["b_enc"],) = require(weights, tensors, "b_gate")
+        del tensors["b_gate"]
+    sae = made_sae(path, config, d_in, weights, tensors)
+    if architecture == "topk" and yes_or_no(path, settings, "rescale_acts_by_decoder_norm", False):
+        fold_decoder_norm(sae)  # their selection and features see it folded in
+    if not yes_or_no(path, settings, "apply_b_dec_to_input", True):
         _read_x_minus_b_dec(sae)
-    sae.metadata = {"imported_from": "saelens", **(settings.get("metadata") or {})}
+    sae.metadata = {"imported_from": "saelens", **_origin(metadata)}
     return sae
 
 
-def _check(path: Path, settings: Mapping[str, Any]) -> None:
+def _check(path: Path, settings: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
     architecture = settings["architecture"]
-    if architecture not in VARIANTS:
+    if architecture not in list(VARIANTS):  # a list, as a damaged value may not be hashable
         hint = (
             "; save it for inference (save_inference_model), which makes a jumprelu of it"
             if "batchtopk" in str(architecture)
@@ -93,7 +111,7 @@ def _check(path: Path, settings: Mapping[str, Any]) -> None:
             f"{path}: architecture is {architecture!r}, which raysae does not have; it reads "
             f"{', '.join(VARIANTS)}{hint}"
         )
-    version = str((settings.get("metadata") or {}).get("sae_lens_version") or "none")
+    version = str(metadata.get("sae_lens_version") or "none")
     if not version.split(".")[0].isdigit() or int(version.split(".")[0]) < 6:
         raise UserError(
             f"{path}: metadata.sae_lens_version is {version}; raysae reads the format of SAELens 6: "
@@ -105,15 +123,6 @@ def _check(path: Path, settings: Mapping[str, Any]) -> None:
             f"{path}: normalize_activations is {normalisation!r}, which is not in the weights; fold "
             "it in with SAELens first (fold_activation_norm_scaling_factor)"
         )
-
-
-@torch.no_grad()
-def _fold_decoder_norm(sae: SAE) -> None:
-    """Scale each latent so that its decoder row has unit norm; the selection saw it so already."""
-    norm_F = sae.W_dec.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-    sae.W_enc.mul_(norm_F)
-    sae.b_enc.mul_(norm_F)
-    sae.W_dec.div_(norm_F[:, None])
 
 
 @torch.no_grad()
@@ -129,16 +138,30 @@ def _read_x_minus_b_dec(sae: SAE) -> None:
 def _metadata(sae: SAE) -> dict[str, Any]:
     """What SAELens calls the things that raysae knows of the SAE's origin; the rest as it is."""
     own = sae.metadata
-    model, dataset = own.get("model") or {}, own.get("dataset") or {}
     named = {
-        "model_name": model.get("id"),
+        "model_name": part(own, "model").get("id"),
         "hook_name": hook_name(own),
-        "dataset_path": dataset.get("id"),
+        "dataset_path": part(own, "dataset").get("id"),
         "context_size": own.get("context_length"),
         "raysae": {"variant": sae.config.variant, **own},
     }
     known = {key: value for key, value in named.items() if value is not None}
     return {"sae_lens_version": SAE_LENS_VERSION, **known}
+
+
+def _origin(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """``_metadata`` the other way round: what raysae calls the things that SAELens knows."""
+    if "raysae" in metadata:
+        return dict(part(metadata, "raysae"))
+    found = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", str(metadata.get("hook_name")))
+    named = {
+        "model": {"id": metadata.get("model_name")},
+        "dataset": {"id": metadata.get("dataset_path")},
+        "context_length": metadata.get("context_size"),
+        "layer": int(found[1]) if found else None,
+        "hookpoint": found[2] if found else None,
+    }
+    return {**named, "saelens": dict(metadata)}
 
 
 def hook_name(metadata: Mapping[str, Any]) -> str | None:

@@ -7,46 +7,57 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from raysae.errors import UserError
 from raysae.files import read_json
 from raysae.sae.base import SAE
-from raysae.sae.checkpoint import load_tensors
-from raysae.sae.variants import build_sae, sae_config
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``. Raises UserError when it is missing or something else."""
     if not path.is_file():
         raise UserError(f"{path}: not found; the folder is not complete")
-    settings = read_json(path)
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: expected keys and values, found a {type(settings).__name__}")
-    return settings
+    return keys_and_values(f"{path}", read_json(path))
 
 
-def require(path: Path, settings: Mapping[str, Any], *names: str) -> list[Any]:
-    """The values of ``names``. Raises UserError naming those that are missing."""
-    missing = [name for name in names if settings.get(name) is None]
-    if missing:
-        raise UserError(f"{path}: lacks {', '.join(missing)}")
-    return [settings[name] for name in names]
+def keys_and_values(where: str, value: Any) -> dict[str, Any]:
+    """``value`` itself, a JSON object. Raises UserError naming ``where`` when it is something else."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected keys and values, found a {type(value).__name__}")
+    return value
 
 
-def made_sae(
-    path: Path, config: Mapping[str, Any], d_in: int, tensors: Mapping[str, Tensor]
-) -> SAE:
-    """An SAE of ``config`` with ``tensors``, which were read from ``path``.
+def yes_or_no(path: Path, settings: Mapping[str, Any], name: str, default: bool) -> bool:
+    """The value of ``name``. Raises UserError when it is neither true nor false."""
+    value = settings.get(name, default)
+    if not isinstance(value, bool):
+        raise UserError(f"{path}: {name} is {value!r}; expected true or false")
+    return value
 
-    Raises UserError when they do not fit together.
+
+def part(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What ``metadata`` holds under ``name``; an imported SAE's may hold anything there."""
+    value = metadata.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """A matrix transposed; anything else as it is, for ``load_tensors`` to refuse."""
+    return tensor.T if tensor.ndim == 2 else tensor
+
+
+@torch.no_grad()
+def fold_decoder_norm(sae: SAE) -> None:
+    """Scale each latent so that its decoder row has unit norm, in place; features grow by the norm.
+
+    For variants without a threshold or a magnitude path of their own.
     """
-    try:
-        sae = build_sae(sae_config(config), int(d_in))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: {error}") from None
-    load_tensors(sae, tensors, path)
-    return sae
+    norm_F = sae.W_dec.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    sae.W_enc.mul_(norm_F)
+    sae.b_enc.mul_(norm_F)
+    sae.W_dec.div_(norm_F[:, None])
 
 
 def bias_without_b_dec(b_enc_F: Tensor, W_enc_DF: Tensor, b_dec_D: Tensor) -> Tensor:

@@ -8,8 +8,16 @@ from pathlib import Path
 from raysae.errors import UserError
 from raysae.files import write_json
 from raysae.sae.base import SAE
-from raysae.sae.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_tensors, write_tensors
-from raysae.sae.interchange.settings import made_sae, read_settings, require
+from raysae.sae.checkpoint import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    made_sae,
+    read_tensors,
+    require,
+    whole_numbers,
+    write_tensors,
+)
+from raysae.sae.interchange.settings import read_settings, transposed
 from raysae.sae.topk import TopKSAE
 
 
@@ -50,20 +58,23 @@ def write(sae: SAE, folder: Path) -> None:
 
 def read(folder: Path) -> SAE:
     """The SAE that sparsify saved. Raises UserError when it is no plain TopK autoencoder."""
-    path = folder / CONFIG_FILE
+    path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     settings = read_settings(path)
-    d_in, k = require(path, settings, "d_in", "k")
     for key, wanted in (("activation", "topk"), ("skip_connection", False), ("transcode", False)):
         if settings.get(key, wanted) != wanted:
             raise UserError(
                 f"{path}: {key} is {settings[key]!r}; raysae reads sparse coders with {wanted!r} alone"
             )
-    d_sae = settings.get("num_latents") or d_in * settings.get("expansion_factor", 32)
-    tensors = read_tensors(folder / WEIGHTS_FILE)
-    for theirs, ours in (("encoder.weight", "W_enc"), ("encoder.bias", "b_enc")):
-        if theirs in tensors:
-            tensors[ours] = tensors.pop(theirs).T if ours == "W_enc" else tensors.pop(theirs)
-    config = {"variant": "topk", "d_sae": d_sae, "k": k}
-    sae = made_sae(folder / WEIGHTS_FILE, config, d_in, tensors)
+    d_in, k = whole_numbers(path, settings, "d_in", "k")
+    if settings.get("num_latents"):
+        (d_sae,) = whole_numbers(path, settings, "num_latents")
+    else:
+        (factor,) = whole_numbers(path, {"expansion_factor": 32, **settings}, "expansion_factor")
+        d_sae = d_in * factor
+    tensors = read_tensors(weights)
+    W_enc_FD, b_enc_F = require(weights, tensors, "encoder.weight", "encoder.bias")
+    ours = {name: tensor for name, tensor in tensors.items() if not name.startswith("encoder.")}
+    ours |= {"W_enc": transposed(W_enc_FD), "b_enc": b_enc_F}
+    sae = made_sae(path, {"variant": "topk", "d_sae": d_sae, "k": k}, d_in, weights, ours)
     sae.metadata = {"imported_from": "sparsify"}
     return sae

@@ -20,11 +20,9 @@ COMMANDS = [
 SWEEPS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "raysae.sweep"]]
 EXTRACTS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "raysae.extract"]]
 STORES = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "raysae.store"]]
-OTHERS = [
-    words
-    for words in COMMANDS
-    if words[2:3] not in (["raysae.sweep"], ["raysae.extract"], ["raysae.store"])
-]
+EXPORTS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "raysae.export"]]
+RUN_BELOW = ("raysae.sweep", "raysae.extract", "raysae.store", "raysae.export")
+OTHERS = [words for words in COMMANDS if " ".join(words[2:3]) not in RUN_BELOW]
 
 
 def test_every_file_of_the_package_is_in_the_tree():
@@ -47,7 +45,7 @@ def test_the_commands_are_the_ones_this_file_runs():
         ["mlflow", "ui", "--backend-store-uri", "sqlite:///$PWD/runs/mlflow.db"],
     ]
     assert all(Path(words[0]).exists() for words in OTHERS[:2])
-    assert (len(SWEEPS), len(EXTRACTS), len(STORES)) == (7, 1, 5)
+    assert (len(SWEEPS), len(EXTRACTS), len(STORES), len(EXPORTS)) == (8, 1, 5, 1)
 
 
 def problems(folder):
@@ -107,6 +105,17 @@ def test_sweep_commands(arguments, connected_ray, small_run, tmp_path, capsys):
         filled += [*sizes, *place]
     assert main(filled) == 0
     assert capsys.readouterr().out
+
+
+def test_export_command(small_run, tmp_path, monkeypatch, capsys):
+    from raysae.export import main
+
+    (arguments,) = EXPORTS
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(small_run.folder)
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 0
+    assert "SAE.load_from_disk" in capsys.readouterr().out
 
 
 def test_report_command(small_run, capsys):

@@ -63,8 +63,8 @@ def state_of(record: dict[str, Any]) -> dict[str, str]:
     if record["metrics"].get("degenerate"):
         return {
             "state": "degenerate",
-            "reason": "no latent fires on the validation rows: its explained variance is undefined; "
-            "a weaker sparsity coefficient, or a lower lr, usually helps",
+            "reason": "no latent fires on the validation rows; a weaker sparsity coefficient or a "
+            "lower lr usually helps",
         }
     return {"state": "done", "reason": ""}
 

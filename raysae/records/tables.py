@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysae.files import replacing
-from raysae.sae import VARIANTS
+from raysae.sae.variants import DEFAULT_VARIANT, VARIANTS
 
 SPARSITY_LABELS = {"k": "K", "l0_coefficient": "L0 coefficient", "l1_coefficient": "L1 coefficient"}
 """What sets how sparse a variant's features are, and how people call it."""
@@ -32,6 +32,7 @@ def sparsity_of(row: dict[str, Any]) -> tuple[str, Any]:
 
 
 def config_of(row: dict[str, Any]) -> str:
-    """A trial's dictionary size and sparsity in words, such as ``d_sae 256, K 8``."""
+    """A trial's config in words, such as ``d_sae 256, K 8``; with the variant, unless it is TopK."""
     label, value = sparsity_of(row)
-    return f"d_sae {row['sae.d_sae']}, {label} {value:g}"
+    variant = "" if row["sae.variant"] == DEFAULT_VARIANT else f"{row['sae.variant']}, "
+    return f"{variant}d_sae {row['sae.d_sae']}, {label} {value:g}"

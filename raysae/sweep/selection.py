@@ -120,7 +120,7 @@ def _max_ev(candidates: list[Row], settings: SelectConfig) -> Choice:
 def _knee(candidates: list[Row], settings: SelectConfig) -> Choice:
     without = {row["sae.variant"] for row in candidates if row.get("sae.k") is None}
     if without:
-        return Choice(None, f"no knee: {', '.join(sorted(without))} has no K to look for one over")
+        return Choice(None, f"no knee: there is no K in {', '.join(sorted(without))}")
     knee = find_knee(
         [(row["sae.d_sae"], row["sae.k"], row["explained_variance"]) for row in candidates]
     )

@@ -25,8 +25,11 @@ def print_summary(result: SweepResult, total_seconds: float) -> None:
 
 def _trials(trials: list[dict[str, Any]], chosen: int | None) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    sparsity = dict.fromkeys(sparsity_of(row)[0] for row in trials)
-    keys = ["d_sae", "/".join(sparsity), "EV", "L0", "dead", "time"]
+    variants = {row["sae.variant"] for row in trials}
+    labels = {sparsity_of(row)[0] for row in trials}
+    keys = ["variant"] if len(variants) > 1 else []
+    keys += ["d_sae", labels.pop() if len(labels) == 1 else "K or λ"]
+    keys += ["EV", "L0", "dead", "time"]
     table.add_column("trial", justify="right")
     for key in keys:
         table.add_column(key, justify="right")
@@ -35,8 +38,9 @@ def _trials(trials: list[dict[str, Any]], chosen: int | None) -> Table:
         shown = figures(row)
         time = "" if row.get("seconds") is None else seconds(row["seconds"])
         note = "<- chosen" if row["trial"] == chosen else ""
-        note = row["reason"] if row["state"] != "done" else note
-        cells = [str(row["sae.d_sae"]), str(sparsity_of(row)[1]), *shown.values(), time]
+        note = row["state"] if row["state"] != "done" else note
+        cells = [row["sae.variant"]] if len(variants) > 1 else []
+        cells += [str(row["sae.d_sae"]), str(sparsity_of(row)[1]), *shown.values(), time]
         table.add_row(
             str(row["trial"]), *cells, note, style="bold" if row["trial"] == chosen else ""
         )

@@ -259,7 +259,7 @@ def test_bad_trials_leave_the_others_alone_and_variants_share_a_sweep(small_run,
         f"trial 3: degenerate: {result.trials[3]['reason']}",
     ]
     assert result.selection["choice"]["trial"] in (0, 2, 4)
-    assert "has no K" in result.selection["choices"]["knee"]["reason"]
+    assert "there is no K in gated" in result.selection["choices"]["knee"]["reason"]
     assert result.run.state("sweep") == "partial"
     page = (result.folder / "report/index.html").read_text()
     assert "failed" in page and "degenerate" in page and "L1 coefficient 0.5" in page

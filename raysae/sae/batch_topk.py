@@ -20,7 +20,7 @@ class BatchKConfig(KConfig):
     """What the variants that select over a batch share."""
 
     threshold_rate: float = setting(
-        0.05, "Weight of the newest batch in the moving average of the inference threshold."
+        0.2, "Weight of the newest batch in the moving average of the inference threshold."
     )
 
     def __post_init__(self) -> None:

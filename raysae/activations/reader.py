@@ -102,6 +102,17 @@ class Store:
             )
         return self._entries[site]
 
+    def truth(self) -> "Tensor | None":
+        """The true atoms ``[atoms, d_in]`` of a synthetic store; None where activations are a model's.
+
+        Raises UserError when their file is damaged.
+        """
+        if self.manifest.provenance != "synthetic":
+            return None
+        from raysae.activations.synthetic import read_truth  # it writes stores, so it imports this
+
+        return read_truth(self.path, self.d_in)
+
     def training_bytes(self, site: Site) -> int:
         """What the rows to train on and to measure on take in memory."""
         rows = self.entry(site).rows

@@ -126,5 +126,7 @@ def rows_within(store: Store, site: Site, memory: float) -> Splits:
     ``memory`` bytes."""
     if store.training_bytes(site) > memory:
         store.check(*store.entry(site).shards)
-        return Splits(*(StreamedRows(store, site, split) for split in TRAINING_SPLITS))
-    return Splits(*(Rows(list(store.blocks(site, split))) for split in TRAINING_SPLITS))
+        train, validation = (StreamedRows(store, site, split) for split in TRAINING_SPLITS)
+        return Splits(train, validation, store.truth())
+    in_memory, held_out = (Rows(list(store.blocks(site, split))) for split in TRAINING_SPLITS)
+    return Splits(in_memory, held_out, store.truth())

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from raysae.activations.manifest import Manifest
 from raysae.activations.schema import Dtype
 from raysae.activations.writer import write_store
+from raysae.errors import UserError
 from raysae.files import replacing
 from raysae.sites import ALL, Site
 
@@ -95,6 +97,25 @@ class HierarchicalWorld:
         magnitude = present * random.uniform(0.5, 1.5, present.shape)
         flat = torch.from_numpy(magnitude.reshape(count, -1)).float()
         return flat @ self.truth().flatten(0, 1), torch.from_numpy(parent)
+
+
+def read_truth(folder: Path, d_in: int) -> Tensor | None:
+    """The true atoms ``[atoms, d_in]`` of the synthetic store in ``folder``; None where there are none.
+
+    Raises UserError when the file is damaged or of another d_in.
+    """
+    path = folder / TRUTH_FILE
+    if not path.is_file():
+        return None
+    try:
+        atoms = load_file(path)["atoms"]
+    except (SafetensorError, KeyError) as error:
+        raise UserError(
+            f"{path}: holds no readable 'atoms' ({error}); make the store again"
+        ) from None
+    if atoms.ndim != 2 or atoms.shape[1] != d_in:
+        raise UserError(f"{path}: atoms are {list(atoms.shape)}, expected [atoms, {d_in}]")
+    return atoms
 
 
 def _random(seed: int, *stream: int) -> np.random.Generator:

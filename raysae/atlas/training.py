@@ -136,7 +136,7 @@ class AtlasWorker:
         rows = rows_within(self.store, site, self.memory)
         trainer = Trainer(
             job.sae, job.training, rows.train, rows.validation, seed=job.run.recipe.seed,
-            device=self.device,
+            device=self.device, truth=rows.truth,
         )  # fmt: skip
         return train_to_commit(
             trainer, job.run.atlas_site(site), job.of(site), provenance(self.store, site)

@@ -20,7 +20,7 @@ from raysae.records.folder import RunFolder
 KEY_TAG = "raysae.key"
 METRICS = (
     "explained_variance", "fvu", "explained_variance_legacy", "mse", "cosine", "l0", "sparsity",
-    "dead_fraction", "dead_fraction_validation", "loss", "tokens_per_second",
+    "dead_fraction", "dead_fraction_validation", "mmcs", "recovered", "loss", "tokens_per_second",
 )  # fmt: skip
 """What is logged, of all that is measured."""
 SWEEP = "sweep"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from torch import Tensor
 
 from raysae.activations.reading import OpenSite
 from raysae.cluster.worker import prepare_worker
@@ -33,10 +34,11 @@ class SAETrial(tune.Trainable):
         run_path: Path,
         fingerprint: str,
         provenance: dict[str, Any],
+        truth: Tensor | None,
     ) -> None:
         """Open the rows, once an actor; ``config`` holds the trial's number and parameters."""
         self.recipe, self.run_path = recipe, run_path
-        self.fingerprint, self.provenance = fingerprint, provenance
+        self.fingerprint, self.provenance, self.truth = fingerprint, provenance, truth
         self.device = prepare_worker()
         self.rows = {split: site.rows(split) for split in ("train", "validation")}
         self._begin(config)
@@ -97,7 +99,7 @@ class SAETrial(tune.Trainable):
         sae_config, training = self.recipe.with_parameters(self.job["parameters"])
         self.trainer = Trainer(
             sae_config, training, self.rows["train"], self.rows["validation"],
-            seed=self.recipe.seed, device=self.device,
+            seed=self.recipe.seed, device=self.device, truth=self.truth,
         )  # fmt: skip
         self.rounds = self.trainer.rounds()
 

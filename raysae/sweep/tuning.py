@@ -46,6 +46,7 @@ def run_trials(job: SweepJob) -> list[dict[str, Any]]:
             run_path=job.run.path,
             fingerprint=job.fingerprint,
             provenance=provenance(job.store, job.site),
+            truth=job.store.truth(),
         ),
         placement.resources,
     )

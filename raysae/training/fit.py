@@ -54,7 +54,10 @@ def fit(
     """
     settings = training if isinstance(training, TrainingConfig) else _training(training or {})
     rows, held_out = _splits(train, validation, settings)
-    trainer = Trainer(sae_config(config), settings, rows, held_out, seed=seed, device=device)
+    trainer = Trainer(
+        sae_config(config), settings, rows, held_out, seed=seed, device=device,
+        truth=train.truth if isinstance(train, Splits) else None,
+    )  # fmt: skip
     history: list[dict[str, Any]] = []
     if checkpoint is not None and has_training(checkpoint):
         history = load_training(trainer, checkpoint)

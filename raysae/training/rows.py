@@ -149,6 +149,8 @@ class Splits:
 
     train: RowSource
     validation: RowSource
+    truth: Tensor | None = None
+    """The true atoms ``[atoms, d_in]``, where the rows are synthetic."""
 
 
 class Rows(RowSource):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raysae.sae import SAE, SAEConfig, build_sae
-from raysae.sae.dictionary import decoder_statistics
+from raysae.sae.dictionary import decoder_statistics, mmcs
 from raysae.sae.metrics import ReconstructionSums, evaluate, mean_of_rows
 from raysae.training.config import TrainingConfig
 from raysae.training.initialisation import input_scale, median_of_sample
@@ -29,8 +29,8 @@ class NonFiniteLossError(RuntimeError):
 class Trainer:
     """Trains one SAE on ``train`` and measures it on ``validation``.
 
-    Iterate ``rounds()``; ``sae()`` and ``metrics()`` give the outcome at any time. Everything
-    follows from the arguments: on a CPU, with one number of threads, to the bit.
+    ``truth`` are the true atoms ``[atoms, d_in]`` of synthetic rows. Iterate ``rounds()``; ``sae()``
+    and ``metrics()`` give the outcome at any time. Everything follows from the arguments: on a CPU, with one number of threads, to the bit.
     """
 
     def __init__(
@@ -42,12 +42,13 @@ class Trainer:
         *,
         seed: int = 0,
         device: str = "cpu",
+        truth: Tensor | None = None,
     ):
         if validation.d_in != train.d_in:
             raise ValueError(
                 f"training rows have d_in {train.d_in}, validation rows {validation.d_in}"
             )
-        self.training, self.seed, self.device = training, seed, device
+        self.training, self.seed, self.device, self.truth = training, seed, device, truth
         self.train, self.validation = train.to(device), validation.to(device)
         self.stream = Stream(
             self.train, seed=seed, epochs=training.passes(len(train)),
@@ -135,8 +136,13 @@ class Trainer:
         }
 
     def final_metrics(self) -> dict[str, Any]:
-        """``metrics()`` and how alike the decoder's rows are."""
-        return {**self.metrics(), **decoder_statistics(self.model.W_dec.detach())}
+        """``metrics()``, how alike the decoder's rows are, and how well they match the true atoms,
+        where these are known."""
+        W_dec_FD = self.model.W_dec.detach()
+        metrics = {**self.metrics(), **decoder_statistics(W_dec_FD)}
+        if self.truth is not None:
+            metrics["mmcs"], metrics["recovered"] = mmcs(self.truth.to(W_dec_FD), W_dec_FD)
+        return metrics
 
     def density_histogram(self) -> dict[str, list[float]]:
         """How often the live latents fire over the validation split."""

@@ -294,6 +294,8 @@ def test_synthetic_data_is_called_synthetic_and_swept_like_any_other(connected_r
         }
     )  # fmt: skip
     assert len(result.atlas) == 2
+    for row in [*result.trials, *result.atlas]:
+        assert 0 < row["mmcs"] <= 1 and 0 <= row["recovered"] <= 1
     page = (result.folder / "report/index.html").read_text()
     assert "The data is synthetic" in page and "SYNTHETIC" in page
 

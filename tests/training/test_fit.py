@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import raysae
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
@@ -227,9 +228,29 @@ def test_a_site_brings_its_own_rows(tmp_path):
         SMALL, store.train(site), SETTINGS, validation=store.validation(site), progress=False
     )
     streamed = raysae.fit(SMALL, store.site(site, memory=1000), SETTINGS, progress=False)
+    found = {key: by_site.metrics.pop(key) for key in ("mmcs", "recovered")}
+    assert (found["mmcs"], found["recovered"]) == mmcs(world.truth(), by_site.sae.W_dec)
+    assert found == {key: streamed.metrics.pop(key) for key in found}
     assert by_site.metrics == by_rows.metrics == streamed.metrics
     with pytest.raises(UserError, match="no site layer 9"):
         store.site(raysae.Site(9, "all"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no readable 'atoms'"),
+        ({"atom": torch.zeros(3, 16)}, "no readable 'atoms'"),
+        ({"atoms": torch.zeros(3, 15)}, r"expected \[atoms, 16\]"),
+    ],
+)
+def test_a_damaged_truth_is_named(tmp_path, content, words):
+    write_synthetic_store(tmp_path / "store", SuperpositionWorld(d_in=16, atoms=32), 100)
+    truth = tmp_path / "store" / "truth.safetensors"
+    truth.write_bytes(content) if isinstance(content, bytes) else save_file(content, truth)
+    store = raysae.open_store(tmp_path / "store")
+    with pytest.raises(UserError, match=words):
+        store.site(store.sites[0])
 
 
 def test_the_bar_shows_progress_and_can_be_turned_off(rows, capsys):

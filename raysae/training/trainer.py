@@ -30,7 +30,8 @@ class Trainer:
     """Trains one SAE on ``train`` and measures it on ``validation``.
 
     ``truth`` are the true atoms ``[atoms, d_in]`` of synthetic rows. Iterate ``rounds()``; ``sae()``
-    and ``metrics()`` give the outcome at any time. Everything follows from the arguments: on a CPU, with one number of threads, to the bit.
+    and ``metrics()`` give the outcome at any time. Everything follows from the arguments: on a CPU,
+    with one number of threads, to the bit.
     """
 
     def __init__(

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from raysae.sae import SAE, SAEConfig, sae_config
+from raysae.sae import SAE, SAEConfig
+from raysae.sae import sae_config as checked_config
 from raysae.training.checkpoint import has_training, load_training, save_training
 from raysae.training.config import TrainingConfig
 from raysae.training.passing import PassingRows
@@ -31,9 +32,9 @@ class Fit:
 
 
 def fit(
-    config: SAEConfig | Mapping[str, Any],
+    sae_config: SAEConfig | Mapping[str, Any],
     train: Held | Iterable[Tensor] | Splits,
-    training: TrainingConfig | Mapping[str, Any] | None = None,
+    training_config: TrainingConfig | Mapping[str, Any] | None = None,
     *,
     validation: Held | None = None,
     seed: int = 0,
@@ -52,10 +53,10 @@ def fit(
     Raises ValueError on a config or rows that cannot train, NonFiniteLossError when the loss stops
     being finite (``checkpoint`` then holds the last good state).
     """
-    settings = training if isinstance(training, TrainingConfig) else _training(training or {})
-    rows, held_out = _splits(train, validation, settings)
+    training = _training(training_config or {})
+    rows, held_out = _splits(train, validation, training)
     trainer = Trainer(
-        sae_config(config), settings, rows, held_out, seed=seed, device=device,
+        checked_config(sae_config), training, rows, held_out, seed=seed, device=device,
         truth=train.truth if isinstance(train, Splits) else None,
     )  # fmt: skip
     history: list[dict[str, Any]] = []
@@ -92,7 +93,9 @@ def _train(
             ) from None
 
 
-def _training(settings: Mapping[str, Any]) -> TrainingConfig:
+def _training(settings: TrainingConfig | Mapping[str, Any]) -> TrainingConfig:
+    if isinstance(settings, TrainingConfig):
+        return settings
     known = list(TrainingConfig.__dataclass_fields__)
     for key in settings:
         if key not in known:

@@ -27,8 +27,9 @@ class TrainingConfig:
     """Share of the steps over which the learning rate falls to 0 at the end."""
     sparsity_warm_up: float = 0.05
     """Share of the steps over which an L1 or L0 coefficient rises from 0."""
-    gradient_clip: float = 1.0
-    """Largest norm of the whole gradient."""
+    gradient_clip: float = 0.1
+    """Largest norm of the whole gradient; small, so that the large gradients of the first steps do not
+    make Adam's later steps small."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Number format of the matrix products; weights, optimizer and sums stay float32."""
     dead_window_tokens: int = 10_000_000

@@ -1,0 +1,88 @@
+"""Train SAEs with SAELens's own trainer: the other half of scripts/compare_saelens.py.
+
+    .peers/bin/python scripts/peers/train_saelens.py ROWS.safetensors < JOBS
+
+In the environment of scripts/peers.sh, where raysae is not. ``batches`` in the file are the training
+rows in their order. A line of standard input is a job in JSON; each SAE is saved for inference in the
+job's ``out``, and the seconds that its training took are a line of standard output.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from sae_lens import (
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    TopKTrainingSAE,
+    TopKTrainingSAEConfig,
+)
+from sae_lens.config import SAETrainerConfig
+from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file
+from torch import Tensor
+
+VARIANTS = {
+    "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),
+    "batch_topk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig),
+}
+NORM_BATCHES = 64
+"""Batches from which it estimates the scale of the input."""
+
+
+def train(rows_ND: Tensor, job: dict[str, Any]) -> float:
+    """Train one SAE, save it, and say how many seconds the training took.
+
+    Its losses, coefficients and initialisation are SAELens's defaults.
+    """
+    torch.manual_seed(job["seed"])
+    sae_class, config_class = VARIANTS[job["variant"]]
+    sae = sae_class(
+        config_class(
+            d_in=rows_ND.shape[1],
+            d_sae=job["d_sae"],
+            k=job["k"],
+            normalize_activations=job["normalize"],
+        )
+    )
+    head = NORM_BATCHES if job["normalize"] == "expected_average_only_in" else 0
+    trainer = SAETrainer(trainer_config(rows_ND, job), sae, provider(rows_ND, job["batch"], head))
+    started = time.perf_counter()
+    trainer.fit().save_inference_model(job["out"])
+    return time.perf_counter() - started
+
+
+def trainer_config(rows_ND: Tensor, job: dict[str, Any]) -> SAETrainerConfig:
+    """Adam with warm-up and decay; a latent is dead after a share of the run, as the runs are short."""
+    steps = len(rows_ND) // job["batch"]
+    return SAETrainerConfig(
+        total_training_samples=steps * job["batch"],
+        train_batch_size_samples=job["batch"],
+        lr=job["lr"],
+        lr_end=job["lr"],
+        lr_warm_up_steps=round(job["warm_up"] * steps),
+        lr_decay_steps=round(job["decay"] * steps),
+        dead_feature_window=max(round(job["dead_window"] * steps), 1),
+        n_batches_for_norm_estimate=NORM_BATCHES,
+    )
+
+
+def provider(rows_ND: Tensor, batch: int, head: int) -> Iterator[Tensor]:
+    """The first ``head`` batches, which only the scale is estimated from; then all of them."""
+    batches = rows_ND.split(batch)
+    yield from (batches[number % len(batches)] for number in range(head))
+    yield from batches
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rows_ND = load_file(sys.argv[1])["batches"]
+    for line in sys.stdin:
+        print(train(rows_ND, json.loads(line)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """Which format a folder holds, and the way into and out of each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,16 @@ class Format:
 
     read: Callable[[Path], SAE]
     write: Callable[[SAE, Path], None]
+    variants: Collection[str]
+    """Those that it can express."""
 
 
 FORMATS = {
-    "saelens": Format(saelens.read, saelens.write),
-    "sparsify": Format(sparsify.read, sparsify.write),
-    "dictionary_learning": Format(dictionary_learning.read, dictionary_learning.write),
+    "saelens": Format(saelens.read, saelens.write, saelens.ARCHITECTURES),
+    "sparsify": Format(sparsify.read, sparsify.write, ["topk"]),
+    "dictionary_learning": Format(
+        dictionary_learning.read, dictionary_learning.write, dictionary_learning.CLASS_OF
+    ),
 }
 
 
@@ -53,6 +57,13 @@ def export_sae(sae: SAE, folder: str | Path, to: str) -> None:
     folder = Path(folder)
     if to not in FORMATS:
         raise UserError(f"there is no format {to!r}; known are {', '.join(FORMATS)}")
+    if sae.config.variant not in FORMATS[to].variants:
+        known = ", ".join(FORMATS[to].variants)
+        others = [name for name, one in FORMATS.items() if sae.config.variant in one.variants]
+        raise UserError(
+            f"{to} cannot express {sae.config.variant}; of raysae's variants it knows {known}"
+            + (f"; export it to {' or '.join(others)}" if others else "")
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; give another folder, or remove it")
     with replacing_folder(folder) as temporary:

@@ -22,15 +22,8 @@ from raysae.sae.topk import TopKSAE
 
 
 def write(sae: SAE, folder: Path) -> None:
-    """Write a TopK SAE so that sparsify loads it with the same features and reconstructions.
-
-    Raises UserError for another variant.
-    """
-    if not isinstance(sae, TopKSAE):
-        raise UserError(
-            f"sparsify knows topk alone, this SAE is {sae.config.variant}; export it to saelens or "
-            "dictionary_learning"
-        )
+    """Write a TopK SAE so that sparsify loads it with the same features and reconstructions."""
+    assert isinstance(sae, TopKSAE), "export_sae has refused the others"
     write_tensors(
         folder / WEIGHTS_FILE,
         {

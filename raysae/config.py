@@ -276,7 +276,7 @@ class Recipe(Section):
         known = [f"sae.{key}" for key in sae_keys]
         known += [f"training.{key}" for key in _fields_of(TrainingConfig)]
         for key in parameters:
-            if key.startswith("sae.") and key not in known and variant in VARIANTS:
+            if key not in known and key in _keys_of_all_variants():
                 raise UserError(
                     f"sweep: {key}: {variant} has no such setting; it has {', '.join(sae_keys)}"
                 )
@@ -392,6 +392,10 @@ def _explain(item: dict[str, Any]) -> str:
 
 def _fields_of(config: Any) -> list[str]:
     return [field.name for field in fields(config)]
+
+
+def _keys_of_all_variants() -> set[str]:
+    return {f"sae.{name}" for sae in VARIANTS.values() for name in _fields_of(sae.Config)}
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

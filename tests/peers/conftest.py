@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,22 @@ class Exchange:
 
 @pytest.fixture(scope="session")
 def peer_python() -> str:
+    """Their environment's python. RAYSAE_PEERS names it; RAYSAE_PEERS_WAIT are seconds to wait for one
+    that is being made."""
     if named := os.environ.get("RAYSAE_PEERS"):
         return named
-    if not any((ROOT / ".peers").glob(".installed-*")):
+    deadline = time.monotonic() + float(os.environ.get("RAYSAE_PEERS_WAIT", 0))
+    while not _made() and time.monotonic() < deadline:
+        time.sleep(1)
+    if not _made():
         pytest.skip(
             "no environment with SAELens, sparsify, dictionary_learning: scripts/peers.sh makes it"
         )
     return str(ROOT / ".peers" / "bin" / "python")
+
+
+def _made() -> bool:
+    return any((ROOT / ".peers").glob(".installed-*"))
 
 
 @pytest.fixture(scope="session")

@@ -268,23 +268,12 @@ class Recipe(Section):
 
         Raises UserError when a key is unknown or the values cannot be together (``k > d_sae``).
         """
-        data = self.dump()
-        variant = str(parameters.get("sae.variant", self.sae.variant))
-        sae_keys = _fields_of(VARIANTS[variant].Config if variant in VARIANTS else SAEConfig)
-        # another variant is tried with those of the recipe's settings that it has, too
-        data["sae"] = {key: value for key, value in data["sae"].items() if key in sae_keys}
-        known = [f"sae.{key}" for key in sae_keys]
-        known += [f"training.{key}" for key in _fields_of(TrainingConfig)]
-        for key in parameters:
-            if key not in known and key in _keys_of_all_variants():
-                raise UserError(
-                    f"sweep: {key}: {variant} has no such setting; it has {', '.join(sae_keys)}"
-                )
-            if key not in known:
-                raise UserError(
-                    f"sweep: {key}: only keys under sae. and training. can be searched"
-                    f"{_nearest(key, known)}"
-                )
+        data, variant = self.dump(), parameters.get("sae.variant", self.sae.variant)
+        if variant in VARIANTS:
+            _refuse_unknown(parameters, variant)
+            # another variant is tried with those of the recipe's settings that it has, too
+            kept = _fields_of(VARIANTS[variant].Config)
+            data["sae"] = {key: value for key, value in data["sae"].items() if key in kept}
         replaced = parse_recipe(_overridden(data, parameters), "sweep")
         return replaced.sae, replaced.training
 
@@ -394,8 +383,19 @@ def _fields_of(config: Any) -> list[str]:
     return [field.name for field in fields(config)]
 
 
-def _keys_of_all_variants() -> set[str]:
-    return {f"sae.{name}" for sae in VARIANTS.values() for name in _fields_of(sae.Config)}
+def _refuse_unknown(parameters: Mapping[str, Any], variant: str) -> None:
+    """Raise UserError when a key is none that can be searched with ``variant``."""
+    own = _fields_of(VARIANTS[variant].Config)
+    all_sae = [f"sae.{name}" for sae in VARIANTS.values() for name in _fields_of(sae.Config)]
+    training = [f"training.{name}" for name in _fields_of(TrainingConfig)]
+    for key in parameters:
+        if key not in [*all_sae, *training]:
+            raise UserError(
+                f"sweep: {key}: only keys under sae. and training. can be searched"
+                f"{_nearest(key, [*dict.fromkeys(all_sae), *training])}"
+            )
+        if key not in training and key.removeprefix("sae.") not in own:
+            raise UserError(f"sweep: {key}: {variant} has no such setting; it has {', '.join(own)}")
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

@@ -5,7 +5,7 @@
 Activations of one layer at all tokens (of the pocket GPT-2 without arguments), extracted by raysae, are
 cut into batches once. Both sides train on these in the same order, with the same schedule, each at the
 best of the same peak learning rates, which the first seed finds; SAELens also tries without its input
-scaling. All SAEs are measured by raysae.sae.metrics on the same held-out rows. BatchTopK's threshold
+scaling (a * in the table). All SAEs are measured by raysae.sae.metrics on the same held-out rows. BatchTopK's threshold
 makes L0 differ from k a little, so its EV is also taken with L0 at k, where the two are compared.
 
 SAELens lies in an environment of its own: scripts/peers.sh makes it, or RAYSAE_PEERS names its python.
@@ -34,8 +34,6 @@ from raysae.sae.metrics import ReconstructionSums, evaluate
 
 ROOT = Path(__file__).parents[1]
 BATCH, WARM_UP, DECAY = 1024, 0.05, 0.2
-DEAD_WINDOW = 0.01
-"""SAELens's, as a share of the run; ours is left at its default."""
 VALIDATION_ROWS = 32_768
 TOLERANCE = 0.0005
 SCALED, UNSCALED = "expected_average_only_in", "none"
@@ -99,6 +97,8 @@ class Data:
 
 
 Side = Callable[[list[Job]], Iterator[Outcome]]
+Outcomes = dict[tuple[str, int, int, int], Outcome]
+"""By variant, d_sae, k and seed."""
 
 
 def peers_python() -> str | None:
@@ -171,8 +171,8 @@ def saelens(data: Data, python: str) -> Side:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     out = data.file.parent / "theirs"
     settings = {
-        "batch": BATCH, "warm_up": WARM_UP, "decay": DECAY, "dead_window": DEAD_WINDOW,
-        "out": str(out),
+        "batch": BATCH, "warm_up": WARM_UP, "decay": DECAY, "out": str(out),
+        "dead_window": max(len(data.batches_ND) // BATCH // 1000, 4),  # in steps; raysae's own rule
     }  # fmt: skip
 
     def train(jobs: list[Job]) -> Iterator[Outcome]:
@@ -217,16 +217,11 @@ def set_l0(sae: raysae.SAE, k: int, x_ND: Tensor) -> None:
     sae.get_parameter_or_buffer("threshold").fill_(threshold)
 
 
-def trained(
-    name: str, side: Side, plan: Plan, normalizations: list[str]
-) -> dict[tuple[str, int, int, int], Outcome]:
-    """The outcome for each shape and seed, at the settings that were best for the first seed."""
+def trained(name: str, side: Side, plan: Plan, tried: list[tuple[float, str]]) -> Outcomes:
+    """The outcomes at the settings, of those ``tried``, that were best for the first seed."""
     first, *others = plan.seeds
     shapes = [(v, d_sae, k) for v in ("topk", "batch_topk") for d_sae, k in plan.shapes]
-    grid = [
-        Job(*shape, first, lr, normalize)
-        for shape in shapes for lr in plan.lrs for normalize in normalizations
-    ]  # fmt: skip
+    grid = [Job(*shape, first, *settings) for shape in shapes for settings in tried]
     best: dict[tuple[str, int, int], Outcome] = {}
     for outcome in told(name, side(grid)):
         shape = outcome.job.shape
@@ -249,8 +244,8 @@ def told(name: str, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
         yield one
 
 
-def report(all_ours: dict, all_theirs: dict) -> int:
-    """Print the table, ours / SAELens's in each column; 1 when ours is below."""
+def report(all_ours: Outcomes, all_theirs: Outcomes) -> int:
+    """Print the table, ours / SAELens's in its columns; 1 when ours is below somewhere."""
     print(f"{'variant':10} {'d_sae':>5} {'k':>3} {'seed':>4} {'lr':>14} {'EV':>15} {'L0':>13} "
           f"{'EV at L0 = k':>15} {'difference':>10} {'dead':>13} {'seconds':>8}")  # fmt: skip
     below = 0
@@ -294,8 +289,10 @@ def main() -> int:
         data = prepare(Path(folder), args, plan)
         print(f"{plan.steps} steps of {BATCH} rows of d_in {data.batches_ND.shape[1]}; "
               f"validation rows: {len(data.validation_ND):,}; ours / SAELens's")  # fmt: skip
-        mine = trained("raysae", ours(data), plan, [SCALED])
-        theirs = trained("SAELens", saelens(data, python), plan, [SCALED])
+        tried = [(lr, SCALED) for lr in plan.lrs]
+        mine = trained("raysae", ours(data), plan, tried)
+        tried.append((plan.lrs[len(plan.lrs) // 2], UNSCALED))
+        theirs = trained("SAELens", saelens(data, python), plan, tried)
     return report(mine, theirs)
 
 

@@ -7,9 +7,41 @@ import yaml
 
 from raysae.config import Recipe, describe_fields, load_recipe
 from raysae.errors import UserError
+from raysae.sae import VARIANTS
 from raysae.sweep.proposals import make_proposer
 
 CONFIGS = sorted(Path("configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"sae.kk": 3}, "did you mean sae.k"),
+        ({"sae.variant": "gated", "sae.k": 3}, "gated has no such setting; it has variant, d_sae"),
+        ({"sae.variant": "quantum"}, "variant is unknown; known are topk, batch_topk"),
+        ({"sae.variant": 3}, "variant is unknown"),
+        ({"name": "x"}, "only keys under sae. and training."),
+    ],
+)
+def test_what_a_trial_cannot_have_is_said(parameters, words):
+    with pytest.raises(UserError, match=words):
+        Recipe().with_parameters(parameters)
+
+
+def test_another_variant_takes_over_the_settings_that_it_has():
+    recipe = load_recipe(None, ["sae.d_sae=64", "sae.k=7"])
+    sae, _ = recipe.with_parameters({"sae.variant": "matryoshka"})
+    assert (sae.variant, sae.d_sae, sae.k) == ("matryoshka", 64, 7)
+    sae, _ = recipe.with_parameters({"sae.variant": "gated", "sae.l1_coefficient": 2})
+    assert (sae.variant, sae.d_sae, sae.l1_coefficient) == ("gated", 64, 2)
+
+
+def test_every_variant_is_told_in_the_help():
+    rows = {key: (default, text) for key, default, text in describe_fields()}
+    assert all(f"{name}:" in rows["sae.variant"][1] for name in VARIANTS)
+    assert rows["sae.l0_coefficient"] == ("1.0", rows["sae.l0_coefficient"][1])
+    assert "(jumprelu)" in rows["sae.l0_coefficient"][1]
+    assert all(text for key, (_, text) in rows.items() if key.startswith(("sae.", "training.")))
 
 
 def test_the_resolved_copy_gives_the_same_recipe(tmp_path):

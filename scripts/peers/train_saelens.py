@@ -56,7 +56,7 @@ def train(rows_ND: Tensor, job: dict[str, Any]) -> float:
 
 
 def trainer_config(rows_ND: Tensor, job: dict[str, Any]) -> SAETrainerConfig:
-    """Adam with warm-up and decay; a latent is dead after a share of the run, as the runs are short."""
+    """The job's schedule, and its own count of steps after which a latent is dead: runs are short."""
     steps = len(rows_ND) // job["batch"]
     return SAETrainerConfig(
         total_training_samples=steps * job["batch"],
@@ -65,7 +65,7 @@ def trainer_config(rows_ND: Tensor, job: dict[str, Any]) -> SAETrainerConfig:
         lr_end=job["lr"],
         lr_warm_up_steps=round(job["warm_up"] * steps),
         lr_decay_steps=round(job["decay"] * steps),
-        dead_feature_window=max(round(job["dead_window"] * steps), 1),
+        dead_feature_window=job["dead_window"],
         n_batches_for_norm_estimate=NORM_BATCHES,
     )
 

@@ -63,7 +63,7 @@ def peer_python() -> str:
     that is being made."""
     if named := os.environ.get("RAYSAE_PEERS"):
         return named
-    deadline = time.monotonic() + float(os.environ.get("RAYSAE_PEERS_WAIT", 0))
+    deadline = time.monotonic() + float(os.environ.get("RAYSAE_PEERS_WAIT", "0"))
     while not _made() and time.monotonic() < deadline:
         time.sleep(1)
     if not _made():

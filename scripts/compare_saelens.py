@@ -5,8 +5,9 @@
 Activations of one layer at all tokens (of the pocket GPT-2 without arguments), extracted by raysae, are
 cut into batches once. Both sides train on these in the same order, with the same schedule, each at the
 best of the same peak learning rates, which the first seed finds; SAELens also tries without its input
-scaling (a * in the table). All SAEs are measured by raysae.sae.metrics on the same held-out rows. BatchTopK's threshold
-makes L0 differ from k a little, so its EV is also taken with L0 at k, where the two are compared.
+scaling (a * in the table). All SAEs are measured by raysae.sae.metrics on the same held-out rows.
+BatchTopK's threshold makes L0 differ from k a little, so its EV is also taken with L0 at k, where the
+two are compared.
 
 SAELens lies in an environment of its own: scripts/peers.sh makes it, or RAYSAE_PEERS names its python.
 Exit code 1: ours is somewhere more than 0.0005 of EV below.

@@ -1,15 +1,15 @@
 """What the tests share: one Ray for the session, one small run of the main job, small models."""
 
-import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from raysae.cluster.session import quiet_environment
 
 quiet_environment()
 # small matrices on shared cores: threads that wait for one another made the tests 20 times slower
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -21,6 +21,7 @@ _PUBLIC = {
     "stability": "raysae.sae",
     "TrainingConfig": "raysae.training",
     "fit": "raysae.training",
+    "fit_many": "raysae.training",
 }
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from raysae.config import Recipe, load_recipe
     from raysae.errors import UserError
     from raysae.sae import SAE, SAEConfig, export_sae, load_sae, stability
-    from raysae.training import TrainingConfig, fit
+    from raysae.training import TrainingConfig, fit, fit_many
 
 __all__ = [
     "SAE",
@@ -39,6 +40,7 @@ __all__ = [
     "UserError",
     "export_sae",
     "fit",
+    "fit_many",
     "load_recipe",
     "load_sae",
     "open_store",

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Set up once, then run every check and the tests; arguments go to pytest.
+# Two workers: most tests wait for processes of Ray's to start.
 set -euo pipefail
 here="$(dirname "${BASH_SOURCE[0]}")"
 "$here/setup.sh" test
@@ -9,4 +10,4 @@ ruff check raysae tests scripts
 ruff format --check raysae tests scripts
 mypy
 lint-imports --no-logo
-exec python -m pytest "$@"
+exec python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder "$@"

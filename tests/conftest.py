@@ -13,6 +13,23 @@ torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[2] / "shared"
 
+LONGEST = ("test_kills.py", "test_readme.py", "test_main_job.py", "test_recovery.py")
+"""Files to begin with, so that two workers end together."""
+ALONE = LONGEST[1:]
+"""Files whose tests need not run in one worker."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """Share the tests out: a file's stay together, and so do those that look at the small run."""
+    for item in items:
+        if "small_run" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("small_run"))
+        elif item.path.name not in ALONE:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 SMALL = {
     "name": "small",
     "source": {

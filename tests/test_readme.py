@@ -97,7 +97,7 @@ def test_sweep_commands(arguments, connected_ray, small_run, tmp_path, capsys):
     filled = [
         word.replace("=FOLDER", "=pocket").replace("=FILE.jsonl", f"={data}") for word in filled
     ]
-    sizes = ["source.sequences=200", "training.epochs=1", "source.layers=[1]"]
+    sizes = ["source.sequences=200", "training.epochs=1", "source.layers=[1]", "sweep.trials=4"]
     place = [f"runs_dir={tmp_path / 'runs'}", f"store={tmp_path / 'store'}", "records.mlflow=false"]
     if "configs/local_model.yaml" in filled:
         sizes.append("source.context_length=64")

@@ -152,5 +152,5 @@ def _row(site: Site, record: dict[str, Any]) -> dict[str, Any]:
     row = {"layer": site.layer, "position": str(site.position)}
     if "failed" in record:
         return {**row, "state": "failed", "reason": record["failed"]}
-    costs = {key: record[key] for key in COST_COLUMNS}
+    costs = {key: record.get(key) for key in COST_COLUMNS}
     return {**row, **state_of(record), **record["metrics"], **costs}

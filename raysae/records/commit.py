@@ -11,9 +11,11 @@ from raysae.sae import save_sae
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.training import Trainer
 
-COST_COLUMNS = ("steps", "tokens", "seconds", "tokens_per_second", "started", "host", "device")
+COST_COLUMNS = (
+    "steps", "tokens", "seconds", "tokens_per_second", "wait_seconds", "started", "host", "device",
+)  # fmt: skip
 """What an SAE cost, as the tables have it."""
-VOLATILE_COLUMNS = ("seconds", "tokens_per_second", "started", "host")
+VOLATILE_COLUMNS = ("seconds", "tokens_per_second", "wait_seconds", "started", "host")
 """Columns that differ between two runs of one recipe; all others are equal to the bit on CPU."""
 
 
@@ -47,7 +49,8 @@ def commit(
         "steps": trainer.step,
         "tokens": trainer.tokens,
         "seconds": seconds,
-        "tokens_per_second": trainer.tokens / trainer.seconds if trainer.seconds else 0.0,
+        "tokens_per_second": trainer.tokens_per_second,
+        "wait_seconds": trainer.feed.waited,
         "started": started,
         "host": socket.gethostname(),
         "device": trainer.device,

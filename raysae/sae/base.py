@@ -78,6 +78,11 @@ class SAE(nn.Module):
         """Reconstruction ``[batch, d_in]`` from features ``[batch, d_sae]``."""
         return features @ self.W_dec + self.b_dec
 
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction and features of ``x [batch, d_in]``."""
+        features = self.encode(x)
+        return self.decode(features), features
+
     def forward(self, x: Tensor) -> SAEOutput:
         """Reconstruction, features and batch metrics of ``x [batch, d_in]``.
 
@@ -86,8 +91,7 @@ class SAE(nn.Module):
         if x.shape[-1] != self.d_in:
             raise ValueError(f"x is {list(x.shape)}; this SAE reads rows of d_in {self.d_in}")
         rows = x.reshape(-1, self.d_in).to(self.W_dec)
-        features = self.encode(rows)
-        reconstruction = self.decode(features)
+        reconstruction, features = self.reconstruct(rows)
         with torch.no_grad():
             sums = ReconstructionSums.of_rows(rows)
             sums.update(rows, reconstruction, features)

@@ -68,7 +68,11 @@ class BatchKSAE(KSAE):
     @torch.no_grad()
     def observe(self, features_BF: Tensor) -> None:
         """Move the threshold towards the smallest active value of the batch."""
-        smallest = torch.where(features_BF > 0, features_BF, torch.inf).amin().float()
+        self.move_threshold(torch.where(features_BF > 0, features_BF, torch.inf).amin().float())
+
+    @torch.no_grad()
+    def move_threshold(self, smallest: Tensor) -> None:
+        """Move the threshold towards ``smallest``; not at all where that is infinite: none was active."""
         rate = torch.where(self.threshold > 0, self.config.threshold_rate, 1.0)
         moved = torch.lerp(self.threshold, smallest, rate.to(smallest))
         self.threshold.copy_(torch.where(smallest.isfinite(), moved, self.threshold))

@@ -91,7 +91,7 @@ class SAETrial(tune.Trainable):
         return {
             **record,
             "steps": self.trainer.steps,
-            "tokens_per_second": self.trainer.tokens / max(self.trainer.seconds, 1e-9),
+            "tokens_per_second": self.trainer.tokens_per_second,
             "done": last,
         }
 

@@ -106,7 +106,7 @@ def _row(job: SweepJob, config: dict[str, Any], result: Any) -> dict[str, Any]:
         "training.epochs": training.epochs,
     }
     if record is not None:
-        row |= {**record["metrics"], **{key: record[key] for key in COST_COLUMNS}}
+        row |= {**record["metrics"], **{key: record.get(key) for key in COST_COLUMNS}}
     return row
 
 

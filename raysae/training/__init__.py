@@ -3,6 +3,7 @@
 from raysae.training.checkpoint import load_training, save_training
 from raysae.training.config import TrainingConfig
 from raysae.training.fit import Fit, fit
+from raysae.training.many import fit_many
 from raysae.training.rows import Splits
 from raysae.training.trainer import NonFiniteLossError, Trainer
 
@@ -13,6 +14,7 @@ __all__ = [
     "Trainer",
     "TrainingConfig",
     "fit",
+    "fit_many",
     "load_training",
     "save_training",
 ]

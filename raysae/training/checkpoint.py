@@ -18,7 +18,7 @@ from raysae.sae.checkpoint import load_tensors, read_tensors, write_tensors
 from raysae.training.rows import StreamPosition
 from raysae.training.trainer import Trainer
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATE_FILE, TENSORS_FILE = "training.json", "training.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 QUIET = "quiet_tokens"
@@ -42,6 +42,7 @@ def save_training(trainer: Trainer, folder: str | Path, history: Sequence[Any] =
                 "tokens": trainer.tokens,
                 "loss": trainer.loss,
                 "seconds": trainer.seconds,
+                "waited": trainer.feed.waited,
                 "history": list(history),
             },
         )
@@ -67,7 +68,7 @@ def load_training(trainer: Trainer, folder: str | Path) -> list[dict[str, Any]]:
     trainer.quiet_tokens_F.copy_(_named(tensors, QUIET, folder / TENSORS_FILE))
     trainer.stream.position = StreamPosition(**state["position"])
     trainer.step, trainer.tokens = state["step"], state["tokens"]
-    trainer.seconds = state["seconds"]
+    trainer.seconds, trainer.feed.waited = state["seconds"], state["waited"]
     trainer.loss = float("nan") if state["loss"] is None else state["loss"]
     return state["history"]
 
@@ -106,7 +107,7 @@ def _read_state(path: Path) -> dict[str, Any]:
             f"{path}: schema_version {state.get('schema_version')!r}; this raysae reads "
             f"{SCHEMA_VERSION}; upgrade raysae"
         )
-    needed = {"job", "position", "step", "tokens", "loss", "seconds", "history"}
+    needed = {"job", "position", "step", "tokens", "loss", "seconds", "waited", "history"}
     if missing := sorted(needed - state.keys()):
         raise UserError(f"{path}: lacks {', '.join(missing)}")
     known = {field.name for field in fields(StreamPosition)}

@@ -32,6 +32,8 @@ class TrainingConfig:
     make Adam's later steps small."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Number format of the matrix products; weights, optimizer and sums stay float32."""
+    compiled: bool = True
+    """Train with compiled kernels where the variant and the machine have them; false: plain torch."""
     dead_window_tokens: int = 10_000_000
     """A latent is dead when it has not fired for so many training tokens (the whole run if shorter)."""
     aux_window_tokens: int | None = None

@@ -29,6 +29,8 @@ class Fit:
     ``raysae.sae.dictionary``."""
     history: list[dict[str, Any]]
     """A record for each evaluation: step, tokens, training loss, validation metrics."""
+    stopped: str | None = None
+    """Why ``fit_many`` ended this training before its time."""
 
 
 def fit(
@@ -53,8 +55,8 @@ def fit(
     Raises ValueError on a config or rows that cannot train, NonFiniteLossError when the loss stops
     being finite (``checkpoint`` then holds the last good state).
     """
-    training = _training(training_config or {})
-    rows, held_out = _splits(train, validation, training)
+    training = checked_training(training_config or {})
+    rows, held_out = checked_splits(train, validation, training)
     trainer = Trainer(
         checked_config(sae_config), training, rows, held_out, seed=seed, device=device,
         truth=train.truth if isinstance(train, Splits) else None,
@@ -63,10 +65,15 @@ def fit(
     if checkpoint is not None and has_training(checkpoint):
         history = load_training(trainer, checkpoint)
     _train(trainer, history, checkpoint, progress)
+    return outcome(trainer, history)
+
+
+def outcome(trainer: Trainer, history: list[dict[str, Any]], stopped: str | None = None) -> Fit:
+    """The SAE as it stands, with its figures."""
     metrics = trainer.final_metrics()
     sae = trainer.sae()
     sae.metadata = {**sae.metadata, "metrics": metrics}
-    return Fit(sae, metrics, history)
+    return Fit(sae, metrics, history, stopped)
 
 
 def _train(
@@ -93,7 +100,8 @@ def _train(
             ) from None
 
 
-def _training(settings: TrainingConfig | Mapping[str, Any]) -> TrainingConfig:
+def checked_training(settings: TrainingConfig | Mapping[str, Any]) -> TrainingConfig:
+    """The training config of its keys. Raises ValueError on an unknown key or value."""
     if isinstance(settings, TrainingConfig):
         return settings
     known = list(TrainingConfig.__dataclass_fields__)
@@ -103,9 +111,10 @@ def _training(settings: TrainingConfig | Mapping[str, Any]) -> TrainingConfig:
     return TrainingConfig(**settings)
 
 
-def _splits(
+def checked_splits(
     train: Held | Iterable[Tensor] | Splits, validation: Held | None, training: TrainingConfig
 ) -> tuple[RowSource, RowSource]:
+    """The rows to train on and those to measure on. Raises ValueError on what cannot be either."""
     if isinstance(train, Splits):
         return train.train, train.validation if validation is None else _held(validation)
     if validation is None:

@@ -4,13 +4,34 @@ Shapes: B batch, D d_in.
 """
 
 import math
+from typing import NamedTuple
 
 from torch import Tensor
 
+from raysae.sae.metrics import mean_of_rows
 from raysae.training.rows import RowSource
 
 MEDIAN_SAMPLE = 4096
 SCALE_SAMPLE = 262_144
+
+
+class Footing(NamedTuple):
+    """What a training takes from its rows before the first step."""
+
+    scale: float
+    """Factor of the input."""
+    median_D: Tensor
+    """Geometric median of the training rows."""
+    validation_mean_D: Tensor
+
+
+def footing(train: RowSource, validation: RowSource, seed: int, shuffle_rows: int) -> Footing:
+    """The footing of a training on ``train``, measured on ``validation``."""
+    return Footing(
+        input_scale(train),
+        median_of_sample(train, seed, shuffle_rows),
+        mean_of_rows(batch_BD.float() for batch_BD in validation.batches()),
+    )
 
 
 def input_scale(rows: RowSource) -> float:

@@ -128,19 +128,24 @@ class Stream:
         self.position = position or StreamPosition()
 
     def __iter__(self) -> Iterator[Tensor]:
-        while self.position.epoch < self.epochs:
-            epoch, taken = self.position.epoch, self.position.rows
+        for batch_BD, position in self.placed():
+            self.position = position
+            yield batch_BD
+
+    def placed(self) -> Iterator[tuple[Tensor, StreamPosition]]:
+        """The batches from ``position`` on, each with the position after it, which is left to the
+        taker to set."""
+        epoch, taken = self.position.epoch, self.position.rows
+        while epoch < self.epochs:
             for batch_BD in self.source.epoch(
                 self.seed, epoch, self.batch_size, self.shuffle_rows, taken
             ):
                 taken += len(batch_BD)
                 last = taken == len(self.source)
-                self.position = (
-                    StreamPosition(epoch + 1, 0) if last else StreamPosition(epoch, taken)
-                )
-                yield batch_BD
-            if self.position.epoch == epoch:
+                yield batch_BD, StreamPosition(epoch + 1) if last else StreamPosition(epoch, taken)
+            if taken < len(self.source):
                 return  # the source came to an end before its time
+            epoch, taken = epoch + 1, 0
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,12 @@ class Splits:
     validation: RowSource
     truth: Tensor | None = None
     """The true atoms ``[atoms, d_in]``, where the rows are synthetic."""
+
+
+def same_d_in(train: RowSource, validation: RowSource) -> None:
+    """Raises ValueError when they are rows of unlike width."""
+    if validation.d_in != train.d_in:
+        raise ValueError(f"training rows have d_in {train.d_in}, validation rows {validation.d_in}")
 
 
 class Rows(RowSource):
@@ -172,7 +183,9 @@ class Rows(RowSource):
 
     def to(self, device: str) -> "Rows":
         """The same rows on ``device``; no copy when they are there already."""
-        return Rows([block.to(device) for block in self.blocks])
+        blocks = [block.to(device) for block in self.blocks]
+        there = all(new is old for new, old in zip(blocks, self.blocks, strict=True))
+        return self if there else Rows(blocks)
 
     def read(self, start: int, stop: int) -> Tensor:
         return self.gather(torch.arange(start, stop))

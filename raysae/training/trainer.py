@@ -15,10 +15,13 @@ from torch import Tensor
 
 from raysae.sae import SAE, SAEConfig, build_sae
 from raysae.sae.dictionary import decoder_statistics, mmcs
-from raysae.sae.metrics import ReconstructionSums, evaluate, mean_of_rows
+from raysae.sae.metrics import ReconstructionSums, evaluate
+from raysae.training.compiled import step_of
 from raysae.training.config import TrainingConfig
-from raysae.training.initialisation import input_scale, median_of_sample
-from raysae.training.rows import RowSource, Stream
+from raysae.training.feeding import Feed
+from raysae.training.initialisation import Footing
+from raysae.training.initialisation import footing as footing_of
+from raysae.training.rows import RowSource, Stream, same_d_in
 
 
 class NonFiniteLossError(RuntimeError):
@@ -29,7 +32,8 @@ class NonFiniteLossError(RuntimeError):
 class Trainer:
     """Trains one SAE on ``train`` and measures it on ``validation``.
 
-    ``truth`` are the true atoms ``[atoms, d_in]`` of synthetic rows. Iterate ``rounds()``; ``sae()``
+    ``truth`` are the true atoms ``[atoms, d_in]`` of synthetic rows; ``footing`` is what these rows
+    gave before, to spare working it out again. Iterate ``rounds()``; ``sae()``
     and ``metrics()`` give the outcome at any time. Everything follows from the arguments: on a CPU,
     with one number of threads, to the bit.
     """
@@ -44,33 +48,38 @@ class Trainer:
         seed: int = 0,
         device: str = "cpu",
         truth: Tensor | None = None,
+        footing: Footing | None = None,
     ):
-        if validation.d_in != train.d_in:
-            raise ValueError(
-                f"training rows have d_in {train.d_in}, validation rows {validation.d_in}"
-            )
+        same_d_in(train, validation)
         self.training, self.seed, self.device, self.truth = training, seed, device, truth
         self.train, self.validation = train.to(device), validation.to(device)
         self.stream = Stream(
             self.train, seed=seed, epochs=training.passes(len(train)),
             batch_size=training.batch_size, shuffle_rows=training.shuffle_rows,
         )  # fmt: skip
-        self.scale = input_scale(self.train)
-        self._validation_mean = mean_of_rows(self._validation_batches())
+        self.scale, median_D, mean_D = footing or footing_of(
+            self.train, self.validation, seed, training.shuffle_rows
+        )
+        self._validation_mean = mean_D.to(device)
         self.model = build_sae(sae_config, train.d_in, seed).to(device)
-        median_D = median_of_sample(self.train, seed, training.shuffle_rows)
         self.model.b_dec.data = median_D.to(device) * self.scale
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=training.peak_lr(sae_config.d_sae), betas=(0.9, 0.999),
-            fused=True,
-        )  # fmt: skip
+        self._step = step_of(self.model, training, device)
+        self.optimizer = self._step.optimizer
+        self.feed = Feed(self.stream, device)
         self.steps = training.steps(len(train))
+        self._stops = self._evaluation_steps()
         self.step = self.tokens = 0
         self.seconds = 0.0
+        """Spent on steps; ``feed.waited`` was spent on waiting for data."""
         self.loss = math.nan
         self.quiet_tokens_F = torch.zeros(sae_config.d_sae, dtype=torch.int64, device=device)
         """Training tokens since each latent last fired."""
         self._evaluation: tuple[int, ReconstructionSums] | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Training tokens a second of training and of waiting for data; evaluations do not count."""
+        return self.tokens / max(self.seconds + self.feed.waited, 1e-9)
 
     @property
     def dead_window(self) -> int:
@@ -93,25 +102,33 @@ class Trainer:
         """
         if self.step == self.steps:
             return
-        stops = self._evaluation_steps()
-        started = time.perf_counter()
-        for batch_BD in self.stream:
-            self._update(batch_BD.to(self.device).float() * self.scale)
-            self.seconds += time.perf_counter() - started
+        for batch_BD in self.feed:
+            record = self.take(batch_BD)
             if on_step is not None:
                 on_step(len(batch_BD))
-            if self.step in stops:
-                yield self._record()
+            if record is not None:
+                yield record
             if self.step == self.steps:
                 return
-            started = time.perf_counter()
         if self.step < self.steps:  # rows that came to an end before their time
-            self.steps = self.step
-            yield self._record()
+            yield self.end()
+
+    def take(self, batch_BD: Tensor) -> dict[str, Any] | None:
+        """Train on the next batch of the feed; a record where it is time for an evaluation."""
+        started = time.perf_counter()
+        self._update(batch_BD.to(self.device).float() * self.scale)
+        self.seconds += time.perf_counter() - started
+        return self._record() if self.step in self._stops else None
+
+    def end(self) -> dict[str, Any]:
+        """Let this step be the last; its record."""
+        self.steps = self.step
+        return self._record()
 
     def sae(self) -> SAE:
         """The SAE as it stands, on the CPU, reading unscaled activations."""
         frozen = copy.deepcopy(self.model).cpu().eval().requires_grad_(False)
+        frozen.W_enc.data = frozen.W_enc.data.contiguous()
         frozen.metadata = {"training": self._described()}
         return frozen.fold_scale(self.scale)
 
@@ -163,6 +180,7 @@ class Trainer:
             "steps": self.step,
             "tokens": self.tokens,
             "input_scale": self.scale,
+            "trained_by": self._step.name,
         }
 
     def _record(self) -> dict[str, Any]:
@@ -174,35 +192,21 @@ class Trainer:
         if self._evaluation is None or self._evaluation[0] != self.step:
             sae = self.sae().to(self.device)
             batches, mean_D = self._validation_batches(), self._validation_mean
-            self._evaluation = self.step, evaluate(lambda x: sae(x)[:2], batches, mean_D)
+            self._evaluation = self.step, evaluate(sae.reconstruct, batches, mean_D)
         return self._evaluation[1]
 
     def _validation_batches(self) -> Iterator[Tensor]:
         return (batch_BD.to(self.device).float() for batch_BD in self.validation.batches())
 
     def _update(self, x_BD: Tensor) -> None:
-        for group in self.optimizer.param_groups:
-            peak = self.training.peak_lr(self.model.config.d_sae)
-            group["lr"] = peak * self.training.lr_share(self.step, self.steps)
-        loss, features_BF = self._loss(x_BD)
-        self.loss = float(loss.detach())
-        self._stop_unless_finite("loss", self.loss, x_BD)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.model.remove_parallel_gradient()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.gradient_clip)
-        self._stop_unless_finite("gradient norm", float(norm), x_BD)
-        self.optimizer.step()
-        self.model.constrain()
-        self.model.observe(features_BF.detach())
-        self._count(features_BF.detach(), len(x_BD))
-
-    def _loss(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
         dead_F = self.quiet_tokens_F >= self.aux_window
         share = self.training.sparsity_share(self.step, self.steps)
-        halved = self.training.precision == "bfloat16"
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=halved):
-            return self.model.loss(x_BD, dead_F, share)
+        self.loss, norm = self._step.gradients(x_BD, dead_F, share)
+        self._stop_unless_finite("loss", self.loss, x_BD)
+        self._stop_unless_finite("gradient norm", norm, x_BD)
+        peak = self.training.peak_lr(self.model.config.d_sae)
+        self._step.update(peak * self.training.lr_share(self.step, self.steps))
+        self._count(len(x_BD))
 
     def _stop_unless_finite(self, what: str, value: float, x_BD: Tensor) -> None:
         if math.isfinite(value):
@@ -218,11 +222,11 @@ class Trainer:
         peak = self.training.peak_lr(self.model.config.d_sae)
         return f"a lower lr (now up to {peak:.2g}) usually helps"
 
-    def _count(self, features_BF: Tensor, rows: int) -> None:
+    def _count(self, rows: int) -> None:
         self.step += 1
         self.tokens += rows
         self.quiet_tokens_F += rows
-        self.quiet_tokens_F[(features_BF > 0).any(dim=0)] = 0
+        self.quiet_tokens_F[self._step.fired_F] = 0
 
     def _evaluation_steps(self) -> set[int]:
         wanted = min(self.training.evaluations, self.steps)

@@ -1,0 +1,255 @@
+"""The compiled CPU step of TopK and BatchTopK: the reference's mathematics without its waste.
+
+Only active latents are decoded and followed back, unless so many are active that whole matrix products
+win; selection looks for a threshold instead of sorting; there is no gradient to x and no dense gradient
+of latents that did not fire; clipping, Adam, the unit norm and the bfloat16 copies are one pass over the
+weights. Shapes: B batch, D d_in, F d_sae, N selected entries of the batch, C latents that AuxK works on.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from raysae.sae import SAE
+from raysae.sae.batch_topk import BatchTopKSAE
+from raysae.sae.topk import TopKSAE
+from raysae.training.config import TrainingConfig
+from raysae.training.kernels import Adam, Kernels, kernels
+from raysae.training.step import BETAS, EPSILON, ReferenceStep, Step
+
+DENSE_SHARE = {torch.bfloat16: 1 / 16, torch.float32: 1 / 4}
+"""Share of active latents from which matrix products win; measured, with AMX and AVX-512."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def step_of(model: SAE, training: TrainingConfig, device: str) -> Step:
+    """The fastest step there is for ``model`` on ``device``."""
+    compiled = training.compiled and torch.device(device).type == "cpu"
+    if compiled and type(model) in (TopKSAE, BatchTopKSAE) and (built := kernels()):
+        return CompiledStep(model, training, built)
+    return ReferenceStep(model, training)
+
+
+class Extra(NamedTuple):
+    """AuxK's share of the gradients, for its latents only."""
+
+    slot_F: Tensor
+    """Row of a latent in what follows, or -1."""
+    dec_CD: Tensor
+    enc_CD: Tensor
+    bias_C: Tensor
+    parallel_C: Tensor
+
+
+class CompiledStep(Step):
+    """TopK or BatchTopK, trained by ``kernels``. ``W_enc`` is laid out as its transpose."""
+
+    name = "compiled"
+    model: TopKSAE | BatchTopKSAE
+
+    def __init__(self, model: SAE, training: TrainingConfig, kernels: Kernels):
+        assert isinstance(model, TopKSAE | BatchTopKSAE)
+        super().__init__(model, training)
+        self.kernels = kernels
+        self.dtype = torch.bfloat16 if training.precision == "bfloat16" else torch.float32
+        d_sae, d_in = model.W_dec.shape
+        self.dense = model.config.k >= DENSE_SHARE[self.dtype] * d_sae
+        self._copied: list[tuple[int, int]] = []
+        self.g_dec_FD, self.g_enc_FD = torch.empty(d_sae, d_in), torch.empty(d_sae, d_in)
+        self.g_bias_F, self.parallel_F = torch.empty(d_sae), torch.empty(d_sae)
+        self.g_b_dec_D = torch.empty(d_in)
+        self.square_F = torch.empty(d_sae, dtype=torch.float64)
+        self.start_F = torch.empty(d_sae + 1, dtype=torch.int64)
+        self.rows = self.room = 0
+
+    @torch.no_grad()
+    def gradients(self, x_BD: Tensor, dead_F: Tensor, sparsity_share: float) -> tuple[float, float]:
+        self._lay_out()
+        self._make_room(len(x_BD))
+        x_BD = x_BD.contiguous()
+        self._run("center", x_BD, self.model.b_dec, *x_BD.shape, self.centered_BD)
+        pre_BF = self.pre_BF[: len(x_BD)]
+        torch.mm(self.centered_BD[: len(x_BD)], self.W_enc.T, out=pre_BF)
+        self._select(pre_BF)
+        backward = self._dense_backward if self.dense else self._sparse_backward
+        loss = backward(x_BD, dead_F)
+        shape = len(x_BD), *self.model.W_dec.shape
+        self._run("bias_gradient", self.error_BD, self.g_bias_F, self.square_F, self.W_enc, *shape,
+                  self.g_b_dec_D)  # fmt: skip
+        square = self.square_F.clamp_min(0).sum() + self.g_b_dec_D.double().square().sum()
+        self.norm = math.sqrt(square) if square >= 0 else math.nan
+        return loss, self.norm
+
+    @torch.no_grad()
+    def update(self, lr: float) -> None:
+        model, state = self.model, self._state()
+        for held in state.values():
+            held["step"] += 1
+        steps = int(state["b_dec"]["step"])
+        adam = Adam(
+            rate=lr / (1 - BETAS[0] ** steps), first=BETAS[0], second=BETAS[1], epsilon=EPSILON,
+            clip=min(1.0, self.training.gradient_clip / (self.norm + 1e-6)),
+            root=1 / math.sqrt(1 - BETAS[1] ** steps),
+        )  # fmt: skip
+        moments = {name: [held[moment] for moment in MOMENTS] for name, held in state.items()}
+        for parameter, gradient, name in (
+            (model.b_enc, self.g_bias_F, "b_enc"), (model.b_dec, self.g_b_dec_D, "b_dec"),
+        ):  # fmt: skip
+            self.kernels("adam_vector", adam, len(gradient), parameter, gradient, *moments[name])
+        self._run(
+            "adam_rows", adam, *model.W_dec.shape, self.square_F, self.parallel_F, self.g_dec_FD,
+            self.g_enc_FD, model.W_dec, *moments["W_dec"], model.W_enc.T,
+            *(moment.T for moment in moments["W_enc"]), self.W_dec, self.W_enc,
+        )  # fmt: skip
+        if isinstance(model, BatchTopKSAE):
+            model.move_threshold(self.smallest)
+
+    def _run(self, name: str, *arguments: object) -> int:
+        return self.kernels(name, *arguments, torch.get_num_threads(), dtype=self.dtype)
+
+    def _state(self) -> dict[str, dict[str, Tensor]]:
+        parameters = dict(self.model.named_parameters())
+        return {name: self.optimizer.state[parameter] for name, parameter in parameters.items()}
+
+    def _lay_out(self) -> None:
+        """Bring weights and moments, new or loaded, into the kernels' layout; copy the operands."""
+        model = self.model
+        if self._copied == self._versions():
+            return
+        model.W_enc.data = _transposed(model.W_enc.data)
+        for name, parameter in model.named_parameters():
+            state = self.optimizer.state[parameter]
+            state.setdefault("step", torch.zeros(()))
+            for moment in MOMENTS:
+                held = state.get(moment, torch.zeros_like(parameter))
+                state[moment] = _transposed(held) if name == "W_enc" else held.contiguous()
+        self.W_enc = model.W_enc.detach().T.to(self.dtype)
+        self.W_dec = model.W_dec.detach().to(self.dtype)
+        self._copied = self._versions()
+
+    def _versions(self) -> list[tuple[int, int]]:
+        """What changes when anyone but the kernels writes to the weights."""
+        weights = self.model.W_enc, self.model.W_dec
+        return [(weight._version, weight.data_ptr()) for weight in weights]
+
+    def _make_room(self, rows: int) -> None:
+        """Buffers for a batch of ``rows``; they stay for the next."""
+        if rows <= self.rows:
+            return
+        self.rows = rows
+        d_sae, d_in = self.model.W_dec.shape
+        self.centered_BD = torch.empty(rows, d_in, dtype=self.dtype)
+        self.error_BD = torch.empty(rows, d_in, dtype=self.dtype)
+        self.pre_BF = torch.empty(rows, d_sae, dtype=self.dtype)
+        self.loss_B = torch.empty(rows, dtype=torch.float64)
+        self.first_B = torch.zeros(rows + 1, dtype=torch.int64)
+        self.last_B = torch.empty(rows, dtype=torch.int64)
+        whole_batch = isinstance(self.model, BatchTopKSAE)
+        self._make_room_for_entries(rows * self.model.config.k * (2 if whole_batch else 1))
+
+    def _make_room_for_entries(self, entries: int) -> None:
+        self.room = min(entries, self.pre_BF.numel())
+        self.value_N, self.dz_N = torch.empty(self.room), torch.empty(self.room)
+        self.column_N = torch.empty(self.room, dtype=torch.int32)
+
+    def _select(self, pre_BF: Tensor) -> None:
+        """Fill ``value_N`` and ``column_N``, where row b has the entries ``first_B[b]`` to
+        ``last_B[b]``."""
+        model, (rows, d_sae) = self.model, pre_BF.shape
+        if isinstance(model, TopKSAE):
+            self._run("select_rows", pre_BF, model.b_enc, rows, d_sae, model.config.k, self.value_N,
+                      self.column_N, self.first_B, self.last_B)  # fmt: skip
+            return
+        while True:
+            kept = self._run(
+                "select_batch", pre_BF, model.b_enc, rows, d_sae, rows * model.config.k, self.room,
+                self.value_N, self.column_N, self.first_B,
+            )  # fmt: skip
+            if kept >= 0:
+                break
+            self._make_room_for_entries(pre_BF.numel())
+        self.last_B[:rows] = self.first_B[1 : rows + 1]
+        self.smallest = self.value_N[:kept].min() if kept else torch.tensor(torch.inf)
+
+    def _sparse_backward(self, x_BD: Tensor, dead_F: Tensor) -> float:
+        shape = len(x_BD), *self.model.W_dec.shape
+        entries = self.value_N, self.column_N, self.first_B, self.last_B
+        self._run("decode_rows", x_BD, self.W_dec, self.model.b_dec, *entries, shape[0], shape[2],
+                  self.error_BD, self.dz_N, self.loss_B)  # fmt: skip
+        aux, extra = self._aux_k(len(x_BD), dead_F)
+        value_N, dz_N = torch.empty_like(self.value_N), torch.empty_like(self.dz_N)
+        row_N = torch.empty_like(self.column_N)
+        self.kernels("by_latent", self.value_N, self.column_N, self.dz_N, self.first_B, self.last_B,
+                     *shape[:2], self.start_F, row_N, value_N, dz_N)  # fmt: skip
+        self.fired_F = self.start_F[1:] > self.start_F[:-1]
+        self._run("gradients", self.start_F, row_N, value_N, dz_N, self.error_BD, self.centered_BD,
+                  *(extra or [None] * 5), *shape, self.g_dec_FD, self.g_enc_FD, self.g_bias_F,
+                  self.parallel_F, self.square_F)  # fmt: skip
+        return self._mean_loss(len(x_BD)) + aux
+
+    def _dense_backward(self, x_BD: Tensor, dead_F: Tensor) -> float:
+        rows, (d_sae, d_in) = len(x_BD), self.model.W_dec.shape
+        features_BF = torch.empty(rows, d_sae, dtype=self.dtype)
+        self._run("scatter_rows", self.value_N, self.column_N, self.first_B, self.last_B, rows, d_sae,
+                  features_BF)  # fmt: skip
+        self._run("errors", x_BD, features_BF @ self.W_dec, self.model.b_dec, rows, d_in,
+                  self.error_BD, self.loss_B)  # fmt: skip
+        aux, extra = self._aux_k(rows, dead_F)
+        error_BD, centered_BD = self.error_BD[:rows], self.centered_BD[:rows]
+        dz_BF = error_BD @ self.W_dec.T
+        self.kernels("mask_gradient", features_BF, dz_BF, rows, d_sae, self.g_bias_F,
+                     self.parallel_F, self.square_F, dtype=self.dtype)  # fmt: skip
+        self.fired_F = self.square_F >= 0
+        self._run("dense_gradients", features_BF.T @ error_BD, dz_BF.T @ centered_BD,
+                  *(extra or [None] * 5), rows, d_sae, d_in, self.g_dec_FD, self.g_enc_FD,
+                  self.g_bias_F, self.parallel_F, self.square_F)  # fmt: skip
+        return self._mean_loss(rows) + aux
+
+    def _mean_loss(self, rows: int) -> float:
+        return float(self.loss_B[:rows].sum()) / rows
+
+    def _aux_k(self, rows: int, dead_F: Tensor) -> tuple[float, Extra | None]:
+        """The weighted AuxK loss and its gradients; see ``KSAE._aux_k``."""
+        model, d_in = self.model, self.model.d_in
+        if not model.config.aux_coefficient or not bool(dead_F.any()):
+            return 0.0, None
+        dead_C = dead_F.nonzero().squeeze(1)
+        features_BC = self._aux_features(rows, dead_C)
+        W_dec_CD = self.W_dec[dead_C]
+        error_BD = -self.error_BD[:rows].float()
+        residual_BD = error_BD - features_BC @ W_dec_CD
+        variance = (error_BD - error_BD.mean(dim=0)).square().sum(dim=1).mean()
+        weight = model.config.aux_coefficient * d_in / float(variance.clamp_min(1e-12))
+        loss = weight * float(residual_BD.square().sum(dim=1).mean())
+        back_BD = residual_BD.mul_(-2 * weight / rows).to(self.dtype)
+        dz_BC = (back_BD @ W_dec_CD.T).mul_(features_BC > 0)
+        dec_CD = (features_BC.T @ back_BD).float()
+        slot_F = torch.full(dead_F.shape, -1, dtype=torch.int32)
+        slot_F[dead_C] = torch.arange(len(dead_C), dtype=torch.int32)
+        return loss, Extra(
+            slot_F,
+            dec_CD,
+            (dz_BC.T @ self.centered_BD[:rows]).float(),
+            dz_BC.float().sum(dim=0),
+            (dec_CD * model.W_dec.detach()[dead_C]).sum(dim=1),
+        )
+
+    def _aux_features(self, rows: int, dead_C: Tensor) -> Tensor:
+        """The most active of the dead latents, ``[batch, dead]``."""
+        dead = len(dead_C)
+        k = min(max(self.model.d_in // 2, 1), dead)
+        pre_BC = self.pre_BF[:rows].index_select(1, dead_C)
+        features_BC = torch.empty_like(pre_BC)
+        value_N, column_N = torch.empty(rows * k), torch.empty(rows * k, dtype=torch.int32)
+        first_B, last_B = torch.empty(2, rows, dtype=torch.int64)
+        self._run("select_rows", pre_BC, self.model.b_enc.detach()[dead_C], rows, dead, k, value_N,
+                  column_N, first_B, last_B)  # fmt: skip
+        self._run("scatter_rows", value_N, column_N, first_B, last_B, rows, dead, features_BC)
+        return features_BC
+
+
+def _transposed(matrix: Tensor) -> Tensor:
+    """The same matrix, laid out column after column."""
+    return matrix.T.contiguous().T

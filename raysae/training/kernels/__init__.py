@@ -1,0 +1,5 @@
+"""The CPU kernels: compiled by the machine's C++ compiler at first use, then kept in a cache."""
+
+from raysae.training.kernels.build import Adam, Kernels, kernels, why_missing
+
+__all__ = ["Adam", "Kernels", "kernels", "why_missing"]

@@ -1,0 +1,165 @@
+"""Compile ``topk.cpp`` for this machine, once, and call it.
+
+The library is kept under its source, compiler and processor in ``$XDG_CACHE_HOME/raysae`` (else
+``~/.cache/raysae``). Where it cannot be built there are no kernels, and ``why_missing`` says why.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("topk.cpp")
+COMPILERS = ("c++", "g++", "clang++")
+# not -ffast-math, which would hide NaN and change the rounding mode of the whole process
+COMMON = (
+    "-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math",
+    "-fassociative-math", "-fno-signed-zeros",
+)  # fmt: skip
+TRIED = (
+    ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
+    ("-march=native", "-fopenmp"),
+    ("-mcpu=native",),
+    (),
+)
+"""Flags to try, the best first; not every compiler knows them all."""
+TIME_LIMIT = 120
+SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+class BuildError(RuntimeError):
+    """There is no compiler, or it could not build the kernels."""
+
+
+class Adam(ctypes.Structure):
+    """One step's settings of Adam, as the kernels read them."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_float) for name in ("rate", "clip", "first", "second", "epsilon", "root")
+    )
+
+
+class Kernels:
+    """The functions of the built library."""
+
+    def __init__(self, path: Path):
+        self._library = ctypes.CDLL(str(path))
+
+    def __call__(self, name: str, *arguments: Any, dtype: torch.dtype | None = None) -> int:
+        """Call kernel ``name``, of the operands' ``dtype`` where there is one for each.
+
+        Tensors (contiguous, on the CPU) are passed as pointers, None as the null pointer.
+        """
+        function = self._library[f"{name}_{SUFFIXES[dtype]}" if dtype else name]
+        function.restype = ctypes.c_int64
+        return function(*map(_passed, arguments))
+
+
+def _passed(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        assert value.is_contiguous() and not value.is_cuda
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    if isinstance(value, Adam):
+        return ctypes.byref(value)
+    assert value is None
+    return value
+
+
+def kernels() -> Kernels | None:
+    """The kernels of this machine, or None where they cannot be built."""
+    built = _built()
+    return built if isinstance(built, Kernels) else None
+
+
+def why_missing() -> str | None:
+    """Why there are no kernels; None when there are."""
+    built = _built()
+    return built if isinstance(built, str) else None
+
+
+@cache
+def _built() -> Kernels | str:
+    try:
+        return Kernels(build(_cache_folder()))
+    except (BuildError, OSError) as error:
+        return str(error)
+
+
+def build(folder: Path) -> Path:
+    """The library in ``folder``, compiled unless it is there. Raises BuildError."""
+    compiler = _compiler()
+    path = folder / f"topk-{_fingerprint(compiler)}.so"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            os.replace(_compiled(compiler, Path(scratch) / "topk.so"), path)
+    return path
+
+
+def _compiled(compiler: str, out: Path) -> Path:
+    """``out``, compiled with the first flags that the compiler takes."""
+    said = ""
+    for flags in TRIED:
+        command = [compiler, *COMMON, *flags, str(SOURCE), "-o", str(out)]
+        try:
+            done = subprocess.run(
+                command, check=False, capture_output=True, text=True, timeout=TIME_LIMIT
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise BuildError(f"{compiler} could not be run: {error}") from None
+        if done.returncode == 0:
+            return out
+        said = done.stderr.strip()
+    raise BuildError(f"{compiler} could not build {SOURCE.name}: {said[-500:]}")
+
+
+def _compiler() -> str:
+    for name in filter(None, (os.environ.get("CXX"), *COMPILERS)):
+        if found := shutil.which(name):
+            return found
+    raise BuildError(
+        f"there is no C++ compiler ({', '.join(COMPILERS)}, or CXX in the environment)"
+    )
+
+
+def _fingerprint(compiler: str) -> str:
+    """Of everything that the library depends on."""
+    parts = (
+        SOURCE.read_bytes(), str((COMMON, TRIED)).encode(), compiler.encode(),
+        str(os.stat(compiler).st_mtime_ns).encode(), *_processor(),
+    )  # fmt: skip
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _processor() -> Iterator[bytes]:
+    """What it is and what it can do: a cache may be shared by unlike machines."""
+    yield f"{platform.system()} {platform.machine()} {platform.processor()}".encode()
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return
+    yield from sorted({line for line in lines if line.startswith((b"flags", b"model", b"Feat"))})
+
+
+def _cache_folder() -> Path:
+    """Where libraries are kept; a private folder for this process where that cannot be written."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(home) / "raysae"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="raysae-"))
+    return folder

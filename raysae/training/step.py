@@ -1,0 +1,60 @@
+"""One update of one SAE: gradients first, then, when they are finite, Adam.
+
+``ReferenceStep`` is plain torch and trains every variant; ``raysae.training.compiled`` is the same
+mathematics for the TopK kind on CPUs. Shapes: B batch, D d_in, F d_sae.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from raysae.sae import SAE
+from raysae.training.config import TrainingConfig
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+
+class Step(ABC):
+    """Trains ``model`` in place, with Adam's moments in ``optimizer``'s state."""
+
+    name: str
+    fired_F: Tensor
+    """Which latents were active in the batch of the last update."""
+
+    def __init__(self, model: SAE, training: TrainingConfig):
+        self.model, self.training = model, training
+        self.optimizer = torch.optim.Adam(model.parameters(), betas=BETAS, eps=EPSILON, fused=True)
+
+    @abstractmethod
+    def gradients(self, x_BD: Tensor, dead_F: Tensor, sparsity_share: float) -> tuple[float, float]:
+        """The loss of a batch and the norm of its gradient, before clipping; nothing moves yet."""
+
+    @abstractmethod
+    def update(self, lr: float) -> None:
+        """Follow the gradients."""
+
+
+class ReferenceStep(Step):
+    """Autograd and torch's own Adam."""
+
+    name = "torch"
+
+    def gradients(self, x_BD: Tensor, dead_F: Tensor, sparsity_share: float) -> tuple[float, float]:
+        halved = self.training.precision == "bfloat16"
+        with torch.autocast(x_BD.device.type, torch.bfloat16, enabled=halved):
+            loss, features_BF = self.model.loss(x_BD, dead_F, sparsity_share)
+        self._features_BF = features_BF.detach()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.model.remove_parallel_gradient()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.gradient_clip)
+        return float(loss.detach()), float(norm)
+
+    def update(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.model.constrain()
+        self.model.observe(self._features_BF)
+        self.fired_F = (self._features_BF > 0).any(dim=0)

@@ -110,6 +110,11 @@ def peers_python() -> str | None:
     return str(python) if python.exists() else None
 
 
+def peers_environment() -> dict[str, str]:
+    """What the peers' programs run in."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+
+
 def prepare(folder: Path, args: argparse.Namespace, plan: Plan) -> Data:
     """Extract, and settle every batch."""
     store = extract(folder / "store", args, plan.rows)
@@ -169,7 +174,6 @@ def ours(data: Data) -> Side:
 def saelens(data: Data, python: str) -> Side:
     """Training with SAELens's trainer, in its own environment; its SAEs are loaded by raysae."""
     program = Path(__file__).parent / "peers" / "train_saelens.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     out = data.file.parent / "theirs"
     settings = {
         "batch": BATCH, "warm_up": WARM_UP, "decay": DECAY, "out": str(out),
@@ -178,16 +182,16 @@ def saelens(data: Data, python: str) -> Side:
 
     def train(jobs: list[Job]) -> Iterator[Outcome]:
         with subprocess.Popen(
-            [python, str(program), str(data.file)], env=environment, text=True,
+            [python, str(program), str(data.file)], env=peers_environment(), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         ) as process:  # fmt: skip
             assert process.stdin is not None and process.stdout is not None
             for job in jobs:
                 print(json.dumps({**asdict(job), **settings}), file=process.stdin, flush=True)
-                seconds = process.stdout.readline()
-                if not seconds:
+                line = process.stdout.readline()
+                if not line:
                     raise RuntimeError(f"{program} ended early; its reason stands above")
-                yield measured(job, raysae.load_sae(out), data, float(seconds))
+                yield measured(job, raysae.load_sae(out), data, json.loads(line)["seconds"])
             process.stdin.close()
 
     return train

@@ -106,6 +106,11 @@ class CompiledStep(Step):
         if isinstance(model, BatchTopKSAE):
             model.move_threshold(self.smallest)
 
+    def release(self) -> None:
+        super().release()
+        for name in [name for name, value in vars(self).items() if isinstance(value, Tensor)]:
+            delattr(self, name)
+
     def _run(self, name: str, *arguments: object) -> int:
         return self.kernels(name, *arguments, torch.get_num_threads(), dtype=self.dtype)
 

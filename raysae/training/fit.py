@@ -29,6 +29,8 @@ class Fit:
     ``raysae.sae.dictionary``."""
     history: list[dict[str, Any]]
     """A record for each evaluation: step, tokens, training loss, validation metrics."""
+    wait_seconds: float = 0.0
+    """How long the training stood still for its rows; a gang of ``fit_many`` waits together."""
     stopped: str | None = None
     """Why ``fit_many`` ended this training before its time."""
 
@@ -68,12 +70,12 @@ def fit(
     return outcome(trainer, history)
 
 
-def outcome(trainer: Trainer, history: list[dict[str, Any]], stopped: str | None = None) -> Fit:
+def outcome(trainer: Trainer, history: list[dict[str, Any]], **more: Any) -> Fit:
     """The SAE as it stands, with its figures."""
     metrics = trainer.final_metrics()
-    sae = trainer.sae()
+    sae = trainer.finish()
     sae.metadata = {**sae.metadata, "metrics": metrics}
-    return Fit(sae, metrics, history, stopped)
+    return Fit(sae, metrics, history, **{"wait_seconds": trainer.feed.waited, **more})
 
 
 def _train(

@@ -22,6 +22,7 @@ from raysae.sae import sae_config as checked_config
 from raysae.training.config import TrainingConfig
 from raysae.training.fit import Fit, Held, checked_splits, checked_training, outcome
 from raysae.training.initialisation import Footing, footing
+from raysae.training.packs import packs_of, train_pack
 from raysae.training.rows import RowSource, Splits, same_d_in
 from raysae.training.trainer import NonFiniteLossError, Trainer
 
@@ -67,13 +68,15 @@ def fit_many(
     device: str = "cpu",
     keep: Keep | None = None,
     max_seconds: float | None = None,
+    pack: bool | None = None,
     progress: bool = True,
 ) -> list[Fit]:
     """Train N SAEs together; their outcomes in the order of the arguments.
 
     Each argument is one for all members or a list with one for each: configs as in ``raysae.fit``, rows
     ``[rows, d_in]`` as tensors, sources or a store's sites (an iterator, which can be read once, is for
-    ``raysae.fit``). Every member ends as if it were alone.
+    ``raysae.fit``). Every member ends as if it were alone. With ``pack`` (None: on GPUs), TopK and
+    BatchTopK SAEs of one shape are one program.
 
     A member leaves early, and the others do not notice, when its loss is no longer finite (its SAE is
     that of the step before), when no latent of it fires at an evaluation, when it has trained for
@@ -82,11 +85,11 @@ def fit_many(
     """
     members = _members(sae_configs, train, training_config, validation, seeds, device)
     with _bar(members, device, progress) as advance:
-        session = _Session(device, keep, max_seconds, advance)
-        return session.train(members)
+        session = Session(device, keep, max_seconds, advance)
+        return session.train(members, torch.device(device).type == "cuda" if pack is None else pack)
 
 
-class _Session:
+class Session:
     """One call's settings and shared preparations."""
 
     def __init__(
@@ -101,7 +104,17 @@ class _Session:
         self.footings: dict[tuple[Any, ...], Footing] = {}
         self.lock = threading.Lock()
 
-    def train(self, members: list[Member]) -> list[Fit]:
+    def train(self, members: list[Member], pack: bool) -> list[Fit]:
+        """All members' outcomes, in their order."""
+        packs, rest = packs_of(members, self.device) if pack else ([], members)
+        fits: dict[int, Fit] = {}
+        for packed in packs:
+            train_pack(packed, self)
+            fits |= dict(self._outcome(0.0, member) for member in packed)
+        fits |= self._train_gangs(rest)
+        return [fits[member.number] for member in members]
+
+    def _train_gangs(self, members: list[Member]) -> dict[int, Fit]:
         gangs: dict[tuple[Any, ...], list[Member]] = {}
         for member in members:
             gangs.setdefault(member.batches, []).append(member)
@@ -114,14 +127,12 @@ class _Session:
             else:
                 for trained in pool.map(self._gang, gangs.values()):
                     fits |= trained
-        return [fits[member.number] for member in members]
+        return fits
 
     def _gang(self, gang: list[Member], pool: ThreadPoolExecutor | None = None) -> dict[int, Fit]:
         """Train members on the same batches; spread over ``pool`` when there is one."""
         every = map if pool is None else pool.map
-        list(every(self._prepare, gang))
-        leader = gang[0].trainer
-        assert leader is not None
+        leader, *_ = every(self.prepared, gang)
         active = gang
         for batch_BD in leader.feed:
             list(every(partial(self._take, batch_BD), active))
@@ -131,13 +142,15 @@ class _Session:
         for member in active:  # rows that came to an end before their time
             assert member.trainer is not None
             member.history.append(member.trainer.end())
-        return dict(every(self._outcome, gang))
+        return dict(every(partial(self._outcome, leader.feed.waited), gang))
 
-    def _prepare(self, member: Member) -> None:
+    def prepared(self, member: Member) -> Trainer:
+        """The member's trainer, from now on."""
         member.trainer = Trainer(
             member.config, member.training, member.rows, member.held_out, seed=member.seed,
             device=self.device, truth=member.truth, footing=self._footing(member),
         )  # fmt: skip
+        return member.trainer
 
     def _footing(self, member: Member) -> Footing:
         """The rows' scale, centre and mean, worked out once for all members that share them."""
@@ -160,11 +173,12 @@ class _Session:
         self.advance(len(batch_BD))
         if record is not None:
             member.history.append(record)
-        member.stopped = self._reason_to_stop(member, trainer, record)
+        member.stopped = self.reason_to_stop(member, trainer, record)
 
-    def _reason_to_stop(
+    def reason_to_stop(
         self, member: Member, trainer: Trainer, record: dict[str, Any] | None
     ) -> str | None:
+        """Why the member does not go on; None when it does, or has come to its end."""
         at = f"at step {trainer.step} of {trainer.steps}"
         if trainer.step == trainer.steps:
             return None
@@ -180,10 +194,11 @@ class _Session:
         assert member.trainer is not None
         return member.stopped is not None or member.trainer.step == member.trainer.steps
 
-    def _outcome(self, member: Member) -> tuple[int, Fit]:
+    def _outcome(self, waited: float, member: Member) -> tuple[int, Fit]:
         trainer, member.trainer = member.trainer, None  # its memory is the next member's
         assert trainer is not None
-        return member.number, outcome(trainer, member.history, member.stopped)
+        fit = outcome(trainer, member.history, wait_seconds=waited, stopped=member.stopped)
+        return member.number, fit
 
 
 @contextmanager

@@ -34,6 +34,11 @@ class Step(ABC):
     def update(self, lr: float) -> None:
         """Follow the gradients."""
 
+    def release(self) -> None:
+        """Give up all memory but the model's: there will be no further step."""
+        self.optimizer.state.clear()
+        self.optimizer.zero_grad()
+
 
 class ReferenceStep(Step):
     """Autograd and torch's own Adam."""

@@ -21,7 +21,11 @@ from raysae.training.config import TrainingConfig
 from raysae.training.feeding import Feed
 from raysae.training.initialisation import Footing
 from raysae.training.initialisation import footing as footing_of
-from raysae.training.rows import RowSource, Stream, same_d_in
+from raysae.training.memory import require_room
+from raysae.training.rows import EVALUATION_BATCH, RowSource, Stream, same_d_in
+
+EVALUATION_LATENTS = 2**21
+"""Features held at a time while evaluating."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -61,6 +65,7 @@ class Trainer:
             self.train, self.validation, seed, training.shuffle_rows
         )
         self._validation_mean = mean_D.to(device)
+        require_room(sae_config, train.d_in, training, device)
         self.model = build_sae(sae_config, train.d_in, seed).to(device)
         self.model.b_dec.data = median_D.to(device) * self.scale
         self._step = step_of(self.model, training, device)
@@ -118,12 +123,21 @@ class Trainer:
         started = time.perf_counter()
         self._update(batch_BD.to(self.device).float() * self.scale)
         self.seconds += time.perf_counter() - started
-        return self._record() if self.step in self._stops else None
+        return self.record() if self.at_evaluation() else None
+
+    def at_evaluation(self) -> bool:
+        """Whether this step is followed by an evaluation."""
+        return self.step in self._stops
 
     def end(self) -> dict[str, Any]:
         """Let this step be the last; its record."""
         self.steps = self.step
-        return self._record()
+        return self.record()
+
+    def finish(self) -> SAE:
+        """``sae()``, after the working memory, which no step will need again, was given up."""
+        self._step.release()
+        return self.sae()
 
     def sae(self) -> SAE:
         """The SAE as it stands, on the CPU, reading unscaled activations."""
@@ -183,20 +197,26 @@ class Trainer:
             "trained_by": self._step.name,
         }
 
-    def _record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
+        """Where training stands: step, tokens, loss, metrics."""
         counts = {"step": self.step, "tokens": self.tokens, "loss": self.loss}
         return {**counts, **self.metrics()}
 
     def _evaluated(self) -> ReconstructionSums:
         """The sums over the validation rows at this step, worked out once."""
         if self._evaluation is None or self._evaluation[0] != self.step:
-            sae = self.sae().to(self.device)
             batches, mean_D = self._validation_batches(), self._validation_mean
-            self._evaluation = self.step, evaluate(sae.reconstruct, batches, mean_D)
+            self._evaluation = self.step, evaluate(self._reconstruct, batches, mean_D)
         return self._evaluation[1]
 
+    def _reconstruct(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``sae().reconstruct(x_BD)`` gives but for rounding, without a copy of the weights."""
+        reconstruction_BD, features_BF = self.model.reconstruct(x_BD * self.scale)
+        return reconstruction_BD / self.scale, features_BF
+
     def _validation_batches(self) -> Iterator[Tensor]:
-        return (batch_BD.to(self.device).float() for batch_BD in self.validation.batches())
+        rows = min(EVALUATION_BATCH, max(EVALUATION_LATENTS // self.model.config.d_sae, 64))
+        return (batch_BD.to(self.device).float() for batch_BD in self.validation.batches(rows))
 
     def _update(self, x_BD: Tensor) -> None:
         dead_F = self.quiet_tokens_F >= self.aux_window
@@ -206,27 +226,27 @@ class Trainer:
         self._stop_unless_finite("gradient norm", norm, x_BD)
         peak = self.training.peak_lr(self.model.config.d_sae)
         self._step.update(peak * self.training.lr_share(self.step, self.steps))
-        self._count(len(x_BD))
+        self.quiet_tokens_F += len(x_BD)
+        self.quiet_tokens_F[self._step.fired_F] = 0
+        self.count(len(x_BD))
 
     def _stop_unless_finite(self, what: str, value: float, x_BD: Tensor) -> None:
         if math.isfinite(value):
             return
-        raise NonFiniteLossError(
-            f"{what} {value} at step {self.step + 1} of {self.steps}; {self._hint(x_BD)}"
-        )
+        raise NonFiniteLossError(f"{what} {value} {self.where_and_what_to_do(x_BD)}")
 
-    def _hint(self, x_BD: Tensor) -> str:
-        """What to do about a loss that is not finite."""
-        if not x_BD.isfinite().all():
-            return "the rows themselves hold NaN or infinite values, verify the store"
+    def where_and_what_to_do(self, x_BD: Tensor | None = None) -> str:
+        """The next step's number, and a hint about a loss over ``x_BD`` that is not finite."""
         peak = self.training.peak_lr(self.model.config.d_sae)
-        return f"a lower lr (now up to {peak:.2g}) usually helps"
+        hint = f"a lower lr (now up to {peak:.2g}) usually helps"
+        if x_BD is not None and not x_BD.isfinite().all():
+            hint = "the rows themselves hold NaN or infinite values, verify the store"
+        return f"at step {self.step + 1} of {self.steps}; {hint}"
 
-    def _count(self, rows: int) -> None:
+    def count(self, rows: int) -> None:
+        """A step over ``rows`` rows has been made."""
         self.step += 1
         self.tokens += rows
-        self.quiet_tokens_F += rows
-        self.quiet_tokens_F[self._step.fired_F] = 0
 
     def _evaluation_steps(self) -> set[int]:
         wanted = min(self.training.evaluations, self.steps)

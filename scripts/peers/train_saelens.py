@@ -1,10 +1,10 @@
-"""Train SAEs with SAELens's own trainer: the other half of scripts/compare_saelens.py.
+"""Train SAEs with SAELens's own trainer, for scripts/compare_saelens.py and scripts/bench_training.py.
 
     .peers/bin/python scripts/peers/train_saelens.py ROWS.safetensors < JOBS
 
 In the environment of scripts/peers.sh, where raysae is not. ``batches`` in the file are the training
 rows in their order. A line of standard input is a job in JSON; each SAE is saved for inference in the
-job's ``out``, and the seconds that its training took are a line of standard output.
+job's ``out``, and how long its training took is a line of standard output, in JSON.
 """
 
 import json
@@ -23,6 +23,7 @@ from sae_lens import (
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file
+from timing import TimedBatches
 from torch import Tensor
 
 VARIANTS = {
@@ -33,12 +34,13 @@ NORM_BATCHES = 64
 """Batches from which it estimates the scale of the input."""
 
 
-def train(rows_ND: Tensor, job: dict[str, Any]) -> float:
-    """Train one SAE, save it, and say how many seconds the training took.
+def train(rows_ND: Tensor, job: dict[str, Any]) -> dict[str, float]:
+    """Train one SAE, save it, and say how long the training took.
 
     Its losses, coefficients and initialisation are SAELens's defaults.
     """
     torch.manual_seed(job["seed"])
+    torch.set_num_threads(job.get("threads", 1))
     sae_class, config_class = VARIANTS[job["variant"]]
     sae = sae_class(
         config_class(
@@ -49,10 +51,13 @@ def train(rows_ND: Tensor, job: dict[str, Any]) -> float:
         )
     )
     head = NORM_BATCHES if job["normalize"] == "expected_average_only_in" else 0
-    trainer = SAETrainer(trainer_config(rows_ND, job), sae, provider(rows_ND, job["batch"], head))
+    timed = TimedBatches(rows_ND, job["batch"], job.get("timed_from", 0))
+    trainer = SAETrainer(trainer_config(rows_ND, job), sae, provider(timed, head))
     started = time.perf_counter()
-    trainer.fit().save_inference_model(job["out"])
-    return time.perf_counter() - started
+    trained = trainer.fit()
+    speed = timed.tokens_per_second()
+    trained.save_inference_model(job["out"])
+    return {"seconds": time.perf_counter() - started, "tokens_per_second": speed}
 
 
 def trainer_config(rows_ND: Tensor, job: dict[str, Any]) -> SAETrainerConfig:
@@ -66,22 +71,21 @@ def trainer_config(rows_ND: Tensor, job: dict[str, Any]) -> SAETrainerConfig:
         lr_warm_up_steps=round(job["warm_up"] * steps),
         lr_decay_steps=round(job["decay"] * steps),
         dead_feature_window=job["dead_window"],
+        autocast=job.get("autocast", False),
         n_batches_for_norm_estimate=NORM_BATCHES,
     )
 
 
-def provider(rows_ND: Tensor, batch: int, head: int) -> Iterator[Tensor]:
+def provider(timed: TimedBatches, head: int) -> Iterator[Tensor]:
     """The first ``head`` batches, which only the scale is estimated from; then all of them."""
-    batches = rows_ND.split(batch)
-    yield from (batches[number % len(batches)] for number in range(head))
-    yield from batches
+    yield from (timed.batches[number % len(timed.batches)] for number in range(head))
+    yield from timed
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     rows_ND = load_file(sys.argv[1])["batches"]
     for line in sys.stdin:
-        print(train(rows_ND, json.loads(line)), flush=True)
+        print(json.dumps(train(rows_ND, json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

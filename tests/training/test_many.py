@@ -132,3 +132,65 @@ def test_configs_may_be_objects_and_threads_are_as_before():
     (fit,) = many(sae_config(SMALL), rows(), TrainingConfig(**TRAINING))
     same(fit, alone(SMALL, rows()))
     assert torch.get_num_threads() == before
+
+
+def near(one, other, tolerance=1e-5):
+    for name, tensor in one.sae.state_dict().items():
+        assert torch.allclose(tensor, other.sae.state_dict()[name], atol=tolerance), name
+    for name, value in one.metrics.items():
+        assert other.metrics[name] == pytest.approx(value, abs=1e-4), name
+
+
+PACKED = {**TRAINING, "compiled": False, "aux_window_tokens": 128}
+
+
+@pytest.mark.parametrize("variant", ["topk", "batch_topk"])
+def test_a_pack_is_its_members_alone(variant):
+    """Rows, seeds, learning rates and k of their own, with dead latents for AuxK."""
+    data = [rows(seed) for seed in range(3)]
+    configs = [{"variant": variant, "d_sae": 64, "k": k} for k in (2, 3, 5)]
+    trainings = [{**PACKED, "lr": lr} for lr in (1e-3, 3e-3, 2e-3)]
+    fits = many(configs, data, trainings, seeds=[3, 4, 5], pack=True)
+    for number, fit in enumerate(fits):
+        own = alone(configs[number], data[number], trainings[number], seed=3 + number)
+        near(fit, own, 1e-4)
+        assert [r["tokens"] for r in fit.history] == [r["tokens"] for r in own.history]
+
+
+def test_a_pack_trains_seeds_on_shared_rows_and_what_cannot_be_packed_beside():
+    x = rows()
+    configs = [SMALL, SMALL, {"variant": "relu_l1", "d_sae": 24}]
+    fits = many(configs, x, PACKED, seeds=[0, 1, 2], pack=True)
+    for seed, (config, fit) in enumerate(zip(configs, fits, strict=True)):
+        near(fit, alone(config, x, PACKED, seed=seed), 1e-4)
+
+
+def test_who_leaves_a_pack_leaves_the_others_as_they_are_to_the_bit():
+    x = rows()
+    too_fast = {**PACKED, "lr": 1e30, "warm_up": 0.0}
+    whole = many(SMALL, x, [PACKED, PACKED, PACKED], seeds=[0, 0, 1], pack=True)
+    bad, *others = many(SMALL, x, [too_fast, PACKED, PACKED], seeds=[0, 0, 1], pack=True)
+    assert "not finite at step" in bad.stopped
+    assert all(bool(tensor.isfinite().all()) for tensor in bad.sae.state_dict().values())
+    for fit, expected in zip(others, whole[1:], strict=True):
+        same(fit, expected)
+    first, second = many(
+        SMALL, x, PACKED, seeds=[0, 1], pack=True, keep=lambda number, record: number == 1
+    )
+    assert first.stopped == "not kept at step 16 of 32" and second.stopped is None
+    near(second, whole[2])
+    assert first.metrics["explained_variance"] == first.history[-1]["explained_variance"]
+
+
+def test_what_does_not_fit_is_refused_with_what_would():
+    with pytest.raises(ValueError, match=r"GiB to train; cpu has .* a d_sae of [\d,]+ fits"):
+        many({"variant": "topk", "d_sae": 2**40, "k": 3}, rows())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_captured_pack_on_a_gpu_is_the_same():
+    data = [rows(seed) for seed in range(4)]
+    fits = many(SMALL, data, {**PACKED, "epochs": 12}, device="cuda")
+    on_cpu = many(SMALL, data, {**PACKED, "epochs": 12}, pack=True)
+    for fit, expected in zip(fits, on_cpu, strict=True):
+        near(fit, expected, 1e-3)

@@ -1,0 +1,46 @@
+"""What a training holds in memory, and whether the device has room for it."""
+
+from pathlib import Path
+
+import torch
+
+from raysae.sae import SAEConfig
+from raysae.training.config import TrainingConfig
+
+FLOAT = 4
+
+
+def training_bytes(d_in: int, d_sae: int, training: TrainingConfig) -> int:
+    """Bytes of one training at its peak, an upper estimate: weights, gradients, Adam's two moments,
+    copies in bfloat16, and a batch's rows and latents."""
+    weights = 2 * d_in * d_sae
+    copies = weights * FLOAT // 2 if training.precision == "bfloat16" else 0
+    batch = training.batch_size * (3 * d_in + 4 * d_sae) * FLOAT
+    return 4 * weights * FLOAT + copies + batch
+
+
+def free_bytes(device: str) -> int | None:
+    """What the device could still give; None when it does not say."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    values = dict(line.split(":", 1) for line in lines)
+    return int(values["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in values else None
+
+
+def require_room(config: SAEConfig, d_in: int, training: TrainingConfig, device: str) -> None:
+    """Raises ValueError when the training is larger than what is free, and says what would fit."""
+    free, needed = free_bytes(device), training_bytes(d_in, config.d_sae, training)
+    if free is None or needed <= free:
+        return
+    d_sae = config.d_sae
+    while d_sae > 1 and training_bytes(d_in, d_sae, training) > free:
+        d_sae = int(d_sae * 0.9)
+    raise ValueError(
+        f"d_sae {config.d_sae:,} at d_in {d_in:,} and batch_size {training.batch_size:,} takes "
+        f"{needed / 2**30:.1f} GiB to train; {device} has {free / 2**30:.1f} GiB free; "
+        f"a d_sae of {d_sae:,} fits, or a smaller batch_size, or another device"
+    )

@@ -1,0 +1,243 @@
+"""How fast one TopK SAE trains: ours against SAELens's trainer and sparsify's SparseCoder.
+
+    python scripts/bench_training.py [--quick] [--shapes 0,1,2] [--threads 1,all] [--repeats 3]
+
+The same batches of synthetic activations, in the same order, with the same schedule of the learning rate
+and the same number of threads; each repeat runs all sides one after another, and a ratio is the median
+over the repeats of ours / theirs. The first steps of each side are not timed. EV and L0 are measured by
+raysae.sae.metrics on held-out rows for all. The floor of a dense step (scripts/machine.py) is measured
+in the same run. bfloat16 is ours with precision bfloat16 and SAELens with autocast; sparsify has none on
+CPUs.
+
+On a GPU (--device cuda) the peers are left out, and the same mathematics in eager torch stands for them.
+
+scripts/peers.sh makes the environment that the peers lie in; RAYSAE_PEERS names its python instead.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from compare_saelens import peers_environment, peers_python
+from machine import machine, measured_rates, synchronize
+from peers.timing import TimedBatches
+from safetensors.torch import save_file
+from torch import Tensor
+
+import raysae
+from raysae.sae import sae_config
+from raysae.sae.metrics import evaluate
+from raysae.training import Trainer, TrainingConfig
+from raysae.training.rows import Rows
+
+SCHEDULE = {"warm_up": 0.05, "decay": 0.2}
+LR = 1e-3
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+VALIDATION_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is trained, and for how many steps."""
+
+    d_in: int
+    d_sae: int
+    k: int
+    batch: int
+    steps: int
+    skip: int = 10
+    """Steps before the clock starts."""
+
+    def __str__(self) -> str:
+        return f"({self.d_in}, {self.d_sae}, {self.k}, {self.batch})"
+
+
+SHAPES = (
+    Shape(384, 1536, 32, 1024, 120),
+    Shape(768, 512, 150, 256, 300),
+    Shape(768, 6144, 64, 1024, 50),
+)
+GPU_SHAPES = (Shape(768, 24576, 32, 4096, 300), Shape(768, 6144, 64, 4096, 300))
+
+
+@dataclass(frozen=True)
+class Result:
+    """One training."""
+
+    speed: float
+    """Tokens a second."""
+    ev: float
+    l0: float
+
+
+def rows_of(shape: Shape, count: int, seed: int) -> Tensor:
+    """Rows ``[count, d_in]``: sums of some 20 of 4 d_in atoms, some common and most rare, and noise."""
+    truth = torch.Generator().manual_seed(0)
+    atoms = 4 * shape.d_in
+    atoms_AD = torch.randn(atoms, shape.d_in, generator=truth) / shape.d_in**0.5
+    share_A = torch.arange(1, atoms + 1).float().pow(-0.5)
+    share_A *= 20 / share_A.sum()
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for start in range(0, count, 8192):
+        rows = min(8192, count - start)
+        size_NA = torch.empty(rows, atoms).exponential_(generator=generator)
+        active_NA = torch.rand(rows, atoms, generator=generator) < share_A
+        noise_ND = 0.02 * torch.randn(rows, shape.d_in, generator=generator)
+        parts.append((size_NA * active_NA) @ atoms_AD + noise_ND + 0.1)
+    rows_ND = torch.cat(parts)
+    return rows_ND * (shape.d_in / rows_ND.square().sum(dim=1).mean()).sqrt()
+
+
+def ours(shape: Shape, data: Tensor, held_out: Tensor, job: dict[str, Any]) -> Result:
+    """Training by raysae's own loop, as ``raysae.fit`` runs it, on batches cut before."""
+    torch.set_num_threads(job["threads"])
+    settings = TrainingConfig(
+        batch_size=shape.batch, lr=LR, precision=job["precision"], evaluations=1,
+        compiled=job.get("compiled", True), **SCHEDULE,
+    )  # fmt: skip
+    config = sae_config({"variant": "topk", "d_sae": shape.d_sae, "k": shape.k})
+    device = job["device"]
+    few = Rows(held_out[:16])  # its own evaluation at the end is not what is timed
+    trainer = Trainer(config, settings, Rows(data), few, seed=job["seed"], device=device)
+    timed = TimedBatches(data.to(device), shape.batch, shape.skip)
+    for number, batch_BD in enumerate(timed):
+        if number == shape.skip:
+            synchronize(device)
+        trainer.take(batch_BD)
+    synchronize(device)
+    speed = timed.tokens_per_second()
+    assert trainer.step == trainer.steps == shape.steps
+    return measured(trainer.sae(), held_out, speed)
+
+
+def measured(sae: raysae.SAE, held_out: Tensor, speed: float) -> Result:
+    metrics = evaluate(sae.reconstruct, held_out.split(1024)).metrics()
+    return Result(speed, metrics["explained_variance"], metrics["l0"])
+
+
+class Peer:
+    """A program of scripts/peers, at work in the peers' environment."""
+
+    def __init__(self, process: subprocess.Popen[str], out: Path):
+        self.process, self.out = process, out
+
+    def __call__(self, shape: Shape, held_out: Tensor, job: dict[str, Any]) -> Result:
+        told = {
+            "variant": "topk", "d_sae": shape.d_sae, "k": shape.k, "batch": shape.batch, "lr": LR,
+            "seed": job["seed"], "threads": job["threads"], "timed_from": shape.skip,
+            "autocast": job["precision"] == "bfloat16", "normalize": "none", "dead_window": 1000,
+            "out": str(self.out), **SCHEDULE,
+        }  # fmt: skip
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(json.dumps(told), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args} ended early; its reason stands above")
+        sae = raysae.load_sae(self.out)
+        return measured(sae, held_out, json.loads(line)["tokens_per_second"])
+
+
+@contextmanager
+def peer(program: str, python: str, rows: Path) -> Iterator[Peer]:
+    """The peer's process over one file of rows."""
+    script = Path(__file__).parent / "peers" / program
+    with subprocess.Popen(
+        [python, str(script), str(rows)], env=peers_environment(), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        yield Peer(process, rows.parent / script.stem)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def run_shape(shape: Shape, args: argparse.Namespace) -> None:
+    """The rows of the table for one shape."""
+    data = rows_of(shape, shape.steps * shape.batch, 1)
+    held_out = rows_of(shape, VALIDATION_ROWS, 2)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        peers: dict[str, Peer] = {}
+        if args.device == "cpu":
+            file = Path(folder) / "rows.safetensors"
+            save_file({"batches": data}, file)
+            for name, program in (
+                ("SAELens", "train_saelens.py"),
+                ("sparsify", "train_sparsify.py"),
+            ):
+                peers[name] = stack.enter_context(peer(program, args.python, file))
+        for threads in args.threads:
+            for precision in PRECISIONS:
+                compare(shape, data, held_out, peers, threads, precision, args)
+
+
+def compare(
+    shape: Shape, data: Tensor, held_out: Tensor, peers: dict[str, Peer], threads: int,
+    precision: str, args: argparse.Namespace,
+) -> None:  # fmt: skip
+    """All sides at one setting, repeated; a line for each."""
+    torch.set_num_threads(threads)
+    rates = measured_rates(shape.d_in, shape.d_sae, shape.batch, PRECISIONS[precision], args.device)
+    floor = shape.batch / rates.floor_seconds(shape.d_in, shape.d_sae, shape.batch)
+    results: dict[str, list[Result]] = {}
+    for repeat in range(args.repeats):
+        job = {
+            "threads": threads, "precision": precision, "seed": repeat, "device": args.device
+        }  # fmt: skip
+        results.setdefault("raysae", []).append(ours(shape, data, held_out, job))
+        if args.device != "cpu":
+            eager = {**job, "compiled": False}
+            results.setdefault("eager torch", []).append(ours(shape, data, held_out, eager))
+        for name, side in peers.items():
+            if precision == "float32" or name == "SAELens":
+                results.setdefault(name, []).append(side(shape, held_out, job))
+    for name, sides in results.items():
+        speeds = [side.speed for side in sides]
+        ratios = [
+            mine.speed / side.speed for mine, side in zip(results["raysae"], sides, strict=True)
+        ]
+        print(
+            f"{shape!s:24} {threads:>7} {precision:8} {name:11} {statistics.median(speeds):>10,.0f} "
+            f"{statistics.median(ratios):>7.2f} {statistics.median(speeds) / floor:>7.0%} "
+            f"{statistics.median(side.ev for side in sides):>8.4f} {sides[0].l0:>7.2f}",
+            flush=True,
+        )  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", help="numbers of shapes, such as 0,2")
+    parser.add_argument("--threads", default="1,all")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true", help="the first shape, one thread, once")
+    args = parser.parse_args()
+    every = torch.get_num_threads()
+    args.threads = [every if n == "all" else int(n) for n in args.threads.split(",")]
+    args.python = peers_python()
+    if args.python is None and args.device == "cpu":
+        print("error: no environment with the peers: scripts/peers.sh makes it", file=sys.stderr)
+        return 2
+    shapes = SHAPES if args.device == "cpu" else GPU_SHAPES
+    if args.shapes:
+        shapes = tuple(shapes[int(number)] for number in args.shapes.split(","))
+    if args.quick:
+        shapes, args.threads, args.repeats = shapes[:1], [1], 1
+    print(f"{machine(args.device)}; medians of {args.repeats}; lr {LR:g}")
+    print(f"{'d_in, d_sae, k, batch':24} {'threads':>7} {'type':8} {'library':11} {'tokens/s':>10} "
+          f"{'ours x':>7} {'floor':>7} {'EV':>8} {'L0':>7}")  # fmt: skip
+    for shape in shapes:
+        run_shape(shape, args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -140,11 +140,11 @@ class Peer:
         }  # fmt: skip
         assert self.process.stdin is not None and self.process.stdout is not None
         print(json.dumps(told), file=self.process.stdin, flush=True)
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.process.args} ended early; its reason stands above")
-        sae = raysae.load_sae(self.out)
-        return measured(sae, held_out, json.loads(line)["tokens_per_second"])
+        for line in self.process.stdout:
+            if line.startswith("{"):  # sparsify says other things, too
+                sae = raysae.load_sae(self.out)
+                return measured(sae, held_out, json.loads(line)["tokens_per_second"])
+        raise RuntimeError(f"{self.process.args} ended early; its reason stands above")
 
 
 @contextmanager

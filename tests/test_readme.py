@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from raysae.pocket.problems import make_problem
+from tests.conftest import SMALL
 
 README = Path("README.md").read_text()
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
@@ -97,12 +98,18 @@ def test_sweep_commands(arguments, connected_ray, small_run, tmp_path, capsys):
     filled = [
         word.replace("=FOLDER", "=pocket").replace("=FILE.jsonl", f"={data}") for word in filled
     ]
-    sizes = ["source.sequences=200", "training.epochs=1", "source.layers=[1]", "sweep.trials=4"]
-    place = [f"runs_dir={tmp_path / 'runs'}", f"store={tmp_path / 'store'}", "records.mlflow=false"]
+    sizes = ["training.epochs=1", "sweep.trials=4", "records.mlflow=false"]
+    sizes.append(f"runs_dir={tmp_path / 'runs'}")
+    if arguments:
+        sizes.append("atlas.enabled=false")
     if "configs/local_model.yaml" in filled:
-        sizes.append("source.context_length=64")
+        sizes += [f"store={tmp_path / 'store'}", "source.layers=[1]", "source.context_length=64"]
+    else:  # the activations are there already
+        source = small_run.run.recipe.source.model_dump(include=SMALL["source"].keys())
+        sizes.append(f"store={small_run.run.recipe.store_folder}")
+        sizes += [f"source.{key}={json.dumps(value)}" for key, value in source.items()]
     if "--resume" not in filled:
-        filled += [*sizes, *place]
+        filled += sizes
     assert main(filled) == 0
     assert capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""Where training starts from: the input scale and the decoder bias.
+"""Where training starts from: the input scale, the decoder bias and the size of the encoder.
 
 Shapes: B batch, D d_in.
 """
@@ -6,13 +6,17 @@ Shapes: B batch, D d_in.
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from raysae.sae import SAE
 from raysae.sae.metrics import mean_of_rows
+from raysae.sae.topk import KSAE
 from raysae.training.rows import RowSource
 
 MEDIAN_SAMPLE = 4096
 SCALE_SAMPLE = 262_144
+ENCODER_SAMPLE = 1024
 
 
 class Footing(NamedTuple):
@@ -23,14 +27,18 @@ class Footing(NamedTuple):
     median_D: Tensor
     """Geometric median of the training rows."""
     validation_mean_D: Tensor
+    sample_ND: Tensor
+    """Some of the training rows."""
 
 
 def footing(train: RowSource, validation: RowSource, seed: int, shuffle_rows: int) -> Footing:
     """The footing of a training on ``train``, measured on ``validation``."""
+    sample_ND = train.sample(MEDIAN_SAMPLE, seed, shuffle_rows).float()
     return Footing(
         input_scale(train),
-        median_of_sample(train, seed, shuffle_rows),
+        geometric_median(sample_ND),
         mean_of_rows(batch_BD.float() for batch_BD in validation.batches()),
+        sample_ND[:ENCODER_SAMPLE].clone(),
     )
 
 
@@ -51,17 +59,34 @@ def input_scale(rows: RowSource) -> float:
 def geometric_median(x_BD: Tensor, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
     """The point ``[d_in]`` with the least summed distance to the rows (Weiszfeld's iteration)."""
     x_BD = x_BD.double()
-    median_D = x_BD.mean(dim=0)
+    mean_D = x_BD.mean(dim=0)
+    x_BD = x_BD - mean_D  # so that the squares below lose no digits to a common offset
+    square_B = x_BD.square().sum(dim=1)
+    median_D = torch.zeros_like(mean_D)
     for _ in range(iterations):
-        weight_B = 1 / (x_BD - median_D).norm(dim=1).clamp_min(1e-9)
-        moved_D = (weight_B[:, None] * x_BD).sum(dim=0) / weight_B.sum()
+        distance_B = (
+            (square_B - 2 * (x_BD @ median_D) + median_D.square().sum()).clamp_min(0).sqrt()
+        )
+        weight_B = 1 / distance_B.clamp_min(1e-9)
+        moved_D = (weight_B @ x_BD) / weight_B.sum()
         step = float((moved_D - median_D).norm())
         median_D = moved_D
-        if step <= tolerance * float(median_D.norm()):
+        if step <= tolerance * float((mean_D + median_D).norm()):
             break
-    return median_D.float()
+    return (mean_D + median_D).float()
 
 
-def median_of_sample(rows: RowSource, seed: int, shuffle_rows: int) -> Tensor:
-    """The geometric median of at most ``MEDIAN_SAMPLE`` rows, drawn by ``seed``."""
-    return geometric_median(rows.sample(MEDIAN_SAMPLE, seed, shuffle_rows).float())
+@torch.no_grad()
+def fit_encoder(model: SAE, x_ND: Tensor) -> None:
+    """Scale a tied encoder of the TopK kind so that the untrained SAE errs least on ``x_ND``.
+
+    Features of that kind grow with the encoder alone. Random rows overlap, so that with the encoder of
+    the decoder's own size the first reconstructions are too long, and a short training is spent on
+    shrinking them.
+    """
+    if not isinstance(model, KSAE):
+        return
+    reconstruction_ND = model.select(model.preactivations(x_ND)) @ model.W_dec
+    along = float(((x_ND - model.b_dec) * reconstruction_ND).sum())
+    if along > 0:
+        model.W_enc.mul_(along / float(reconstruction_ND.square().sum()))

@@ -46,7 +46,7 @@ def test_how_the_rows_are_cut_into_blocks_never_shows(rows):
 def test_the_figures_are_those_of_the_sae_that_comes_back(rows):
     fit = raysae.fit(SMALL, rows, QUICK, validation=rows[:300])
     again = evaluate(lambda x: fit.sae(x)[:2], [rows[:300]]).metrics()
-    assert again["explained_variance"] == pytest.approx(fit.metrics["explained_variance"], abs=1e-9)
+    assert again["explained_variance"] == pytest.approx(fit.metrics["explained_variance"], abs=1e-7)
     assert fit.metrics["l0"] <= SMALL.k
     assert {row["step"] for row in fit.history} == {12, 24, 36, 48}
     assert fit.history[-1]["tokens"] == 3000 == fit.metrics["dead_window_tokens"]

@@ -1,0 +1,75 @@
+"""How much memory a training holds at its peak, against what it cannot do without.
+
+    python scripts/bench_memory.py
+
+What it cannot do without: weights, gradients, Adam's two moments (16 bytes a parameter) and two batches
+of rows in float32. Each training runs in a process of its own, evaluations included; its peak is the
+largest resident memory less what the process held before (the rows, torch, and the kernels after a tiny
+training). Linux only: the peak is read from /proc.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from bench_training import SHAPES, Shape, rows_of
+from machine import machine
+
+import raysae
+
+STEPS = 12
+
+
+def resident(key: str) -> int:
+    """``VmRSS`` (now) or ``VmHWM`` (the peak) of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(key + ":")]
+    return int(line.split()[1]) * 1024
+
+
+def train(shape: Shape, precision: str, rows: torch.Tensor, held_out: torch.Tensor) -> raysae.SAE:
+    return raysae.fit(
+        {"variant": "topk", "d_sae": shape.d_sae, "k": shape.k}, rows,
+        {"batch_size": shape.batch, "precision": precision, "evaluations": 2, "lr": 1e-3},
+        validation=held_out, progress=False,
+    ).sae  # fmt: skip
+
+
+def measure(number: int, precision: str) -> None:
+    """In a process of its own: print the peak's bytes."""
+    shape = SHAPES[number]
+    rows, held_out = rows_of(shape, STEPS * shape.batch, 1), rows_of(shape, 1024, 2)
+    tiny = Shape(32, 64, 4, 64, 1)
+    train(tiny, precision, rows_of(tiny, 256, 1), rows_of(tiny, 64, 2))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
+    sae = train(shape, precision, rows, held_out)
+    print(resident("VmHWM") - before)
+    assert sae.W_dec.isfinite().all()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        measure(int(args.measure[0]), args.measure[1])
+        return 0
+    print(machine())
+    print(f"{'d_in, d_sae, k, batch':24} {'type':8} {'needed':>10} {'peak':>10} {'ratio':>6}")
+    for number, shape in enumerate(SHAPES):
+        parameters = 2 * shape.d_in * shape.d_sae + shape.d_in + shape.d_sae
+        needed = 16 * parameters + 2 * 4 * shape.batch * shape.d_in
+        for precision in ("float32", "bfloat16"):
+            command = [sys.executable, __file__, "--measure", str(number), precision]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            peak = int(done.stdout)
+            print(f"{shape!s:24} {precision:8} {needed / 1e6:7.1f} MB {peak / 1e6:7.1f} MB "
+                  f"{peak / needed:6.2f}")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

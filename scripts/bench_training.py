@@ -183,8 +183,14 @@ def run_shape(shape: Shape, args: argparse.Namespace) -> None:
         sides = sides_of(shape, data, held_out, peers, args.device)
         lrs = {name: best_lr(side, args) for name, side in sides.items()}
         for threads in args.threads:
-            for precision in PRECISIONS:
-                compare(shape, sides, lrs, threads, precision, args)
+            float32, bfloat16 = (
+                compare(shape, sides, lrs, threads, precision, args) for precision in PRECISIONS
+            )
+            for name in peers:
+                ratio = bfloat16["raysae"] / float32[name]
+                print(
+                    f"{shape!s:24} {threads:>7} ours in bfloat16 / {name} in float32: {ratio:.2f}"
+                )
 
 
 def sides_of(
@@ -210,8 +216,8 @@ def best_lr(side: Side, args: argparse.Namespace) -> float:
 def compare(
     shape: Shape, sides: dict[str, Side], lrs: dict[str, float], threads: int, precision: str,
     args: argparse.Namespace,
-) -> None:  # fmt: skip
-    """All sides at one setting, repeated; a line for each."""
+) -> dict[str, float]:  # fmt: skip
+    """All sides at one setting, repeated, and a line for each; their tokens a second."""
     torch.set_num_threads(threads)
     rates = measured_rates(shape.d_in, shape.d_sae, shape.batch, PRECISIONS[precision], args.device)
     floor = shape.batch / rates.floor_seconds(shape.d_in, shape.d_sae, shape.batch)
@@ -221,8 +227,9 @@ def compare(
     for repeat in range(args.repeats):
         for name in taking_part:
             results[name].append(sides[name]({**job, "seed": repeat + 1, "lr": lrs[name]}))
+    speeds = {name: statistics.median(run.speed for run in runs) for name, runs in results.items()}
     for name, runs in results.items():
-        speed = statistics.median(run.speed for run in runs)
+        speed = speeds[name]
         pairs = zip(results["raysae"], runs, strict=True)
         ratio = statistics.median(mine.speed / theirs.speed for mine, theirs in pairs)
         ev = statistics.median(run.ev for run in runs)
@@ -231,6 +238,7 @@ def compare(
             f"{speed / floor:>7.0%} {lrs[name]:>6g} {ev:>8.4f} {runs[0].l0:>7.2f}",
             flush=True,
         )  # fmt: skip
+    return speeds
 
 
 def main() -> int:

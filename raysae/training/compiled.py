@@ -59,7 +59,7 @@ class CompiledStep(Step):
         self._copied: list[tuple[int, int]] = []
         self.g_dec_FD, self.g_enc_FD = torch.empty(d_sae, d_in), torch.empty(d_sae, d_in)
         self.g_bias_F, self.parallel_F = torch.empty(d_sae), torch.empty(d_sae)
-        self.g_b_dec_D = torch.empty(d_in)
+        self.g_b_dec_D, self.error_sum_D = torch.empty(d_in), torch.empty(d_in)
         self.square_F = torch.empty(d_sae, dtype=torch.float64)
         self.start_F = torch.empty(d_sae + 1, dtype=torch.int64)
         self.rows = self.room = 0
@@ -76,7 +76,7 @@ class CompiledStep(Step):
         backward = self._dense_backward if self.dense else self._sparse_backward
         loss = backward(x_BD, dead_F)
         shape = len(x_BD), *self.model.W_dec.shape
-        self._run("bias_gradient", self.error_BD, self.g_bias_F, self.square_F, self.W_enc, *shape,
+        self._run("bias_gradient", self.error_sum_D, self.g_bias_F, self.square_F, self.W_enc, *shape,
                   self.g_b_dec_D)  # fmt: skip
         square = self.square_F.clamp_min(0).sum() + self.g_b_dec_D.double().square().sum()
         self.norm = math.sqrt(square) if square >= 0 else math.nan
@@ -217,40 +217,41 @@ class CompiledStep(Step):
 
     def _aux_k(self, rows: int, dead_F: Tensor) -> tuple[float, Extra | None]:
         """The weighted AuxK loss and its gradients; see ``KSAE._aux_k``."""
-        model, d_in = self.model, self.model.d_in
-        if not model.config.aux_coefficient or not bool(dead_F.any()):
+        d_in, error_BD = self.model.d_in, self.error_BD[:rows]
+        self._run("column_sums", error_BD, rows, d_in, self.error_sum_D)
+        if not self.model.config.aux_coefficient or not bool(dead_F.any()):
             return 0.0, None
+        variance = self._mean_loss(rows) - float((self.error_sum_D / rows).square().sum())
+        weight = self.model.config.aux_coefficient * d_in / max(variance, 1e-12)
         dead_C = dead_F.nonzero().squeeze(1)
         features_BC = self._aux_features(rows, dead_C)
         W_dec_CD = self.W_dec[dead_C]
-        error_BD = -self.error_BD[:rows].float()
-        residual_BD = error_BD - features_BC @ W_dec_CD
-        variance = (error_BD - error_BD.mean(dim=0)).square().sum(dim=1).mean()
-        weight = model.config.aux_coefficient * d_in / float(variance.clamp_min(1e-12))
-        loss = weight * float(residual_BD.square().sum(dim=1).mean())
-        back_BD = residual_BD.mul_(-2 * weight / rows).to(self.dtype)
+        back_BD, loss_B = torch.empty_like(error_BD), torch.empty(rows, dtype=torch.float64)
+        self._run("aux_errors", error_BD, features_BC @ W_dec_CD, rows, d_in, -2 * weight / rows,
+                  back_BD, loss_B)  # fmt: skip
         dz_BC = (back_BD @ W_dec_CD.T).mul_(features_BC > 0)
         dec_CD = (features_BC.T @ back_BD).float()
+        bias_C = torch.empty(len(dead_C))
+        self._run("column_sums", dz_BC, rows, len(dead_C), bias_C)
         slot_F = torch.full(dead_F.shape, -1, dtype=torch.int32)
         slot_F[dead_C] = torch.arange(len(dead_C), dtype=torch.int32)
-        return loss, Extra(
-            slot_F,
-            dec_CD,
-            (dz_BC.T @ self.centered_BD[:rows]).float(),
-            dz_BC.float().sum(dim=0),
-            (dec_CD * model.W_dec.detach()[dead_C]).sum(dim=1),
-        )
+        enc_CD = (dz_BC.T @ self.centered_BD[:rows]).float()
+        parallel_C = (dec_CD * self.model.W_dec.detach()[dead_C]).sum(dim=1)
+        extra = Extra(slot_F, dec_CD, enc_CD, bias_C, parallel_C)
+        return weight * float(loss_B.sum()) / rows, extra
 
     def _aux_features(self, rows: int, dead_C: Tensor) -> Tensor:
         """The most active of the dead latents, ``[batch, dead]``."""
-        dead = len(dead_C)
-        k = min(max(self.model.d_in // 2, 1), dead)
-        pre_BC = self.pre_BF[:rows].index_select(1, dead_C)
-        features_BC = torch.empty_like(pre_BC)
+        dead, k = len(dead_C), max(self.model.d_in // 2, 1)
+        features_BC = torch.empty(rows, dead, dtype=self.dtype)
+        self._run("active_columns", self.pre_BF, self.model.b_enc.detach()[dead_C], dead_C, rows,
+                  self.pre_BF.shape[1], dead, features_BC)  # fmt: skip
+        if k >= dead:
+            return features_BC
         value_N, column_N = torch.empty(rows * k), torch.empty(rows * k, dtype=torch.int32)
         first_B, last_B = torch.empty(2, rows, dtype=torch.int64)
-        self._run("select_rows", pre_BC, self.model.b_enc.detach()[dead_C], rows, dead, k, value_N,
-                  column_N, first_B, last_B)  # fmt: skip
+        self._run("select_rows", features_BC, torch.zeros(dead), rows, dead, k, value_N, column_N,
+                  first_B, last_B)  # fmt: skip
         self._run("scatter_rows", value_N, column_N, first_B, last_B, rows, dead, features_BC)
         return features_BC
 

@@ -71,6 +71,8 @@ def _passed(value: Any) -> Any:
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, int):
         return ctypes.c_int64(value)
+    if isinstance(value, float):
+        return ctypes.c_float(value)
     if isinstance(value, Adam):
         return ctypes.byref(value)
     assert value is None

@@ -347,22 +347,61 @@ void gradients(const int64_t* start, const int32_t* row, const float* value, con
     }
 }
 
+template <class W>
+void column_sums(const W* rows, int64_t B, int D, float* sum, int threads) {
+    const int slice = 64;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int from = 0; from < D; from += slice) {
+        int n = std::min(slice, D - from);
+        float part[slice] = {0};
+        for (int64_t b = 0; b < B; b++)
+            for (int d = 0; d < n; d++) part[d] += widen(rows[b * D + from + d]);
+        std::memcpy(sum + from, part, n * sizeof(float));
+    }
+}
+
 // The gradient by b_dec: it is added to the reconstruction and taken from the encoder's input.
 template <class W>
-void bias_gradient(const W* error, const float* g_bias, const double* square, const W* W_enc, int64_t B,
-                   int F, int D, float* g_b_dec, int threads) {
+void bias_gradient(const float* error_sum, const float* g_bias, const double* square, const W* W_enc,
+                   int64_t B, int F, int D, float* g_b_dec, int threads) {
     const float scale = 2.0f / float(B);
     const int slice = 64;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int from = 0; from < D; from += slice) {
         int n = std::min(slice, D - from);
-        float sum[slice] = {0}, back[slice] = {0};
-        for (int64_t b = 0; b < B; b++)
-            for (int d = 0; d < n; d++) sum[d] += widen(error[b * D + from + d]);
+        float back[slice] = {0};
         for (int f = 0; f < F; f++)
             if (square[f] >= 0)
                 for (int d = 0; d < n; d++) back[d] += g_bias[f] * widen(W_enc[int64_t(f) * D + from + d]);
-        for (int d = 0; d < n; d++) g_b_dec[from + d] = sum[d] * scale - back[d];
+        for (int d = 0; d < n; d++) g_b_dec[from + d] = error_sum[from + d] * scale - back[d];
+    }
+}
+
+// AuxK: pre + bias at the columns of its latents, C of them, where it is positive.
+template <class W>
+void active_columns(const W* pre, const float* bias, const int64_t* columns, int64_t B, int F, int C, W* out,
+                    int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t b = 0; b < B; b++)
+        for (int c = 0; c < C; c++) {
+            float x = widen(pre[b * F + columns[c]]) + bias[c];
+            narrow(x > 0 ? x : 0, out + b * C + c);
+        }
+}
+
+// AuxK: residual = -error - product, its squared norm a row, and back = scale * residual.
+template <class W>
+void aux_errors(const W* error, const W* product, int64_t B, int D, float scale, W* back, double* loss,
+                int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t b = 0; b < B; b++) {
+        float square = 0;
+        for (int64_t i = b * D; i < (b + 1) * D; i++) {
+            float residual = -widen(error[i]) - widen(product[i]);
+            square += residual * residual;
+            narrow(scale * residual, back + i);
+        }
+        loss[b] = square;
     }
 }
 
@@ -519,10 +558,21 @@ void adam_rows(const Adam& a, int F, int D, const double* square, const float* p
         gradients(start, row, value, dz, error, centered, slot, extra_dec, extra_enc, extra_bias,      \
                   extra_parallel, B, F, D, g_dec, g_enc, g_bias, parallel, square, threads);           \
     }                                                                                                  \
-    void bias_gradient_##name(const W* error, const float* g_bias, const double* square,               \
+    void column_sums_##name(const W* rows, int64_t B, int64_t D, float* sum, int64_t threads) {         \
+        column_sums(rows, B, D, sum, threads);                                                         \
+    }                                                                                                  \
+    void bias_gradient_##name(const float* error_sum, const float* g_bias, const double* square,       \
                               const W* W_enc, int64_t B, int64_t F, int64_t D, float* g_b_dec,         \
                               int64_t threads) {                                                       \
-        bias_gradient(error, g_bias, square, W_enc, B, F, D, g_b_dec, threads);                        \
+        bias_gradient(error_sum, g_bias, square, W_enc, B, F, D, g_b_dec, threads);                    \
+    }                                                                                                  \
+    void active_columns_##name(const W* pre, const float* bias, const int64_t* columns, int64_t B,     \
+                               int64_t F, int64_t C, W* out, int64_t threads) {                        \
+        active_columns(pre, bias, columns, B, F, C, out, threads);                                     \
+    }                                                                                                  \
+    void aux_errors_##name(const W* error, const W* product, int64_t B, int64_t D, float scale,        \
+                           W* back, double* loss, int64_t threads) {                                   \
+        aux_errors(error, product, B, D, scale, back, loss, threads);                                  \
     }                                                                                                  \
     void scatter_rows_##name(const float* value, const int32_t* column, const int64_t* first,          \
                              const int64_t* last, int64_t B, int64_t F, W* features,                   \

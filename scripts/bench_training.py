@@ -42,7 +42,7 @@ from raysae.training import Trainer, TrainingConfig
 from raysae.training.rows import Rows
 
 SCHEDULE = {"warm_up": 0.05, "decay": 0.2}
-LRS = (1e-3, 3e-3, 1e-2)
+LRS = (3e-3, 5e-3, 1e-2)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 VALIDATION_ROWS = 4096
 

@@ -16,7 +16,7 @@ from raysae.training.rows import RowSource
 
 MEDIAN_SAMPLE = 4096
 SCALE_SAMPLE = 262_144
-ENCODER_SAMPLE = 1024
+ENCODER_SIZE = 0.1
 
 
 class Footing(NamedTuple):
@@ -27,18 +27,14 @@ class Footing(NamedTuple):
     median_D: Tensor
     """Geometric median of the training rows."""
     validation_mean_D: Tensor
-    sample_ND: Tensor
-    """Some of the training rows."""
 
 
 def footing(train: RowSource, validation: RowSource, seed: int, shuffle_rows: int) -> Footing:
     """The footing of a training on ``train``, measured on ``validation``."""
-    sample_ND = train.sample(MEDIAN_SAMPLE, seed, shuffle_rows).float()
     return Footing(
         input_scale(train),
-        geometric_median(sample_ND),
+        geometric_median(train.sample(MEDIAN_SAMPLE, seed, shuffle_rows).float()),
         mean_of_rows(batch_BD.float() for batch_BD in validation.batches()),
-        sample_ND[:ENCODER_SAMPLE].clone(),
     )
 
 
@@ -77,16 +73,13 @@ def geometric_median(x_BD: Tensor, iterations: int = 100, tolerance: float = 1e-
 
 
 @torch.no_grad()
-def fit_encoder(model: SAE, x_ND: Tensor) -> None:
-    """Scale a tied encoder of the TopK kind so that the untrained SAE errs least on ``x_ND``.
+def shrink_encoder(model: SAE) -> None:
+    """Let a tied encoder of the TopK kind start at ``ENCODER_SIZE`` of the decoder's size.
 
-    Features of that kind grow with the encoder alone. Random rows overlap, so that with the encoder of
-    the decoder's own size the first reconstructions are too long, and a short training is spent on
-    shrinking them.
+    What is selected does not depend on that size. Reconstructions that start short, and rows that turn
+    faster under Adam, bring a training of a hundred steps further (0.47 to 0.51 of explained variance
+    at d_in 768, d_sae 6144, k 64 after 50); in one of thousands nothing is left of it. SAELens starts
+    there, too.
     """
-    if not isinstance(model, KSAE):
-        return
-    reconstruction_ND = model.select(model.preactivations(x_ND)) @ model.W_dec
-    along = float(((x_ND - model.b_dec) * reconstruction_ND).sum())
-    if along > 0:
-        model.W_enc.mul_(along / float(reconstruction_ND.square().sum()))
+    if isinstance(model, KSAE):
+        model.W_enc.mul_(ENCODER_SIZE)

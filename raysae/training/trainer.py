@@ -19,7 +19,7 @@ from raysae.sae.metrics import ReconstructionSums, evaluate
 from raysae.training.compiled import step_of
 from raysae.training.config import TrainingConfig
 from raysae.training.feeding import Feed
-from raysae.training.initialisation import Footing, fit_encoder
+from raysae.training.initialisation import Footing, shrink_encoder
 from raysae.training.initialisation import footing as footing_of
 from raysae.training.memory import require_room
 from raysae.training.rows import EVALUATION_BATCH, RowSource, Stream, same_d_in
@@ -61,14 +61,14 @@ class Trainer:
             self.train, seed=seed, epochs=training.passes(len(train)),
             batch_size=training.batch_size, shuffle_rows=training.shuffle_rows,
         )  # fmt: skip
-        self.scale, median_D, mean_D, sample_ND = footing or footing_of(
+        self.scale, median_D, mean_D = footing or footing_of(
             self.train, self.validation, seed, training.shuffle_rows
         )
         self._validation_mean = mean_D.to(device)
         require_room(sae_config, train.d_in, training, device)
         self.model = build_sae(sae_config, train.d_in, seed).to(device)
         self.model.b_dec.data = median_D.to(device) * self.scale
-        fit_encoder(self.model, sample_ND.to(device) * self.scale)
+        shrink_encoder(self.model)
         self._step = step_of(self.model, training, device)
         self.optimizer = self._step.optimizer
         self.feed = Feed(self.stream, device)

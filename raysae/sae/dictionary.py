@@ -49,27 +49,29 @@ def least_mean_square_cosine(d_sae: int, d_in: int) -> float:
 @torch.no_grad()
 def decoder_statistics(W_dec_FD: Tensor) -> dict[str, float]:
     """How alike the decoder's rows are; the definitions are this module's."""
-    rows_FD = normalize(W_dec_FD.double(), dim=1)
-    correlation = float(mean_square_cosine(rows_FD))
-    nearest_F = _nearest(normalize(W_dec_FD.float(), dim=1))
+    rows = len(W_dec_FD)
+    squares, nearest_F = _cosines(normalize(W_dec_FD.float(), dim=1))
+    correlation = squares / max(rows * (rows - 1), 1)
     return {
         "decoder_cosine_mean_square": correlation,
-        "decoder_cosine_mean_square_excess": correlation - least_mean_square_cosine(*rows_FD.shape),
+        "decoder_cosine_mean_square_excess": correlation
+        - least_mean_square_cosine(*W_dec_FD.shape),
         "decoder_cosine_nearest_mean": float(nearest_F.double().mean()),
         "decoder_cosine_nearest_max": float(nearest_F.max()),
     }
 
 
-def _nearest(rows_FD: Tensor) -> Tensor:
-    """Each row's largest cosine with another row (0 for a single row)."""
-    if len(rows_FD) == 1:
-        return rows_FD.new_zeros(1)
-    parts = []
+def _cosines(rows_FD: Tensor) -> tuple[float, Tensor]:
+    """The sum of all squared cosines of two rows, and each row's largest cosine with another (0 for a
+    single row)."""
+    squares, nearest = 0.0, []
     for start in range(0, len(rows_FD), ROWS_AT_ONCE):
         cosine = rows_FD[start : start + ROWS_AT_ONCE] @ rows_FD.T
-        cosine.diagonal(start).fill_(-2)
-        parts.append(cosine.amax(dim=1))
-    return torch.cat(parts)
+        cosine.diagonal(start).zero_()
+        squares += float(cosine.square().sum(dtype=torch.float64))
+        cosine.diagonal(start).fill_(-2 if len(rows_FD) > 1 else 0)
+        nearest.append(cosine.amax(dim=1))
+    return squares, torch.cat(nearest)
 
 
 @torch.no_grad()

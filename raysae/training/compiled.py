@@ -108,7 +108,9 @@ class CompiledStep(Step):
 
     def release(self) -> None:
         super().release()
-        for name in [name for name, value in vars(self).items() if isinstance(value, Tensor)]:
+        for name in [
+            name for name, value in vars(self).items() if isinstance(value, Tensor | tuple)
+        ]:
             delattr(self, name)
 
     def _run(self, name: str, *arguments: object) -> int:
@@ -151,6 +153,13 @@ class CompiledStep(Step):
         self.loss_B = torch.empty(rows, dtype=torch.float64)
         self.first_B = torch.zeros(rows + 1, dtype=torch.int64)
         self.last_B = torch.empty(rows, dtype=torch.int64)
+        if self.dense:
+            self.features_BF, self.product_BD = map(torch.empty_like, (self.pre_BF, self.error_BD))
+            shared = self.dtype == self.g_dec_FD.dtype
+            self.by_error_FD, self.by_centered_FD = (
+                gradient if shared else torch.empty_like(gradient, dtype=self.dtype)
+                for gradient in (self.g_dec_FD, self.g_enc_FD)
+            )
         whole_batch = isinstance(self.model, BatchTopKSAE)
         self._make_room_for_entries(rows * self.model.config.k * (2 if whole_batch else 1))
 
@@ -158,6 +167,9 @@ class CompiledStep(Step):
         self.room = min(entries, self.pre_BF.numel())
         self.value_N, self.dz_N = torch.empty(self.room), torch.empty(self.room)
         self.column_N = torch.empty(self.room, dtype=torch.int32)
+        if not self.dense:  # the same, in the order of the latents
+            self.sorted_N = self.value_N.clone(), self.dz_N.clone()
+            self.row_N = self.column_N.clone()
 
     def _select(self, pre_BF: Tensor) -> None:
         """Fill ``value_N`` and ``column_N``, where row b has the entries ``first_B[b]`` to
@@ -184,32 +196,33 @@ class CompiledStep(Step):
         self._run("decode_rows", x_BD, self.W_dec, self.model.b_dec, *entries, shape[0], shape[2],
                   self.error_BD, self.dz_N, self.loss_B)  # fmt: skip
         aux, extra = self._aux_k(len(x_BD), dead_F)
-        value_N, dz_N = torch.empty_like(self.value_N), torch.empty_like(self.dz_N)
-        row_N = torch.empty_like(self.column_N)
         self.kernels("by_latent", self.value_N, self.column_N, self.dz_N, self.first_B, self.last_B,
-                     *shape[:2], self.start_F, row_N, value_N, dz_N)  # fmt: skip
+                     *shape[:2], self.start_F, self.row_N, *self.sorted_N)  # fmt: skip
         self.fired_F = self.start_F[1:] > self.start_F[:-1]
-        self._run("gradients", self.start_F, row_N, value_N, dz_N, self.error_BD, self.centered_BD,
-                  *(extra or [None] * 5), *shape, self.g_dec_FD, self.g_enc_FD, self.g_bias_F,
-                  self.parallel_F, self.square_F)  # fmt: skip
+        self._run("gradients", self.start_F, self.row_N, *self.sorted_N, self.error_BD,
+                  self.centered_BD, *(extra or [None] * 5), *shape, self.g_dec_FD, self.g_enc_FD,
+                  self.g_bias_F, self.parallel_F, self.square_F)  # fmt: skip
         return self._mean_loss(len(x_BD)) + aux
 
     def _dense_backward(self, x_BD: Tensor, dead_F: Tensor) -> float:
         rows, (d_sae, d_in) = len(x_BD), self.model.W_dec.shape
-        features_BF = torch.empty(rows, d_sae, dtype=self.dtype)
+        features_BF, product_BD = self.features_BF[:rows], self.product_BD[:rows]
+        error_BD, centered_BD = self.error_BD[:rows], self.centered_BD[:rows]
         self._run("scatter_rows", self.value_N, self.column_N, self.first_B, self.last_B, rows, d_sae,
                   features_BF)  # fmt: skip
-        self._run("errors", x_BD, features_BF @ self.W_dec, self.model.b_dec, rows, d_in,
-                  self.error_BD, self.loss_B)  # fmt: skip
+        torch.mm(features_BF, self.W_dec, out=product_BD)
+        self._run("errors", x_BD, product_BD, self.model.b_dec, rows, d_in, error_BD, self.loss_B)
         aux, extra = self._aux_k(rows, dead_F)
-        error_BD, centered_BD = self.error_BD[:rows], self.centered_BD[:rows]
-        dz_BF = error_BD @ self.W_dec.T
+        dz_BF = self.pre_BF[:rows]  # the pre-activations have been used
+        torch.mm(error_BD, self.W_dec.T, out=dz_BF)
         self.kernels("mask_gradient", features_BF, dz_BF, rows, d_sae, self.g_bias_F,
                      self.parallel_F, self.square_F, dtype=self.dtype)  # fmt: skip
         self.fired_F = self.square_F >= 0
-        self._run("dense_gradients", features_BF.T @ error_BD, dz_BF.T @ centered_BD,
-                  *(extra or [None] * 5), rows, d_sae, d_in, self.g_dec_FD, self.g_enc_FD,
-                  self.g_bias_F, self.parallel_F, self.square_F)  # fmt: skip
+        torch.mm(features_BF.T, error_BD, out=self.by_error_FD)
+        torch.mm(dz_BF.T, centered_BD, out=self.by_centered_FD)
+        self._run("dense_gradients", self.by_error_FD, self.by_centered_FD, *(extra or [None] * 5),
+                  rows, d_sae, d_in, self.g_dec_FD, self.g_enc_FD, self.g_bias_F, self.parallel_F,
+                  self.square_F)  # fmt: skip
         return self._mean_loss(rows) + aux
 
     def _mean_loss(self, rows: int) -> float:

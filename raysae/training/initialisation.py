@@ -54,7 +54,6 @@ def input_scale(rows: RowSource) -> float:
 
 def geometric_median(x_BD: Tensor, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
     """The point ``[d_in]`` with the least summed distance to the rows (Weiszfeld's iteration)."""
-    x_BD = x_BD.double()
     mean_D = x_BD.mean(dim=0)
     x_BD = x_BD - mean_D  # so that the squares below lose no digits to a common offset
     square_B = x_BD.square().sum(dim=1)
@@ -69,7 +68,7 @@ def geometric_median(x_BD: Tensor, iterations: int = 100, tolerance: float = 1e-
         median_D = moved_D
         if step <= tolerance * float((mean_D + median_D).norm()):
             break
-    return (mean_D + median_D).float()
+    return mean_D + median_D
 
 
 @torch.no_grad()

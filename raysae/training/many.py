@@ -1,17 +1,14 @@
 """``raysae.fit_many``: many SAEs in one process, without paying for each what all can share.
 
 Members that take the same batches (the same rows, seed, batch size and passes) form a gang: each batch is
-read once for all of them. On a CPU, members are spread over the threads, one thread each.
+read once for all of them. On a CPU each step has all threads, as it has alone: one SAE a thread is no
+faster (scripts/bench_packing.py), and would not end at the same bits.
 Shapes: B batch, D d_in.
 """
 
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -84,7 +81,7 @@ def fit_many(
     Raises ValueError, before any training, on configs or rows that cannot train.
     """
     members = _members(sae_configs, train, training_config, validation, seeds, device)
-    with _bar(members, device, progress) as advance:
+    with _bar(members, progress) as advance:
         session = Session(device, keep, max_seconds, advance)
         return session.train(members, torch.device(device).type == "cuda" if pack is None else pack)
 
@@ -97,12 +94,11 @@ class Session:
         device: str,
         keep: Keep | None,
         max_seconds: float | None,
-        advance: Callable[[int], None],
+        advance: Callable[[int], object],
     ):
         self.device, self.keep, self.max_seconds = device, keep, max_seconds
         self.advance = advance
         self.footings: dict[tuple[Any, ...], Footing] = {}
-        self.lock = threading.Lock()
 
     def train(self, members: list[Member], pack: bool) -> list[Fit]:
         """All members' outcomes, in their order."""
@@ -111,38 +107,28 @@ class Session:
         for packed in packs:
             train_pack(packed, self)
             fits |= dict(self._outcome(0.0, member) for member in packed)
-        fits |= self._train_gangs(rest)
+        gangs: dict[tuple[Any, ...], list[Member]] = {}
+        for member in rest:
+            gangs.setdefault(member.batches, []).append(member)
+        for gang in gangs.values():
+            fits |= self._gang(gang)
         return [fits[member.number] for member in members]
 
-    def _train_gangs(self, members: list[Member]) -> dict[int, Fit]:
-        gangs: dict[tuple[Any, ...], list[Member]] = {}
-        for member in members:
-            gangs.setdefault(member.batches, []).append(member)
-        threads = torch.get_num_threads() if torch.device(self.device).type == "cpu" else 1
-        fits: dict[int, Fit] = {}
-        with _single_threads(threads) as pool:
-            if len(gangs) < threads:
-                for gang in gangs.values():
-                    fits |= self._gang(gang, pool)
-            else:
-                for trained in pool.map(self._gang, gangs.values()):
-                    fits |= trained
-        return fits
-
-    def _gang(self, gang: list[Member], pool: ThreadPoolExecutor | None = None) -> dict[int, Fit]:
-        """Train members on the same batches; spread over ``pool`` when there is one."""
-        every = map if pool is None else pool.map
-        leader, *_ = every(self.prepared, gang)
+    def _gang(self, gang: list[Member]) -> dict[int, Fit]:
+        """Train members on the same batches."""
+        trainers = [self.prepared(member) for member in gang]
+        feed = trainers[0].feed
         active = gang
-        for batch_BD in leader.feed:
-            list(every(partial(self._take, batch_BD), active))
+        for batch_BD in feed:
+            for member in active:
+                self._take(batch_BD, member)
             active = [member for member in active if not self._done(member)]
             if not active:
                 break
         for member in active:  # rows that came to an end before their time
             assert member.trainer is not None
             member.history.append(member.trainer.end())
-        return dict(every(partial(self._outcome, leader.feed.waited), gang))
+        return dict(self._outcome(feed.waited, member) for member in gang)
 
     def prepared(self, member: Member) -> Trainer:
         """The member's trainer, from now on."""
@@ -157,9 +143,7 @@ class Session:
         shuffle = member.training.shuffle_rows
         key = id(member.rows), id(member.held_out), member.seed, shuffle
         if key not in self.footings:
-            made = footing(member.rows, member.held_out, member.seed, shuffle)
-            with self.lock:
-                self.footings[key] = made
+            self.footings[key] = footing(member.rows, member.held_out, member.seed, shuffle)
         return self.footings[key]
 
     def _take(self, batch_BD: Tensor, member: Member) -> None:
@@ -202,34 +186,15 @@ class Session:
 
 
 @contextmanager
-def _single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads in each of which torch computes with one thread."""
-    before = torch.get_num_threads()
-    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield pool
-    torch.set_num_threads(before)  # the workers' setting is also that of threads to come
-
-
-@contextmanager
-def _bar(members: list[Member], device: str, progress: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar over the tokens of all members, safe to advance from any thread."""
+def _bar(members: list[Member], progress: bool) -> Iterator[Callable[[int], object]]:
+    """A progress bar over the tokens of all members."""
     from tqdm.auto import tqdm
 
     total = sum(member.training.training_tokens(len(member.rows)) for member in members)
-    lock, shown = threading.Lock(), [0, time.monotonic()]
-
-    def advance(tokens: int) -> None:
-        with lock:
-            shown[0] += tokens
-            if time.monotonic() - shown[1] > 0.1:
-                bar.update(shown[0])
-                shown[:] = 0, time.monotonic()
-
     with tqdm(
         total=total, disable=not progress, unit="tok", unit_scale=True, desc=f"{len(members)} SAEs"
     ) as bar:
-        yield advance
-        bar.update(shown[0])
+        yield bar.update
 
 
 def _members(

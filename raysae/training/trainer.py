@@ -80,6 +80,7 @@ class Trainer:
         self.loss = math.nan
         self.quiet_tokens_F = torch.zeros(sae_config.d_sae, dtype=torch.int64, device=device)
         """Training tokens since each latent last fired."""
+        self._x_BD = torch.empty(0, train.d_in)
         self._evaluation: tuple[int, ReconstructionSums] | None = None
 
     @property
@@ -122,9 +123,18 @@ class Trainer:
     def take(self, batch_BD: Tensor) -> dict[str, Any] | None:
         """Train on the next batch of the feed; a record where it is time for an evaluation."""
         started = time.perf_counter()
-        self._update(batch_BD.to(self.device).float() * self.scale)
+        self._update(self._scaled(batch_BD))
         self.seconds += time.perf_counter() - started
         return self.record() if self.at_evaluation() else None
+
+    def _scaled(self, batch_BD: Tensor) -> Tensor:
+        """The batch as the SAE reads it, in memory that every step uses again."""
+        if len(batch_BD) > len(self._x_BD):
+            self._x_BD = torch.empty(batch_BD.shape, device=self.device)
+        x_BD = self._x_BD[: len(batch_BD)]
+        if batch_BD.dtype == x_BD.dtype:
+            return torch.mul(batch_BD.to(self.device), self.scale, out=x_BD)
+        return x_BD.copy_(batch_BD).mul_(self.scale)
 
     def at_evaluation(self) -> bool:
         """Whether this step is followed by an evaluation."""
@@ -228,7 +238,7 @@ class Trainer:
         peak = self.training.peak_lr(self.model.config.d_sae)
         self._step.update(peak * self.training.lr_share(self.step, self.steps))
         self.quiet_tokens_F += len(x_BD)
-        self.quiet_tokens_F[self._step.fired_F] = 0
+        self.quiet_tokens_F.masked_fill_(self._step.fired_F, 0)
         self.count(len(x_BD))
 
     def _stop_unless_finite(self, what: str, value: float, x_BD: Tensor) -> None:

@@ -54,28 +54,33 @@ class Kernels:
 
     def __init__(self, path: Path):
         self._library = ctypes.CDLL(str(path))
+        self._functions: dict[tuple[str, torch.dtype | None], Any] = {}
 
     def __call__(self, name: str, *arguments: Any, dtype: torch.dtype | None = None) -> int:
         """Call kernel ``name``, of the operands' ``dtype`` where there is one for each.
 
-        Tensors (contiguous, on the CPU) are passed as pointers, None as the null pointer.
+        Tensors (contiguous, on the CPU) are passed as pointers, None as the null pointer. A kernel takes
+        the same kinds of arguments at every call.
         """
-        function = self._library[f"{name}_{SUFFIXES[dtype]}" if dtype else name]
-        function.restype = ctypes.c_int64
+        function = self._functions.get((name, dtype))
+        if function is None:
+            function = self._library[f"{name}_{SUFFIXES[dtype]}" if dtype else name]
+            function.restype = ctypes.c_int64
+            function.argtypes = [_kind(value) for value in arguments]
+            self._functions[name, dtype] = function
         return function(*map(_passed, arguments))
+
+
+def _kind(value: Any) -> type:
+    if isinstance(value, Adam):
+        return ctypes.POINTER(Adam)
+    return {int: ctypes.c_int64, float: ctypes.c_float}.get(type(value), ctypes.c_void_p)
 
 
 def _passed(value: Any) -> Any:
     if isinstance(value, Tensor):
-        assert value.is_contiguous() and not value.is_cuda
-        return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, int):
-        return ctypes.c_int64(value)
-    if isinstance(value, float):
-        return ctypes.c_float(value)
-    if isinstance(value, Adam):
-        return ctypes.byref(value)
-    assert value is None
+        assert value.is_contiguous()
+        return value.data_ptr()
     return value
 
 

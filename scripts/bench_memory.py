@@ -9,6 +9,8 @@ training). Linux only: the peak is read from /proc.
 """
 
 import argparse
+import ctypes
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +45,7 @@ def measure(number: int, precision: str) -> None:
     rows, held_out = rows_of(shape, STEPS * shape.batch, 1), rows_of(shape, 1024, 2)
     tiny = Shape(32, 64, 4, 64, 1)
     train(tiny, precision, rows_of(tiny, 256, 1), rows_of(tiny, 64, 2))
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not there for the taking
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = resident("VmRSS")
     sae = train(shape, precision, rows, held_out)
@@ -57,6 +60,8 @@ def main() -> int:
     if args.measure:
         measure(int(args.measure[0]), args.measure[1])
         return 0
+    # what was freed goes back to the system at once and is not counted
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
     print(machine())
     print(f"{'d_in, d_sae, k, batch':24} {'type':8} {'needed':>10} {'peak':>10} {'ratio':>6}")
     for number, shape in enumerate(SHAPES):
@@ -64,7 +69,9 @@ def main() -> int:
         needed = 16 * parameters + 2 * 4 * shape.batch * shape.d_in
         for precision in ("float32", "bfloat16"):
             command = [sys.executable, __file__, "--measure", str(number), precision]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+            )
             peak = int(done.stdout)
             print(f"{shape!s:24} {precision:8} {needed / 1e6:7.1f} MB {peak / 1e6:7.1f} MB "
                   f"{peak / needed:6.2f}")  # fmt: skip

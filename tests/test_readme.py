@@ -144,6 +144,7 @@ def test_the_python_runs(small_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(code, names)
-    assert 0 < float(capsys.readouterr().out) < 1
+    one, many = map(json.loads, capsys.readouterr().out.splitlines())
+    assert 0 < one < 1 and len(many) == 3 and all(0 < ev < 1 for ev in many)
     assert (tmp_path / "my_sae" / "sae.safetensors").is_file()
     assert names["reconstruction"].shape == names["x"].shape

@@ -41,6 +41,7 @@ def commit(
     ``job`` identifies what was asked for; ``provenance`` says where the data came from.
     """
     seconds = time.time() - started
+    trainer.release()
     record = {
         **job,
         "metrics": trainer.final_metrics(),

@@ -48,7 +48,7 @@ class SAE(nn.Module):
         W_dec_FD = torch.randn(config.d_sae, d_in, generator=generator)
         W_dec_FD.div_(W_dec_FD.norm(dim=1, keepdim=True))
         self.W_dec = nn.Parameter(W_dec_FD)
-        self.W_enc = nn.Parameter(W_dec_FD.T.contiguous().clone())
+        self.W_enc = nn.Parameter(W_dec_FD.T.clone(memory_format=torch.contiguous_format))
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
 

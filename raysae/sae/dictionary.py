@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 if TYPE_CHECKING:
     from raysae.sae.base import SAE
 
-ROWS_AT_ONCE = 2048
+COSINES_AT_ONCE = 2**20
 RECOVERED_ABOVE = 0.9
 
 
@@ -65,8 +65,9 @@ def _cosines(rows_FD: Tensor) -> tuple[float, Tensor]:
     """The sum of all squared cosines of two rows, and each row's largest cosine with another (0 for a
     single row)."""
     squares, nearest = 0.0, []
-    for start in range(0, len(rows_FD), ROWS_AT_ONCE):
-        cosine = rows_FD[start : start + ROWS_AT_ONCE] @ rows_FD.T
+    some = max(COSINES_AT_ONCE // len(rows_FD), 64)
+    for start in range(0, len(rows_FD), some):
+        cosine = rows_FD[start : start + some] @ rows_FD.T
         cosine.diagonal(start).zero_()
         squares += float(cosine.square().sum(dtype=torch.float64))
         cosine.diagonal(start).fill_(-2 if len(rows_FD) > 1 else 0)

@@ -72,8 +72,9 @@ def fit(
 
 def outcome(trainer: Trainer, history: list[dict[str, Any]], **more: Any) -> Fit:
     """The SAE as it stands, with its figures."""
+    trainer.release()
     metrics = trainer.final_metrics()
-    sae = trainer.finish()
+    sae = trainer.sae()
     sae.metadata = {**sae.metadata, "metrics": metrics}
     return Fit(sae, metrics, history, **{"wait_seconds": trainer.feed.waited, **more})
 

@@ -24,7 +24,7 @@ from raysae.training.initialisation import footing as footing_of
 from raysae.training.memory import require_room
 from raysae.training.rows import EVALUATION_BATCH, RowSource, Stream, same_d_in
 
-EVALUATION_LATENTS = 2**21
+EVALUATION_LATENTS = 2**18
 """Features held at a time while evaluating."""
 
 
@@ -145,10 +145,9 @@ class Trainer:
         self.steps = self.step
         return self.record()
 
-    def finish(self) -> SAE:
-        """``sae()``, after the working memory, which no step will need again, was given up."""
+    def release(self) -> None:
+        """Give up the working memory: there will be no further step, only figures and the SAE."""
         self._step.release()
-        return self.sae()
 
     def sae(self) -> SAE:
         """The SAE as it stands, on the CPU, reading unscaled activations."""

@@ -1,9 +1,22 @@
-"""What the programs of this folder share: batches that tell how fast they were used."""
+"""What the programs of this folder share: how they take jobs, and batches that tell how fast they were
+used."""
 
+import json
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+from safetensors.torch import load_file
 from torch import Tensor
+
+
+def serve(train: Callable[[Tensor, dict[str, Any]], dict[str, float]]) -> None:
+    """Run ``train`` on the rows of the file named on the command line, once a line of standard input,
+    which is a job in JSON; what it returns is a line of standard output."""
+    rows_ND = load_file(sys.argv[1])["batches"]
+    for line in sys.stdin:
+        print(json.dumps(train(rows_ND, json.loads(line))), flush=True)
 
 
 class TimedBatches:

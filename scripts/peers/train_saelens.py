@@ -7,8 +7,6 @@ rows in their order. A line of standard input is a job in JSON; each SAE is save
 job's ``out``, and how long its training took is a line of standard output, in JSON.
 """
 
-import json
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,8 +20,7 @@ from sae_lens import (
 )
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
-from safetensors.torch import load_file
-from timing import TimedBatches
+from timing import TimedBatches, serve
 from torch import Tensor
 
 VARIANTS = {
@@ -82,11 +79,5 @@ def provider(timed: TimedBatches, head: int) -> Iterator[Tensor]:
     yield from timed
 
 
-def main() -> None:
-    rows_ND = load_file(sys.argv[1])["batches"]
-    for line in sys.stdin:
-        print(json.dumps(train(rows_ND, json.loads(line))), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(train)

@@ -6,15 +6,12 @@ As train_saelens.py, with sparsify's loop over batches (sparsify/trainer.py), wh
 to a language model: its initialisation of the bias, its loss, norm keeping and optimizer.
 """
 
-import json
-import sys
 import time
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from sparsify import SparseCoder, SparseCoderConfig
-from timing import TimedBatches
+from timing import TimedBatches, serve
 from torch import Tensor
 
 
@@ -49,11 +46,5 @@ def share(step: int, steps: int, job: dict[str, Any]) -> float:
     return min(1.0, rising, (steps - step) / (job["decay"] * steps))
 
 
-def main() -> None:
-    rows_ND = load_file(sys.argv[1])["batches"]
-    for line in sys.stdin:
-        print(json.dumps(train(rows_ND, json.loads(line))), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(train)

@@ -1,4 +1,4 @@
-// The CPU step of the TopK kind, in pieces; raysae/training/fast.py says how they make a step.
+// The CPU step of the TopK kind, in pieces; raysae/training/compiled.py says how they make a step.
 //
 // Shapes: B batch, D d_in, F d_sae, N selected entries of the batch. W is the type of the matrix
 // products' operands: float, or bf16 (uint16_t). Sums are float; W_enc is held transposed, [F, D], as
@@ -32,11 +32,6 @@ inline void narrow(float x, bf16* out) {  // to nearest, ties to even; NaN stays
     std::memcpy(&bits, &x, 4);
     uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     *out = bf16((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
-}
-inline int32_t bits_of(float x) {
-    int32_t bits;
-    std::memcpy(&bits, &x, 4);
-    return bits;
 }
 inline float float_of(int32_t bits) {
     float x;

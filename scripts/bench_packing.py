@@ -6,7 +6,8 @@ d_in 768, d_sae 512, k 150, 800 training and 200 validation rows each, batch 256
 
 - fit_many: ``raysae.fit_many``, everything in: input scale, decoder bias, shuffling, metrics;
 - one by one: ``raysae.fit``, one after another;
-- bare loop: the same updates on batches drawn before, and nothing else; with all threads for one SAE
+- bare loop: the same updates on batches drawn before, and nothing else but keeping the trained SAEs, as
+  every way does; with all threads for one SAE
   after another, and with one SAE a thread: the faster counts;
 - torch: ``fit`` with plain torch instead of the compiled step, a few SAEs, scaled up.
 
@@ -26,7 +27,7 @@ from machine import machine, synchronize
 from torch import Tensor
 
 import raysae
-from raysae.sae import build_sae, sae_config
+from raysae.sae import SAE, build_sae, sae_config
 from raysae.training import TrainingConfig
 from raysae.training.compiled import step_of
 from raysae.training.rows import Rows
@@ -46,25 +47,25 @@ def settings(precision: str, **more: bool) -> TrainingConfig:
 
 def bare_loop(
     data: list[list[Tensor]], training: TrainingConfig, device: str, workers: int
-) -> None:
+) -> list[SAE]:
     """Nothing but updates; ``workers`` SAEs at a time."""
-    nothing_dead_F = torch.zeros(SHAPE.d_sae, dtype=torch.bool, device=device)
 
-    def train(batches: list[Tensor]) -> None:
+    def train(batches: list[Tensor]) -> SAE:
         model = build_sae(sae_config(CONFIG), SHAPE.d_in, 0).to(device)
         step = step_of(model, training, device)
         for number, x_BD in enumerate(batches):
-            step.gradients(x_BD, nothing_dead_F, 1.0)
+            step.gradients(x_BD, None, 1.0)
             step.update(1e-3 * training.lr_share(number, len(batches)))
+        step.release()
+        return model
 
     if workers == 1:
-        for batches in data:
-            train(batches)
-        return
+        return [train(batches) for batches in data]
     before = torch.get_num_threads()
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(train, data))
+        trained = list(pool.map(train, data))
     torch.set_num_threads(before)
+    return trained
 
 
 def batches_of(x_ND: Tensor) -> list[Tensor]:
@@ -95,9 +96,11 @@ def run(precision: str, args: argparse.Namespace) -> None:
             CONFIG, train, training, validation=held_out, device=device, progress=False
         )
 
-    def one_by_one(count: int, training: TrainingConfig) -> None:
-        for x_ND, x_val_ND in list(zip(train, held_out, strict=True))[:count]:
+    def one_by_one(count: int, training: TrainingConfig) -> list[raysae.training.Fit]:
+        return [
             raysae.fit(CONFIG, x_ND, training, validation=x_val_ND, device=device, progress=False)
+            for x_ND, x_val_ND in list(zip(train, held_out, strict=True))[:count]
+        ]
 
     ways = {
         "fit_many": (together, 1.0),

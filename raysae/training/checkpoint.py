@@ -75,13 +75,18 @@ def load_training(trainer: Trainer, folder: str | Path) -> list[dict[str, Any]]:
 
 def _tensors(trainer: Trainer) -> dict[str, Tensor]:
     moments = {
-        f"adam.{name}.{moment}": trainer.optimizer.state[parameter][moment]
+        f"adam.{name}.{moment}": _of_its_own(trainer.optimizer.state[parameter][moment])
         for name, parameter in trainer.model.named_parameters()
         if parameter in trainer.optimizer.state
         for moment in MOMENTS
     }
     model = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
     return {**model, **moments, QUIET: trainer.quiet_tokens_F}
+
+
+def _of_its_own(moment: Tensor) -> Tensor:
+    """The count of steps may be one number for all parameters; a file wants one for each."""
+    return moment if moment.dim() else moment.clone()
 
 
 def _job(trainer: Trainer) -> dict[str, Any]:

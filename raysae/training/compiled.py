@@ -7,6 +7,8 @@ weights. Shapes: B batch, D d_in, F d_sae, N selected entries of the batch, C la
 """
 
 import math
+from collections.abc import Callable
+from operator import is_
 from typing import NamedTuple
 
 import torch
@@ -22,6 +24,8 @@ from raysae.training.step import BETAS, EPSILON, ReferenceStep, Step
 DENSE_SHARE = {torch.bfloat16: 1 / 16, torch.float32: 1 / 4}
 """Share of active latents from which matrix products win; measured, with AMX and AVX-512."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
+NO_EXTRA = (None,) * 5
+NO_CALL: tuple[tuple[object, ...], Callable[[], int]] = (), int
 
 
 def step_of(model: SAE, training: TrainingConfig, device: str) -> Step:
@@ -43,6 +47,18 @@ class Extra(NamedTuple):
     parallel_C: Tensor
 
 
+class Views(NamedTuple):
+    """What matrix products see of the buffers, in a batch of so many rows."""
+
+    shape: tuple[int, int, int]
+    """B, F, D."""
+    centered_BD: Tensor
+    error_BD: Tensor
+    pre_BF: Tensor
+    features_BF: Tensor
+    product_BD: Tensor
+
+
 class CompiledStep(Step):
     """TopK or BatchTopK, trained by ``kernels``. ``W_enc`` is laid out as its transpose."""
 
@@ -57,51 +73,59 @@ class CompiledStep(Step):
         d_sae, d_in = model.W_dec.shape
         self.dense = model.config.k >= DENSE_SHARE[self.dtype] * d_sae
         self._copied: list[tuple[int, int]] = []
+        self._views: dict[int, Views] = {}
+        self._calls: dict[str, tuple[tuple[object, ...], Callable[[], int]]] = {}
+        self.adam = Adam(first=BETAS[0], second=BETAS[1], epsilon=EPSILON)
         self.g_dec_FD, self.g_enc_FD = torch.empty(d_sae, d_in), torch.empty(d_sae, d_in)
         self.g_bias_F, self.parallel_F = torch.empty(d_sae), torch.empty(d_sae)
         self.g_b_dec_D, self.error_sum_D = torch.empty(d_in), torch.empty(d_in)
         self.square_F = torch.empty(d_sae, dtype=torch.float64)
+        self.square_norm, self.loss_sum = torch.empty(2, dtype=torch.float64)
+        self.fired_F, self.dead_F = torch.empty(2, d_sae, dtype=torch.bool)
         self.start_F = torch.empty(d_sae + 1, dtype=torch.int64)
         self.rows = self.room = 0
 
+    def dead(self, quiet_tokens_F: Tensor, window: int) -> Tensor | None:
+        if not self.model.config.aux_coefficient:
+            return None
+        count = self._run("mark_dead", quiet_tokens_F, len(quiet_tokens_F), window, self.dead_F)
+        return self.dead_F if count else None
+
+    def count_quiet(self, quiet_tokens_F: Tensor, rows: int) -> None:
+        self._run("count_quiet", self.fired_F, len(quiet_tokens_F), rows, quiet_tokens_F)
+
     @torch.no_grad()
-    def gradients(self, x_BD: Tensor, dead_F: Tensor, sparsity_share: float) -> tuple[float, float]:
+    def gradients(
+        self, x_BD: Tensor, dead_F: Tensor | None, sparsity_share: float
+    ) -> tuple[float, float]:
         self._lay_out()
-        self._make_room(len(x_BD))
-        x_BD = x_BD.contiguous()
-        self._run("center", x_BD, self.model.b_dec, *x_BD.shape, self.centered_BD)
-        pre_BF = self.pre_BF[: len(x_BD)]
-        torch.mm(self.centered_BD[: len(x_BD)], self.W_enc.T, out=pre_BF)
-        self._select(pre_BF)
+        views, x_BD = self._room_for(len(x_BD)), x_BD.contiguous()
+        rows, _, d_in = views.shape
+        self._run("center", x_BD, self.model.b_dec, rows, d_in, self.scale, self.centered_BD)
+        torch.mm(views.centered_BD, self.W_enc_DF, out=views.pre_BF)
+        self._select(views)
         backward = self._dense_backward if self.dense else self._sparse_backward
-        loss = backward(x_BD, dead_F)
-        shape = len(x_BD), *self.model.W_dec.shape
-        self._run("bias_gradient", self.error_sum_D, self.g_bias_F, self.square_F, self.W_enc, *shape,
-                  self.g_b_dec_D)  # fmt: skip
-        square = self.square_F.clamp_min(0).sum() + self.g_b_dec_D.double().square().sum()
+        loss = backward(x_BD, views, dead_F)
+        self._run("bias_gradient", self.error_sum_D, self.g_bias_F, self.square_F, self.W_enc,
+                  *views.shape, self.g_b_dec_D, self.square_norm)  # fmt: skip
+        square = float(self.square_norm)
         self.norm = math.sqrt(square) if square >= 0 else math.nan
         return loss, self.norm
 
     @torch.no_grad()
     def update(self, lr: float) -> None:
-        model, state = self.model, self._state()
-        for held in state.values():
-            held["step"] += 1
-        steps = int(state["b_dec"]["step"])
-        adam = Adam(
-            rate=lr / (1 - BETAS[0] ** steps), first=BETAS[0], second=BETAS[1], epsilon=EPSILON,
-            clip=min(1.0, self.training.gradient_clip / (self.norm + 1e-6)),
-            root=1 / math.sqrt(1 - BETAS[1] ** steps),
-        )  # fmt: skip
-        moments = {name: [held[moment] for moment in MOMENTS] for name, held in state.items()}
-        for parameter, gradient, name in (
-            (model.b_enc, self.g_bias_F, "b_enc"), (model.b_dec, self.g_b_dec_D, "b_dec"),
-        ):  # fmt: skip
-            self.kernels("adam_vector", adam, len(gradient), parameter, gradient, *moments[name])
+        model, adam, (d_sae, d_in) = self.model, self.adam, self.g_dec_FD.shape
+        self.taken += 1
+        steps = int(self.taken)
+        adam.rate = lr / (1 - BETAS[0] ** steps)
+        adam.clip = min(1.0, self.training.gradient_clip / (self.norm + 1e-6))
+        adam.root = 1 / math.sqrt(1 - BETAS[1] ** steps)
+        self._run("adam_vectors", adam, d_sae, model.b_enc, self.g_bias_F, *self.moments["b_enc"],
+                  d_in, model.b_dec, self.g_b_dec_D, *self.moments["b_dec"])  # fmt: skip
         self._run(
-            "adam_rows", adam, *model.W_dec.shape, self.square_F, self.parallel_F, self.g_dec_FD,
-            self.g_enc_FD, model.W_dec, *moments["W_dec"], model.W_enc.T,
-            *(moment.T for moment in moments["W_enc"]), self.W_dec, self.W_enc,
+            "adam_rows", adam, d_sae, d_in, self.square_F, self.parallel_F, self.g_dec_FD,
+            self.g_enc_FD, model.W_dec, *self.moments["W_dec"], self.weights_FD,
+            *self.moments["W_enc"], self.W_dec, self.W_enc,
         )  # fmt: skip
         if isinstance(model, BatchTopKSAE):
             model.move_threshold(self.smallest)
@@ -109,16 +133,18 @@ class CompiledStep(Step):
     def release(self) -> None:
         super().release()
         for name in [
-            name for name, value in vars(self).items() if isinstance(value, Tensor | tuple)
+            name for name, value in vars(self).items() if isinstance(value, Tensor | tuple | dict)
         ]:
             delattr(self, name)
 
     def _run(self, name: str, *arguments: object) -> int:
-        return self.kernels(name, *arguments, torch.get_num_threads(), dtype=self.dtype)
-
-    def _state(self) -> dict[str, dict[str, Tensor]]:
-        parameters = dict(self.model.named_parameters())
-        return {name: self.optimizer.state[parameter] for name, parameter in parameters.items()}
+        """Call a kernel; arguments that are the same objects as before need no new conversion."""
+        arguments = *arguments, torch.get_num_threads()
+        before, call = self._calls.get(name, NO_CALL)
+        if len(before) != len(arguments) or not all(map(is_, before, arguments)):
+            call = self.kernels.prepared(name, arguments, self.dtype)
+            self._calls[name] = arguments, call
+        return call()
 
     def _lay_out(self) -> None:
         """Bring weights and moments, new or loaded, into the kernels' layout; copy the operands."""
@@ -126,35 +152,55 @@ class CompiledStep(Step):
         if self._copied == self._versions():
             return
         model.W_enc.data = _transposed(model.W_enc.data)
+        self.moments: dict[str, list[Tensor]] = {}
         for name, parameter in model.named_parameters():
             state = self.optimizer.state[parameter]
-            state.setdefault("step", torch.zeros(()))
+            self.taken = state.get("step", torch.zeros(()))
             for moment in MOMENTS:
                 held = state.get(moment, torch.zeros_like(parameter))
                 state[moment] = _transposed(held) if name == "W_enc" else held.contiguous()
-        self.W_enc = model.W_enc.detach().T.to(self.dtype)
+            self.moments[name] = [
+                state[moment].T if name == "W_enc" else state[moment] for moment in MOMENTS
+            ]
+        for parameter in model.parameters():
+            self.optimizer.state[parameter]["step"] = self.taken
+        self.weights_FD = model.W_enc.detach().T
+        self.W_enc = self.weights_FD.to(self.dtype)
+        self.W_enc_DF = self.W_enc.T
         self.W_dec = model.W_dec.detach().to(self.dtype)
+        self._calls.clear()
         self._copied = self._versions()
 
     def _versions(self) -> list[tuple[int, int]]:
         """What changes when anyone but the kernels writes to the weights."""
-        weights = self.model.W_enc, self.model.W_dec
+        weights = self.model.parameters()
         return [(weight._version, weight.data_ptr()) for weight in weights]
 
+    def _room_for(self, rows: int) -> Views:
+        """Views of the buffers for a batch of ``rows``; they stay for the next."""
+        if rows > self.rows:
+            self._make_room(rows)
+        if rows not in self._views:
+            d_sae, d_in = self.model.W_dec.shape
+            buffers = (
+                self.centered_BD, self.error_BD, self.pre_BF, self.features_BF, self.product_BD
+            )  # fmt: skip
+            self._views[rows] = Views((rows, d_sae, d_in), *(buffer[:rows] for buffer in buffers))
+        return self._views[rows]
+
     def _make_room(self, rows: int) -> None:
-        """Buffers for a batch of ``rows``; they stay for the next."""
-        if rows <= self.rows:
-            return
         self.rows = rows
+        self._views.clear()
         d_sae, d_in = self.model.W_dec.shape
         self.centered_BD = torch.empty(rows, d_in, dtype=self.dtype)
         self.error_BD = torch.empty(rows, d_in, dtype=self.dtype)
         self.pre_BF = torch.empty(rows, d_sae, dtype=self.dtype)
+        self.features_BF = torch.empty(rows if self.dense else 0, d_sae, dtype=self.dtype)
+        self.product_BD = torch.empty(rows if self.dense else 0, d_in, dtype=self.dtype)
         self.loss_B = torch.empty(rows, dtype=torch.float64)
         self.first_B = torch.zeros(rows + 1, dtype=torch.int64)
         self.last_B = torch.empty(rows, dtype=torch.int64)
         if self.dense:
-            self.features_BF, self.product_BD = map(torch.empty_like, (self.pre_BF, self.error_BD))
             shared = self.dtype == self.g_dec_FD.dtype
             self.by_error_FD, self.by_centered_FD = (
                 gradient if shared else torch.empty_like(gradient, dtype=self.dtype)
@@ -171,70 +217,65 @@ class CompiledStep(Step):
             self.sorted_N = self.value_N.clone(), self.dz_N.clone()
             self.row_N = self.column_N.clone()
 
-    def _select(self, pre_BF: Tensor) -> None:
+    def _select(self, views: Views) -> None:
         """Fill ``value_N`` and ``column_N``, where row b has the entries ``first_B[b]`` to
         ``last_B[b]``."""
-        model, (rows, d_sae) = self.model, pre_BF.shape
+        model, (rows, d_sae, _) = self.model, views.shape
         if isinstance(model, TopKSAE):
-            self._run("select_rows", pre_BF, model.b_enc, rows, d_sae, model.config.k, self.value_N,
-                      self.column_N, self.first_B, self.last_B)  # fmt: skip
+            self._run("select_rows", self.pre_BF, model.b_enc, rows, d_sae, model.config.k,
+                      self.value_N, self.column_N, self.first_B, self.last_B)  # fmt: skip
             return
         while True:
             kept = self._run(
-                "select_batch", pre_BF, model.b_enc, rows, d_sae, rows * model.config.k, self.room,
-                self.value_N, self.column_N, self.first_B,
+                "select_batch", self.pre_BF, model.b_enc, rows, d_sae, rows * model.config.k,
+                self.room, self.value_N, self.column_N, self.first_B,
             )  # fmt: skip
             if kept >= 0:
                 break
-            self._make_room_for_entries(pre_BF.numel())
+            self._make_room_for_entries(views.pre_BF.numel())
         self.last_B[:rows] = self.first_B[1 : rows + 1]
         self.smallest = self.value_N[:kept].min() if kept else torch.tensor(torch.inf)
 
-    def _sparse_backward(self, x_BD: Tensor, dead_F: Tensor) -> float:
-        shape = len(x_BD), *self.model.W_dec.shape
+    def _sparse_backward(self, x_BD: Tensor, views: Views, dead_F: Tensor | None) -> float:
+        rows, d_sae, d_in = views.shape
         entries = self.value_N, self.column_N, self.first_B, self.last_B
-        self._run("decode_rows", x_BD, self.W_dec, self.model.b_dec, *entries, shape[0], shape[2],
-                  self.error_BD, self.dz_N, self.loss_B)  # fmt: skip
-        aux, extra = self._aux_k(len(x_BD), dead_F)
-        self.kernels("by_latent", self.value_N, self.column_N, self.dz_N, self.first_B, self.last_B,
-                     *shape[:2], self.start_F, self.row_N, *self.sorted_N)  # fmt: skip
-        self.fired_F = self.start_F[1:] > self.start_F[:-1]
+        self._run("decode_rows", x_BD, self.W_dec, self.model.b_dec, *entries, rows, d_in,
+                  self.scale, self.error_BD, self.dz_N, self.loss_B, self.loss_sum)  # fmt: skip
+        aux, extra = self._aux_k(views, dead_F)
+        self._run("by_latent", self.value_N, self.column_N, self.dz_N, self.first_B, self.last_B,
+                  rows, d_sae, self.start_F, self.row_N, *self.sorted_N, self.fired_F)  # fmt: skip
         self._run("gradients", self.start_F, self.row_N, *self.sorted_N, self.error_BD,
-                  self.centered_BD, *(extra or [None] * 5), *shape, self.g_dec_FD, self.g_enc_FD,
-                  self.g_bias_F, self.parallel_F, self.square_F)  # fmt: skip
-        return self._mean_loss(len(x_BD)) + aux
+                  self.centered_BD, *(extra or NO_EXTRA), *views.shape, self.g_dec_FD,
+                  self.g_enc_FD, self.g_bias_F, self.parallel_F, self.square_F)  # fmt: skip
+        return float(self.loss_sum) / rows + aux
 
-    def _dense_backward(self, x_BD: Tensor, dead_F: Tensor) -> float:
-        rows, (d_sae, d_in) = len(x_BD), self.model.W_dec.shape
-        features_BF, product_BD = self.features_BF[:rows], self.product_BD[:rows]
-        error_BD, centered_BD = self.error_BD[:rows], self.centered_BD[:rows]
+    def _dense_backward(self, x_BD: Tensor, views: Views, dead_F: Tensor | None) -> float:
+        rows, d_sae, d_in = views.shape
         self._run("scatter_rows", self.value_N, self.column_N, self.first_B, self.last_B, rows, d_sae,
-                  features_BF)  # fmt: skip
-        torch.mm(features_BF, self.W_dec, out=product_BD)
-        self._run("errors", x_BD, product_BD, self.model.b_dec, rows, d_in, error_BD, self.loss_B)
-        aux, extra = self._aux_k(rows, dead_F)
-        dz_BF = self.pre_BF[:rows]  # the pre-activations have been used
-        torch.mm(error_BD, self.W_dec.T, out=dz_BF)
-        self.kernels("mask_gradient", features_BF, dz_BF, rows, d_sae, self.g_bias_F,
-                     self.parallel_F, self.square_F, dtype=self.dtype)  # fmt: skip
-        self.fired_F = self.square_F >= 0
-        torch.mm(features_BF.T, error_BD, out=self.by_error_FD)
-        torch.mm(dz_BF.T, centered_BD, out=self.by_centered_FD)
-        self._run("dense_gradients", self.by_error_FD, self.by_centered_FD, *(extra or [None] * 5),
-                  rows, d_sae, d_in, self.g_dec_FD, self.g_enc_FD, self.g_bias_F, self.parallel_F,
+                  self.features_BF)  # fmt: skip
+        torch.mm(views.features_BF, self.W_dec, out=views.product_BD)
+        self._run("errors", x_BD, self.product_BD, self.model.b_dec, rows, d_in, self.scale,
+                  self.error_BD, self.loss_B, self.loss_sum)  # fmt: skip
+        aux, extra = self._aux_k(views, dead_F)
+        dz_BF = views.pre_BF  # the pre-activations have been used
+        torch.mm(views.error_BD, self.W_dec.T, out=dz_BF)
+        self._run("mask_gradient", self.features_BF, self.pre_BF, rows, d_sae, self.g_bias_F,
+                  self.parallel_F, self.square_F, self.fired_F)  # fmt: skip
+        torch.mm(views.features_BF.T, views.error_BD, out=self.by_error_FD)
+        torch.mm(dz_BF.T, views.centered_BD, out=self.by_centered_FD)
+        self._run("dense_gradients", self.by_error_FD, self.by_centered_FD, *(extra or NO_EXTRA),
+                  *views.shape, self.g_dec_FD, self.g_enc_FD, self.g_bias_F, self.parallel_F,
                   self.square_F)  # fmt: skip
-        return self._mean_loss(rows) + aux
+        return float(self.loss_sum) / rows + aux
 
-    def _mean_loss(self, rows: int) -> float:
-        return float(self.loss_B[:rows].sum()) / rows
-
-    def _aux_k(self, rows: int, dead_F: Tensor) -> tuple[float, Extra | None]:
+    def _aux_k(self, views: Views, dead_F: Tensor | None) -> tuple[float, Extra | None]:
         """The weighted AuxK loss and its gradients; see ``KSAE._aux_k``."""
-        d_in, error_BD = self.model.d_in, self.error_BD[:rows]
-        self._run("column_sums", error_BD, rows, d_in, self.error_sum_D)
-        if not self.model.config.aux_coefficient or not bool(dead_F.any()):
+        (rows, _, d_in), error_BD = views.shape, views.error_BD
+        self._run("column_sums", self.error_BD, rows, d_in, self.error_sum_D)
+        if dead_F is None or not self.model.config.aux_coefficient or not bool(dead_F.any()):
             return 0.0, None
-        variance = self._mean_loss(rows) - float((self.error_sum_D / rows).square().sum())
+        mean_square = float((self.error_sum_D / rows).square().sum())
+        variance = float(self.loss_sum) / rows - mean_square
         weight = self.model.config.aux_coefficient * d_in / max(variance, 1e-12)
         dead_C = dead_F.nonzero().squeeze(1)
         features_BC = self._aux_features(rows, dead_C)
@@ -248,7 +289,7 @@ class CompiledStep(Step):
         self._run("column_sums", dz_BC, rows, len(dead_C), bias_C)
         slot_F = torch.full(dead_F.shape, -1, dtype=torch.int32)
         slot_F[dead_C] = torch.arange(len(dead_C), dtype=torch.int32)
-        enc_CD = (dz_BC.T @ self.centered_BD[:rows]).float()
+        enc_CD = (dz_BC.T @ views.centered_BD).float()
         parallel_C = (dec_CD * self.model.W_dec.detach()[dead_C]).sum(dim=1)
         extra = Extra(slot_F, dec_CD, enc_CD, bias_C, parallel_C)
         return weight * float(loss_B.sum()) / rows, extra

@@ -177,9 +177,10 @@ class Rows(RowSource):
             raise ValueError(f"rows must be [rows, d_in] of one d_in; found {sorted(shapes)}")
         self.d_in = self.blocks[0].shape[1]
         self._starts = torch.tensor([0, *(len(block) for block in self.blocks)]).cumsum(0)
+        self._rows = int(self._starts[-1])
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._rows
 
     def to(self, device: str) -> "Rows":
         """The same rows on ``device``; no copy when they are there already."""
@@ -192,7 +193,7 @@ class Rows(RowSource):
 
     def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
         for window, index_B in pieces(order, batch_size):
-            yield self.gather(index_B + window.start)
+            yield self.gather(index_B + window.start if window.start else index_B)
 
     def gather(self, index_B: Tensor) -> Tensor:
         """Rows ``index_B`` in that order, ``[batch, d_in]``."""

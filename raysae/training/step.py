@@ -19,6 +19,8 @@ class Step(ABC):
     """Trains ``model`` in place, with Adam's moments in ``optimizer``'s state."""
 
     name: str
+    scale = 1.0
+    """Factor of the rows: the SAE is trained on ``scale * x``."""
     fired_F: Tensor
     """Which latents were active in the batch of the last update."""
 
@@ -26,8 +28,18 @@ class Step(ABC):
         self.model, self.training = model, training
         self.optimizer = torch.optim.Adam(model.parameters(), betas=BETAS, eps=EPSILON, fused=True)
 
+    def dead(self, quiet_tokens_F: Tensor, window: int) -> Tensor | None:
+        """Which latents have not fired for ``window`` tokens; None when it is known to be none."""
+        return quiet_tokens_F >= window
+
+    def count_quiet(self, quiet_tokens_F: Tensor, rows: int) -> None:
+        """Count the rows of the last update for the latents that did not fire in it."""
+        quiet_tokens_F.add_(rows).masked_fill_(self.fired_F, 0)
+
     @abstractmethod
-    def gradients(self, x_BD: Tensor, dead_F: Tensor, sparsity_share: float) -> tuple[float, float]:
+    def gradients(
+        self, x_BD: Tensor, dead_F: Tensor | None, sparsity_share: float
+    ) -> tuple[float, float]:
         """The loss of a batch and the norm of its gradient, before clipping; nothing moves yet."""
 
     @abstractmethod
@@ -45,10 +57,14 @@ class ReferenceStep(Step):
 
     name = "torch"
 
-    def gradients(self, x_BD: Tensor, dead_F: Tensor, sparsity_share: float) -> tuple[float, float]:
+    def gradients(
+        self, x_BD: Tensor, dead_F: Tensor | None, sparsity_share: float
+    ) -> tuple[float, float]:
+        if dead_F is None:
+            dead_F = torch.zeros_like(self.model.b_enc, dtype=torch.bool)
         halved = self.training.precision == "bfloat16"
         with torch.autocast(x_BD.device.type, torch.bfloat16, enabled=halved):
-            loss, features_BF = self.model.loss(x_BD, dead_F, sparsity_share)
+            loss, features_BF = self.model.loss(x_BD * self.scale, dead_F, sparsity_share)
         self._features_BF = features_BF.detach()
         self.optimizer.zero_grad()
         loss.backward()

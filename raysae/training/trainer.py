@@ -70,6 +70,7 @@ class Trainer:
         self.model.b_dec.data = median_D.to(device) * self.scale
         shrink_encoder(self.model)
         self._step = step_of(self.model, training, device)
+        self._step.scale = self.scale
         self.optimizer = self._step.optimizer
         self.feed = Feed(self.stream, device)
         self.steps = training.steps(len(train))
@@ -80,7 +81,6 @@ class Trainer:
         self.loss = math.nan
         self.quiet_tokens_F = torch.zeros(sae_config.d_sae, dtype=torch.int64, device=device)
         """Training tokens since each latent last fired."""
-        self._x_BD = torch.empty(0, train.d_in)
         self._evaluation: tuple[int, ReconstructionSums] | None = None
 
     @property
@@ -123,18 +123,9 @@ class Trainer:
     def take(self, batch_BD: Tensor) -> dict[str, Any] | None:
         """Train on the next batch of the feed; a record where it is time for an evaluation."""
         started = time.perf_counter()
-        self._update(self._scaled(batch_BD))
+        self._update(batch_BD.to(self.device, torch.float32))
         self.seconds += time.perf_counter() - started
         return self.record() if self.at_evaluation() else None
-
-    def _scaled(self, batch_BD: Tensor) -> Tensor:
-        """The batch as the SAE reads it, in memory that every step uses again."""
-        if len(batch_BD) > len(self._x_BD):
-            self._x_BD = torch.empty(batch_BD.shape, device=self.device)
-        x_BD = self._x_BD[: len(batch_BD)]
-        if batch_BD.dtype == x_BD.dtype:
-            return torch.mul(batch_BD.to(self.device), self.scale, out=x_BD)
-        return x_BD.copy_(batch_BD).mul_(self.scale)
 
     def at_evaluation(self) -> bool:
         """Whether this step is followed by an evaluation."""
@@ -229,15 +220,14 @@ class Trainer:
         return (batch_BD.to(self.device).float() for batch_BD in self.validation.batches(rows))
 
     def _update(self, x_BD: Tensor) -> None:
-        dead_F = self.quiet_tokens_F >= self.aux_window
+        dead_F = self._step.dead(self.quiet_tokens_F, self.aux_window)
         share = self.training.sparsity_share(self.step, self.steps)
         self.loss, norm = self._step.gradients(x_BD, dead_F, share)
         self._stop_unless_finite("loss", self.loss, x_BD)
         self._stop_unless_finite("gradient norm", norm, x_BD)
         peak = self.training.peak_lr(self.model.config.d_sae)
         self._step.update(peak * self.training.lr_share(self.step, self.steps))
-        self.quiet_tokens_F += len(x_BD)
-        self.quiet_tokens_F.masked_fill_(self._step.fired_F, 0)
+        self._step.count_quiet(self.quiet_tokens_F, len(x_BD))
         self.count(len(x_BD))
 
     def _stop_unless_finite(self, what: str, value: float, x_BD: Tensor) -> None:

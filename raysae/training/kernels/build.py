@@ -11,8 +11,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +54,24 @@ class Kernels:
 
     def __init__(self, path: Path):
         self._library = ctypes.CDLL(str(path))
-        self._functions: dict[tuple[str, torch.dtype | None], Any] = {}
+        self._functions: dict[tuple[str, torch.dtype], Any] = {}
 
-    def __call__(self, name: str, *arguments: Any, dtype: torch.dtype | None = None) -> int:
-        """Call kernel ``name``, of the operands' ``dtype`` where there is one for each.
+    def prepared(
+        self, name: str, arguments: Sequence[Any], dtype: torch.dtype
+    ) -> Callable[[], int]:
+        """A call of kernel ``name``, of the operands' ``dtype`` where there is one for each.
 
         Tensors (contiguous, on the CPU) are passed as pointers, None as the null pointer. A kernel takes
         the same kinds of arguments at every call.
         """
         function = self._functions.get((name, dtype))
         if function is None:
-            function = self._library[f"{name}_{SUFFIXES[dtype]}" if dtype else name]
+            typed = f"{name}_{SUFFIXES[dtype]}"
+            function = self._library[typed if hasattr(self._library, typed) else name]
             function.restype = ctypes.c_int64
             function.argtypes = [_kind(value) for value in arguments]
             self._functions[name, dtype] = function
-        return function(*map(_passed, arguments))
+        return partial(function, *map(_passed, arguments))
 
 
 def _kind(value: Any) -> type:

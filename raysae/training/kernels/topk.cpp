@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -209,18 +210,19 @@ int64_t select_batch(const W* pre, const float* bias, int64_t B, int F, int64_t 
     return kept;
 }
 
+// Rows come as they are stored; what the SAE reads of them is x_scale * x.
 template <class W>
-void center(const float* x, const float* b_dec, int64_t B, int D, W* out, int threads) {
+void center(const float* x, const float* b_dec, int64_t B, int D, float x_scale, W* out, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t b = 0; b < B; b++)
-        for (int d = 0; d < D; d++) narrow(x[b * D + d] - b_dec[d], out + b * D + d);
+        for (int d = 0; d < D; d++) narrow(x_scale * x[b * D + d] - b_dec[d], out + b * D + d);
 }
 
-// error = reconstruction - x; dz = gradient of the loss by the selected features; loss a row.
+// error = reconstruction - x_scale * x; dz = gradient of the loss by the selected features; loss a row.
 template <class W>
 void decode_rows(const float* x, const W* W_dec, const float* b_dec, const float* value,
                  const int32_t* column, const int64_t* first, const int64_t* last, int64_t B, int D,
-                 W* error, float* dz, double* loss, int threads) {
+                 float x_scale, W* error, float* dz, double* loss, double* loss_sum, int threads) {
     const float scale = 2.0f / float(B);
 #pragma omp parallel num_threads(threads)
     {
@@ -230,7 +232,7 @@ void decode_rows(const float* x, const W* W_dec, const float* b_dec, const float
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < B; b++) {
             const float* row = x + b * D;
-            for (int d = 0; d < D; d++) sum[d] = b_dec[d] - row[d];
+            for (int d = 0; d < D; d++) sum[d] = b_dec[d] - x_scale * row[d];
             int64_t i = first[b], end = last[b];
             for (; i + 4 <= end; i += 4) {
                 const W* w0 = W_dec + int64_t(column[i]) * D;
@@ -275,6 +277,7 @@ void decode_rows(const float* x, const W* W_dec, const float* b_dec, const float
             }
         }
     }
+    *loss_sum = std::accumulate(loss, loss + B, 0.0);
 }
 
 // Of a latent's gradients, without the part of the decoder's that is parallel to its row of unit norm.
@@ -355,10 +358,11 @@ void column_sums(const W* rows, int64_t B, int D, float* sum, int threads) {
     }
 }
 
-// The gradient by b_dec: it is added to the reconstruction and taken from the encoder's input.
+// The gradient by b_dec, which is added to the reconstruction and taken from the encoder's input; and the
+// squared norm of the whole gradient.
 template <class W>
 void bias_gradient(const float* error_sum, const float* g_bias, const double* square, const W* W_enc,
-                   int64_t B, int F, int D, float* g_b_dec, int threads) {
+                   int64_t B, int F, int D, float* g_b_dec, double* whole, int threads) {
     const float scale = 2.0f / float(B);
     const int slice = 64;
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -370,6 +374,10 @@ void bias_gradient(const float* error_sum, const float* g_bias, const double* sq
                 for (int d = 0; d < n; d++) back[d] += g_bias[f] * widen(W_enc[int64_t(f) * D + from + d]);
         for (int d = 0; d < n; d++) g_b_dec[from + d] = error_sum[from + d] * scale - back[d];
     }
+    double sum = 0;
+    for (int f = 0; f < F; f++) sum += square[f] < 0 ? 0 : square[f];  // NaN stays
+    for (int d = 0; d < D; d++) sum += double(g_b_dec[d]) * g_b_dec[d];
+    *whole = sum;
 }
 
 // AuxK: pre + bias at the columns of its latents, C of them, where it is positive.
@@ -413,28 +421,29 @@ void scatter_rows(const float* value, const int32_t* column, const int64_t* firs
     }
 }
 
-// error = product + b_dec - x, of the product features * W_dec; loss a row.
+// error = product + b_dec - x_scale * x, of the product features * W_dec; loss a row.
 template <class W>
-void errors(const float* x, const W* product, const float* b_dec, int64_t B, int D, W* error, double* loss,
-            int threads) {
+void errors(const float* x, const W* product, const float* b_dec, int64_t B, int D, float x_scale, W* error,
+            double* loss, double* loss_sum, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t b = 0; b < B; b++) {
         const float* row = x + b * D;
         float square = 0;
         for (int d = 0; d < D; d++) {
-            float e = widen(product[b * D + d]) + b_dec[d] - row[d];
+            float e = widen(product[b * D + d]) + b_dec[d] - x_scale * row[d];
             square += e * e;
             narrow(e, error + b * D + d);
         }
         loss[b] = square;
     }
+    *loss_sum = std::accumulate(loss, loss + B, 0.0);
 }
 
 // dz = error * W_dec^T becomes the gradient by the pre-activations, in place: zero where a latent is
 // not active, scaled elsewhere.
 template <class W>
 void mask_gradient(const W* features, W* dz, int64_t B, int F, float* g_bias, float* parallel,
-                   double* square) {
+                   double* square, bool* fired) {
     const float scale = 2.0f / float(B);
     for (int f = 0; f < F; f++) g_bias[f] = parallel[f] = 0, square[f] = -1;
     std::vector<float> largest(F, 0.0f);
@@ -447,8 +456,10 @@ void mask_gradient(const W* features, W* dz, int64_t B, int F, float* g_bias, fl
             parallel[f] += z * g;
             largest[f] = std::max(largest[f], z);
         }
-    for (int f = 0; f < F; f++)
-        if (largest[f] > 0) square[f] = 0;
+    for (int f = 0; f < F; f++) {
+        fired[f] = largest[f] > 0;
+        if (fired[f]) square[f] = 0;
+    }
 }
 
 // As `gradients`, of the products features^T * error and dz^T * centered.
@@ -534,15 +545,16 @@ void adam_rows(const Adam& a, int F, int D, const double* square, const float* p
                                 int64_t threads) {                                                     \
         return select_batch(pre, bias, B, F, total, room, value, column, first, threads);              \
     }                                                                                                  \
-    void center_##name(const float* x, const float* b_dec, int64_t B, int64_t D, W* out,               \
-                       int64_t threads) {                                                              \
-        center(x, b_dec, B, D, out, threads);                                                          \
+    void center_##name(const float* x, const float* b_dec, int64_t B, int64_t D, float x_scale,        \
+                       W* out, int64_t threads) {                                                      \
+        center(x, b_dec, B, D, x_scale, out, threads);                                                         \
     }                                                                                                  \
     void decode_rows_##name(const float* x, const W* W_dec, const float* b_dec, const float* value,    \
                             const int32_t* column, const int64_t* first, const int64_t* last,          \
-                            int64_t B, int64_t D, W* error, float* dz, double* loss,                   \
-                            int64_t threads) {                                                         \
-        decode_rows(x, W_dec, b_dec, value, column, first, last, B, D, error, dz, loss, threads);      \
+                            int64_t B, int64_t D, float x_scale, W* error, float* dz, double* loss,    \
+                            double* loss_sum, int64_t threads) {                                       \
+        decode_rows(x, W_dec, b_dec, value, column, first, last, B, D, x_scale, error, dz, loss,       \
+                    loss_sum, threads);                                                                \
     }                                                                                                  \
     void gradients_##name(const int64_t* start, const int32_t* row, const float* value,                \
                           const float* dz, const W* error, const W* centered, const int32_t* slot,     \
@@ -558,8 +570,8 @@ void adam_rows(const Adam& a, int F, int D, const double* square, const float* p
     }                                                                                                  \
     void bias_gradient_##name(const float* error_sum, const float* g_bias, const double* square,       \
                               const W* W_enc, int64_t B, int64_t F, int64_t D, float* g_b_dec,         \
-                              int64_t threads) {                                                       \
-        bias_gradient(error_sum, g_bias, square, W_enc, B, F, D, g_b_dec, threads);                    \
+                              double* whole, int64_t threads) {                                        \
+        bias_gradient(error_sum, g_bias, square, W_enc, B, F, D, g_b_dec, whole, threads);             \
     }                                                                                                  \
     void active_columns_##name(const W* pre, const float* bias, const int64_t* columns, int64_t B,     \
                                int64_t F, int64_t C, W* out, int64_t threads) {                        \
@@ -575,12 +587,12 @@ void adam_rows(const Adam& a, int F, int D, const double* square, const float* p
         scatter_rows(value, column, first, last, B, F, features, threads);                             \
     }                                                                                                  \
     void errors_##name(const float* x, const W* product, const float* b_dec, int64_t B, int64_t D,     \
-                       W* error, double* loss, int64_t threads) {                                      \
-        errors(x, product, b_dec, B, D, error, loss, threads);                                         \
+                       float x_scale, W* error, double* loss, double* loss_sum, int64_t threads) {     \
+        errors(x, product, b_dec, B, D, x_scale, error, loss, loss_sum, threads);                      \
     }                                                                                                  \
     void mask_gradient_##name(const W* features, W* dz, int64_t B, int64_t F, float* g_bias,           \
-                              float* parallel, double* square) {                                       \
-        mask_gradient(features, dz, B, F, g_bias, parallel, square);                                   \
+                              float* parallel, double* square, bool* fired, int64_t) {                 \
+        mask_gradient(features, dz, B, F, g_bias, parallel, square, fired);                            \
     }                                                                                                  \
     void dense_gradients_##name(const W* by_error, const W* by_centered, const int32_t* slot,          \
                                 const float* extra_dec, const float* extra_enc,                        \
@@ -602,18 +614,33 @@ extern "C" {
 TYPED(float, f32)
 TYPED(bf16, bf16)
 
-void adam_vector(const Adam* adam, int64_t n, float* p, const float* g, float* m, float* v) {
+// The two biases.
+void adam_vectors(const Adam* adam, int64_t F, float* p_F, const float* g_F, float* m_F, float* v_F,
+                  int64_t D, float* p_D, const float* g_D, float* m_D, float* v_D, int64_t) {
     FlushDenormals flush;
-    for (int64_t i = 0; i < n; i++) p[i] = adam->step(p[i], adam->clip * g[i], m + i, v + i);
+    for (int64_t f = 0; f < F; f++) p_F[f] = adam->step(p_F[f], adam->clip * g_F[f], m_F + f, v_F + f);
+    for (int64_t d = 0; d < D; d++) p_D[d] = adam->step(p_D[d], adam->clip * g_D[d], m_D + d, v_D + d);
+}
+
+// How many latents have been quiet for `window` tokens, and which.
+int64_t mark_dead(const int64_t* quiet, int64_t F, int64_t window, bool* dead, int64_t) {
+    int64_t count = 0;
+    for (int64_t f = 0; f < F; f++) dead[f] = quiet[f] >= window, count += dead[f];
+    return count;
+}
+
+void count_quiet(const bool* fired, int64_t F, int64_t B, int64_t* quiet, int64_t) {
+    for (int64_t f = 0; f < F; f++) quiet[f] = fired[f] ? 0 : quiet[f] + B;
 }
 
 // The entries of the rows, in the order of their latents.
 void by_latent(const float* value, const int32_t* column, const float* dz, const int64_t* first,
                const int64_t* last, int64_t B, int64_t F, int64_t* start, int32_t* row,
-               float* value_out, float* dz_out) {
+               float* value_out, float* dz_out, bool* fired, int64_t) {
     std::fill(start, start + F + 1, 0);
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = first[b]; i < last[b]; i++) start[column[i] + 1]++;
+    for (int64_t f = 0; f < F; f++) fired[f] = start[f + 1] > 0;
     for (int64_t f = 0; f < F; f++) start[f + 1] += start[f];
     std::vector<int64_t> next(start, start + F);
     for (int64_t b = 0; b < B; b++)

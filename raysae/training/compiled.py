@@ -76,7 +76,8 @@ class CompiledStep(Step):
         self._views: dict[int, Views] = {}
         self._calls: dict[str, tuple[tuple[object, ...], Callable[[], int]]] = {}
         self.adam = Adam(first=BETAS[0], second=BETAS[1], epsilon=EPSILON)
-        self.g_dec_FD, self.g_enc_FD = torch.empty(d_sae, d_in), torch.empty(d_sae, d_in)
+        self.g_both_2FD = torch.empty(2, d_sae, d_in)
+        self.g_dec_FD, self.g_enc_FD = self.g_both_2FD
         self.g_bias_F, self.parallel_F = torch.empty(d_sae), torch.empty(d_sae)
         self.g_b_dec_D, self.error_sum_D = torch.empty(d_in), torch.empty(d_in)
         self.square_F = torch.empty(d_sae, dtype=torch.float64)
@@ -194,7 +195,7 @@ class CompiledStep(Step):
         d_sae, d_in = self.model.W_dec.shape
         self.centered_BD = torch.empty(rows, d_in, dtype=self.dtype)
         self.error_BD = torch.empty(rows, d_in, dtype=self.dtype)
-        self.pre_BF = torch.empty(rows, d_sae, dtype=self.dtype)
+        self.pre_BF = self._room_for_preactivations(rows)
         self.features_BF = torch.empty(rows if self.dense else 0, d_sae, dtype=self.dtype)
         self.product_BD = torch.empty(rows if self.dense else 0, d_in, dtype=self.dtype)
         self.loss_B = torch.empty(rows, dtype=torch.float64)
@@ -208,6 +209,15 @@ class CompiledStep(Step):
             )
         whole_batch = isinstance(self.model, BatchTopKSAE)
         self._make_room_for_entries(rows * self.model.config.k * (2 if whole_batch else 1))
+
+    def _room_for_preactivations(self, rows: int) -> Tensor:
+        """Where the gradients will be, which nothing fills before the pre-activations have been used;
+        but whole matrix products need both."""
+        free = self.g_both_2FD.view(self.dtype).flatten()
+        wanted = rows * self.g_both_2FD.shape[1]
+        if self.dense or wanted > len(free):
+            return torch.empty(rows, self.g_both_2FD.shape[1], dtype=self.dtype)
+        return free[:wanted].view(rows, -1)
 
     def _make_room_for_entries(self, entries: int) -> None:
         self.room = min(entries, self.pre_BF.numel())

@@ -24,6 +24,6 @@ if ! "$python" -m venv .peers; then
 fi
 echo "Installing SAELens, sparsify and dictionary_learning into .peers (once; a few minutes) ..."
 pip=(.peers/bin/python -m pip install -qq --disable-pip-version-check)
-"${pip[@]}" "torch>=2.10,<2.14" sae-lens eai-sparsify
+"${pip[@]}" "torch>=2.10,<2.14" sae-lens eai-sparsify triton
 "${pip[@]}" --no-deps dictionary-learning  # of the rest that it requires nothing runs in the tests
 touch "$stamp"

@@ -1,5 +1,7 @@
 """N SAEs of one shape as one program, for GPUs: a launch serves all of them, and a step is one replay.
 
+Where Triton is installed, TopK's selection and Adam are kernels of our own (``raysae.training.gpu``).
+
 The mathematics is that of ``ReferenceStep``, with a dimension N in front; nothing in a step waits for the
 host, so that CUDA can capture it. It runs on any device; on a CPU there is nothing to win by it.
 Shapes: N SAEs, B batch, D d_in, F d_sae.
@@ -15,6 +17,7 @@ from torch import Tensor
 from raysae.sae import SAE, SAEConfig
 from raysae.sae.batch_topk import BatchTopKSAE
 from raysae.sae.topk import TopKSAE
+from raysae.training import gpu
 from raysae.training.config import TrainingConfig
 from raysae.training.step import BETAS, EPSILON
 
@@ -146,6 +149,8 @@ class PackedStep:
 
     def _select(self, pre_NBF: Tensor) -> Tensor:
         """Each SAE's k largest of a row, or k·B largest of its batch, as far as positive."""
+        if not self.whole_batch and gpu.launches(pre_NBF):
+            return gpu.select_rows(pre_NBF, self.k_N)
         rows = pre_NBF.shape[1]
         ranked = pre_NBF.flatten(1) if self.whole_batch else pre_NBF
         wanted_N = self.k_N * rows if self.whole_batch else self.k_N
@@ -178,6 +183,12 @@ class PackedStep:
         lr_N = self.lr_SN.index_select(0, self.step.view(1)).squeeze(0)
         rate_N = torch.where(self.alive_N, (lr_N / correction_N).float(), 0.0)
         for name, gradient in gradients.items():
+            if gradient.dim() == 3 and gpu.launches(gradient):
+                gpu.adam_rows(
+                    self.p[name], gradient, self.m[name], self.v[name], clip_N, rate_N,
+                    root_N[:1], self.alive_N, BETAS, EPSILON, unit=name == "W_dec",
+                )  # fmt: skip
+                continue
             shape = (-1, *[1] * (gradient.dim() - 1))
             clipped = (gradient * clip_N.view(shape)).where(self.alive_N.view(shape), 0.0)
             self.m[name].lerp_(clipped, 1 - BETAS[0])
@@ -185,6 +196,8 @@ class PackedStep:
             scale = self.v[name].sqrt().div_(root_N.view(shape)).add_(EPSILON)
             self.p[name].sub_(self.m[name] / scale * rate_N.view(shape))
         W_dec_NFD = self.p["W_dec"]
+        if gpu.launches(W_dec_NFD):
+            return
         smallest = torch.finfo(torch.float32).tiny
         unit_NFD = W_dec_NFD / W_dec_NFD.norm(dim=2, keepdim=True).clamp_min(smallest)
         W_dec_NFD.copy_(torch.where(self.alive_N[:, None, None], unit_NFD, W_dec_NFD))

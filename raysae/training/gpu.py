@@ -1,0 +1,125 @@
+"""Triton kernels of a packed step: selection without sorting, and Adam in one pass over the weights.
+
+They need a GPU, or ``TRITON_INTERPRET=1``, under which they run on CPU tensors for tests. Where Triton is
+not installed (``launches`` is false), torch's own operations stand in. Shapes: N SAEs, B batch, F d_sae.
+"""
+
+import os
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+LARGEST_ROW = 2**16
+"""Elements of a row that a program can hold."""
+
+if find_spec("triton") is not None:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def _select_rows(pre, kept, k_N, rows, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+        """A program a row: find the k-th largest by bisection, as positive floats compare as their bits
+        do; of those equal to it keep the first, until there are k."""
+        row = tl.program_id(0).to(tl.int64)
+        k = tl.load(k_N + row // rows).to(tl.int32)
+        place = tl.arange(0, BLOCK)
+        inside = place < columns
+        value = tl.load(pre + row * columns + place, mask=inside, other=0.0)
+        value = tl.where(value > 0, value, 0.0)
+        bits = value.to(tl.int32, bitcast=True)
+        low = 1  # at least k reach low, unless fewer are positive; fewer than k reach high
+        high = tl.max(bits, axis=0) + 1
+        if tl.sum((bits > 0).to(tl.int32), axis=0) <= k:
+            high = 2
+        while high - low > 1:
+            probe = low + (high - low) // 2
+            count = tl.sum((bits >= probe).to(tl.int32), axis=0)
+            if count == k:
+                low = probe
+                high = probe + 1
+            elif count > k:
+                low = probe
+            else:
+                high = probe
+        above = bits > low
+        equal = bits == low
+        room = k - tl.sum(above.to(tl.int32), axis=0)
+        early = tl.cumsum(equal.to(tl.int32), axis=0) <= room
+        result = tl.where(above | (equal & early), value, 0.0)
+        tl.store(kept + row * columns + place, result, mask=inside)
+
+    @triton.jit
+    def _adam_rows(  # type: ignore[no-untyped-def]
+        p, g, m, v, clip_N, rate_N, root_N, alive_N, rows, columns, first, second, epsilon, tiny,
+        UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        """A program a row of a matrix: clip, Adam and, for decoder rows, the unit norm."""
+        row = tl.program_id(0).to(tl.int64)
+        sae = row // rows
+        if tl.load(alive_N + sae) == 0:
+            return
+        clip, rate = tl.load(clip_N + sae), tl.load(rate_N + sae)
+        root = tl.load(root_N)
+        place = tl.arange(0, BLOCK)
+        inside = place < columns
+        at = row * columns + place
+        gradient = tl.load(g + at, mask=inside, other=0.0) * clip
+        moved = tl.load(m + at, mask=inside, other=0.0)
+        square = tl.load(v + at, mask=inside, other=0.0)
+        weight = tl.load(p + at, mask=inside, other=0.0)
+        moved = moved + (1 - first) * (gradient - moved)
+        square = square * second + (1 - second) * gradient * gradient
+        weight = weight - rate * moved / (tl.sqrt(square) / root + epsilon)
+        if UNIT:
+            norm = tl.sqrt(tl.sum(tl.where(inside, weight * weight, 0.0), axis=0))
+            weight = weight / tl.maximum(norm, tiny)
+        tl.store(m + at, moved, mask=inside)
+        tl.store(v + at, square, mask=inside)
+        tl.store(p + at, weight, mask=inside)
+
+
+def launches(tensor: Tensor) -> bool:
+    """Whether the kernels can work on ``tensor``, row by row."""
+    placed = tensor.is_cuda or INTERPRETED
+    return placed and find_spec("triton") is not None and tensor.shape[-1] <= LARGEST_ROW
+
+
+def select_rows(pre_NBF: Tensor, k_N: Tensor) -> Tensor:
+    """The k largest pre-activations of each row, as far as positive; the others are 0.
+
+    ``pre_NBF [saes, batch, d_sae]`` in float32, ``k_N [saes]``.
+    """
+    pre_NBF = pre_NBF.contiguous()
+    kept_NBF = torch.empty_like(pre_NBF)
+    rows, columns = pre_NBF.shape[1:]
+    block = triton.next_power_of_2(columns)
+    _select_rows[(pre_NBF.shape[0] * rows,)](
+        pre_NBF, kept_NBF, k_N, rows, columns, BLOCK=block, num_warps=_warps(block)
+    )
+    return kept_NBF
+
+
+def adam_rows(
+    p: Tensor, g: Tensor, m: Tensor, v: Tensor, clip_N: Tensor, rate_N: Tensor, root: Tensor,
+    alive_N: Tensor, betas: tuple[float, float], epsilon: float, unit: bool,
+) -> None:  # fmt: skip
+    """Torch's Adam on matrices ``[saes, rows, columns]`` in float32, in place.
+
+    ``clip_N`` scales the gradient, ``rate_N`` is the learning rate with its correction, ``root [1]`` the
+    square root of the second moment's; with ``unit`` rows are brought to unit norm. SAEs that are not
+    alive stay.
+    """
+    rows, columns = p.shape[1:]
+    block = triton.next_power_of_2(columns)
+    _adam_rows[(p.shape[0] * rows,)](
+        p, g.contiguous(), m, v, clip_N, rate_N, root, alive_N.to(torch.int32), rows, columns,
+        betas[0], betas[1], epsilon, torch.finfo(torch.float32).tiny, UNIT=unit, BLOCK=block,
+        num_warps=_warps(block),
+    )  # fmt: skip
+
+
+def _warps(block: int) -> int:
+    """Warps of a program: a few dozen elements a thread."""
+    return min(max(block // 1024, 1), 32)

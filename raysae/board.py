@@ -1,15 +1,55 @@
-"""The live view: a table that grows in a terminal, a line a finished row everywhere else."""
+"""The live view: a table that grows in a terminal, a line a finished row everywhere else.
 
+For logs, ``set_log`` makes everything JSON lines, or nothing but errors and the outcome.
+"""
+
+import io
+import json
 import math
+import sys
 import time
-from typing import Any
+from typing import IO, Any, Literal, cast
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+Log = Literal["auto", "quiet", "json"]
 console = Console(highlight=False, soft_wrap=True)
+LOGGED = (
+    "step", "steps", "tokens_trained", "loss", "explained_variance", "l0", "dead_fraction", "stability",
+    "tokens_per_second", "wait_seconds", "memory_bytes", "failed", "stopped",
+)  # fmt: skip
+"""What a JSON line of progress holds of a report."""
+
+
+class _Messages(io.TextIOBase):
+    """Makes each line that is printed to it a JSON line of its own."""
+
+    def __init__(self) -> None:
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        *whole, self._line = (self._line + text).split("\n")
+        for line in whole:
+            if line.strip():
+                emit("message", text=line.strip())
+        return len(text)
+
+
+def set_log(log: Log) -> None:
+    """Choose how this process tells of its progress."""
+    console.quiet = log == "quiet"
+    if log == "json":
+        console.file = cast(IO[str], _Messages())
+
+
+def emit(event: str, **fields: Any) -> None:
+    """Print an event as a JSON line, where those were chosen."""
+    if isinstance(console.file, _Messages):
+        line = {"event": event, "time": round(time.time(), 3), **fields}
+        print(json.dumps(line, default=str), file=sys.stdout, flush=True)
 
 
 def seconds(value: float) -> str:
@@ -28,6 +68,16 @@ def figures(record: dict[str, Any]) -> dict[str, str]:
         "EV": _number(record.get("explained_variance"), "{:.4f}"),
         "L0": _number(record.get("l0"), "{:.2f}"),
         "dead": _number(record.get("dead_fraction"), "{:.1%}"),
+    }
+
+
+def speeds(record: dict[str, Any]) -> dict[str, str]:
+    """The columns that say how a running SAE gets on."""
+    memory = record.get("memory_bytes")
+    return {
+        "tokens/s": _number(record.get("tokens_per_second"), "{:,.0f}"),
+        "waited": _number(record.get("wait_seconds"), "{:.1f} s"),
+        "memory": "" if memory is None else f"{memory / 2**20:,.0f} MiB",
     }
 
 
@@ -53,12 +103,19 @@ class Board:
         if console.is_terminal:
             self._live.stop()
 
-    def update(self, key: str, cells: dict[str, str], progress: float) -> None:
-        """Show ``cells`` for row ``key``, whose work is done to the share ``progress``."""
+    def update(
+        self, key: str, cells: dict[str, str], progress: float, record: dict[str, Any] | None = None
+    ) -> None:
+        """Show ``cells`` for row ``key``, whose work is done to the share ``progress``; ``record`` is
+        what a JSON line tells of it."""
+        told = {name: value for name, value in (record or {}).items() if name in LOGGED}
         self._rows[key] = (cells, progress)
         news = progress >= 1 and key not in self._finished
         if news:
             self._finished.add(key)
+        emit("progress", of=self.title, key=key, done=round(progress, 4), eta=self.eta(), **told)
+        if isinstance(console.file, _Messages):
+            return
         if console.is_terminal:
             self._live.update(self._table())
         elif news:

@@ -38,9 +38,12 @@ UNION_TAG = re.compile(
 
 Metric = Literal[
     "explained_variance", "fvu", "mse", "cosine", "l0", "sparsity", "dead_fraction",
-    "dead_fraction_validation",
+    "dead_fraction_validation", "stability", "explained_variance_worst",
 ]  # fmt: skip
+Rule = Literal["parsimonious", "knee", "stable_knee", "ev_floor_then_min_dead", "max_ev", "pareto"]
+Sampler = Literal["tpe", "nsga2", "random", "grid", "list"]
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 TEMPLATE_KEY = "source.text"
 
 
@@ -60,6 +63,8 @@ class Range(Section):
     """The largest value."""
     log: bool = False
     """Whether to search on a logarithmic scale."""
+    powers_of_two: bool = False
+    """Whether only the powers of two in the range are meant."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Range":
@@ -67,7 +72,15 @@ class Range(Section):
             raise ValueError(f"low {self.low} is above high {self.high}")
         if self.log and self.low <= 0:
             raise ValueError(f"low is {self.low}; a logarithmic range starts above 0")
+        if self.powers_of_two and not self.powers:
+            raise ValueError(f"there is no power of two from {self.low} to {self.high}")
         return self
+
+    @property
+    def powers(self) -> tuple[int, ...]:
+        """The powers of two in the range, from 1 on."""
+        top = max(int(self.high), 0).bit_length()
+        return tuple(2**n for n in range(top) if self.low <= 2**n <= self.high)
 
 
 def _kind_of_values(value: Any) -> str:
@@ -99,6 +112,15 @@ else:
     ]
 
 
+class SiteKey(Section):
+    """One layer at one position."""
+
+    layer: int
+    """The layer."""
+    position: PositionKey
+    """The position."""
+
+
 class Objective(Section):
     """What the search optimises."""
 
@@ -108,6 +130,36 @@ class Objective(Section):
     """Which way is better."""
 
 
+class Constraint(Section):
+    """What a trial must keep to; the sampler learns to avoid those that do not, and none of them is
+    chosen."""
+
+    metric: Metric
+    """A held-out metric."""
+    at_most: float | None = None
+    """The largest value that is allowed."""
+    at_least: float | None = None
+    """The smallest value that is allowed."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "Constraint":
+        if self.at_most is None and self.at_least is None:
+            raise ValueError("a constraint needs at_most or at_least")
+        return self
+
+    def excess(self, value: float | None) -> float:
+        """How far ``value`` lies outside; 0 inside, infinite when it is undefined."""
+        if value is None or value != value:
+            return float("inf")
+        above = 0.0 if self.at_most is None else value - self.at_most
+        below = 0.0 if self.at_least is None else self.at_least - value
+        return max(above, below, 0.0)
+
+    def __str__(self) -> str:
+        bounds = (("<=", self.at_most), (">=", self.at_least))
+        return " and ".join(f"{self.metric} {sign} {x:g}" for sign, x in bounds if x is not None)
+
+
 class SweepConfig(Section):
     """Which SAE configs are tried, and where."""
 
@@ -115,27 +167,57 @@ class SweepConfig(Section):
     """The layer swept; null takes the middle of the store's layers."""
     position: PositionKey | None = None
     """The position swept; null takes the store's last."""
-    sampler: Literal["tpe", "random", "grid", "list"] = "tpe"
-    """How configs are proposed: Optuna's TPE, at random, every combination, or ``configs``."""
+    sites: tuple[SiteKey, ...] = ()
+    """Several sites to sweep at once, such as ``{layer: 8, position: -1}``, instead of ``layer`` and
+    ``position``: each config is trained at every one, and figures are their means;
+    ``explained_variance_worst`` is that of the worst."""
+    sampler: Sampler = "tpe"
+    """How configs are proposed: Optuna's TPE or NSGA-II, at random, every combination, or
+    ``configs``."""
     trials: Positive = 8
     """Trials to run (a list or a grid runs as many as it holds, at most these)."""
     space: dict[str, Values] = {  # noqa: RUF012  (pydantic copies it)
         "sae.d_sae": Choices(choices=(32, 64, 128, 256)),
         "sae.k": Choices(choices=(1, 2, 4, 8, 16, 32)),
     }
-    """Recipe keys under ``sae.`` and ``training.`` with the values to search."""
+    """Recipe keys under ``sae.`` and ``training.`` with the values to search; a key that a trial's
+    variant does not have is left out of that trial."""
     configs: tuple[dict[str, Any], ...] = ()
     """The configs of the list sampler, such as ``{sae.d_sae: 512, sae.k: 150}``."""
+    first: tuple[dict[str, Any], ...] = ()
+    """Configs to try before the sampler's own; keys of the space that one leaves out are drawn."""
+    warm_start: tuple[str, ...] = ()
+    """Run folders whose finished trials the sampler learns from first, as far as they lie in the
+    space."""
+    seeds_per_trial: Positive = 1
+    """Seeds each config is trained with; figures are their means, and ``stability`` says how far
+    they found the same latents."""
+    constraints: tuple[Constraint, ...] = ()
+    """What a trial must keep to, such as ``{metric: dead_fraction, at_most: 0.1}``."""
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (
         Objective(metric="explained_variance", goal="maximize"),
         Objective(metric="l0", goal="minimize"),
     )
-    """What TPE optimises; several give it a front to spread over."""
+    """What TPE and NSGA-II optimise; several give them a front to spread over."""
     startup_trials: Positive = 4
-    """Random trials before TPE begins."""
+    """Random trials before TPE begins; NSGA-II's population."""
     proposal_lag: Positive = 2
     """Trial i is proposed from the results of trials 0 .. i-lag alone, so that timing never shows;
-    at most so many trials run at once under TPE."""
+    at most so many trials run at once under TPE and NSGA-II."""
+    max_seconds_per_trial: Annotated[float, Field(gt=0)] | None = None
+    """A trial that has trained for longer is stopped."""
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    """No trial is begun after so many seconds of sweeping."""
+    max_tokens: Positive | None = None
+    """No trial is begun once so many tokens have been trained on, in all trials together."""
+    early_stopping: Literal["asha", "median"] | None = None
+    """Whether poor trials end early, by the first objective: ASHA (the best third goes on), or those
+    below the median. Who is stopped depends on timing, so two goes at one recipe may then differ."""
+    grace: Share = 0.1
+    """Share of its training that a trial has before it may be stopped early."""
+    reproducible: bool = True
+    """Whether proposals wait for the trials they follow from; false never waits for a straggler, and
+    two goes at one recipe then try different configs."""
 
     @model_validator(mode="after")
     def _coherent(self) -> "SweepConfig":
@@ -146,17 +228,47 @@ class SweepConfig(Section):
         if self.sampler != "list" and not self.space:
             raise ValueError("space is empty; give at least one key to search")
         if self.sampler == "grid":
-            loose = [key for key, values in self.space.items() if isinstance(values, Range)]
+            loose = [
+                key
+                for key, values in self.space.items()
+                if isinstance(values, Range) and not values.powers_of_two
+            ]
             if loose:
                 raise ValueError(f"a grid needs choices, not a range, for {', '.join(loose)}")
+        searched = self.sampler in ("tpe", "nsga2", "random")
+        for name in ("first", "warm_start"):
+            if getattr(self, name) and not searched:
+                raise ValueError(f"{name} is for a sampler; the sampler is {self.sampler!r}")
+        metrics: list[str] = [objective.metric for objective in self.objectives]
+        metrics += [constraint.metric for constraint in self.constraints]
+        if "stability" in metrics and self.seeds_per_trial < 2:
+            raise ValueError(
+                "stability compares seeds, but seeds_per_trial is 1; make it at least 2"
+            )
+        if self.early_stopping is not None and (
+            len(self.objectives) > 1 or self.objectives[0].metric == "stability"
+        ):
+            raise ValueError(
+                "early_stopping compares trials by one objective as they go; give a single one in "
+                "sweep.objectives, such as {metric: explained_variance, goal: maximize}"
+            )
+        if "explained_variance_worst" in metrics and len(self.sites) < 2:
+            raise ValueError("explained_variance_worst compares sites; list several in sweep.sites")
+        if self.sites and not (self.layer is None and self.position is None):
+            raise ValueError("sites stands instead of layer and position; leave those out")
+        if len(set(self.sites)) < len(self.sites):
+            raise ValueError("sites names one site twice")
         return self
 
 
 class SelectConfig(Section):
     """How the sweet spot is chosen among the trials."""
 
-    rule: Literal["parsimonious", "knee", "ev_floor_then_min_dead", "max_ev"] = "parsimonious"
-    """The rule that decides; what the others would choose is recorded too."""
+    rule: Rule = "parsimonious"
+    """The rule that decides; what the others would choose is recorded too. ``pareto`` leaves the
+    choice among the front to you."""
+    trial: int | None = None
+    """Your own choice among the finished trials; the rules are then only recorded."""
     tolerance: Share = 0.05
     """parsimonious: share of the best explained variance that may be given up."""
     ev_floor: float = 0.9
@@ -194,6 +306,12 @@ class ResourcesConfig(Section):
     """Trials at once; null takes what fits."""
     cpus: Positive | None = None
     """CPU cores of the Ray started here; null takes the machine's."""
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 60
+    """How often a running trial is kept on disk, so that it goes on from there when cut off."""
+    hang_seconds: Annotated[float, Field(gt=0)] | None = 1800
+    """A trial that has made no step for so long is given up; null waits for ever."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """How often a trial whose worker was lost is taken up again."""
     address: str | None = None
     """A Ray cluster to join (``auto`` finds it); null takes RAY_ADDRESS, or starts Ray here."""
     dashboard: bool = False
@@ -217,9 +335,7 @@ QUICKSTART_TRAINING = TrainingConfig(epochs=12, batch_size=256, lr=3e-3)
 class Recipe(Section):
     """Everything that a run is made from."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = (
-        "quickstart"
-    )
+    name: Annotated[str, Field(pattern=f"^{NAME}$", max_length=100)] = "quickstart"
     """The run's name and folder; a config file without one lends its own."""
     runs_dir: str = "runs"
     """The folder of run folders."""
@@ -229,6 +345,9 @@ class Recipe(Section):
     """The seed of everything random."""
     source: SourceConfig | None = SourceConfig()
     """What to extract the store from; null when the store is there already."""
+    models: dict[str, dict[str, Any]] = {}  # noqa: RUF012  (pydantic copies it)
+    """Several models in one recipe: for each name the keys of the recipe that are its own, such as
+    ``{source: {model: gpt2}, sweep: {layer: 8}}``; a run for each, in a folder of this one."""
     sae: AnySAEConfig = TopKConfig()
     """The SAE, with the keys of its variant; the search replaces the keys in ``sweep.space``."""
     training: TrainingConfig = QUICKSTART_TRAINING
@@ -255,6 +374,29 @@ class Recipe(Section):
             raise ValueError("neither source nor store is given; give one of them")
         return self
 
+    @model_validator(mode="after")
+    def _models(self) -> "Recipe":
+        for name in self.models:
+            if not re.fullmatch(NAME, name):
+                raise ValueError(f"models: {name!r} is no name of a folder")
+            try:
+                self.of_model(name)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+    def of_model(self, name: str) -> "Recipe":
+        """The recipe of one of ``models``."""
+        own = self.models[name]
+        data = {**self.dump(), "models": {}, "name": name, "runs_dir": str(self.run_folder)}
+        if "store" not in own:
+            data["store"] = None if self.store is None else f"{self.store}/{name}"
+            data["store"] = data["store"] or f"stores/{self.name}/{name}"
+        reserved = sorted({"models", "name", "runs_dir"} & own.keys())
+        if reserved:
+            raise UserError(f"models.{name}: {', '.join(reserved)} cannot be a model's own")
+        return parse_recipe(_deep(data, own), f"models.{name}")
+
     @property
     def run_folder(self) -> Path:
         return Path(self.runs_dir).expanduser().absolute() / self.name
@@ -262,6 +404,13 @@ class Recipe(Section):
     @property
     def store_folder(self) -> Path:
         return Path(self.store or f"stores/{self.name}").expanduser().absolute()
+
+    @property
+    def variants_searched(self) -> tuple[str, ...]:
+        """The variants that the search may propose."""
+        values = self.sweep.space.get("sae.variant")
+        named = values.choices if isinstance(values, Choices) else (self.sae.variant,)
+        return tuple(str(name) for name in named)
 
     def with_parameters(self, parameters: Mapping[str, Any]) -> tuple[SAEConfig, TrainingConfig]:
         """The SAE and training configs with dotted ``sae.`` and ``training.`` keys replaced.
@@ -283,11 +432,13 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
 
-    def site_of(self, layers: Sequence[int], positions: Sequence[Position]) -> Site:
-        """The site that the sweep runs at, given the store's layers and positions."""
+    def sites_of(self, layers: Sequence[int], positions: Sequence[Position]) -> list[Site]:
+        """The sites that the sweep runs at, given the store's layers and positions."""
+        if self.sweep.sites:
+            return [Site(site.layer, site.position) for site in self.sweep.sites]
         layer = layers[(len(layers) - 1) // 2] if self.sweep.layer is None else self.sweep.layer
         position = positions[-1] if self.sweep.position is None else self.sweep.position
-        return Site(layer, position)
+        return [Site(layer, position)]
 
 
 def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
@@ -363,6 +514,16 @@ def _overridden(data: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str,
     return result
 
 
+def _deep(data: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    """``data`` with the keys of ``more`` replaced, section by section; a search space as a whole."""
+    result = dict(data or {})
+    for key, value in more.items():
+        inner = result.get(key)
+        whole = key == "space" or not isinstance(value, Mapping) or not isinstance(inner, Mapping)
+        result[key] = value if whole else _deep(inner, value)
+    return result
+
+
 def _explain(item: dict[str, Any]) -> str:
     """One pydantic complaint as a line: the key, what was found, what to do."""
     parts = [str(part) for part in item["loc"] if not UNION_TAG.fullmatch(str(part))]
@@ -381,6 +542,12 @@ def _explain(item: dict[str, Any]) -> str:
 
 def _fields_of(config: Any) -> list[str]:
     return [field.name for field in fields(config)]
+
+
+def searchable_keys(variant: str) -> set[str]:
+    """The keys that a search over SAEs of ``variant`` may have."""
+    training = {f"training.{name}" for name in _fields_of(TrainingConfig)}
+    return training | {f"sae.{name}" for name in _fields_of(VARIANTS[variant].Config)}
 
 
 def _refuse_unknown(parameters: Mapping[str, Any], variant: str) -> None:

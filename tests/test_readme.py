@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_the_commands_are_the_ones_this_file_runs():
         ["mlflow", "ui", "--backend-store-uri", "sqlite:///$PWD/runs/mlflow.db"],
     ]
     assert all(Path(words[0]).exists() for words in OTHERS[:2])
-    assert (len(SWEEPS), len(EXTRACTS), len(STORES), len(EXPORTS)) == (8, 1, 5, 1)
+    assert (len(SWEEPS), len(EXTRACTS), len(STORES), len(EXPORTS)) == (10, 1, 5, 1)
 
 
 def problems(folder):
@@ -93,8 +94,11 @@ def test_sweep_commands(arguments, connected_ray, small_run, tmp_path, capsys):
             main(arguments)
         assert leaving.value.code == 0
         return
-    data = problems(tmp_path)
-    filled = [word.replace("runs/quickstart", str(small_run.folder)) for word in arguments]
+    data, run = problems(tmp_path), small_run.folder
+    if "--select" in arguments:  # others look at the small run, too
+        run = tmp_path / "small"
+        shutil.copytree(small_run.folder, run)
+    filled = [word.replace("runs/quickstart", str(run)) for word in arguments]
     filled = [
         word.replace("=FOLDER", "=pocket").replace("=FILE.jsonl", f"={data}") for word in filled
     ]
@@ -108,7 +112,7 @@ def test_sweep_commands(arguments, connected_ray, small_run, tmp_path, capsys):
         source = small_run.run.recipe.source.model_dump(include=SMALL["source"].keys())
         sizes.append(f"store={small_run.run.recipe.store_folder}")
         sizes += [f"source.{key}={json.dumps(value)}" for key, value in source.items()]
-    if "--resume" not in filled:
+    if not {"--resume", "--select"} & set(filled):
         filled += sizes
     assert main(filled) == 0
     assert capsys.readouterr().out

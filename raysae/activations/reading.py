@@ -36,20 +36,21 @@ class Reading:
         return f"{self.how}, {self.why}"
 
 
-def choose_reading(store: Store, site: Site, resources: ResourcesConfig) -> Reading:
-    """Shared where the site fits Ray's object store, or ``resources.memory``; else streaming.
+def choose_reading(store: Store, sites: list[Site], resources: ResourcesConfig) -> Reading:
+    """Shared where the sites fit Ray's object store, or ``resources.memory``; else streaming.
 
-    Raises UserError when shared reading is demanded of a site that does not fit.
+    Raises UserError when shared reading is demanded of what does not fit.
     """
-    needed, budget, what = store.training_bytes(site), *_budget(resources)
-    figures = f"{needed / 1e9:.2f} GB at {site}, {what} {budget / 1e9:.2f} GB"
+    needed, (budget, what) = sum(map(store.training_bytes, sites)), _budget(resources)
+    where = str(sites[0]) if len(sites) == 1 else f"{len(sites)} sites"
+    figures = f"{needed / 1e9:.2f} GB at {where}, {what} {budget / 1e9:.2f} GB"
     if resources.reading == "streaming":
         return Reading("streaming", f"as asked for ({figures})")
     if needed <= budget:
         return Reading("shared", f"one copy in memory for all trials ({figures})")
     if resources.reading == "shared":
         raise UserError(
-            f"resources.reading is 'shared', but the site does not fit: {figures}; "
+            f"resources.reading is 'shared', but that does not fit: {figures}; "
             "set it to streaming or auto, or use a machine with more memory"
         )
     return Reading("streaming", f"it does not fit in memory ({figures})")

@@ -7,6 +7,12 @@ from raysae.config import ResourcesConfig
 from raysae.errors import UserError
 
 AUTO_GPU_SHARE = 0.25
+"""What ``auto`` reserves where the memory of a GPU is not known, as of a logical one."""
+CUDA_CONTEXT = 600 * 2**20
+"""Bytes that a process takes on a GPU before its first tensor."""
+MEMORY_SHARE = 0.9
+"""How much of a GPU's or a node's memory trials may take."""
+MOST_A_GPU = 8
 READER_CPUS = 0.5
 """What a trial that streams its rows reserves for its readers."""
 
@@ -32,14 +38,17 @@ class Placement:
         return f"{self.workers} at once, {self.cpus:g} CPU{gpus} each"
 
 
-def place(resources: ResourcesConfig) -> Placement:
-    """Fit workers to the connected Ray. Raises UserError when not even one fits."""
+def place(resources: ResourcesConfig, memory_each: int = 0) -> Placement:
+    """Fit workers, of which one holds up to ``memory_each`` bytes, to the connected Ray.
+
+    Raises UserError when not even one fits.
+    """
     import ray
 
     there = ray.cluster_resources()
     cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
     asked = resources.gpus_per_trial
-    share = (AUTO_GPU_SHARE if gpus else 0.0) if asked == "auto" else asked
+    share = (_auto_share(memory_each) if gpus else 0.0) if asked == "auto" else asked
     for name, wanted, found in (("cpus", resources.cpus_per_trial, cpus), ("gpus", share, gpus)):
         if wanted > found:
             raise UserError(
@@ -50,7 +59,48 @@ def place(resources: ResourcesConfig) -> Placement:
     if share:
         per_gpu = math.floor(1 / share + 1e-9) if share <= 1 else 1 / math.ceil(share)
         fit = min(fit, math.floor(gpus * per_gpu + 1e-9))
+    elif memory_each:
+        fit = min(fit, _fit_memory(memory_each, there.get("memory", math.inf)))
     return Placement(resources.cpus_per_trial, share, min(fit, resources.max_concurrent or fit))
+
+
+def _fit_memory(memory_each: int, there: float) -> int:
+    """How many fit in the memory that Ray counts as its own."""
+    fit = MEMORY_SHARE * there / memory_each
+    if fit < 1:
+        raise UserError(
+            f"a trial of the largest config takes {memory_each / 2**30:.1f} GiB, and this Ray has "
+            f"{there / 2**30:.1f} GiB in all; lower d_sae, batch_size or seeds_per_trial"
+        )
+    return math.floor(fit) if math.isfinite(fit) else 1_000_000
+
+
+def _auto_share(memory_each: int) -> float:
+    """The fraction of a GPU that holds a trial: 1/n for n of them and their contexts."""
+    total = _gpu_memory()
+    if total is None:
+        return AUTO_GPU_SHARE
+    needed = memory_each + CUDA_CONTEXT
+    if needed > total:
+        raise UserError(
+            f"a trial of the largest config takes {needed / 2**30:.1f} GiB, and a GPU here has "
+            f"{total / 2**30:.1f} GiB; lower d_sae, batch_size or seeds_per_trial, or set "
+            "resources.gpus_per_trial=0"
+        )
+    return 1 / min(max(int(MEMORY_SHARE * total / needed), 1), MOST_A_GPU)
+
+
+def _gpu_memory() -> int | None:
+    """Bytes of one of this Ray's GPUs; None where torch cannot use it."""
+    import ray
+
+    def look() -> int | None:
+        import torch
+
+        return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
+
+    task = ray.remote(num_gpus=0.01, num_cpus=0, max_calls=1)(look)
+    return ray.get(task.remote())
 
 
 def place_extraction(resources: ResourcesConfig) -> Placement:

@@ -25,6 +25,17 @@ def prepare_worker() -> str:
     return "cuda" if gpus and torch.cuda.is_available() else "cpu"
 
 
+def memory_used(device: str) -> int:
+    """The most bytes that torch held on the GPU; on a CPU, the most that this process held."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def kept(key: str, make: Callable[[], Any]) -> Any:
     """What ``make`` gives, made once and kept for this process's later tasks with the same key.
 

@@ -2,7 +2,9 @@
 
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from raysae.activations import Site, Store
@@ -12,10 +14,13 @@ from raysae.sae.checkpoint import METRICS_FILE
 from raysae.training import Trainer
 
 COST_COLUMNS = (
-    "steps", "tokens", "seconds", "tokens_per_second", "wait_seconds", "started", "host", "device",
+    "steps", "tokens", "tokens_trained", "seconds", "tokens_per_second", "wait_seconds",
+    "memory_bytes", "started", "host", "device",
 )  # fmt: skip
 """What an SAE cost, as the tables have it."""
-VOLATILE_COLUMNS = ("seconds", "tokens_per_second", "wait_seconds", "started", "host")
+VOLATILE_COLUMNS = (
+    "seconds", "tokens_per_second", "wait_seconds", "memory_bytes", "started", "host",
+)  # fmt: skip
 """Columns that differ between two runs of one recipe; all others are equal to the bit on CPU."""
 
 
@@ -35,29 +40,43 @@ def commit(
     provenance: dict[str, Any],
     history: list[dict[str, Any]],
     started: float,
+    *,
+    metrics: dict[str, Any] | None = None,
+    cost: Mapping[str, Any] = MappingProxyType({}),
+    beside: Mapping[str, Trainer] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Write a trained SAE's folder, weights and figures together or not at all; the figures.
 
-    ``job`` identifies what was asked for; ``provenance`` says where the data came from.
+    ``job`` identifies what was asked for; ``provenance`` says where the data came from. An SAE that
+    stands for several has their ``metrics`` and ``cost``, and the others ``beside`` it, by name, in
+    ``FOLDER.members``.
     """
     seconds = time.time() - started
     trainer.release()
+    own = trainer.final_metrics()
+    for name, other in beside.items():
+        other.release()
+        figures = other.final_metrics()
+        described = {**provenance, "training": other.sae().metadata["training"], "metrics": figures}
+        save_sae(other.sae(), folder.with_suffix(".members") / name, described, metrics=figures)
     record = {
         **job,
-        "metrics": trainer.final_metrics(),
+        "metrics": own if metrics is None else metrics,
         "feature_density": trainer.density_histogram(),
         "history": history,
         "steps": trainer.step,
         "tokens": trainer.tokens,
+        "tokens_trained": trainer.tokens,
         "seconds": seconds,
         "tokens_per_second": trainer.tokens_per_second,
         "wait_seconds": trainer.feed.waited,
         "started": started,
         "host": socket.gethostname(),
         "device": trainer.device,
+        **cost,
     }
     sae = trainer.sae()
-    metadata = {**provenance, **sae.metadata, "metrics": record["metrics"]}
+    metadata = {**provenance, **sae.metadata, "metrics": own}
     save_sae(sae, folder, metadata, metrics=record)
     return read_json(folder / METRICS_FILE)  # as a later reader sees it: undefined figures are None
 

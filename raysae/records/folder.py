@@ -19,15 +19,17 @@ from raysae.sites import Site
 STAGES = ("extract", "sweep", "select", "atlas", "report")
 RESULTS = ("trials", "trials.parquet", "selection.json", "sweet_spot", "atlas", "report")
 """What a run has earned; while none of it is there, another recipe may take the folder."""
-MACHINE_SECTIONS = ("resources", "records", "runs_dir")
-"""Recipe sections that may change between two goes at one run: they do not touch its results."""
+FREE_SECTIONS = ("resources", "records", "runs_dir", "select")
+"""Recipe sections that may change between two goes at one run: they touch no training."""
+AFTER_TRIALS = ("select", "atlas", "report")
+"""Stages that another choice begins again."""
 
 
 class RunFolder:
     """One run on disk. ``open_run`` makes it; ``stage`` keeps its ``status.json``."""
 
-    def __init__(self, path: Path, recipe: Recipe):
-        self.path, self.recipe = path, recipe
+    def __init__(self, path: Path, recipe: Recipe, forced: bool = False):
+        self.path, self.recipe, self.forced = path, recipe, forced
         self.status: dict[str, Any] = read_json(path / "status.json")
 
     @property
@@ -76,21 +78,55 @@ class RunFolder:
     def bind_store(self, digest: str) -> str:
         """Tie the run to its data; the fingerprint of config, data and code that commits carry.
 
-        Raises UserError when an earlier go at this run used other data or another version.
+        Raises UserError when an earlier go at this run used other data or another version, unless
+        this go was forced: what is there then counts as this recipe's.
         """
         fingerprint = _fingerprint(self.recipe, digest)
-        known = self.status.get("fingerprint")
-        if known and known["value"] != fingerprint:
-            raise UserError(
-                f"{self.path}: an earlier go at this run used raysae {known['version']} and store "
-                f"{known['store'][:12]}; now they are {raysae.__version__} and {digest[:12]}; take "
-                "another name=NAME, or remove the run folder"
-            )
-        self.status["fingerprint"] = {
-            "value": fingerprint, "store": digest, "version": raysae.__version__,
-        }  # fmt: skip
+        known = self.status.setdefault(
+            "fingerprint",
+            {"value": fingerprint, "store": digest, "version": raysae.__version__, "accepted": []},
+        )
+        if fingerprint not in (known["value"], *known.get("accepted", [])):
+            self._accept(fingerprint, digest, known)
         self._write()
-        return fingerprint
+        return known["value"]
+
+    def _accept(self, fingerprint: str, digest: str, known: dict[str, Any]) -> None:
+        """Let a forced go count what is there as its own. Raises UserError when it is not forced."""
+        change = (
+            f"an earlier go at this run used raysae {known['version']} and store "
+            f"{known['store'][:12]}; now they are {raysae.__version__} and {digest[:12]}"
+        )
+        if not self.forced:
+            raise UserError(
+                f"{self.path}: {change}; take another name=NAME, remove the run folder, or go on "
+                "all the same with --force, which is recorded"
+            )
+        known.setdefault("accepted", []).append(fingerprint)
+        if (known["version"], known["store"]) != (raysae.__version__, digest):
+            self.record_force(change)  # a changed recipe is recorded where the run is opened
+
+    @property
+    def records_lost(self) -> int:
+        """Records that MLflow had not taken when the last go ended."""
+        return self.status.get("records_lost", 0)
+
+    @records_lost.setter
+    def records_lost(self, count: int) -> None:
+        if count != self.records_lost:
+            self.status["records_lost"] = count
+            self._write()
+
+    def record_force(self, change: str) -> None:
+        """Keep what went on with ``--force`` although it had changed."""
+        forced = self.status.setdefault("forced", [])
+        forced.append({"at": time.time(), "version": raysae.__version__, "change": change})
+        self._write()
+
+    def begin_again(self, *stages: str) -> None:
+        """Let ``stages`` be done anew."""
+        for name in stages:
+            self._set(name, state="pending")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[list[str]]:
@@ -133,20 +169,31 @@ def trial_folder(run: Path, number: int) -> Path:
 
 
 @contextmanager
-def open_run(recipe: Recipe) -> Iterator[RunFolder]:
+def open_run(recipe: Recipe, forced: bool = False) -> Iterator[RunFolder]:
     """The recipe's run folder, made or taken up again, locked for the block.
 
+    A recipe that selects otherwise takes the run's trials as they are and chooses again. ``forced``
+    goes on with a run of another recipe, and records how they differ.
     Raises UserError when the folder holds another run, foreign files, or a run that some other
     process is working on; nothing is changed then.
     """
     path = recipe.run_folder
+    difference = _difference(path, recipe) if (path / "config.yaml").exists() else ""
     if not (path / "config.yaml").exists():
         _create(path, recipe)
-    elif _difference(path, recipe):
+    elif difference and not forced:
         _refuse_unless_empty(path, recipe)
         _create(path, recipe)
     with _locked(path):
-        yield RunFolder(path, recipe)
+        run = RunFolder(path, recipe, forced)
+        if difference and forced:
+            run.record_force(difference)
+            run.begin_again(*STAGES)
+        elif read_recipe(path).select != recipe.select:
+            run.begin_again(*AFTER_TRIALS)
+        if read_recipe(path) != recipe:
+            write_text(path / "config.yaml", recipe.to_yaml())
+        yield run
 
 
 def read_run(path: Path) -> RunFolder:
@@ -191,14 +238,14 @@ def _refuse_unless_empty(path: Path, recipe: Recipe) -> None:
     """Raise UserError unless the other run there came to nothing and nobody works on it."""
     if any((path / name).exists() for name in RESULTS) or _is_locked(path):
         raise UserError(
-            f"{path}: holds another run; take another name=NAME, or remove the folder "
-            f"(- there, + asked for):\n{_difference(path, recipe)}"
+            f"{path}: holds another run; take another name=NAME, remove the folder, or go on all the "
+            f"same with --force, which is recorded (- there, + asked for):\n{_difference(path, recipe)}"
         )
 
 
 def _comparable(recipe: Recipe) -> Recipe:
     defaults = Recipe()
-    return recipe.model_copy(update={name: getattr(defaults, name) for name in MACHINE_SECTIONS})
+    return recipe.model_copy(update={name: getattr(defaults, name) for name in FREE_SECTIONS})
 
 
 def _fingerprint(recipe: Recipe, digest: str) -> str:

@@ -1,8 +1,9 @@
 """MLflow records: a parent run a sweep, a child a trial, a child a site.
 
 A thread of its own writes them, in order, so that a slow or dead tracking server never stops or
-slows a sweep. What could not be written is counted and said at the end; going over the run again
-(``--resume``) writes it, as runs are found by tag and the run folder holds every figure.
+slows a sweep. While the server is away records wait for it; those that it has not taken some seconds
+after the end are counted, and going over the run again (``--resume``) writes them, as runs are found by
+tag and the run folder holds every figure.
 """
 
 import json
@@ -24,6 +25,10 @@ METRICS = (
 )  # fmt: skip
 """What is logged, of all that is measured."""
 SWEEP = "sweep"
+RETRY_SECONDS = 2.0
+"""How long to wait between two tries at a server that is away."""
+LAST_TRIES_SECONDS = 5.0
+"""How long to go on trying once there is nothing else left to do."""
 
 
 def tracking_uri(run: RunFolder) -> str:
@@ -65,6 +70,8 @@ class MLflowRecorder(Recorder):
         self.uri = tracking_uri(run)
         self._run = run
         self._queue: queue.Queue[Callable[[_Writer], None] | None] = queue.Queue()
+        self._writer: _Writer | None = None
+        self._ended: float | None = None
         self._lost = 0
         self._thread = threading.Thread(target=self._work, name="raysae-mlflow", daemon=True)
         self._thread.start()
@@ -85,6 +92,7 @@ class MLflowRecorder(Recorder):
         self._put(lambda w: w.finish(_metrics(metrics), tags, files))
 
     def close(self) -> int:
+        self._ended = time.monotonic()
         self._queue.put(None)
         self._thread.join()
         return self._lost
@@ -93,14 +101,27 @@ class MLflowRecorder(Recorder):
         self._queue.put(write)
 
     def _work(self) -> None:
-        writer: _Writer | None = None
         while (write := self._queue.get()) is not None:
-            try:
-                writer = writer or _Writer(self._run, self.uri)
-                write(writer)
-            except Exception:  # records must never stop a sweep; close() says how many were lost
-                self._lost += 1
-                logging.getLogger(__name__).debug("record lost", exc_info=True)
+            while not self._written(write):
+                if self._out_of_time():
+                    self._lost += 1
+                    break
+                time.sleep(RETRY_SECONDS)
+
+    def _written(self, write: "Callable[[_Writer], None]") -> bool:
+        """Whether the record was written, or is one that the server refuses; else it is away."""
+        try:
+            self._writer = self._writer or _Writer(self._run, self.uri)
+            write(self._writer)
+        except Exception:  # records must never stop a sweep; close() says how many were lost
+            logging.getLogger(__name__).debug("record not written", exc_info=True)
+            if self._writer is None or not self._writer.answers():
+                return False
+            self._lost += 1
+        return True
+
+    def _out_of_time(self) -> bool:
+        return self._ended is not None and time.monotonic() - self._ended > LAST_TRIES_SECONDS
 
 
 class _Writer:
@@ -120,6 +141,14 @@ class _Writer:
         self._begun: set[str] = set()
         self.parent = self._find_or_create(SWEEP, run.recipe.name, {}, run.started)
         self._parent_parameters()
+
+    def answers(self) -> bool:
+        """Whether the server is there."""
+        try:
+            self.client.search_experiments(max_results=1)
+        except Exception:
+            return False
+        return True
 
     def progress(
         self, key: str, name: str, parameters: dict[str, Any], metrics: dict[str, float], step: int

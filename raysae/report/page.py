@@ -32,7 +32,7 @@ def write_report(run: RunFolder, store: Store) -> Path:
             store=store,
             manifest=store.manifest,
             environment=read_json(run.path / "environment.json"),
-            site=run.recipe.site_of(store.layers, store.positions),
+            site=", ".join(map(str, run.recipe.sites_of(store.layers, store.positions))),
             trials=trials,
             finished=[row for row in trials if row["state"] == "done"],
             measured=_measured(trials),
@@ -103,7 +103,8 @@ def _plots(
 
 def _measured(rows: list[Row]) -> list[Row]:
     """Rows that finished with a defined explained variance (it has none on data all alike)."""
-    return [row for row in rows if row.get("explained_variance") is not None]
+    ended = (row for row in rows if row["state"] != "stopped")
+    return [row for row in ended if row.get("explained_variance") is not None]
 
 
 def _data_uri(file: Path) -> str:

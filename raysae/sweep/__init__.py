@@ -12,8 +12,13 @@ class _CallableModule(ModuleType):
         from raysae.cluster.session import quiet_environment
 
         quiet_environment()  # before Ray is imported
-        from raysae.sweep.run import run_sweep
+        from raysae.sweep.run import as_recipe, run_sweep
 
+        recipe = as_recipe(recipe)
+        if recipe.models:
+            from raysae.sweep.models import run_models
+
+            return run_models(recipe, **options)
         return run_sweep(recipe, **options)
 
 

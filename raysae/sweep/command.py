@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysae.cli import DONE, INTERRUPTED, PARTLY, recipe_parser, split_config
+from raysae.errors import UserError
 
 if TYPE_CHECKING:
     from raysae.config import Recipe
@@ -21,33 +22,78 @@ def main(arguments: list[str]) -> int:
         "every layer and position, report.",
     )
     parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run folder")
+    parser.add_argument(
+        "--force", action="store_true",
+        help="with --resume: go on although config, store or version changed; recorded",
+    )  # fmt: skip
+    parser.add_argument("--select", metavar="RULE", help="choose anew by RULE, without training")
+    parser.add_argument("--run", metavar="RUN", type=Path, help="the run folder for --select")
+    parser.add_argument("--dry-run", action="store_true", help="say what the run would do")
+    parser.add_argument(
+        "--log", choices=["auto", "quiet", "json"], default="auto",
+        help="quiet: only the outcome; json: a JSON line for everything",
+    )  # fmt: skip
     parser.add_argument("--address", help="a Ray cluster to join; the same as resources.address=")
     args = parser.parse_args(arguments)
     config, overrides = split_config(args)
     if args.address:
         overrides = [*overrides, f"resources.address={args.address}"]
-    recipe = _recipe(args.resume, config, overrides)
+    if (args.select is None) != (args.run is None):
+        raise UserError("--select RULE and --run RUN go together")
+    if args.select is not None:
+        overrides = [*overrides, f"select.rule={args.select}"]
+    recipe = _recipe(args.run or args.resume, config, overrides)
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return DONE
-    from raysae.sweep.run import run_sweep
-    from raysae.sweep.summary import print_summary
+    from raysae.board import console, emit, set_log
+    from raysae.sweep.run import run_sweep, select_again
+    from raysae.sweep.summary import print_selection, print_summary
 
+    if args.select is not None:
+        result = select_again(recipe)
+        print_selection(result)
+        return PARTLY if result.missing_choice else DONE
+    if args.dry_run:
+        from raysae.sweep.dry_run import dry_run
+
+        dry_run(recipe)
+        return DONE
+    set_log(args.log)
     try:
-        result = run_sweep(recipe)
+        if recipe.models:
+            return _run_models(recipe, args.force)
+        result = run_sweep(recipe, force=args.force)
     except KeyboardInterrupt:
         print(
             f"interrupted; python -m raysae.sweep --resume {recipe.run_folder} goes on",
             file=sys.stderr,
         )
         return INTERRUPTED
-    print_summary(result, time.time() - STARTED)
+    console.quiet = False
+    outcome = {
+        "run": result.folder,
+        "choice": result.selection["choice"],
+        "failures": result.failures,
+    }
+    emit("outcome", **outcome)
+    print_summary(result, time.time() - STARTED, short=args.log == "quiet")
+    return PARTLY if result.failures else DONE
+
+
+def _run_models(recipe: "Recipe", force: bool) -> int:
+    from raysae.board import console, emit
+    from raysae.sweep.models import print_comparison, run_models
+
+    result = run_models(recipe, force=force)
+    console.quiet = False
+    emit("outcome", run=result.folder, models=result.rows, failures=result.failures)
+    print_comparison(result)
     return PARTLY if result.failures else DONE
 
 
 def _recipe(resume: Path | None, config: str | None, overrides: list[str]) -> "Recipe":
     from raysae.config import load_recipe
-    from raysae.errors import UserError
     from raysae.records.folder import read_recipe
 
     if resume is None:

@@ -6,6 +6,7 @@ tried with every K the trials themselves are compared; where they are scattered,
 through them (a thin-plate spline over log2 d_sae and log2 K) stands in.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 SHARE = 0.25
 """A gain below this share of the largest one no longer counts."""
+STABLE_SHARE = 0.05
+"""Agreement of seeds may be so much below the best and still count as it."""
 LEAST_GAIN = 1e-6
 """Explained variance that rises by less a doubling does not rise."""
 SURFACE_POINTS = 5
@@ -58,6 +61,60 @@ def find_knee(points: list[tuple[int, int, float]]) -> Knee:
         "over the configs tried, explained variance keeps rising by more than a quarter of its "
         f"largest gain per doubling of d_sae or K ({kind})",
     )  # fmt: skip
+
+
+def find_stable_knee(points: list[tuple[int, int, float, float]]) -> Knee:
+    """The stable knee among ``(d_sae, k, explained_variance, stability)``.
+
+    d_sae is the smallest past which, at most values of K, explained variance gains less than a quarter
+    of its largest gain a doubling; K the largest at which the seeds' agreement at that d_sae is within
+    a twentieth of the best, and so it is at every smaller K from the best one on.
+    """
+    d_values, k_values = sorted({d for d, *_ in points}), sorted({k for _, k, *_ in points})
+    for name, values in (("d_sae", d_values), ("K", k_values)):
+        if len(values) < 2:
+            return Knee(None, None, f"only one {name} was tried")
+    ev, kind = _surface([(d, k, e) for d, k, e, _ in points], d_values, k_values)
+    agreement, _ = _surface([(d, k, a) for d, k, _, a in points], d_values, k_values)
+    if ev is None or agreement is None:
+        return Knee(None, None, kind)
+    row = _settled(_gains(ev, d_values, axis=0), d_values, k_values)
+    if row is None:
+        return Knee(
+            None, None,
+            "over the d_sae tried, explained variance keeps rising by more than a quarter of its "
+            f"largest gain per doubling ({kind})",
+        )  # fmt: skip
+    possible = [column for column, k in enumerate(k_values) if k <= d_values[row]]
+    best = max(possible, key=lambda column: agreement[row, column])
+    floor = (1 - STABLE_SHARE) * agreement[row, best]
+    stays = list(
+        itertools.takewhile(lambda column: agreement[row, column] >= floor, possible[best:])
+    )
+    if len(stays) == len(possible[best:]):
+        return Knee(None, None, f"agreement of seeds does not fall over the K tried ({kind})")
+    column = stays[-1]
+    if column == 0:
+        return Knee(None, None, f"agreement of seeds falls from the first K on ({kind})")
+    return Knee(
+        d_values[row], k_values[column],
+        f"past it a doubling of d_sae gains less than a quarter of the largest gain at most K, and a "
+        f"larger K takes the agreement of seeds from {agreement[row, column]:.3f} to "
+        f"{agreement[row, column + 1]:.3f}, below {floor:.3f} ({kind})",
+    )  # fmt: skip
+
+
+def _settled(gain: NDArray[np.float64], d_values: list[int], k_values: list[int]) -> int | None:
+    """The place of the smallest d_sae past which gains stay small, by most values of K."""
+    places = []
+    for column in range(len(k_values)):
+        small = gain[:, column] < SHARE * gain[:, column].max()
+        settled = [row for row in range(len(small)) if small[row:].all()]
+        if gain[:, column].max() > LEAST_GAIN:
+            places.append(settled[0] if settled else len(d_values))
+    places.sort()
+    middle = places[len(places) // 2] if places else len(d_values)
+    return middle if middle < len(d_values) - 1 else None
 
 
 def _surface(

@@ -9,7 +9,9 @@ from raysae.atlas.training import atlas_sites
 from raysae.cluster.session import check_address, check_dashboard
 from raysae.config import Recipe
 from raysae.errors import UserError
+from raysae.sweep.estimate import check_disk, needs
 from raysae.sweep.proposals import make_proposer
+from raysae.sweep.warm import known_trials
 
 NO_VARIANCE = 1e-10
 """Share of the mean square norm up to which a variance is rounding."""
@@ -21,28 +23,48 @@ class Preflight:
 
     store: Store | None
     plan: ExtractionPlan | None
-    site: Site
+    sites: list[Site]
 
 
 def preflight(recipe: Recipe) -> Preflight:
     """Check recipe, model, data and sites. Raises UserError at the first thing that cannot work."""
-    make_proposer(recipe)
+    make_proposer(recipe, known_trials(recipe))
     check_dashboard(recipe.resources)
     check_address(recipe.resources)
     plan = plan_extraction(recipe) if recipe.source is not None else None
     store = existing_store(plan) if plan is not None else open_store(recipe.store_folder)
     if store is not None:
-        site = recipe.site_of(store.layers, store.positions)
-        store.entry(site)
-        check_site(store, site)
+        sites = recipe.sites_of(store.layers, store.positions)
+        for site in sites:
+            store.entry(site)
+            check_site(store, site)
         atlas_sites(store, recipe.atlas.layers, recipe.atlas.positions)
-        return Preflight(store, None, site)
+        checked = Preflight(store, None, sites)
+        _check_room(recipe, checked)
+        return checked
     assert plan is not None
-    site = recipe.site_of(plan.layers, plan.positions)
-    for wanted in (site, *_atlas_sites_of_plan(recipe, plan)):
+    sites = recipe.sites_of(plan.layers, plan.positions)
+    for wanted in (*sites, *_atlas_sites_of_plan(recipe, plan)):
         _check_in_plan(plan, wanted)
+    checked = Preflight(None, plan, sites)
+    _check_room(recipe, checked)
     peek(plan)
-    return Preflight(None, plan, site)
+    return checked
+
+
+def atlas_sites_of(recipe: Recipe, checked: Preflight) -> list[Site]:
+    """Where the atlas will be trained."""
+    if not recipe.atlas.enabled:
+        return []
+    if checked.store is not None:
+        return atlas_sites(checked.store, recipe.atlas.layers, recipe.atlas.positions)
+    assert checked.plan is not None
+    return _atlas_sites_of_plan(recipe, checked.plan)
+
+
+def _check_room(recipe: Recipe, checked: Preflight) -> None:
+    atlas = atlas_sites_of(recipe, checked)
+    check_disk(recipe, needs(recipe, checked.store, checked.plan, atlas))
 
 
 def _atlas_sites_of_plan(recipe: Recipe, plan: ExtractionPlan) -> list[Site]:

@@ -4,31 +4,26 @@ Trial i is proposed from the results of trials 0 .. i-lag alone, told to Optuna 
 seed then fixes the whole sweep, whatever the timing, the concurrency or a resume.
 """
 
-import itertools
-import json
 import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 
-from raysae.config import Choices, Range, Recipe
+from raysae.config import Recipe
 from raysae.errors import UserError
+from raysae.sweep.space import Parameters, Space, text
 
-Parameters = dict[str, Any]
-"""Dotted recipe keys to values, such as ``{"sae.d_sae": 512, "sae.k": 32}``."""
 Outcome = Mapping[str, Any] | None
 """A finished trial's metrics, or None when it failed."""
+Known = Sequence[tuple[Parameters, Mapping[str, Any]]]
+"""Trials of earlier runs: their parameters and metrics."""
 
 SUGGESTIONS, DRAWS = 20, 1000
 """How often the sampler is asked for a trial, and how many random draws follow, before giving up."""
+BEYOND = 1e9
+"""Stands for an infinite excess, which Optuna does not take."""
 
 
 class Proposer(Protocol):
@@ -43,14 +38,17 @@ class Proposer(Protocol):
         """Trial ``number``'s parameters from the outcomes of trials 0 .. number-lag; None: no more."""
 
 
-def make_proposer(recipe: Recipe) -> Proposer:
-    """The proposer that the recipe asks for. Raises UserError when nothing valid can be proposed."""
+def make_proposer(recipe: Recipe, known: Known = ()) -> Proposer:
+    """The proposer that the recipe asks for, which has learnt from the trials in ``known``.
+
+    Raises UserError when nothing valid can be proposed.
+    """
     sweep = recipe.sweep
     if sweep.sampler == "list":
         return _Listed(recipe, list(sweep.configs))
     if sweep.sampler == "grid":
-        return _Listed(recipe, _grid(recipe))
-    return _Searched(recipe)
+        return _Listed(recipe, Space(recipe).grid())
+    return _Searched(recipe, known)
 
 
 class _Listed:
@@ -73,37 +71,54 @@ class _Listed:
 class _Searched:
     """Configs that Optuna proposes, each valid and none twice."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe, known: Known):
         sweep = recipe.sweep
         self.recipe, self.trials = recipe, sweep.trials
-        self.lag = sweep.proposal_lag if sweep.sampler == "tpe" else sweep.trials + 1
-        self._space = _Space(sweep.space)
-        self._refuse_empty_space()
+        follows = sweep.sampler != "random" and sweep.reproducible
+        self.lag = sweep.proposal_lag if follows else sweep.trials + 1
+        self._space = Space(recipe)
+        self._space.valid_corners()
+        self._first = [self._checked(number, point) for number, point in enumerate(sweep.first)]
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.study = optuna.create_study(
             directions=[objective.goal for objective in sweep.objectives], sampler=_sampler(recipe)
         )
         self._asked: dict[int, optuna.trial.Trial] = {}
-        self._told = 0
+        self._told: set[int] = set()
         self._seen: set[str] = set()
+        self.learnt = sum(self._learn(*trial) for trial in known)
 
     def propose(self, number: int, outcomes: Mapping[int, Outcome]) -> Parameters | None:
-        while self._told <= number - self.lag:
-            self._tell(self._told, outcomes[self._told])
-            self._told += 1
-        trial = self._suggested() or self._drawn(number)
+        ended = range(number - self.lag + 1) if self.recipe.sweep.reproducible else sorted(outcomes)
+        for other in ended:
+            if other not in self._told:
+                self._tell(self._asked[other], outcomes[other])
+                self._told.add(other)
+        trial = self._given(number) or self._suggested() or self._drawn(number)
         if trial is None:
             return None
         self._asked[number] = trial
-        parameters = self._space.values(trial.params)
-        self._seen.add(_text(parameters))
+        parameters = self._space.parameters(trial.params)
+        self._seen.add(text(parameters))
         return parameters
+
+    def _given(self, number: int) -> optuna.trial.Trial | None:
+        """The recipe's own point, where there is one for this number."""
+        if number >= len(self._first):
+            return None
+        for _ in range(SUGGESTIONS):
+            self.study.enqueue_trial(self._first[number])
+            trial = self.study.ask(self._space.distributions)
+            if self._fresh_and_valid(self._space.parameters(trial.params)):
+                return trial
+            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return None
 
     def _suggested(self) -> optuna.trial.Trial | None:
         """What the sampler suggests, unless it keeps suggesting what cannot be or has been."""
         for _ in range(SUGGESTIONS):
             trial = self.study.ask(self._space.distributions)
-            if self._fresh_and_valid(self._space.values(trial.params)):
+            if self._fresh_and_valid(self._space.parameters(trial.params)):
                 return trial
             # static ranges keep Optuna's model sound, so what cannot be is asked for again
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -113,127 +128,75 @@ class _Searched:
         """A config at random that is valid and new; None when so many draws found none."""
         rng = random.Random(f"{self.recipe.seed}-{number}")
         for _ in range(DRAWS):
-            drawn = self._space.draw(rng)
-            if self._fresh_and_valid(self._space.values(drawn)):
+            drawn = self._space.at_random(rng)
+            if self._fresh_and_valid(self._space.parameters(drawn)):
                 self.study.enqueue_trial(drawn)
                 return self.study.ask(self._space.distributions)
         return None
 
-    def _tell(self, number: int, outcome: Outcome) -> None:
-        values = [outcome.get(o.metric) for o in self.recipe.sweep.objectives] if outcome else []
-        if values and all(value is not None and math.isfinite(value) for value in values):
-            self.study.tell(self._asked[number], values)
-        else:  # a NaN would leave the trial running for ever
-            self.study.tell(self._asked[number], state=optuna.trial.TrialState.FAIL)
+    def _tell(self, trial: optuna.trial.Trial, outcome: Outcome) -> None:
+        values = _values(self.recipe, outcome)
+        if values is None:  # a NaN would leave the trial running for ever
+            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            return
+        for name, excess in _excess(self.recipe, outcome).items():
+            trial.set_constraint(name, excess)
+        self.study.tell(trial, values)
+
+    def _learn(self, parameters: Parameters, metrics: Mapping[str, Any]) -> bool:
+        """Add a trial of an earlier run to the study; whether it could be."""
+        values = _values(self.recipe, metrics)
+        try:
+            # what its variant does not have was never decided; any value will do
+            rest = self._space.at_random(random.Random(text(parameters)))
+            drawn = {**rest, **self._space.drawn(parameters)}
+        except UserError:
+            return False
+        if values is None or self._space.parameters(drawn) != parameters:
+            return False
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                params=drawn, distributions=self._space.distributions, values=values,
+                constraints=_excess(self.recipe, metrics),
+            )
+        )  # fmt: skip
+        return True
+
+    def _checked(self, number: int, point: Parameters) -> dict[str, Any]:
+        """A point of ``sweep.first`` in Optuna's terms."""
+        try:
+            drawn = self._space.drawn(point)
+        except UserError as error:
+            raise UserError(f"sweep.first[{number}]: {error}") from None
+        if len(drawn) == len(self._space.space):
+            self.recipe.with_parameters(self._space.relevant(point))
+        return drawn
 
     def _fresh_and_valid(self, parameters: Parameters) -> bool:
-        fresh = _text(parameters) not in self._seen
-        return fresh and _is_valid(self.recipe, parameters)
-
-    def _refuse_empty_space(self) -> None:
-        """Raise the last complaint when no corner of the space makes a valid config."""
-        complaint: UserError | None = None
-        for corner in self._space.corners():
-            try:
-                self.recipe.with_parameters(corner)
-            except UserError as error:
-                complaint = error
-            else:
-                return
-        raise UserError(f"sweep.space leaves nothing valid: {complaint}")
+        return text(parameters) not in self._seen and self._space.valid(parameters)
 
 
-class _Space:
-    """The search space as Optuna sees it: numeric choices become their place in the order."""
-
-    def __init__(self, space: Mapping[str, Choices | Range]):
-        self.space = {key: _sorted_choices(values) for key, values in space.items()}
-        self.distributions = {key: _distribution(values) for key, values in self.space.items()}
-
-    def values(self, drawn: Mapping[str, Any]) -> Parameters:
-        return {key: self._value(key, drawn[key]) for key in self.space}
-
-    def draw(self, rng: random.Random) -> dict[str, Any]:
-        """One point in Optuna's own terms, uniform over the space's scales."""
-        return {key: _draw(distribution, rng) for key, distribution in self.distributions.items()}
-
-    def corners(self) -> list[Parameters]:
-        ends = [
-            [values.choices[0], values.choices[-1]]
-            if isinstance(values, Choices)
-            else [values.low, values.high]
-            for values in self.space.values()
-        ]
-        return [dict(zip(self.space, corner, strict=True)) for corner in itertools.product(*ends)]
-
-    def _value(self, key: str, drawn: Any) -> Any:
-        values = self.space[key]
-        return values.choices[drawn] if isinstance(values, Choices) and _numeric(values) else drawn
+def _values(recipe: Recipe, outcome: Outcome) -> list[float] | None:
+    """The objectives' values; None where one of them is missing or not finite."""
+    values = [(outcome or {}).get(objective.metric) for objective in recipe.sweep.objectives]
+    found = [float(value) for value in values if value is not None and math.isfinite(value)]
+    return found if len(found) == len(values) else None
 
 
-def _numeric(values: Choices) -> bool:
-    return not any(isinstance(choice, str) for choice in values.choices)
-
-
-def _sorted_choices(values: Choices | Range) -> Choices | Range:
-    if isinstance(values, Range) or not _numeric(values):
-        return values
-    return Choices(choices=tuple(sorted(set(values.choices))))
-
-
-def _distribution(values: Choices | Range) -> BaseDistribution:
-    if isinstance(values, Choices):
-        if _numeric(values):
-            return IntDistribution(0, len(values.choices) - 1)
-        return CategoricalDistribution(values.choices)
-    if isinstance(values.low, int) and isinstance(values.high, int):
-        return IntDistribution(values.low, values.high, log=values.log)
-    return FloatDistribution(values.low, values.high, log=values.log)
-
-
-def _draw(distribution: BaseDistribution, rng: random.Random) -> Any:
-    if isinstance(distribution, CategoricalDistribution):
-        return rng.choice(distribution.choices)
-    assert isinstance(distribution, IntDistribution | FloatDistribution)
-    low, high = distribution.low, distribution.high
-    if distribution.log:
-        value = math.exp(rng.uniform(math.log(low), math.log(high)))
-    elif isinstance(distribution, IntDistribution):
-        return rng.randint(int(low), int(high))
-    else:
-        value = rng.uniform(low, high)
-    value = min(max(value, low), high)
-    return round(value) if isinstance(distribution, IntDistribution) else value
-
-
-def _text(parameters: Parameters) -> str:
-    return json.dumps(parameters, sort_keys=True)
+def _excess(recipe: Recipe, outcome: Outcome) -> dict[str, float]:
+    """How far the trial lies outside each constraint."""
+    found = outcome or {}
+    return {
+        str(constraint): min(constraint.excess(found.get(constraint.metric)), BEYOND)
+        for constraint in recipe.sweep.constraints
+    }
 
 
 def _sampler(recipe: Recipe) -> optuna.samplers.BaseSampler:
-    if recipe.sweep.sampler == "random":
+    sweep = recipe.sweep
+    if sweep.sampler == "random":
         return optuna.samplers.RandomSampler(seed=recipe.seed)
-    return optuna.samplers.TPESampler(
-        seed=recipe.seed, n_startup_trials=recipe.sweep.startup_trials
-    )
-
-
-def _grid(recipe: Recipe) -> list[Parameters]:
-    """Every combination of the choices that makes a valid config, in order."""
-    space = recipe.sweep.space
-    choices: Sequence[tuple[Any, ...]] = [
-        values.choices for values in space.values() if isinstance(values, Choices)
-    ]
-    combinations = [dict(zip(space, row, strict=True)) for row in itertools.product(*choices)]
-    valid = [config for config in combinations if _is_valid(recipe, config)]
-    if not valid:
-        recipe.with_parameters(combinations[0])
-    return valid
-
-
-def _is_valid(recipe: Recipe, config: Parameters) -> bool:
-    try:
-        recipe.with_parameters(config)
-    except UserError:
-        return False
-    return True
+    if sweep.sampler == "nsga2":
+        population = max(sweep.startup_trials, 2)
+        return optuna.samplers.NSGAIISampler(seed=recipe.seed, population_size=population)
+    return optuna.samplers.TPESampler(seed=recipe.seed, n_startup_trials=sweep.startup_trials)

@@ -3,29 +3,36 @@
 - ``parsimonious``: the smallest L0, then the smallest d_sae, among the trials whose held-out
   explained variance is within a tolerance of the best.
 - ``knee``: see ``raysae.sweep.knee``.
+- ``stable_knee``: d_sae by the knee of explained variance, then the largest K at which seeds still agree
+  about as well as they best do; needs two seeds or more.
 - ``ev_floor_then_min_dead``: the fewest dead latents among the trials above a floor.
 - ``max_ev``: the most explained variance.
+- ``pareto``: none; it names the trials that no other beats in every objective, for the user to choose.
 
 A rule that finds nothing to go by says so and chooses nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysae.config import SelectConfig
+from raysae.config import Constraint, Objective, Recipe, SelectConfig, SweepConfig
 from raysae.files import write_json
 from raysae.records.tables import config_of
-from raysae.sweep.knee import find_knee
+from raysae.sweep.knee import find_knee, find_stable_knee
 
 Row = dict[str, Any]
 """A row of ``trials.parquet``."""
 
 CANDIDATE_COLUMNS = (
     "trial", "sae.d_sae", "sae.k", "sae.l0_coefficient", "sae.l1_coefficient",
-    "explained_variance", "l0", "dead_fraction", "dead_fraction_validation", "mse", "cosine",
+    "explained_variance", "explained_variance_worst", "l0", "dead_fraction",
+    "dead_fraction_validation", "stability", "mse", "cosine",
 )  # fmt: skip
+
+
+OBJECTIVES = SweepConfig().objectives
 
 
 @dataclass(frozen=True)
@@ -36,12 +43,24 @@ class Choice:
     reason: str
 
 
-def select(trials: list[Row], settings: SelectConfig) -> dict[str, Any]:
-    """What ``selection.json`` holds: the rule, the candidates, every rule's choice, the choice."""
+def select(
+    trials: list[Row],
+    settings: SelectConfig,
+    constraints: Sequence[Constraint] = (),
+    objectives: Sequence[Objective] = OBJECTIVES,
+) -> dict[str, Any]:
+    """What ``selection.json`` holds: the rule, the candidates, every rule's choice, the choice.
+
+    ``constraints`` of the search bind the choice, too; ``objectives`` are those of ``pareto``.
+    """
     finished = [row for row in trials if row["state"] == "done"]
-    candidates = [row for row in finished if _admitted(row, settings)]
+    candidates = [row for row in finished if _admitted(row, settings, constraints)]
+    front = _front(candidates, objectives)
     choices = {name: _choose(rule, candidates, settings) for name, rule in RULES.items()}
+    choices["pareto"] = Choice(None, _named_front(front, objectives))
     choice = choices[settings.rule]
+    if settings.trial is not None:
+        choice = _by_hand(finished, settings.trial)
     excluded = [row["trial"] for row in finished if row not in candidates]
     return {
         "rule": settings.rule,
@@ -51,24 +70,39 @@ def select(trials: list[Row], settings: SelectConfig) -> dict[str, Any]:
             for row in candidates
         ],
         "excluded_by_constraints": excluded,
+        "pareto": {
+            "objectives": [f"{one.goal} {one.metric}" for one in objectives],
+            "front": [row["trial"] for row in front],
+        },
         "choices": {name: {"trial": c.trial, "reason": c.reason} for name, c in choices.items()},
         "choice": {"trial": choice.trial, "reason": choice.reason},
     }
 
 
-def write_selection(path: Path, trials: list[Row], settings: SelectConfig) -> dict[str, Any]:
-    selection = select(trials, settings)
+def write_selection(path: Path, trials: list[Row], recipe: Recipe) -> dict[str, Any]:
+    sweep = recipe.sweep
+    selection = select(trials, recipe.select, sweep.constraints, sweep.objectives)
     write_json(path, selection)
     return selection
 
 
-def _admitted(row: Row, settings: SelectConfig) -> bool:
+def _admitted(row: Row, settings: SelectConfig, constraints: Sequence[Constraint]) -> bool:
     if row["explained_variance"] is None or row["explained_variance"] != row["explained_variance"]:
+        return False
+    if any(constraint.excess(row.get(constraint.metric)) for constraint in constraints):
         return False
     small = settings.max_l0 is None or row["l0"] <= settings.max_l0
     dead = row["dead_fraction"]
     alive = settings.max_dead_fraction is None or dead <= settings.max_dead_fraction
     return small and alive
+
+
+def _by_hand(finished: list[Row], number: int) -> Choice:
+    for row in finished:
+        if row["trial"] == number:
+            return Choice(number, f"{_name(row)} was chosen by hand (select.trial)")
+    done = ", ".join(str(row["trial"]) for row in finished)
+    return Choice(None, f"select.trial is {number}, which is not done; done are {done or 'none'}")
 
 
 def _choose(rule: "Rule", candidates: list[Row], settings: SelectConfig) -> Choice:
@@ -138,6 +172,63 @@ def _knee(candidates: list[Row], settings: SelectConfig) -> Choice:
     )
 
 
+def _stable_knee(candidates: list[Row], settings: SelectConfig) -> Choice:
+    if any(row.get("stability") is None or row.get("sae.k") is None for row in candidates):
+        return Choice(
+            None,
+            "no stable knee: agreement needs K and at least two seeds (sweep.seeds_per_trial=2)",
+        )
+    knee = find_stable_knee(
+        [
+            (row["sae.d_sae"], row["sae.k"], row["explained_variance"], row["stability"])
+            for row in candidates
+        ]
+    )
+    if knee.d_sae is None or knee.k is None:
+        return Choice(None, f"no stable knee: {knee.reason}")
+    chosen = min(
+        candidates, key=lambda row: (knee.distance(row["sae.d_sae"], row["sae.k"]), row["l0"])
+    )
+    tried = (chosen["sae.d_sae"], chosen["sae.k"]) == (knee.d_sae, knee.k)
+    nearest = "" if tried else f"; {_name(chosen)} is the tried config nearest to it"
+    return Choice(
+        chosen["trial"],
+        f"the stable knee lies at d_sae {knee.d_sae}, K {knee.k}: {knee.reason}{nearest}; explained "
+        f"variance {chosen['explained_variance']:.4f}, stability {chosen['stability']:.3f}",
+    )
+
+
+def _front(candidates: list[Row], objectives: Sequence[Objective]) -> list[Row]:
+    """The trials that no other is at least as good as in every objective, and better in one."""
+
+    def costs(row: Row) -> list[float]:
+        signs = [-1 if objective.goal == "maximize" else 1 for objective in objectives]
+        return [
+            sign * row[objective.metric] for sign, objective in zip(signs, objectives, strict=True)
+        ]
+
+    measured = [
+        row for row in candidates if all(row.get(one.metric) is not None for one in objectives)
+    ]
+    points = [(costs(row), row) for row in measured]
+
+    def beaten(mine: list[float]) -> bool:
+        return any(
+            other != mine and all(a <= b for a, b in zip(other, mine, strict=True))
+            for other, _ in points
+        )
+
+    return [row for mine, row in points if not beaten(mine)]
+
+
+def _named_front(front: list[Row], objectives: Sequence[Objective]) -> str:
+    goals = ", ".join(f"{one.goal} {one.metric}" for one in objectives)
+    if not front:
+        return "no finished trial lies inside the constraints"
+    names = "; ".join(_name(row) for row in front)
+    return f"the choice is yours among the front of {len(front)} ({goals}): {names}"
+
+
 def _name(row: Row) -> str:
     return f"trial {row['trial']} ({config_of(row)})"
 
@@ -146,6 +237,7 @@ Rule = Callable[[list[Row], SelectConfig], Choice]
 RULES: dict[str, Rule] = {
     "parsimonious": _parsimonious,
     "knee": _knee,
+    "stable_knee": _stable_knee,
     "ev_floor_then_min_dead": _ev_floor_then_min_dead,
     "max_ev": _max_ev,
 }

@@ -10,17 +10,35 @@ from raysae.records.tables import sparsity_of
 from raysae.sweep.run import SweepResult
 
 
-def print_summary(result: SweepResult, total_seconds: float) -> None:
+def print_summary(result: SweepResult, total_seconds: float, short: bool = False) -> None:
+    """The last screen; ``short``: the choice, what failed, and where the report lies."""
+    if short:
+        console.print(f"Rule {result.selection['rule']}: {result.selection['choice']['reason']}")
+        _print_failures(result)
+        console.print(f"Report   {result.run.report_page}")
+        return
     chosen = result.selection["choice"]["trial"]
-    console.print(_trials(result.trials, chosen))
-    console.print(f"\nRule {result.selection['rule']}: {result.selection['choice']['reason']}")
-    for name, choice in result.selection["choices"].items():
-        if name != result.selection["rule"]:
-            console.print(f"  {name}: {_short(choice)}", style="dim")
+    _print_choice(result)
     _print_atlas(result.atlas)
     _print_failures(result)
     _print_time(result, total_seconds)
     _print_next(result, chosen)
+
+
+def print_selection(result: SweepResult) -> None:
+    """The screen after choosing anew."""
+    _print_choice(result)
+    console.print(f"\nReport   {result.run.report_page}")
+    if result.selection["choice"]["trial"] is not None and result.run.recipe.atlas.enabled:
+        console.print(f"Atlas    python -m raysae.sweep --resume {result.run.path} trains it")
+
+
+def _print_choice(result: SweepResult) -> None:
+    console.print(_trials(result.trials, result.selection["choice"]["trial"]))
+    console.print(f"\nRule {result.selection['rule']}: {result.selection['choice']['reason']}")
+    for name, choice in result.selection["choices"].items():
+        if name != result.selection["rule"]:
+            console.print(f"  {name}: {_short(choice)}", style="dim")
 
 
 def _trials(trials: list[dict[str, Any]], chosen: int | None) -> Table:
@@ -29,7 +47,9 @@ def _trials(trials: list[dict[str, Any]], chosen: int | None) -> Table:
     labels = {sparsity_of(row)[0] for row in trials}
     keys = ["variant"] if len(variants) > 1 else []
     keys += ["d_sae", labels.pop() if len(labels) == 1 else "K or λ"]
-    keys += ["EV", "L0", "dead", "time"]
+    keys += ["EV", "L0", "dead"]
+    stable = any(row.get("stability") is not None for row in trials)
+    keys += ["stability", "time"] if stable else ["time"]
     table.add_column("trial", justify="right")
     for key in keys:
         table.add_column(key, justify="right")
@@ -40,7 +60,10 @@ def _trials(trials: list[dict[str, Any]], chosen: int | None) -> Table:
         note = "<- chosen" if row["trial"] == chosen else ""
         note = row["state"] if row["state"] != "done" else note
         cells = [row["sae.variant"]] if len(variants) > 1 else []
-        cells += [str(row["sae.d_sae"]), str(sparsity_of(row)[1]), *shown.values(), time]
+        cells += [str(row["sae.d_sae"]), str(sparsity_of(row)[1]), *shown.values()]
+        agreement = row.get("stability")
+        cells += ["" if agreement is None else f"{agreement:.3f}"] if stable else []
+        cells += [time]
         table.add_row(
             str(row["trial"]), *cells, note, style="bold" if row["trial"] == chosen else ""
         )

@@ -1,6 +1,10 @@
-"""Running the trials: Ray Tune around the proposer, one site read for all, one table out."""
+"""Running the trials: Ray Tune around the proposer, each site read once for all, one table out."""
 
+import time
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +12,26 @@ from ray import tune
 
 from raysae.activations import Site, Store
 from raysae.activations.reading import OpenSite, check_windows, choose_reading, open_site
-from raysae.board import Board, console, figures
+from raysae.board import Board, console, figures, speeds
 from raysae.cluster.placement import Placement, place_streaming
-from raysae.files import read_json
+from raysae.config import SweepConfig
+from raysae.files import read_json, write_json
 from raysae.records.commit import COST_COLUMNS, committed, provenance, state_of
 from raysae.records.folder import RunFolder
 from raysae.records.tables import write_table
 from raysae.records.tracking import Recorder
 from raysae.sae.checkpoint import METRICS_FILE
-from raysae.sweep.proposals import make_proposer
-from raysae.sweep.searcher import OrderedSearcher
+from raysae.sweep.proposals import Known, Proposer, make_proposer
+from raysae.sweep.searcher import OrderedSearcher, Outcomes
 from raysae.sweep.trial import SAETrial
+
+LAST_COLUMNS = (
+    "explained_variance", "l0", "dead_fraction", "mse", "cosine", "tokens", "tokens_trained",
+    "tokens_per_second", "wait_seconds", "memory_bytes",
+)  # fmt: skip
+"""What a trial without a commit has to show, of its last report."""
+HALVING = 3
+"""ASHA lets one of so many go on."""
 
 
 @dataclass(frozen=True)
@@ -27,65 +40,122 @@ class SweepJob:
 
     run: RunFolder
     store: Store
-    site: Site
+    sites: list[Site]
     fingerprint: str
     placement: Placement
     recorder: Recorder
+    known: Known = ()
+    """Trials of earlier runs, for the sampler to learn from."""
+
+    @property
+    def where(self) -> str:
+        """The sites in words."""
+        return str(self.sites[0]) if len(self.sites) == 1 else f"{len(self.sites)} sites"
 
 
 def run_trials(job: SweepJob) -> list[dict[str, Any]]:
     """Run every trial (those committed before only report) and write ``trials.parquet``; its rows."""
-    proposer = make_proposer(job.run.recipe)
+    recipe = job.run.recipe
+    proposer = make_proposer(recipe, job.known)
     watcher = _Watcher(job, proposer.trials)
-    site, placement = _open_site(job, proposer.lag)
+    sites, placement = _open_sites(job, proposer.lag)
     trainable = tune.with_resources(
         tune.with_parameters(
             SAETrial,
-            recipe=job.run.recipe,
-            site=site,
+            recipe=recipe,
+            sites=sites,
             run_path=job.run.path,
+            go=uuid.uuid4().hex[:8],
             fingerprint=job.fingerprint,
-            provenance=provenance(job.store, job.site),
+            provenance=provenance(job.store, job.sites[0]),
             truth=job.store.truth(),
         ),
         placement.resources,
     )
+    searcher = OrderedSearcher(proposer, _budget(recipe.sweep))
     with watcher.board:
-        results = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=OrderedSearcher(proposer),
-                num_samples=proposer.trials,
-                max_concurrent_trials=min(placement.workers, proposer.lag),
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str(_scratch(job.run.path)),
-                callbacks=[watcher],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                verbose=0,
-                log_to_file=False,
-            ),
-        ).fit()
+        results = _tuner(job, trainable, searcher, proposer, watcher, placement).fit()
     rows = [_row(job, result.config or {}, result) for result in results]
     rows.sort(key=lambda row: row["trial"])
+    if searcher.ended_early:
+        console.print(f"{len(rows)} of {recipe.sweep.trials} trials: {searcher.ended_early}")
     write_table(job.run.trials_file, rows)
     return rows
 
 
-def _open_site(job: SweepJob, most: int) -> tuple[OpenSite, Placement]:
-    """The site's rows by the path that suits them, and what a trial reserves on that path."""
+def _tuner(
+    job: SweepJob, trainable: Any, searcher: OrderedSearcher, proposer: Proposer,
+    watcher: "_Watcher", placement: Placement,
+) -> tune.Tuner:  # fmt: skip
     recipe = job.run.recipe
-    reading = choose_reading(job.store, job.site, recipe.resources)
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=_scheduler(job),
+            num_samples=proposer.trials,
+            max_concurrent_trials=min(placement.workers, proposer.lag),
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(_scratch(job.run.path)),
+            callbacks=[watcher],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=recipe.resources.retries),
+            verbose=0,
+            log_to_file=False,
+        ),
+    )
+
+
+def _scheduler(job: SweepJob) -> Any:
+    """What ends poor trials early, by the first objective over their tokens; None: nothing does."""
+    recipe, sweep = job.run.recipe, job.run.recipe.sweep
+    if sweep.early_stopping is None:
+        return None
+    (objective,) = sweep.objectives
+    rows = job.store.entry(job.sites[0]).rows.train
+    tokens = recipe.training.training_tokens(rows)
+    common = {
+        "time_attr": "tokens",
+        "metric": objective.metric,
+        "mode": objective.goal[:3],
+        "grace_period": max(int(sweep.grace * tokens), 1),
+    }
+    if sweep.early_stopping == "asha":
+        return tune.schedulers.ASHAScheduler(max_t=tokens + 1, reduction_factor=HALVING, **common)
+    return tune.schedulers.MedianStoppingRule(min_samples_required=3, **common)
+
+
+def _budget(sweep: SweepConfig) -> Any:
+    """Says from the outcomes so far why no further trial may begin."""
+    started = time.monotonic()
+
+    def spent(outcomes: Outcomes) -> str | None:
+        seconds = time.monotonic() - started
+        if sweep.max_seconds is not None and seconds > sweep.max_seconds:
+            return f"sweep.max_seconds {sweep.max_seconds:g} have passed"
+        tokens = sum((outcome or {}).get("tokens_trained", 0) for outcome in outcomes.values())
+        if sweep.max_tokens is not None and tokens >= sweep.max_tokens:
+            return f"{tokens:,} tokens were trained on; sweep.max_tokens is {sweep.max_tokens:,}"
+        return None
+
+    return spent
+
+
+def _open_sites(job: SweepJob, most: int) -> tuple[dict[Site, OpenSite], Placement]:
+    """The sites' rows by the path that suits them, and what a trial reserves on that path."""
+    recipe = job.run.recipe
+    reading = choose_reading(job.store, job.sites, recipe.resources)
     placement = job.placement
     if reading.how == "streaming":
         placement = place_streaming(recipe.resources)
-        rows = job.store.entry(job.site).rows.train
-        at_once = min(placement.workers, most)
+        rows = max(job.store.entry(site).rows.train for site in job.sites)
+        at_once = min(placement.workers, most) * len(job.sites) * recipe.sweep.seeds_per_trial
         check_windows(job.store, recipe.training.shuffle_rows, rows, at_once)
     console.print(f"Reading: {reading}; trials: {placement}")
-    return open_site(reading, job.store, job.site), placement
+    return {site: open_site(reading, job.store, site) for site in job.sites}, placement
 
 
 def _row(job: SweepJob, config: dict[str, Any], result: Any) -> dict[str, Any]:
@@ -96,7 +166,7 @@ def _row(job: SweepJob, config: dict[str, Any], result: Any) -> dict[str, Any]:
     sae, training = job.run.recipe.with_parameters(parameters)
     row = {
         "trial": number,
-        **({"state": "failed", "reason": _why(result)} if record is None else state_of(record)),
+        **(_end(result) if record is None else state_of(record)),
         "sae.variant": sae.variant,
         "sae.d_sae": sae.d_sae,
         f"sae.{sae.sparsity_key}": getattr(sae, sae.sparsity_key),
@@ -106,14 +176,27 @@ def _row(job: SweepJob, config: dict[str, Any], result: Any) -> dict[str, Any]:
         "training.epochs": training.epochs,
     }
     if record is not None:
-        row |= {**record["metrics"], **{key: record.get(key) for key in COST_COLUMNS}}
-    return row
+        return {**row, **record["metrics"], **{key: record.get(key) for key in COST_COLUMNS}}
+    last = result.metrics or {}
+    return {**row, **{key: last[key] for key in LAST_COLUMNS if key in last}}
 
 
-def _why(result: Any) -> str:
+def _end(result: Any) -> dict[str, str]:
+    """How a trial without a commit ended, and why."""
+    metrics = result.metrics or {}
     if result.error is not None:
-        return f"worker lost: {str(result.error).splitlines()[0]}"
-    return str((result.metrics or {}).get("failed", "ended without a result"))
+        lines = str(result.error).strip().splitlines()
+        return {"state": "failed", "reason": f"worker lost: {lines[-1] if lines else 'no word'}"}
+    if metrics.get("failed"):
+        return {"state": "failed", "reason": str(metrics["failed"])}
+    if "step" in metrics:
+        return {"state": "stopped", "reason": _why_stopped(metrics)}
+    return {"state": "failed", "reason": "ended without a result"}
+
+
+def _why_stopped(last: Mapping[str, Any]) -> str:
+    at = f"at step {last['step']} of {last['steps']}"
+    return f"{at}: {last['stopped']}" if last.get("stopped") else f"early stopping, {at}"
 
 
 def _scratch(run: Path) -> Path:
@@ -121,36 +204,74 @@ def _scratch(run: Path) -> Path:
     return run / ".ray"
 
 
+def _harmless(method: Callable[..., None]) -> Callable[..., None]:
+    """An exception in a callback would end the whole sweep; it is said instead."""
+
+    @wraps(method)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            method(*args, **kwargs)
+        except Exception as error:
+            console.print(f"a report was not shown or recorded: {error!r}", style="yellow")
+
+    return guarded
+
+
 class _Watcher(tune.Callback):
     """Shows and records what Tune reports. Its own troubles never stop a sweep."""
 
     def __init__(self, job: SweepJob, trials: int):
         self.job = job
-        self.board = Board(f"Sweep at {job.site}", trials)
+        self.board = Board(f"Sweep at {job.where}", trials)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks to restore an experiment, which we never do
 
+    @_harmless
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         number, parameters = trial.config["trial"], trial.config["parameters"]
         share = result["step"] / result["steps"] if "steps" in result else 1.0
         cells = {key.split(".")[-1]: str(value) for key, value in parameters.items()}
-        cells |= {"failed": result["failed"]} if result.get("failed") else figures(result)
-        self.board.update(f"trial {number}", cells, 1.0 if result.get("done") else share)
+        if result.get("failed"):
+            cells["failed"] = result["failed"]
+        else:
+            cells |= {**figures(result), **speeds(result)}
+        self.board.update(f"trial {number}", cells, 1.0 if result.get("done") else share, result)
         self._record(number, parameters, result)
+
+    @_harmless
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Keep where a trial was stopped early, so that it is not begun again."""
+        last, number = trial.last_result or {}, trial.config["trial"]
+        folder = self.job.run.trial(number)
+        if last.get("failed") or "step" not in last or (folder / METRICS_FILE).is_file():
+            return
+        asked = {"trial": number, "parameters": trial.config["parameters"]}
+        kept = {key: value for key, value in last.items() if isinstance(value, int | float | str)}
+        write_json(
+            folder.with_suffix(".stopped.json"),
+            {
+                **asked,
+                "fingerprint": self.job.fingerprint,
+                "reason": _why_stopped(last),
+                "last": kept,
+            },
+        )
+        self.board.update(f"trial {number}", {"stopped": _why_stopped(last)}, 1.0)
 
     def _record(self, number: int, parameters: dict[str, Any], result: dict[str, Any]) -> None:
         recorder, folder = self.job.recorder, self.job.run.trial(number)
         key, name = f"trial/{number:03d}", f"trial {number}"
         if result.get("failed"):
             recorder.failed(key, name, result["failed"])
-        elif result.get("done"):
+        elif result.get("committed"):
             recorder.sae_done(key, name, read_json(folder / METRICS_FILE), folder)
         else:
             recorder.trial_progress(key, name, parameters, result)
 
+    @_harmless
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["trial"]
         self.board.update(f"trial {number}", {"failed": "worker lost"}, 1.0)

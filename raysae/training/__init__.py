@@ -1,6 +1,6 @@
 """How an SAE is trained: data rows, schedule, loop. Torch only."""
 
-from raysae.training.checkpoint import load_training, save_training
+from raysae.training.checkpoint import has_training, load_training, save_training
 from raysae.training.config import TrainingConfig
 from raysae.training.fit import Fit, fit
 from raysae.training.many import fit_many
@@ -15,6 +15,7 @@ __all__ = [
     "TrainingConfig",
     "fit",
     "fit_many",
+    "has_training",
     "load_training",
     "save_training",
 ]

@@ -177,6 +177,12 @@ class Trainer:
             metrics["mmcs"], metrics["recovered"] = mmcs(self.truth.to(W_dec_FD), W_dec_FD)
         return metrics
 
+    def live_decoder(self) -> Tensor:
+        """The decoder rows ``[live, d_in]`` of the latents that fire on the validation rows."""
+        fired_F = self._evaluated().fired_F
+        assert fired_F is not None
+        return self.model.W_dec.detach()[fired_F > 0]
+
     def density_histogram(self) -> dict[str, list[float]]:
         """How often the live latents fire over the validation split."""
         return self._evaluated().density_histogram()

@@ -1,8 +1,10 @@
 """The rules, on published and planted figures where the right choice is known."""
 
+from typing import get_args
+
 import pytest
 
-from raysae.config import SelectConfig
+from raysae.config import Constraint, Rule, SelectConfig
 from raysae.sweep.knee import find_knee
 from raysae.sweep.selection import select
 
@@ -20,6 +22,12 @@ PLANTED = {
 }
 """Measured over a planted dictionary of 128 atoms, 3.9 active a row; columns are K."""
 PLANTED_K = (2, 3, 4, 6, 8, 12, 16)
+AGREEMENT = {
+    64: (0.74, 0.76, 0.73, 0.64, 0.63, 0.47, 0.41),
+    128: (0.94, 0.93, 0.92, 0.86, 0.85, 0.81, 0.57),
+    256: (1.0, 1.0, 0.99, 0.80, 0.71, 0.69, 0.61),
+}
+"""How two seeds agreed there."""
 
 
 def row(number, d_sae, k, ev, dead=0.0, **more):
@@ -65,7 +73,7 @@ def test_parsimonious_prefers_the_smaller_dictionary_at_equal_l0():
 
 def test_every_rules_choice_is_written_down_with_a_reason():
     selection = select(trials(R3), SelectConfig())
-    assert set(selection["choices"]) == {"parsimonious", "knee", "ev_floor_then_min_dead", "max_ev"}
+    assert set(selection["choices"]) == set(get_args(Rule))
     assert all(choice["reason"] for choice in selection["choices"].values())
     assert selection["choice"] == selection["choices"]["parsimonious"]
     assert len(selection["candidates"]) == 8
@@ -118,3 +126,47 @@ def test_failed_trials_are_no_candidates():
 def test_undefined_explained_variance_is_never_chosen():
     rows = [row(0, 64, 4, None), row(1, 64, 8, 0.1)]
     assert select(rows, SelectConfig(rule="max_ev"))["choice"]["trial"] == 1
+
+
+def planted_rows(agreement=AGREEMENT):
+    rows = []
+    for d, evs in PLANTED.items():
+        for k, ev, agreed in zip(PLANTED_K, evs, agreement[d], strict=True):
+            rows.append(row(len(rows), d, k, ev, stability=agreed))
+    return rows
+
+
+def test_the_stable_knee_is_the_planted_dictionary_and_its_activity():
+    selection = select(planted_rows(), SelectConfig(rule="stable_knee"))
+    chosen = planted_rows()[selection["choice"]["trial"]]
+    assert (chosen["sae.d_sae"], chosen["sae.k"]) == (128, 4)
+    assert "agreement" in selection["choice"]["reason"]
+
+
+def test_without_a_stable_knee_it_says_so():
+    one_seed = select(trials(R3), SelectConfig(rule="stable_knee"))["choice"]
+    assert one_seed["trial"] is None and "seeds_per_trial" in one_seed["reason"]
+    falling = {d: tuple(0.9 - 0.1 * place for place in range(7)) for d in PLANTED}
+    choice = select(planted_rows(falling), SelectConfig(rule="stable_knee"))["choice"]
+    assert choice["trial"] is None and "from the first K on" in choice["reason"]
+    level = dict.fromkeys(PLANTED, (0.9,) * 7)
+    choice = select(planted_rows(level), SelectConfig(rule="stable_knee"))["choice"]
+    assert choice["trial"] is None and "does not fall" in choice["reason"]
+
+
+def test_pareto_names_the_front_and_leaves_the_choice():
+    table = [(64, 4, 0.8), (64, 8, 0.9), (64, 16, 0.85), (128, 4, 0.7)]
+    selection = select(trials(table), SelectConfig(rule="pareto"))
+    assert selection["pareto"]["front"] == [0, 1]
+    assert selection["choice"]["trial"] is None and "yours" in selection["choice"]["reason"]
+    by_hand = select(trials(table), SelectConfig(rule="pareto", trial=1))
+    assert by_hand["choice"]["trial"] == 1
+    missing = select(trials(table), SelectConfig(trial=9))["choice"]
+    assert missing["trial"] is None and "done are 0, 1, 2, 3" in missing["reason"]
+
+
+def test_constraints_of_the_search_bind_the_choice():
+    dead = Constraint(metric="dead_fraction", at_most=0.3)
+    selection = select(trials(R3), SelectConfig(rule="max_ev"), [dead])
+    assert sorted(row["trial"] for row in selection["candidates"]) == [0, 1, 3]
+    assert selection["excluded_by_constraints"] == [2, 4, 5, 6, 7]

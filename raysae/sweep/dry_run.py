@@ -1,0 +1,161 @@
+"""``--dry-run``: what a run would do and need, found by the run's own code, with nothing written."""
+
+import shutil
+import time
+from dataclasses import replace
+
+import torch
+from rich.table import Table
+
+from raysae.activations import Site, Store
+from raysae.activations.reading import choose_reading
+from raysae.board import console, seconds
+from raysae.cluster.placement import Placement, place
+from raysae.cluster.session import ray_session
+from raysae.config import Choices, Recipe
+from raysae.sae import SAEConfig
+from raysae.sweep.estimate import Needs, configs_of, existing_parent, needs
+from raysae.sweep.preflight import Preflight, atlas_sites_of, preflight
+from raysae.training import Trainer, TrainingConfig
+from raysae.training.memory import free_bytes
+from raysae.training.rows import Rows, RowSource
+
+CALIBRATION_SECONDS = 1.0
+"""How long each of the two configs is trained to see how fast it goes."""
+CALIBRATION_ROWS = 8192
+START_SECONDS = 5.0
+LISTED = 12
+"""Configs that are shown one by one."""
+
+
+def dry_run(recipe: Recipe) -> None:
+    """Print the resolved recipe and what its run would do. Raises UserError as the run would."""
+    checked = preflight(recipe)
+    atlas = atlas_sites_of(recipe, checked)
+    print(recipe.to_yaml())
+    with ray_session(recipe.resources):
+        wanted = needs(recipe, checked.store, checked.plan, atlas)
+        placement = place(recipe.resources, wanted.memory_per_trial)
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        rows = {
+            "Trials": _trials(recipe),
+            "Sites": _sites(checked.sites, atlas),
+            "Placement": f"{placement}",
+            "Memory": _memory(wanted, placement),
+            "Disk": _disk(recipe, wanted),
+            "Reading": _reading(recipe, checked),
+            "Time": _time(recipe, checked, placement, len(atlas)),
+        }
+        for name, text in rows.items():
+            table.add_row(name, text)
+        console.print(table)
+        console.print(f"Nothing was written; without --dry-run the run goes to {recipe.run_folder}")
+
+
+def _trials(recipe: Recipe) -> str:
+    sweep = recipe.sweep
+    members = f", {sweep.seeds_per_trial} seeds each" if sweep.seeds_per_trial > 1 else ""
+    if sweep.sampler in ("list", "grid"):
+        configs = configs_of(recipe)
+        shown = [", ".join(f"{key} {value}" for key, value in one.items()) for one in configs]
+        more = [f"and {len(shown) - LISTED} more"] if len(shown) > LISTED else []
+        return "\n".join([f"{len(configs)} of a {sweep.sampler}{members}", *shown[:LISTED], *more])
+    ranges = [
+        f"{key} {', '.join(map(str, values.choices))}"
+        if isinstance(values, Choices)
+        else f"{key} {values.low:g} to {values.high:g}"
+        + (" (powers of two)" if values.powers_of_two else " (log)" if values.log else "")
+        for key, values in sweep.space.items()
+    ]
+    goals = ", ".join(f"{one.goal} {one.metric}" for one in sweep.objectives)
+    limits = [f"subject to {constraint}" for constraint in sweep.constraints]
+    return "\n".join([f"{sweep.trials} by {sweep.sampler}{members}: {goals}", *limits, *ranges])
+
+
+def _sites(sites: list[Site], atlas: list[Site]) -> str:
+    swept = "; ".join(map(str, sites))
+    return f"{swept}; then the atlas at {len(atlas)}" if atlas else f"{swept}; no atlas"
+
+
+def _memory(wanted: Needs, placement: Placement) -> str:
+    device = "cuda" if placement.gpus and torch.cuda.is_available() else "cpu"
+    free = free_bytes(device)
+    all_of_them = wanted.memory_per_trial * placement.workers
+    there = "" if free is None else f"; {free / 2**30:.1f} GiB free here"
+    return (
+        f"up to {wanted.memory_per_trial / 2**20:,.0f} MiB a trial (d_sae "
+        f"{wanted.largest[0].d_sae:,}), {all_of_them / 2**20:,.0f} MiB for {placement.workers} at "
+        f"once, without the rows{there}"
+    )
+
+
+def _disk(recipe: Recipe, wanted: Needs) -> str:
+    free = shutil.disk_usage(existing_parent(recipe.run_folder)).free
+    store = f"store up to {wanted.store_bytes / 1e6:,.0f} MB, " if wanted.store_bytes else ""
+    return f"{store}SAEs up to {wanted.run_bytes / 1e6:,.0f} MB; {free / 1e9:,.1f} GB free"
+
+
+def _reading(recipe: Recipe, checked: Preflight) -> str:
+    if checked.store is None:
+        return f"extracted first, to {recipe.store_folder}"
+    return str(choose_reading(checked.store, checked.sites, recipe.resources))
+
+
+def _time(recipe: Recipe, checked: Preflight, placement: Placement, atlas: int) -> str:
+    """From a short training of the smallest and the largest config."""
+    rows, count, what = _rows(recipe, checked)
+    if count is None:
+        return "not known before the extraction, as source.sequences is not given"
+    configs = sorted(
+        (recipe.with_parameters(parameters) for parameters in configs_of(recipe)),
+        key=lambda pair: pair[0].d_sae,
+    )
+    torch.set_num_threads(max(int(placement.cpus), 1))
+    device = "cuda" if placement.gpus and torch.cuda.is_available() else "cpu"
+    ends = [configs[0], configs[-1]]
+    speeds = [_tokens_per_second(*pair, rows, device) for pair in ends]
+    each = [
+        training.training_tokens(count) / speed
+        for (_, training), speed in zip(ends, speeds, strict=True)
+    ]
+    trials = len(configs) if recipe.sweep.sampler in ("list", "grid") else recipe.sweep.trials
+    members = recipe.sweep.seeds_per_trial * max(len(checked.sites), 1)
+    sweep = trials * members * sum(each) / 2 / placement.workers
+    whole = sweep + atlas * max(each) / placement.workers + START_SECONDS
+    untimed = "" if checked.store is not None else "; the extraction comes on top"
+    return (
+        f"about {seconds(whole)}: trials {seconds(sweep)}, atlas at most "
+        f"{seconds(atlas * max(each) / placement.workers)}{untimed} ({speeds[0]:,.0f} tokens/s at "
+        f"d_sae {ends[0][0].d_sae:,}, {speeds[1]:,.0f} at {ends[1][0].d_sae:,}, measured on {what})"
+    )
+
+
+def _rows(recipe: Recipe, checked: Preflight) -> tuple[RowSource, int | None, str]:
+    """Rows to time a training on, how many the run will have, and what they are."""
+    if checked.store is not None:
+        return _first_rows(checked.store, checked.sites[0])
+    assert checked.plan is not None
+    source = checked.plan.source
+    share = 1 - source.validation - source.test
+    count = None if source.sequences is None else max(int(source.sequences * share), 1)
+    noise = torch.randn(min(count or CALIBRATION_ROWS, CALIBRATION_ROWS), checked.plan.d_in)
+    return Rows(noise), count, "noise, as the rows are not there yet"
+
+
+def _first_rows(store: Store, site: Site) -> tuple[RowSource, int, str]:
+    train = store.site(site).train
+    first = train.read(0, min(len(train), CALIBRATION_ROWS))
+    return Rows(first), len(train), f"{len(first):,} rows of {site}"
+
+
+def _tokens_per_second(
+    config: SAEConfig, training: TrainingConfig, rows: RowSource, device: str
+) -> float:
+    long = replace(training, tokens=10**12, evaluations=1)
+    trainer = Trainer(config, long, rows, rows, device=device)
+    started = time.perf_counter()
+    for batch_BD in trainer.feed:
+        trainer.take(batch_BD)
+        if time.perf_counter() - started > CALIBRATION_SECONDS:
+            break
+    return trainer.tokens_per_second

@@ -1,0 +1,86 @@
+"""What a run will need: the configs at the ends of its search, memory, disk. Upper estimates."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysae.activations import Store
+from raysae.activations.extraction.plan import ExtractionPlan
+from raysae.activations.schema import ITEM_BYTES
+from raysae.config import Recipe
+from raysae.errors import UserError
+from raysae.sae import SAEConfig
+from raysae.sites import ALL, Site
+from raysae.sweep.space import Parameters, Space
+from raysae.training import TrainingConfig
+from raysae.training.memory import FLOAT, training_bytes
+
+KEPT_COPIES = 4
+"""Weights, Adam's two moments and the state before, of a trial that is kept while it runs."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the largest trial holds in memory, and what the whole run writes."""
+
+    d_in: int
+    largest: tuple[SAEConfig, TrainingConfig]
+    memory_per_trial: int
+    run_bytes: int
+    store_bytes: int
+    """Of a store that is still to be extracted; 0 where the number of its texts is not known."""
+
+
+def configs_of(recipe: Recipe) -> list[Parameters]:
+    """Every config of a list or grid, of a search those at the ends of its ranges; all valid."""
+    if recipe.sweep.sampler == "list":
+        return list(recipe.sweep.configs)
+    space = Space(recipe)
+    return space.grid() if recipe.sweep.sampler == "grid" else space.valid_corners()
+
+
+def needs(
+    recipe: Recipe, store: Store | None, plan: ExtractionPlan | None, atlas: list[Site]
+) -> Needs:
+    """What the run that ``recipe`` describes takes, on ``store`` or on the one that ``plan`` makes."""
+    d_in = store.d_in if store is not None else plan.d_in if plan is not None else 0
+    configs = [recipe.with_parameters(parameters) for parameters in configs_of(recipe)]
+    largest = max(configs, key=lambda pair: training_bytes(d_in, pair[0].d_sae, pair[1]))
+    members = recipe.sweep.seeds_per_trial * max(len(recipe.sweep.sites), 1)
+    sae_bytes = 2 * d_in * largest[0].d_sae * FLOAT
+    written = recipe.sweep.trials * members + KEPT_COPIES * members + 1 + len(atlas)
+    store_bytes = 0
+    if store is None and plan is not None and plan.source.sequences is not None:
+        rows = plan.source.sequences * len(plan.layers) * sum(
+            plan.source.context_length if position == ALL else 1 for position in plan.positions
+        )  # fmt: skip
+        store_bytes = rows * d_in * ITEM_BYTES.get(plan.source.dtype, 4)
+    return Needs(
+        d_in, largest, members * training_bytes(d_in, largest[0].d_sae, largest[1]),
+        written * sae_bytes, store_bytes,
+    )  # fmt: skip
+
+
+def check_disk(recipe: Recipe, wanted: Needs) -> None:
+    """Raise UserError when the disks will not hold what the run writes."""
+    asked: dict[int, tuple[Path, int]] = {}
+    folders = (recipe.run_folder, wanted.run_bytes), (recipe.store_folder, wanted.store_bytes)
+    for folder, size in folders:
+        there = existing_parent(folder)
+        device = there.stat().st_dev
+        asked[device] = there, asked.get(device, (there, 0))[1] + size
+    for folder, size in asked.values():
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise UserError(
+                f"{folder}: the run writes up to {size / 1e9:.2f} GB there (SAEs of d_sae up to "
+                f"{wanted.largest[0].d_sae:,}), and {free / 1e9:.2f} GB are free; free some, take other "
+                "folders (runs_dir=, store=), or a smaller search"
+            )
+
+
+def existing_parent(folder: Path) -> Path:
+    """The nearest folder above that is there."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder

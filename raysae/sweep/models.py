@@ -1,0 +1,119 @@
+"""Several models in one recipe: a run for each, and one table that compares them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from raysae.board import console
+from raysae.cluster.session import ray_session
+from raysae.config import Recipe
+from raysae.errors import UserError
+from raysae.files import write_text
+from raysae.records.tables import config_of, write_table
+from raysae.sweep.preflight import preflight
+from raysae.sweep.run import SweepResult, run_sweep
+
+TABLE_FILE = "models.parquet"
+COMPARED = (
+    "explained_variance", "explained_variance_legacy", "l0", "dead_fraction", "mse", "cosine",
+    "stability", "tokens", "seconds",
+)  # fmt: skip
+
+
+@dataclass
+class ModelsResult:
+    """What the runs of a recipe with ``models`` came to."""
+
+    folder: Path
+    results: dict[str, SweepResult] = field(default_factory=dict)
+    """Each model's own result, by its name."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Models that could not be run, and why."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """The rows of ``models.parquet``: each model's sweet spot and atlas."""
+
+    @property
+    def failures(self) -> list[str]:
+        refused = [f"{name}: {reason}" for name, reason in self.refused.items()]
+        return refused + [
+            f"{name}: {line}" for name, one in self.results.items() for line in one.failures
+        ]
+
+
+def run_models(recipe: Recipe, *, force: bool = False) -> ModelsResult:
+    """Run the main job for each of ``recipe.models``, on one Ray, and compare the outcomes.
+
+    Each is a run of its own, in a folder of the recipe's; one that fails leaves the others alone.
+    Raises UserError, before any work, when one of them cannot be run at all.
+    """
+    recipes = {name: recipe.of_model(name) for name in recipe.models}
+    for name, own in recipes.items():
+        try:
+            preflight(own)
+        except UserError as error:
+            raise UserError(f"models.{name}: {error}") from None
+    folder = recipe.run_folder
+    write_text(folder / "config.yaml", recipe.to_yaml())
+    result = ModelsResult(folder)
+    with ray_session(recipe.resources):
+        for name, own in recipes.items():
+            console.rule(name, style="dim")
+            try:
+                result.results[name] = run_sweep(own, force=force)
+            except UserError as error:
+                result.refused[name] = str(error)
+                console.print(f"{name}: {error}", style="red")
+    result.rows = [_row(name, one) for name, one in result.results.items()]
+    if result.rows:
+        write_table(folder / TABLE_FILE, result.rows)
+    return result
+
+
+def print_comparison(result: ModelsResult) -> None:
+    """The models side by side, and what failed."""
+    table = Table(box=None, padding=(0, 2, 0, 0), title="Models", title_justify="left")
+    for name in ("model", "d_in", "sweet spot", "EV", "L0", "dead", "atlas EV", "lowest", "sites"):
+        table.add_column(name, justify="left" if name in ("model", "sweet spot") else "right")
+    for row in result.rows:
+        cells = [_number(row.get(key), "{:.4f}") for key in ("explained_variance",)]
+        cells += [_number(row.get("l0"), "{:.2f}"), _number(row.get("dead_fraction"), "{:.1%}")]
+        cells += [_number(row.get(f"atlas.{key}"), "{:.4f}") for key in ("mean", "lowest")]
+        sites = str(row["atlas.sites"])
+        table.add_row(row["model"], str(row["d_in"]), row["config"] or "none", *cells, sites)
+    console.print(table)
+    for line in result.failures:
+        console.print(f"  {line}", style="red")
+    console.print(f"Table    {result.folder / TABLE_FILE}")
+    for name, one in result.results.items():
+        console.print(f"Report   {name}: {one.run.report_page}")
+
+
+def _row(name: str, result: SweepResult) -> dict[str, Any]:
+    number = result.selection["choice"]["trial"]
+    chosen: Mapping[str, Any] = next((row for row in result.trials if row["trial"] == number), {})
+    atlas = [
+        row["explained_variance"]
+        for row in result.atlas
+        if row.get("explained_variance") is not None
+    ]
+    return {
+        "model": name,
+        "d_in": result.d_in,
+        "trials": len(result.trials),
+        "trial": number,
+        "config": config_of(dict(chosen)) if chosen else "",
+        "reason": result.selection["choice"]["reason"],
+        **{key: chosen.get(key) for key in COMPARED},
+        "atlas.sites": len(atlas),
+        "atlas.mean": sum(atlas) / len(atlas) if atlas else None,
+        "atlas.lowest": min(atlas, default=None),
+        "atlas.highest": max(atlas, default=None),
+        "folder": str(result.folder),
+    }
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None or value != value else form.format(value)

@@ -1,0 +1,45 @@
+"""A Ray of three nodes on this machine; a sweep joins it, and one node is killed in mid-sweep."""
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+from raysae.cluster.session import quiet_environment
+
+quiet_environment()
+
+import ray  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
+
+import raysae  # noqa: E402
+
+
+def main(recipe: dict) -> None:
+    node = {"num_cpus": 1, "object_store_memory": 200_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 2})
+    lost = cluster.add_node(**node)
+    cluster.add_node(**node)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    cluster.wait_for_nodes()
+    killed: list[int] = []
+    trials = Path(recipe["runs_dir"]) / recipe["name"] / "trials"
+
+    def kill_a_node() -> None:
+        while len(list(trials.glob("*/metrics.json"))) < 2:
+            time.sleep(0.05)
+        cluster.remove_node(lost, allow_graceful=False)
+        killed.append(len(list(trials.glob("*/metrics.json"))))
+
+    killer = threading.Thread(target=kill_a_node)
+    killer.start()
+    result = raysae.sweep(recipe)
+    killer.join()
+    states = [row["state"] for row in result.trials]
+    print(json.dumps({"states": states, "failures": result.failures, "committed": killed[0]}))
+    ray.shutdown()
+    cluster.shutdown()
+
+
+main(json.loads(sys.argv[1]))

@@ -1,0 +1,207 @@
+"""The engine around the trials: seeds, sites, bad trials, early stopping, budgets, choosing anew."""
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+
+import pytest
+import ray
+
+import raysae
+from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
+from raysae.sweep import tuning
+from raysae.sweep.command import main
+from raysae.training.rows import Rows
+
+WORLD = SuperpositionWorld(d_in=16, atoms=24, p=0.08)
+BASE = {
+    "source": None,
+    "training": {"epochs": 6, "batch_size": 64, "lr": 3e-3, "evaluations": 6},
+    "atlas": {"enabled": False},
+    "records": {"mlflow": False},
+}
+CONFIGS = [{"sae.d_sae": d_sae, "sae.k": k} for d_sae in (16, 24) for k in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def store(connected_ray, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planted") / "store"
+    write_synthetic_store(folder, WORLD, 1500, sites=2, validation=0.2, test=0.0)
+    return folder
+
+
+def sweep(store, runs, **settings):
+    listed = {"sampler": "list", "configs": CONFIGS}
+    return raysae.sweep(
+        {
+            **BASE, "name": "engine", "store": str(store), "runs_dir": str(runs), **settings,
+            "sweep": {**listed, **settings.get("sweep", {})},
+        }
+    )  # fmt: skip
+
+
+def test_seeds_and_sites_are_trained_together(store, tmp_path):
+    sites = [{"layer": 0, "position": "all"}, {"layer": 1, "position": "all"}]
+    result = sweep(store, tmp_path, sweep={"seeds_per_trial": 2, "sites": sites})
+    assert result.failures == []
+    for row in result.trials:
+        members = result.run.trial(row["trial"]).with_suffix(".members")
+        evs = [
+            raysae.load_sae(folder.parent).metadata["metrics"]["explained_variance"]
+            for folder in [*members.rglob("cfg.json"), result.run.trial(row["trial"]) / "cfg.json"]
+        ]
+        assert len(evs) == 4
+        assert row["explained_variance"] == pytest.approx(sum(evs) / 4)
+        assert row["explained_variance_worst"] < row["explained_variance"]
+        assert 0 < row["stability"] < 1
+        assert row["tokens_trained"] == 4 * row["tokens"]
+
+
+class BadRows(Rows):
+    """Rows that come to grief in their own way at certain batch sizes, from the second epoch on."""
+
+    scratch = ""
+
+    def taken(self, order, batch_size):
+        self.epochs = getattr(self, "epochs", 0) + 1
+        trouble = {50: "raise", 51: "memory", 52: "nan", 53: "hang", 54: "die"}.get(batch_size)
+        if trouble and self.epochs % 7 > 1:
+            if trouble == "raise":
+                raise OSError("the disk is gone")
+            if trouble == "memory":
+                raise MemoryError("can't allocate memory")
+            if trouble == "hang":
+                time.sleep(1000)
+            if trouble == "die" and not os.path.exists(self.scratch):
+                open(self.scratch, "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+        for batch_BD in super().taken(order, batch_size):
+            yield batch_BD * float("nan") if trouble == "nan" and self.epochs % 7 > 1 else batch_BD
+
+
+@dataclasses.dataclass
+class BadSite:
+    """A site whose training rows are ``BadRows``."""
+
+    site: object
+    scratch: str
+
+    def rows(self, split):
+        rows = self.site.rows(split)
+        if split == "validation":
+            return rows
+        bad = BadRows(rows.blocks)
+        bad.scratch = self.scratch
+        return bad
+
+
+def test_bad_trials_end_with_their_reasons_and_the_rest_is_done(store, tmp_path, monkeypatch):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    whole = tuning.open_site
+    scratch = str(tmp_path / "has_died")
+    monkeypatch.setattr(tuning, "open_site", lambda *args: BadSite(whole(*args), scratch))
+    bad = [{"sae.d_sae": 16, "sae.k": 1, "training.batch_size": size} for size in range(50, 55)]
+    result = sweep(
+        store, tmp_path / "runs", sweep={"configs": [*bad, *CONFIGS], "trials": 9},
+        resources={"hang_seconds": 12, "checkpoint_seconds": 0},
+    )  # fmt: skip
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    states = [row["state"] for row in result.trials]
+    assert states == ["failed"] * 4 + ["done"] * 5, result.failures
+    reasons = [row["reason"] for row in result.trials[:4]]
+    for reason, words in zip(
+        reasons,
+        ["OSError: the disk is gone", "lower d_sae", "verify the store", "hung: no step for 12 s"],
+        strict=True,
+    ):
+        assert words in reason
+    trace = next((result.folder / "trials").glob("003.hung-*.txt")).read_text()
+    assert "taken" in trace
+    # the one whose worker was killed went on from where it was kept, to the same bits
+    monkeypatch.setattr(tuning, "open_site", whole)
+    alone = sweep(store, tmp_path / "alone", sweep={"configs": [bad[4]]})
+    for name in ("explained_variance", "mse", "l0"):
+        assert alone.trials[0][name] == result.trials[4][name]
+    assert not list((result.folder / "trials").glob("*.training/*")) or all(
+        path.name.startswith(("000", "001", "002", "003"))
+        for path in (result.folder / "trials").glob("*.training")
+    )
+
+
+def test_asha_stops_poor_trials_for_good(store, tmp_path):
+    objective = [{"metric": "explained_variance", "goal": "maximize"}]
+    search = {
+        "sampler": "random", "configs": [], "trials": 9, "objectives": objective,
+        "early_stopping": "asha",
+        "space": {"sae.d_sae": {"choices": [4, 8, 16, 24]}, "sae.k": {"choices": [1, 2, 3]}},
+    }  # fmt: skip
+    result = sweep(store, tmp_path, sweep=search)
+    states = [row["state"] for row in result.trials]
+    assert len(states) == 9 and set(states) == {"done", "stopped"}
+    assert result.failures == []
+    full = max(row["tokens_trained"] for row in result.trials)
+    assert sum(row["tokens_trained"] for row in result.trials) < 0.9 * 9 * full
+    stopped = next(row for row in result.trials if row["state"] == "stopped")
+    assert "early stopping, at step" in stopped["reason"]
+    (result.folder / "trials.parquet").unlink()
+    status = result.run.status
+    status["stages"]["sweep"] = {"state": "running"}
+    result.run._write()
+    again = sweep(store, tmp_path, sweep=search)
+    assert [row["state"] for row in again.trials] == states
+
+
+def test_budgets_end_a_sweep_and_a_trial(store, tmp_path):
+    few = sweep(
+        store, tmp_path / "tokens", sweep={"max_tokens": 1000}, resources={"max_concurrent": 1}
+    )
+    assert len(few.trials) == 1 and few.failures == []
+    brief = sweep(store, tmp_path / "seconds", sweep={"max_seconds_per_trial": 1e-6})
+    assert {row["state"] for row in brief.trials} == {"stopped"}
+    assert "it had trained for" in brief.trials[0]["reason"]
+
+
+def test_choosing_anew_trains_nothing(store, tmp_path, capsys):
+    result = sweep(store, tmp_path)
+    weights = {p: p.stat().st_mtime_ns for p in result.folder.glob("trials/*/sae.safetensors")}
+    for rule in ("max_ev", "parsimonious"):
+        assert main(["--select", rule, "--run", str(result.folder)]) == 0
+        assert f"Rule {rule}" in capsys.readouterr().out
+    assert main(["--select", "pareto", "--run", str(result.folder), "select.trial=0"]) == 0
+    assert "chosen by hand" in capsys.readouterr().out
+    chosen = raysae.load_sae(result.run.sweet_spot)
+    assert chosen.config.d_sae == 16 and chosen.config.k == 1
+    assert weights == {p: p.stat().st_mtime_ns for p in weights}
+    assert (result.folder / "config.yaml").read_text().count("rule: pareto") == 1
+
+
+def test_a_changed_config_is_refused_unless_forced(store, tmp_path, capsys):
+    result = sweep(store, tmp_path)
+    changed = ["--resume", str(result.folder), "sweep.trials=9"]
+    with pytest.raises(raysae.UserError, match=r"(?s)--force.*trials: 9"):
+        main(changed)
+    assert main([*changed, "--force"]) == 0
+    forced = raysae.sweep(result.folder / "config.yaml").run.status["forced"]
+    assert len(forced) == 1 and "trials: 9" in forced[0]["change"]
+
+
+def test_a_dry_run_says_what_the_run_would_do_and_writes_nothing(store, tmp_path, capsys):
+    from raysae.sweep.dry_run import dry_run
+
+    recipe = raysae.Recipe.model_validate(
+        {**BASE, "name": "dry", "store": str(store), "runs_dir": str(tmp_path / "runs")}
+    )
+    dry_run(recipe)
+    printed = capsys.readouterr().out
+    for words in (
+        "8 by tpe",
+        "sae.d_sae 32, 64, 128, 256",
+        "no atlas",
+        "at once",
+        "shared",
+        "tokens/s",
+    ):
+        assert words in printed
+    assert not (tmp_path / "runs").exists()

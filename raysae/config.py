@@ -317,6 +317,13 @@ class ResourcesConfig(Section):
     dashboard: bool = False
     """Whether the Ray started here serves its dashboard, on loopback."""
 
+    @field_validator("gpus_per_trial")
+    @classmethod
+    def _whole_or_a_part_of_one(cls, value: float | str) -> float | str:
+        if isinstance(value, float | int) and value > 1 and value != int(value):
+            raise ValueError("a trial takes a fraction of one GPU, or whole ones, such as 2")
+        return value
+
 
 class RecordsConfig(Section):
     """MLflow."""

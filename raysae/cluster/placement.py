@@ -13,6 +13,7 @@ CUDA_CONTEXT = 600 * 2**20
 MEMORY_SHARE = 0.9
 """How much of a GPU's or a node's memory trials may take."""
 MOST_A_GPU = 8
+LOOK_SECONDS = 60
 READER_CPUS = 0.5
 """What a trial that streams its rows reserves for its readers."""
 
@@ -99,8 +100,12 @@ def _gpu_memory() -> int | None:
 
         return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
 
-    task = ray.remote(num_gpus=0.01, num_cpus=0, max_calls=1)(look)
-    return ray.get(task.remote())
+    task = ray.remote(num_gpus=0.01, num_cpus=0, max_calls=1)(look).remote()
+    try:
+        return ray.get(task, timeout=LOOK_SECONDS)
+    except ray.exceptions.GetTimeoutError:  # all GPUs are taken
+        ray.cancel(task, force=True)
+        return None
 
 
 def place_extraction(resources: ResourcesConfig) -> Placement:

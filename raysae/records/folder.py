@@ -219,10 +219,14 @@ def _create(path: Path, recipe: Recipe) -> None:
             f"{path}: holds files but no run (no config.yaml); take another name=NAME, or empty it"
         )
     stages = {stage: {"state": "pending"} for stage in STAGES}
-    write_json(
-        path / "status.json", {"id": uuid.uuid4().hex, "created": time.time(), "stages": stages}
-    )
-    write_text(path / "config.yaml", recipe.to_yaml())
+    status = {"id": uuid.uuid4().hex, "created": time.time(), "stages": stages}
+    try:
+        write_json(path / "status.json", status)
+        write_text(path / "config.yaml", recipe.to_yaml())
+    except OSError as error:
+        raise UserError(
+            f"{path}: nothing can be written there ({error.strerror}); give another runs_dir=FOLDER"
+        ) from None
 
 
 def _difference(path: Path, recipe: Recipe) -> str:

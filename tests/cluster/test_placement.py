@@ -3,6 +3,7 @@
 import pytest
 import ray
 
+from raysae.cluster import placement as placement_module
 from raysae.cluster.placement import place
 from raysae.config import ResourcesConfig
 from raysae.errors import UserError
@@ -24,8 +25,33 @@ from raysae.errors import UserError
 )
 def test_what_fits(monkeypatch, there, asked, expected):
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    monkeypatch.setattr(placement_module, "_gpu_memory", lambda: None)  # logical GPUs
     placement = place(ResourcesConfig(**asked))
     assert (placement.cpus, placement.gpus, placement.workers) == expected
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("gpu_memory", "trial_memory", "share"),
+    [(80 * GIB, GIB, 1 / 8), (16 * GIB, 3 * GIB, 1 / 4), (16 * GIB, 10 * GIB, 1)],
+)
+def test_auto_takes_the_part_of_a_gpu_that_holds_a_trial(
+    monkeypatch, gpu_memory, trial_memory, share
+):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16, "GPU": 1})
+    monkeypatch.setattr(placement_module, "_gpu_memory", lambda: gpu_memory)
+    assert place(ResourcesConfig(), trial_memory).gpus == share
+    with pytest.raises(UserError, match=r"takes 90.6 GiB, and a GPU here has"):
+        place(ResourcesConfig(), 90 * GIB)
+
+
+def test_memory_admits_no_more_than_fit(monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16, "memory": 10.0 * GIB})
+    assert place(ResourcesConfig(), 2 * GIB).workers == 4
+    with pytest.raises(UserError, match=r"takes 20.0 GiB, and this Ray has 10.0 GiB"):
+        place(ResourcesConfig(), 20 * GIB)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""R3's sweep end to end against the bare training loops of its eight configs.
+
+    python scripts/bench_sweep.py [--repeats 3]
+
+The store has R3's shape: 72 sites of 800 rows (d_in 768), synthetic. A sweep is the whole command in a
+process of its own, Ray's start included, without extraction, atlas and MLflow; a loop is the updates of
+one config on batches drawn before, and nothing else, with all threads. Exit code 1 when the sweep takes more
+than 1.25 times the loops' sum and 10 seconds.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from machine import machine
+
+import raysae
+from raysae.activations import Site
+from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
+from raysae.records.tables import read_table
+from raysae.sae import build_sae, sae_config
+from raysae.training import TrainingConfig
+from raysae.training.compiled import step_of
+from raysae.training.rows import Rows
+
+CONFIGS = [
+    (512, 150), (512, 100), (384, 75), (256, 75), (256, 50), (192, 40), (256, 30), (192, 20),
+]  # fmt: skip
+SITES, ROWS, EPOCHS, BATCH, LR = 72, 1000, 25, 256, 1e-3
+ALLOWED, START = 1.25, 10.0
+
+
+def loops(store: Path) -> float:
+    """Seconds of the eight bare loops."""
+    rows = Rows(raysae.open_store(store).train(Site(8, "all")).float())
+    drawn = [batch for epoch in range(EPOCHS) for batch in rows.epoch(0, epoch, BATCH)]
+    training = TrainingConfig(epochs=EPOCHS, batch_size=BATCH, lr=LR)
+    seconds = 0.0
+    for d_sae, k in CONFIGS:
+        config = sae_config({"variant": "topk", "d_sae": d_sae, "k": k})
+        model = build_sae(config, rows.d_in, 0)
+        step = step_of(model, training, "cpu")
+        started = time.perf_counter()
+        for number, x_BD in enumerate(drawn):
+            step.gradients(x_BD, None, 1.0)
+            step.update(LR * training.lr_share(number, len(drawn)))
+        seconds += time.perf_counter() - started
+    return seconds
+
+
+def sweep(folder: Path, name: str) -> tuple[float, float]:
+    """Seconds of the whole command, and of its sweep stage."""
+    recipe = {
+        "name": name, "runs_dir": str(folder / "runs"), "store": str(folder / "store"), "source": None,
+        "training": {"epochs": EPOCHS, "batch_size": BATCH, "lr": LR},
+        "sweep": {
+            "layer": 8, "position": "all", "sampler": "list",
+            "configs": [{"sae.d_sae": d_sae, "sae.k": k} for d_sae, k in CONFIGS],
+        },
+        "select": {"rule": "max_ev"}, "atlas": {"enabled": False}, "records": {"mlflow": False},
+    }  # fmt: skip
+    config = folder / f"{name}.yaml"
+    config.write_text(yaml.safe_dump(recipe))
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "raysae.sweep", str(config)], check=True, capture_output=True
+    )
+    seconds = time.perf_counter() - started
+    rows = read_table(folder / "runs" / name / "trials.parquet")
+    assert [row["state"] for row in rows] == ["done"] * len(CONFIGS)
+    stage = json.loads((folder / "runs" / name / "status.json").read_text())["stages"]["sweep"]
+    return seconds, stage["ended"] - stage["started"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    print(f"{machine('cpu')}, {torch.get_num_threads()} threads; medians of {args.repeats}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        world = SuperpositionWorld(d_in=768, atoms=1024, p=0.02)
+        write_synthetic_store(folder / "store", world, ROWS, sites=SITES, validation=0.2, test=0.0)
+        loops(folder / "store")  # the kernels are built, caches warm
+        runs = [(loops(folder / "store"), *sweep(folder, f"r3-{n}")) for n in range(args.repeats)]
+    bare, whole, stage = (statistics.median(column) for column in zip(*runs, strict=True))
+    allowed = ALLOWED * bare + START
+    print(f"eight bare loops {bare:.2f} s; sweep stage {stage:.2f} s; whole command {whole:.2f} s")
+    print(f"over the loops: {whole - bare:.2f} s; allowed {allowed:.2f} s in all")
+    return 0 if whole <= allowed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,8 +4,8 @@
 
 The store has R3's shape: 72 sites of 800 rows (d_in 768), synthetic. A sweep is the whole command in a
 process of its own, Ray's start included, without extraction, atlas and MLflow; a loop is the updates of
-one config on batches drawn before, and nothing else, with all threads. Exit code 1 when the sweep takes more
-than 1.25 times the loops' sum and 10 seconds.
+one config on batches drawn before, and nothing else, with all threads. Exit code 1 when the sweep takes
+more than 1.25 times the loops' sum and 10 seconds.
 """
 
 import argparse

@@ -41,8 +41,8 @@ class _Messages(io.TextIOBase):
 def set_log(log: Log) -> None:
     """Choose how this process tells of its progress."""
     console.quiet = log == "quiet"
-    if log == "json":
-        console.file = cast(IO[str], _Messages())
+    # without a file of its own a console prints to stdout
+    console.file = cast(IO[str], _Messages() if log == "json" else None)
 
 
 def emit(event: str, **fields: Any) -> None:

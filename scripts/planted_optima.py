@@ -38,7 +38,7 @@ SPACE = {
     "sae.d_sae": {"low": 16, "high": 512, "powers_of_two": True},
     "sae.k": {"low": 1, "high": 32, "powers_of_two": True},
 }
-TRAINING = {"epochs": 2, "batch_size": 512, "lr": 1e-2, "evaluations": 9}
+TRAINING = {"epochs": 2, "batch_size": 512, "lr": 3e-3, "evaluations": 9}
 RULES = ("stable_knee", "knee", "parsimonious", "max_ev", "ev_floor_then_min_dead")
 MOST_L0 = 32.0
 """The worst corner of the hypervolume: explained variance 0 at this L0."""

@@ -1,7 +1,9 @@
 """The engine around the trials: seeds, sites, bad trials, early stopping, budgets, choosing anew."""
 
 import dataclasses
+import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -11,6 +13,8 @@ import ray
 
 import raysae
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
+from raysae.board import set_log
+from raysae.files import read_json, write_json
 from raysae.sweep import tuning
 from raysae.sweep.command import main
 from raysae.training.rows import Rows
@@ -32,14 +36,26 @@ def store(connected_ray, tmp_path_factory):
     return folder
 
 
-def sweep(store, runs, **settings):
-    listed = {"sampler": "list", "configs": CONFIGS}
+def sweep(store, runs, sweep=None, resources=None, **settings):
+    """A sweep of four configs, one after another: the start of an actor is most of its time."""
     return raysae.sweep(
         {
             **BASE, "name": "engine", "store": str(store), "runs_dir": str(runs), **settings,
-            "sweep": {**listed, **settings.get("sweep", {})},
+            "sweep": {"sampler": "list", "configs": CONFIGS, **(sweep or {})},
+            "resources": {"max_concurrent": 1, **(resources or {})},
         }
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(store, tmp_path_factory):
+    """A finished run; tests that change one take a copy."""
+    return sweep(store, tmp_path_factory.mktemp("finished"))
+
+
+def copied(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "engine")
+    return tmp_path / "engine"
 
 
 def test_seeds_and_sites_are_trained_together(store, tmp_path):
@@ -105,7 +121,7 @@ def test_bad_trials_end_with_their_reasons_and_the_rest_is_done(store, tmp_path,
     bad = [{"sae.d_sae": 16, "sae.k": 1, "training.batch_size": size} for size in range(50, 55)]
     result = sweep(
         store, tmp_path / "runs", sweep={"configs": [*bad, *CONFIGS], "trials": 9},
-        resources={"hang_seconds": 12, "checkpoint_seconds": 0},
+        resources={"hang_seconds": 12, "checkpoint_seconds": 0, "max_concurrent": 3},
     )  # fmt: skip
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     states = [row["state"] for row in result.trials]
@@ -163,27 +179,47 @@ def test_budgets_end_a_sweep_and_a_trial(store, tmp_path):
     assert "it had trained for" in brief.trials[0]["reason"]
 
 
-def test_choosing_anew_trains_nothing(store, tmp_path, capsys):
-    result = sweep(store, tmp_path)
-    weights = {p: p.stat().st_mtime_ns for p in result.folder.glob("trials/*/sae.safetensors")}
+def test_choosing_anew_trains_nothing(finished, tmp_path, capsys):
+    folder = copied(finished, tmp_path)
+    weights = {p: p.stat().st_mtime_ns for p in folder.glob("trials/*/sae.safetensors")}
     for rule in ("max_ev", "parsimonious"):
-        assert main(["--select", rule, "--run", str(result.folder)]) == 0
+        assert main(["--select", rule, "--run", str(folder)]) == 0
         assert f"Rule {rule}" in capsys.readouterr().out
-    assert main(["--select", "pareto", "--run", str(result.folder), "select.trial=0"]) == 0
+    assert main(["--select", "pareto", "--run", str(folder), "select.trial=0"]) == 0
     assert "chosen by hand" in capsys.readouterr().out
-    chosen = raysae.load_sae(result.run.sweet_spot)
+    chosen = raysae.load_sae(folder / "sweet_spot")
     assert chosen.config.d_sae == 16 and chosen.config.k == 1
     assert weights == {p: p.stat().st_mtime_ns for p in weights}
-    assert (result.folder / "config.yaml").read_text().count("rule: pareto") == 1
+    assert (folder / "config.yaml").read_text().count("rule: pareto") == 1
 
 
-def test_a_changed_config_is_refused_unless_forced(store, tmp_path, capsys):
-    result = sweep(store, tmp_path)
-    changed = ["--resume", str(result.folder), "sweep.trials=9"]
+def test_a_json_log_is_a_line_an_event(finished, tmp_path, capsys):
+    folder = copied(finished, tmp_path)
+    (folder / "trials.parquet").unlink()
+    status = read_json(folder / "status.json")
+    status["stages"]["sweep"] = {"state": "running"}
+    write_json(folder / "status.json", status)
+    capsys.readouterr()
+    assert main(["--resume", str(folder), "--log", "json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {event["event"] for event in events} == {"message", "progress", "outcome"}
+    ended = [event for event in events if event["event"] == "progress" and event["done"] == 1]
+    assert sorted(event["key"] for event in ended) == [f"trial {n}" for n in range(4)]
+    assert all(0 < event["explained_variance"] < 1 for event in ended)
+    assert main(["--resume", str(folder), "--log", "quiet"]) == 0
+    quiet = capsys.readouterr().out.splitlines()
+    assert len(quiet) == 2 and quiet[0].startswith("Rule parsimonious")
+    set_log("auto")
+
+
+def test_a_changed_config_is_refused_unless_forced(finished, tmp_path):
+    folder = copied(finished, tmp_path)
+    changed = ["--resume", str(folder), "sweep.trials=9"]
     with pytest.raises(raysae.UserError, match=r"(?s)--force.*trials: 9"):
         main(changed)
     assert main([*changed, "--force"]) == 0
-    forced = raysae.sweep(result.folder / "config.yaml").run.status["forced"]
+    assert main(["--resume", str(folder)]) == 0, "forced once is enough"
+    forced = read_json(folder / "status.json")["forced"]
     assert len(forced) == 1 and "trials: 9" in forced[0]["change"]
 
 

@@ -3,23 +3,29 @@
 import pytest
 
 import raysae
+from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.config import parse_recipe
 from raysae.records.tables import read_table
 from raysae.sweep.models import print_comparison
-from tests.conftest import SMALL
 
-MODELS = {
-    "shallow": {"source": {"layers": [0]}},
-    "deep": {"source": {"layers": [3]}, "sweep": {"trials": 2}},
-}
+SEARCH = {"sampler": "list", "configs": [{"sae.d_sae": 16, "sae.k": k} for k in (1, 2)]}
 
 
 def recipe(tmp_path, **more):
-    source = {"sequences": 200, "positions": [-1], "validation": 0.2}
+    """Two models of unlike widths, their activations there already."""
+    for name, d_in in (("narrow", 8), ("wide", 12)):
+        if not (tmp_path / name).exists():
+            world = SuperpositionWorld(d_in=d_in, atoms=16)
+            write_synthetic_store(tmp_path / name, world, 600, validation=0.2, test=0.0)
     return {
-        **SMALL, "name": "both", "runs_dir": str(tmp_path / "runs"), "store": str(tmp_path / "store"),
-        "source": source, "sweep": {**SMALL["sweep"], "trials": 3}, "models": MODELS,
-        "records": {"mlflow": False}, **more,
+        "name": "both", "runs_dir": str(tmp_path / "runs"), "source": None,
+        "store": str(tmp_path / "unused"), "training": {"epochs": 2, "batch_size": 64},
+        "sweep": SEARCH, "records": {"mlflow": False}, "resources": {"max_concurrent": 1},
+        "models": {
+            "narrow": {"store": str(tmp_path / "narrow")},
+            "wide": {"store": str(tmp_path / "wide"), "select": {"rule": "max_ev"}},
+        },
+        **more,
     }  # fmt: skip
 
 
@@ -27,8 +33,8 @@ def test_each_model_has_its_run_and_the_table_compares_them(connected_ray, tmp_p
     result = raysae.sweep(recipe(tmp_path))
     assert result.failures == []
     rows = read_table(tmp_path / "runs" / "both" / "models.parquet")
-    assert [(row["model"], row["trials"], row["atlas.sites"]) for row in rows] == [
-        ("shallow", 3, 1), ("deep", 2, 1),
+    assert [(row["model"], row["d_in"], row["trials"], row["atlas.sites"]) for row in rows] == [
+        ("narrow", 8, 2, 1), ("wide", 12, 2, 1),
     ]  # fmt: skip
     for row in rows:
         own = result.results[row["model"]]
@@ -36,15 +42,15 @@ def test_each_model_has_its_run_and_the_table_compares_them(connected_ray, tmp_p
         assert own.folder == tmp_path / "runs" / "both" / row["model"]
     print_comparison(result)
     printed = capsys.readouterr().out
-    assert "shallow" in printed and "deep" in printed and "models.parquet" in printed
+    assert "narrow" in printed and "wide" in printed and "models.parquet" in printed
     again = raysae.sweep(tmp_path / "runs" / "both" / "config.yaml")
     assert again.rows == result.rows
 
 
 def test_a_model_that_cannot_be_run_is_named_before_any_work(tmp_path):
-    bad = {"broken": {"source": {"layers": [99]}}}
-    with pytest.raises(raysae.UserError, match=r"models.broken: .*99"):
-        raysae.sweep(recipe(tmp_path, models={**MODELS, **bad}))
+    models = {**recipe(tmp_path)["models"], "broken": {"sweep": {"layer": 99}}}
+    with pytest.raises(raysae.UserError, match=r"models.broken: .*(unused|99)"):
+        raysae.sweep(recipe(tmp_path, models=models))
     assert not (tmp_path / "runs").exists()
 
 

@@ -219,20 +219,18 @@ def test_a_driver_killed_in_mid_sweep_loses_nothing(small_run, tmp_path):
 
 
 def test_one_and_two_trials_at_once_give_the_same_bits(small_run, tmp_path):
-    found = []
-    for concurrent in (1, 2):
-        result = raysae.sweep(
-            {
-                **small_run.run.recipe.dump(),
-                "runs_dir": str(tmp_path / str(concurrent)),
-                "resources": {"max_concurrent": concurrent},
-                "atlas": {"enabled": False},
-                "records": {"mlflow": False},
-            }
-        )
-        found.append((stable(result.trials), weights(result.folder / "trials")))
-    assert found[0] == found[1]
-    assert found[0] == (stable(small_run.trials), weights(small_run.folder / "trials"))
+    """The small run has had two at once."""
+    result = raysae.sweep(
+        {
+            **small_run.run.recipe.dump(),
+            "runs_dir": str(tmp_path),
+            "resources": {"max_concurrent": 1},
+            "atlas": {"enabled": False},
+            "records": {"mlflow": False},
+        }
+    )
+    assert stable(result.trials) == stable(small_run.trials)
+    assert weights(result.folder / "trials") == weights(small_run.folder / "trials")
 
 
 def test_bad_trials_leave_the_others_alone_and_variants_share_a_sweep(small_run, tmp_path):

@@ -34,7 +34,8 @@ ENDS_SECONDS = 90
 """How long a driver that lost its raylet may take to end."""
 
 
-def recipe(folder: Path, name: str, rows: int) -> dict[str, Any]:
+def recipe(folder: Path, name: str) -> dict[str, Any]:
+    """The sweep, as a recipe's keys."""
     return {
         "name": name, "runs_dir": str(folder / "runs"), "store": str(folder / "store"),
         "source": None,
@@ -180,7 +181,30 @@ def mlflow_runs(folder: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
     return {name: sorted(runs) for name, runs in by_parent.items()}
 
 
+def compare(folder: Path, seen: dict[str, Any]) -> bool:
+    """Print what the two runs have in common; whether it is everything."""
+    peace, run = folder / "runs" / "peace", folder / "runs" / "storm"
+    runs = mlflow_runs(folder, ("peace", "storm"))
+    choices = [read_json(path / "selection.json") for path in (peace, run)]
+    trials, atlas = (
+        [stable(path / table) for path in (peace, run)]
+        for table in ("trials.parquet", "atlas/metrics.parquet")
+    )
+    checks = {
+        "no commit lost or written again": not seen["lost"] and not seen["rewritten"],
+        "trials.parquet": trials[0] == trials[1],
+        "choice": choices[0] == choices[1],
+        "atlas": atlas[0] == atlas[1],
+        "weights": weights(peace) == weights(run),
+        f"MLflow runs ({len(runs['storm'])})": runs["peace"] == runs["storm"],
+    }
+    for name, same in checks.items():
+        print(f"  {name}: {'equal' if same else 'DIFFERENT'}")
+    return all(checks.values())
+
+
 def main() -> int:
+    """Run it in peace, run it in the storm, compare; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -191,11 +215,9 @@ def main() -> int:
         folder = Path(temporary)
         world = SuperpositionWorld(d_in=64, atoms=256, p=0.02)
         write_synthetic_store(folder / "store", world, args.rows, sites=3, test=0.0)
-        configs = {}
-        for name in ("peace", "storm"):
-            configs[name] = folder / f"{name}.yaml"
-            configs[name].write_text(yaml.safe_dump(recipe(folder, name, args.rows)))
-        peace, run = folder / "runs" / "peace", folder / "runs" / "storm"
+        configs = {name: folder / f"{name}.yaml" for name in ("peace", "storm")}
+        for name, config in configs.items():
+            config.write_text(yaml.safe_dump(recipe(folder, name)))
         started = time.time()
         process = start(configs["peace"])
         out, _ = process.communicate()
@@ -204,29 +226,17 @@ def main() -> int:
             return 1
         print(f"in peace: {time.time() - started:.0f} s")
         started = time.time()
-        seen = storm(folder, configs["storm"], run, args.kills)
+        seen = storm(folder, configs["storm"], folder / "runs" / "storm", args.kills)
         tail = seen.pop("tail")
-        print(
-            f"in the storm: {time.time() - started:.0f} s; "
-            + ", ".join(f"{k} {v}" for k, v in seen.items())
-        )
+        told = ", ".join(f"{name} {value}" for name, value in seen.items())
+        print(f"in the storm: {time.time() - started:.0f} s; {told}")
         if seen["exit"]:
             print(tail)
             return 1
-        runs = mlflow_runs(folder, ("peace", "storm"))
-        choices = [read_json(path / "selection.json") for path in (peace, run)]
-        checks = {
-            "no commit lost or written again": not seen["lost"] and not seen["rewritten"],
-            "trials.parquet": stable(peace / "trials.parquet") == stable(run / "trials.parquet"),
-            "choice": choices[0] == choices[1],
-            "atlas": stable(peace / "atlas/metrics.parquet")
-            == stable(run / "atlas/metrics.parquet"),
-            "weights": weights(peace) == weights(run),
-            f"MLflow runs ({len(runs['storm'])})": runs["peace"] == runs["storm"],
-        }
-        for name, same in checks.items():
-            print(f"  {name}: {'equal' if same else 'DIFFERENT'}")
-        return 0 if all(checks.values()) else 1
+        equal, kills = compare(folder, seen), sum(seen[kind] for kind in VICTIMS)
+        if kills < args.kills:
+            print(f"the sweep was over after {kills} of {args.kills} kills: give it more --rows")
+        return 0 if equal and kills >= args.kills else 1
 
 
 if __name__ == "__main__":

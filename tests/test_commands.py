@@ -182,7 +182,7 @@ def test_help_tells_of_every_key(capsys):
 def test_a_refusal_as_a_shell_sees_it(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "raysae.sweep", "sae.k=9999"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stdout == ""

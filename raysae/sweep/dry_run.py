@@ -12,8 +12,9 @@ from raysae.activations.reading import choose_reading
 from raysae.board import console, seconds
 from raysae.cluster.placement import Placement, place
 from raysae.cluster.session import ray_session
-from raysae.config import Choices, Recipe
+from raysae.config import Recipe
 from raysae.sae import SAEConfig
+from raysae.search import Choices
 from raysae.sweep.estimate import Needs, configs_of, existing_parent, needs
 from raysae.sweep.preflight import Preflight, atlas_sites_of, preflight
 from raysae.training import Trainer, TrainingConfig

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysae.config import Constraint, Objective, Recipe, SelectConfig, SweepConfig
+from raysae.config import Recipe
 from raysae.files import write_json
 from raysae.records.tables import config_of
-from raysae.sweep.knee import find_knee, find_stable_knee
+from raysae.search import Constraint, Objective, SelectConfig, SweepConfig
+from raysae.sweep.knee import Knee, find_knee, find_stable_knee
 
 Row = dict[str, Any]
 """A row of ``trials.parquet``."""
@@ -155,21 +156,8 @@ def _knee(candidates: list[Row], settings: SelectConfig) -> Choice:
     without = {row["sae.variant"] for row in candidates if row.get("sae.k") is None}
     if without:
         return Choice(None, f"no knee: there is no K in {', '.join(sorted(without))}")
-    knee = find_knee(
-        [(row["sae.d_sae"], row["sae.k"], row["explained_variance"]) for row in candidates]
-    )
-    if knee.d_sae is None or knee.k is None:
-        return Choice(None, f"no knee: {knee.reason}")
-    chosen = min(
-        candidates, key=lambda row: (knee.distance(row["sae.d_sae"], row["sae.k"]), row["l0"])
-    )
-    tried = (chosen["sae.d_sae"], chosen["sae.k"]) == (knee.d_sae, knee.k)
-    nearest = "" if tried else f"; {_name(chosen)} is the tried config nearest to it"
-    return Choice(
-        chosen["trial"],
-        f"the knee lies at d_sae {knee.d_sae}, K {knee.k}: {knee.reason}{nearest}; explained "
-        f"variance {chosen['explained_variance']:.4f}",
-    )
+    points = [(row["sae.d_sae"], row["sae.k"], row["explained_variance"]) for row in candidates]
+    return _at("knee", find_knee(points), candidates)
 
 
 def _stable_knee(candidates: list[Row], settings: SelectConfig) -> Choice:
@@ -178,23 +166,26 @@ def _stable_knee(candidates: list[Row], settings: SelectConfig) -> Choice:
             None,
             "no stable knee: agreement needs K and at least two seeds (sweep.seeds_per_trial=2)",
         )
-    knee = find_stable_knee(
-        [
-            (row["sae.d_sae"], row["sae.k"], row["explained_variance"], row["stability"])
-            for row in candidates
-        ]
-    )
+    columns = ("sae.d_sae", "sae.k", "explained_variance", "stability")
+    points = [tuple(row[column] for column in columns) for row in candidates]
+    return _at("stable knee", find_stable_knee(points), candidates)
+
+
+def _at(name: str, knee: Knee, candidates: list[Row]) -> Choice:
+    """The candidate at ``knee``, or the nearest to it."""
     if knee.d_sae is None or knee.k is None:
-        return Choice(None, f"no stable knee: {knee.reason}")
+        return Choice(None, f"no {name}: {knee.reason}")
     chosen = min(
         candidates, key=lambda row: (knee.distance(row["sae.d_sae"], row["sae.k"]), row["l0"])
     )
     tried = (chosen["sae.d_sae"], chosen["sae.k"]) == (knee.d_sae, knee.k)
     nearest = "" if tried else f"; {_name(chosen)} is the tried config nearest to it"
+    agreement = chosen.get("stability")
+    stable = "" if agreement is None else f", stability {agreement:.3f}"
     return Choice(
         chosen["trial"],
-        f"the stable knee lies at d_sae {knee.d_sae}, K {knee.k}: {knee.reason}{nearest}; explained "
-        f"variance {chosen['explained_variance']:.4f}, stability {chosen['stability']:.3f}",
+        f"the {name} lies at d_sae {knee.d_sae}, K {knee.k}: {knee.reason}{nearest}; explained "
+        f"variance {chosen['explained_variance']:.4f}{stable}",
     )
 
 

@@ -18,8 +18,9 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from raysae.config import Choices, Range, Recipe, searchable_keys
+from raysae.config import Recipe, searchable_keys
 from raysae.errors import UserError
+from raysae.search import Choices, Range
 
 Parameters = dict[str, Any]
 """Dotted recipe keys to values, such as ``{"sae.d_sae": 512, "sae.k": 32}``."""

@@ -14,13 +14,13 @@ from raysae.activations import Site, Store
 from raysae.activations.reading import OpenSite, check_windows, choose_reading, open_site
 from raysae.board import Board, console, figures, speeds
 from raysae.cluster.placement import Placement, place_streaming
-from raysae.config import SweepConfig
 from raysae.files import read_json, write_json
 from raysae.records.commit import COST_COLUMNS, committed, provenance, state_of
 from raysae.records.folder import RunFolder
 from raysae.records.tables import write_table
 from raysae.records.tracking import Recorder
 from raysae.sae.checkpoint import METRICS_FILE
+from raysae.search import SweepConfig
 from raysae.sweep.proposals import Known, Proposer, make_proposer
 from raysae.sweep.searcher import OrderedSearcher, Outcomes
 from raysae.sweep.trial import SAETrial

@@ -169,14 +169,14 @@ def test_an_altered_shard_is_found_before_it_is_streamed(connected_ray, tmp_path
     shard.write_bytes(content)
     store = raysae.open_store(tmp_path / "s")
     with pytest.raises(UserError, match="altered after it was written"):
-        open_site(choose_reading(store, SITE, ResourcesConfig(reading="streaming")), store, SITE)
+        open_site(choose_reading(store, [SITE], ResourcesConfig(reading="streaming")), store, SITE)
     with pytest.raises(UserError, match="altered after it was written"):
         rows_within(store, SITE, memory=0)
 
 
 def test_the_path_follows_from_the_budget(store, connected_ray):
     def choose(**resources):
-        return choose_reading(store, SITE, ResourcesConfig(**resources))
+        return choose_reading(store, [SITE], ResourcesConfig(**resources))
 
     assert choose().how == "shared" and "Ray's object store may take" in choose().why
     small = choose(memory="1 kB")

@@ -310,7 +310,7 @@ def test_the_command_as_a_shell_sees_it(store, tmp_path):
     def shell(*arguments):
         return subprocess.run(
             [sys.executable, "-m", "raysae.store", *arguments],
-            cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+            cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
 
     assert shell("sites", str(store)).stdout.count("\n") == 4

@@ -11,6 +11,7 @@ from raysae.cluster.session import quiet_environment
 quiet_environment()
 
 import ray  # noqa: E402
+from ray._private.utils import reset_ray_address  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
 import raysae  # noqa: E402
@@ -19,6 +20,7 @@ import raysae  # noqa: E402
 def main(recipe: dict) -> None:
     node = {"num_cpus": 1, "object_store_memory": 200_000_000}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 2})
+    reset_ray_address()  # which Cluster writes for all of the machine, the tests beside this one too
     lost = cluster.add_node(**node)
     cluster.add_node(**node)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")

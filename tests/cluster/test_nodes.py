@@ -27,7 +27,7 @@ def test_a_node_killed_in_mid_sweep_costs_nothing(tmp_path):
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, str(PROGRAM), json.dumps(recipe)],
-        check=False, capture_output=True, text=True, timeout=300,
+        check=False, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     told = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))

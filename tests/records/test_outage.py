@@ -27,7 +27,7 @@ def start_server(folder, port):
         ],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    until = time.monotonic() + 90
+    until = time.monotonic() + 600
     while time.monotonic() < until:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()

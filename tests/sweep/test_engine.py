@@ -113,7 +113,7 @@ class BadSite:
         return bad
 
 
-def test_bad_trials_end_with_their_reasons_and_the_rest_is_done(store, tmp_path, monkeypatch):
+def test_bad_trials_end_with_their_reasons_and_the_rest_is_done(finished, store, tmp_path, monkeypatch):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     whole = tuning.open_site
     scratch = str(tmp_path / "has_died")
@@ -121,7 +121,7 @@ def test_bad_trials_end_with_their_reasons_and_the_rest_is_done(store, tmp_path,
     bad = [{"sae.d_sae": 16, "sae.k": 1, "training.batch_size": size} for size in range(50, 55)]
     result = sweep(
         store, tmp_path / "runs", sweep={"configs": [*bad, *CONFIGS], "trials": 9},
-        resources={"hang_seconds": 12, "checkpoint_seconds": 0, "max_concurrent": 3},
+        resources={"hang_seconds": 25, "checkpoint_seconds": 0, "max_concurrent": 3},
     )  # fmt: skip
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     states = [row["state"] for row in result.trials]
@@ -129,7 +129,7 @@ def test_bad_trials_end_with_their_reasons_and_the_rest_is_done(store, tmp_path,
     reasons = [row["reason"] for row in result.trials[:4]]
     for reason, words in zip(
         reasons,
-        ["OSError: the disk is gone", "lower d_sae", "verify the store", "hung: no step for 12 s"],
+        ["OSError: the disk is gone", "lower d_sae", "verify the store", "hung: no step for 25 s"],
         strict=True,
     ):
         assert words in reason

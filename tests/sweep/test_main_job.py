@@ -202,7 +202,7 @@ def test_a_driver_killed_in_mid_sweep_loses_nothing(small_run, tmp_path):
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     first_trial = tmp_path / "small" / "trials" / "000"
-    deadline = time.time() + 120
+    deadline = time.time() + 600
     while not first_trial.exists() and time.time() < deadline:
         time.sleep(0.02)
     driver.kill()

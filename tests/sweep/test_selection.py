@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from raysae.config import Constraint, Rule, SelectConfig
+from raysae.search import Constraint, Rule, SelectConfig
 from raysae.sweep.knee import find_knee
 from raysae.sweep.selection import select
 

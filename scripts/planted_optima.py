@@ -196,7 +196,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="a folder for stores and runs, to go on in")
     args = parser.parse_args()
     console.quiet = True
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.keep.absolute() if args.keep else Path(temporary)
         if args.part in ("knees", "all"):

@@ -86,7 +86,12 @@ def exchange(peer_python, tmp_path_factory) -> Exchange:
             export_sae(lively(*OURS[name]), folder / "ours" / format / name, format)
     done = subprocess.run(
         [peer_python, PROGRAM, folder],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "SPARSIFY_DISABLE_TRITON": "1"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "SPARSIFY_DISABLE_TRITON": "1",
+        },
         check=False,
         capture_output=True,
         text=True,

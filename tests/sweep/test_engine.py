@@ -113,7 +113,9 @@ class BadSite:
         return bad
 
 
-def test_bad_trials_end_with_their_reasons_and_the_rest_is_done(finished, store, tmp_path, monkeypatch):
+def test_bad_trials_end_with_their_reasons_and_the_rest_is_done(
+    finished, store, tmp_path, monkeypatch
+):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     whole = tuning.open_site
     scratch = str(tmp_path / "has_died")

@@ -86,6 +86,9 @@ class ResourcesConfig(Section):
     """Trials at once; null takes what fits."""
     cpus: Positive | None = None
     """CPU cores of the Ray started here; null takes the machine's."""
+    gang: Positive = 1
+    """Trials that are trained side by side in one worker, each batch read once for all of them, for
+    where reading costs more than training. Proposed together, so at most ``sweep.proposal_lag``."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60
     """How often a running trial is kept on disk, so that it goes on from there when cut off."""
     hang_seconds: Annotated[float, Field(gt=0)] | None = 1800
@@ -159,6 +162,22 @@ class Recipe(Section):
     def _store_or_source(self) -> "Recipe":
         if self.source is None and self.store is None:
             raise ValueError("neither source nor store is given; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _gangs(self) -> "Recipe":
+        gang, sweep = self.resources.gang, self.sweep
+        if gang > 1 and sweep.early_stopping is not None:
+            raise ValueError(
+                f"resources.gang is {gang}, but sweep.early_stopping ends trials one by one; give up "
+                "one of them"
+            )
+        follows = sweep.sampler in ("tpe", "nsga2") and sweep.reproducible
+        if follows and gang > sweep.proposal_lag:
+            raise ValueError(
+                f"resources.gang is {gang}, but sweep.proposal_lag is {sweep.proposal_lag}: trials that "
+                f"train together are proposed together; give sweep.proposal_lag={gang} or more"
+            )
         return self
 
     @model_validator(mode="after")

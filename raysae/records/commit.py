@@ -43,21 +43,25 @@ def commit(
     *,
     metrics: dict[str, Any] | None = None,
     cost: Mapping[str, Any] = MappingProxyType({}),
-    beside: Mapping[str, Trainer] = MappingProxyType({}),
+    beside: Mapping[str, tuple[Trainer, dict[str, Any]]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Write a trained SAE's folder, weights and figures together or not at all; the figures.
 
     ``job`` identifies what was asked for; ``provenance`` says where the data came from. An SAE that
-    stands for several has their ``metrics`` and ``cost``, and the others ``beside`` it, by name, in
-    ``FOLDER.members``.
+    stands for several has their ``metrics`` and ``cost``, and the others, each with its provenance,
+    ``beside`` it, by name, in ``FOLDER.members``.
     """
     seconds = time.time() - started
     trainer.release()
     own = trainer.final_metrics()
-    for name, other in beside.items():
+    for name, (other, its_provenance) in beside.items():
         other.release()
         figures = other.final_metrics()
-        described = {**provenance, "training": other.sae().metadata["training"], "metrics": figures}
+        described = {
+            **its_provenance,
+            "training": other.sae().metadata["training"],
+            "metrics": figures,
+        }
         save_sae(other.sae(), folder.with_suffix(".members") / name, described, metrics=figures)
     record = {
         **job,

@@ -26,7 +26,8 @@ def write_report(run: RunFolder, store: Store) -> Path:
     selection = read_json(run.selection_file)
     with replacing_folder(run.report_page.parent) as folder:
         plots = _plots(run, store, trials, atlas, selection, folder)
-        page = _template().render(
+        page = template("page.html").render(
+            title=run.recipe.name,
             run=run,
             recipe=run.recipe,
             store=store,
@@ -35,7 +36,7 @@ def write_report(run: RunFolder, store: Store) -> Path:
             site=", ".join(map(str, run.recipe.sites_of(store.layers, store.positions))),
             trials=trials,
             finished=[row for row in trials if row["state"] == "done"],
-            measured=_measured(trials),
+            measured=measured(trials),
             atlas=atlas,
             atlas_summary=_atlas_summary(atlas),
             selection=selection,
@@ -76,7 +77,7 @@ def _plots(
     """Draw what there is to draw; each plot's name with its PNG as a data URI."""
     from raysae.report import plots  # matplotlib takes a second to import
 
-    finished, source = _measured(trials), source_line(store)
+    finished, source = measured(trials), source_line(store)
     if finished:
         chosen = selection["choice"]["trial"]
         plots.ev_against_l0(finished, chosen, source, folder / "ev_against_l0.png")
@@ -88,8 +89,8 @@ def _plots(
         }
         sizes = [row["sae.d_sae"] for row in finished]
         plots.training_curves(histories, sizes, source, folder / "training_curves.png")
-    if _measured(atlas):
-        window = _measured(atlas)[0]["dead_window_tokens"]
+    if measured(atlas):
+        window = measured(atlas)[0]["dead_window_tokens"]
         dead = f"Dead latents (last {window:,} training tokens)"
         plots.heatmap(
             atlas, "explained_variance", "Explained variance (validation)", source,
@@ -98,13 +99,18 @@ def _plots(
         plots.heatmap(
             atlas, "dead_fraction", dead, source, folder / "atlas_dead_fraction.png", is_share=True
         )
-    return {file.stem: _data_uri(file) for file in sorted(folder.glob("*.png"))}
+    return embedded(folder)
 
 
-def _measured(rows: list[Row]) -> list[Row]:
+def measured(rows: list[Row]) -> list[Row]:
     """Rows that finished with a defined explained variance (it has none on data all alike)."""
     ended = (row for row in rows if row["state"] != "stopped")
     return [row for row in ended if row.get("explained_variance") is not None]
+
+
+def embedded(folder: Path) -> dict[str, str]:
+    """The folder's PNGs by name, as data URIs."""
+    return {file.stem: _data_uri(file) for file in sorted(folder.glob("*.png"))}
 
 
 def _data_uri(file: Path) -> str:
@@ -118,7 +124,7 @@ def _chosen(trials: list[Row], selection: Row) -> Row | None:
 
 def _atlas_summary(atlas: list[Row]) -> dict[str, Row]:
     """Mean, standard deviation and range over the sites, and where the extremes lie."""
-    rows, summary = _measured(atlas), {}
+    rows, summary = measured(atlas), {}
     if rows:
         for metric in ("explained_variance", "l0", "dead_fraction"):
             values = [row[metric] for row in rows]
@@ -131,7 +137,8 @@ def _atlas_summary(atlas: list[Row]) -> dict[str, Row]:
     return summary
 
 
-def _template() -> Any:
+def template(name: str) -> Any:
+    """A page's template, with the filters that all use."""
     environment = Environment(
         loader=PackageLoader("raysae.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -141,7 +148,7 @@ def _template() -> Any:
     environment.filters["fixed"] = _fixed
     environment.filters["percent"] = lambda value: "" if value is None else f"{value:.1%}"
     environment.filters["count"] = lambda value: "" if value is None else f"{value:,}"
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
 def _fixed(value: float | None, places: int = 4) -> str:

@@ -1,6 +1,6 @@
 """The report's plots. Each says on its face what data it shows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -99,6 +99,68 @@ def heatmap(
     axes.set_title(title)
     figure.colorbar(image, ax=axes, format="{x:.0%}" if is_share else "{x:.3f}")
     _save(figure, path)
+
+
+def ev_by_model(
+    trials: Mapping[str, Sequence[Row]], chosen: Mapping[str, int | None], path: Path
+) -> None:
+    """Every finished trial's explained variance against its L0, a colour a model; choices ringed."""
+    figure, axes = _figure(6.4, 4.2, "each model on its own activations")
+    for number, (name, rows) in enumerate(trials.items()):
+        colour = _colour(number)
+        places = [(row["l0"], row["explained_variance"]) for row in rows]
+        l0s, evs = zip(*places, strict=True)
+        axes.scatter(l0s, evs, color=colour, s=40, zorder=3, label=name)
+        for row, place in zip(rows, places, strict=True):
+            if row["trial"] == chosen[name]:
+                l0, ev = place
+                axes.scatter(l0, ev, s=190, facecolors="none", edgecolors=colour, linewidths=2)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="L0 (active latents a row)", ylabel="explained variance (validation)")
+    axes.set_title("Trials of each model; sweet spots ringed")
+    axes.legend(frameon=False, fontsize=7)
+    _save(figure, path)
+
+
+def atlas_by_depth(
+    atlases: Mapping[str, Sequence[Row]], depths: Mapping[str, int | None], path: Path
+) -> None:
+    """Explained variance of each model's atlas over depth: the mean over positions, with their range.
+
+    ``depths`` are the models' numbers of layers; where one is not known (None), layers are counted.
+    """
+    shares = all(depths[name] for name in atlases)
+    figure, axes = _figure(6.4, 4.2, "mean over positions; the band is their range")
+    for number, (name, rows) in enumerate(atlases.items()):
+        layers = sorted({row["layer"] for row in rows})
+        values = [
+            [row["explained_variance"] for row in rows if row["layer"] == layer] for layer in layers
+        ]
+        depth = depths[name] if shares else None
+        places = [layer / depth if depth else layer for layer in layers]
+        axes.plot(
+            places,
+            [float(np.mean(v)) for v in values],
+            marker=".",
+            color=_colour(number),
+            label=name,
+        )
+        axes.fill_between(
+            places, list(map(min, values)), list(map(max, values)), color=_colour(number), alpha=0.15,
+            linewidth=0,
+        )  # fmt: skip
+    axes.set_xlabel("depth (layer / number of layers)" if shares else "layer")
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=not shares))
+    axes.set_ylabel("explained variance (validation)")
+    axes.set_title("Atlases by depth")
+    axes.legend(frameon=False, fontsize=7)
+    _save(figure, path)
+
+
+def _colour(number: int) -> Any:
+    """Of the given model."""
+    return plt.get_cmap("tab10")(number % 10)
 
 
 def _labels(trials: Sequence[Row]) -> dict[tuple[float, float], str]:

@@ -47,8 +47,9 @@ def needs(
     configs = [recipe.with_parameters(parameters) for parameters in configs_of(recipe)]
     largest = max(configs, key=lambda pair: training_bytes(d_in, pair[0].d_sae, pair[1]))
     members = recipe.sweep.seeds_per_trial * max(len(recipe.sweep.sites), 1)
+    together = members * recipe.resources.gang
     sae_bytes = 2 * d_in * largest[0].d_sae * FLOAT
-    written = recipe.sweep.trials * members + KEPT_COPIES * members + 1 + len(atlas)
+    written = recipe.sweep.trials * members + KEPT_COPIES * together + 1 + len(atlas)
     store_bytes = 0
     if store is None and plan is not None and plan.source.sequences is not None:
         rows = plan.source.sequences * len(plan.layers) * sum(
@@ -56,7 +57,7 @@ def needs(
         )  # fmt: skip
         store_bytes = rows * d_in * ITEM_BYTES.get(plan.source.dtype, 4)
     return Needs(
-        d_in, largest, members * training_bytes(d_in, largest[0].d_sae, largest[1]),
+        d_in, largest, together * training_bytes(d_in, largest[0].d_sae, largest[1]),
         written * sae_bytes, store_bytes,
     )  # fmt: skip
 

@@ -1,16 +1,17 @@
 """The trainings that make up one trial: its config at each of the sweep's sites, with each of its seeds.
 
-A trial's figures are means over them. Between evaluations they are kept on disk every so often, so that
-a trial that is cut off goes on from there, to the same bits.
+A trial's figures are means over them. Where they stand can be kept on disk, so that a trial that is cut
+off goes on from there, to the same bits. Shapes: B batch, D d_in.
 """
 
 import itertools
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from torch import Tensor
 
 from raysae.files import remove_folder
 from raysae.sae.dictionary import best_match
@@ -18,26 +19,30 @@ from raysae.sites import Site
 from raysae.training import NonFiniteLossError, Trainer, has_training, load_training, save_training
 
 Record = dict[str, Any]
+Key = tuple[Site, int]
+"""A site and a seed."""
 WORST = "explained_variance_worst"
 STABILITY = "stability"
 
 
-class Members:
-    """The trainings of a trial, by site and seed, which go through their evaluations together.
+class OutOfTimeError(Exception):
+    """The trial has used up ``sweep.max_seconds_per_trial``."""
 
-    ``kept`` is the folder where they are kept every ``seconds``; ``alive`` is called after every step.
+
+class Members:
+    """The trainings of a trial, by site and seed; they go on from where ``kept`` has them.
+
+    ``max_seconds`` is how long they may train together. Raises UserError when what was kept is of
+    another training, or damaged.
     """
 
     def __init__(
-        self,
-        trainers: Mapping[tuple[Site, int], Trainer],
-        kept: Path,
-        seconds: float,
-        alive: Callable[[], None] = lambda: None,
+        self, trainers: Mapping[Key, Trainer], kept: Path, max_seconds: float | None = None
     ):
-        self.trainers, self.kept, self.seconds, self.alive = dict(trainers), kept, seconds, alive
-        self.histories: dict[tuple[Site, int], list[Record]] = {key: [] for key in trainers}
-        self._saved = time.monotonic()
+        self.trainers, self.kept, self.max_seconds = dict(trainers), kept, max_seconds
+        self.histories: dict[Key, list[Record]] = {key: [] for key in trainers}
+        self.failure: Exception | None = None
+        """What a training raised; the trial then goes no further."""
         for key, trainer in self.trainers.items():
             if has_training(self._folder(key)):
                 self.histories[key] = load_training(trainer, self._folder(key))
@@ -70,19 +75,39 @@ class Members:
         """How much of the training is done."""
         return self.first.step / self.first.steps
 
-    def rounds(self) -> Iterator[Record]:
-        """Train to the end, yielding the trial's record at each evaluation.
+    @property
+    def sound(self) -> bool:
+        """Whether no training has failed."""
+        return self.failure is None
 
-        Raises NonFiniteLossError when one of the trainings does, which then names it.
-        """
-        iterators = {key: self._rounds(key) for key in self.trainers}
-        passed = min(len(history) for history in self.histories.values())
-        while any(t.step < t.steps for t in self.trainers.values()):
-            passed += 1
-            for key, rounds in iterators.items():
-                if len(self.histories[key]) < passed:
-                    next(rounds, None)
-            yield self._record([history[passed - 1] for history in self.histories.values()])
+    @property
+    def going(self) -> bool:
+        """Whether there are steps to come."""
+        return self.sound and any(t.step < t.steps for t in self.trainers.values())
+
+    @property
+    def passed(self) -> int:
+        """Evaluations that all have passed."""
+        return min(len(history) for history in self.histories.values())
+
+    def take(self, key: Key, batch_BD: Tensor) -> bool:
+        """Train one of them on a batch; whether it was measured then. What that raises is kept as
+        ``failure``."""
+        try:
+            record = self.trainers[key].take(batch_BD)
+            self._check_time()
+        except Exception as error:  # one bad trial must not take the others down
+            self.failure = self._named(key, error)
+            return False
+        if record is not None:
+            self.histories[key].append(record)
+        return record is not None
+
+    def end(self, key: Key) -> None:
+        """There are no more rows for one of them."""
+        trainer = self.trainers[key]
+        if self.sound and trainer.step < trainer.steps:
+            self.histories[key].append(trainer.end())
 
     def final_metrics(self) -> Record:
         """The trial's figures at its end: means, the worst site, the agreement of seeds."""
@@ -95,31 +120,28 @@ class Members:
         begun = {key: trainer for key, trainer in self.trainers.items() if trainer.step}
         for key, trainer in begun.items():
             save_training(trainer, self._folder(key), self.histories[key])
-        self._saved = time.monotonic()
 
     def forget(self) -> None:
         """Remove what was kept."""
         remove_folder(self.kept)
 
-    def _rounds(self, key: tuple[Site, int]) -> Iterator[None]:
-        trainer, (site, seed) = self.trainers[key], key
-        try:
-            for record in trainer.rounds(on_step=lambda _: self._after_step(trainer)):
-                self.histories[key].append(record)
-                yield
-        except NonFiniteLossError as error:
-            if len(self.trainers) == 1:
-                raise
-            raise NonFiniteLossError(f"seed {seed} at {site}: {error}") from None
+    def _check_time(self) -> None:
+        if self.max_seconds is None:
+            return
+        spent = sum(t.seconds + t.feed.waited for t in self.trainers.values())
+        if spent > self.max_seconds:
+            raise OutOfTimeError(f"it had trained for {spent:.1f} s of {self.max_seconds:g} s")
 
-    def _after_step(self, trainer: Trainer) -> None:
-        self.alive()
-        due = time.monotonic() - self._saved >= self.seconds
-        # at an evaluation the record is still on its way into the history
-        if due and not trainer.at_evaluation():
-            self.keep()
+    def _named(self, key: Key, error: Exception) -> Exception:
+        """The error, with the site and seed where there are several."""
+        if len(self.trainers) == 1 or not isinstance(error, NonFiniteLossError):
+            return error
+        site, seed = key
+        return NonFiniteLossError(f"seed {seed} at {site}: {error}").with_traceback(
+            error.__traceback__
+        )
 
-    def _folder(self, key: tuple[Site, int]) -> Path:
+    def _folder(self, key: Key) -> Path:
         site, seed = key
         return self.kept / f"{site.folder.replace('/', ',')},seed={seed}"
 

@@ -13,6 +13,7 @@ from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.files import write_text
 from raysae.records.tables import config_of, write_table
+from raysae.report.models import write_comparison
 from raysae.sweep.preflight import preflight
 from raysae.sweep.run import SweepResult, run_sweep
 
@@ -34,6 +35,11 @@ class ModelsResult:
     """Models that could not be run, and why."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """The rows of ``models.parquet``: each model's sweet spot and atlas."""
+
+    @property
+    def page(self) -> Path:
+        """The page that compares the models."""
+        return self.folder / "report" / "index.html"
 
     @property
     def failures(self) -> list[str]:
@@ -69,6 +75,8 @@ def run_models(recipe: Recipe, *, force: bool = False) -> ModelsResult:
     result.rows = [_row(name, one) for name, one in result.results.items()]
     if result.rows:
         write_table(folder / TABLE_FILE, result.rows)
+        runs = {name: one.run for name, one in result.results.items()}
+        write_comparison(result.page, recipe.name, result.rows, runs, result.refused)
     return result
 
 
@@ -87,6 +95,8 @@ def print_comparison(result: ModelsResult) -> None:
     for line in result.failures:
         console.print(f"  {line}", style="red")
     console.print(f"Table    {result.folder / TABLE_FILE}")
+    if result.rows:
+        console.print(f"Page     {result.page}")
     for name, one in result.results.items():
         console.print(f"Report   {name}: {one.run.report_page}")
 

@@ -1,57 +1,78 @@
 """The proposer as Ray Tune sees it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from raysae.sweep.proposals import Outcome, Proposer
 
+GANG = "gang"
+"""Where a Tune config and a Tune result have their trials."""
+
 Outcomes = Mapping[int, Outcome]
 
 
 class OrderedSearcher(Searcher):
-    """Hands out trials in order and gathers their outcomes for the proposer.
+    """Hands out trials in order, ``gang`` at a time, and gathers their outcomes for the proposer.
 
     A trial whose proposal still lacks an outcome has to wait, so that arrival never shows. ``spent``
     says why no further trial may begin, from the outcomes so far.
     """
 
     def __init__(
-        self, proposer: Proposer, spent: Callable[[Outcomes], str | None] = lambda _: None
+        self,
+        proposer: Proposer,
+        spent: Callable[[Outcomes], str | None] = lambda _: None,
+        gang: int = 1,
     ):
         super().__init__()
-        self._proposer, self._spent = proposer, spent
+        self._proposer, self._spent, self._gang = proposer, spent, gang
         self.ended_early: str | None = None
         """Why there are fewer trials than were asked for."""
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[str, list[int]] = {}
+        self._reports: dict[str, list[dict[str, Any]]] = {}
         self._outcomes: dict[int, dict[str, Any] | None] = {}
         self._next = 0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial's number and parameters; None while it has to wait, FINISHED at the end."""
-        number = self._next
-        if number >= self._proposer.trials:
+        """The next trials' numbers and parameters; None while they have to wait, FINISHED at the end."""
+        if self._next >= self._proposer.trials:
             return Searcher.FINISHED
         self.ended_early = self.ended_early or self._spent(self._outcomes)
         if self.ended_early:
             return Searcher.FINISHED
-        if any(n not in self._outcomes for n in range(number - self._proposer.lag + 1)):
+        last = min(self._next + self._gang, self._proposer.trials) - 1
+        if any(n not in self._outcomes for n in range(last - self._proposer.lag + 1)):
             return None
-        parameters = self._proposer.propose(number, self._outcomes)
-        if parameters is None:  # the space holds no further config
-            self._proposer.trials = number
-            self.ended_early = f"sweep.space holds no further config after {number}"
+        gang = list(self._proposed(range(self._next, last + 1)))
+        if not gang:
             return Searcher.FINISHED
-        self._next += 1
-        self._numbers[trial_id] = number
-        return {"trial": number, "parameters": parameters}
+        self._next += len(gang)
+        self._numbers[trial_id] = [asked["trial"] for asked in gang]
+        return {GANG: gang}
+
+    def _proposed(self, numbers: range) -> Iterator[dict[str, Any]]:
+        for number in numbers:
+            parameters = self._proposer.propose(number, self._outcomes)
+            if parameters is None:  # the space holds no further config
+                self._proposer.trials = number
+                self.ended_early = f"sweep.space holds no further config after {number}"
+                return
+            yield {"trial": number, "parameters": parameters}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._reports[trial_id] = result[GANG]
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        failed = error or not result or result.get("failed")
-        self._outcomes[self._numbers[trial_id]] = None if failed else result
+        reports = (result or {}).get(GANG) or self._reports.pop(trial_id, [])
+        told = {report["trial"]: report for report in reports}
+        for number in self._numbers[trial_id]:
+            report = told.get(number, {})
+            lost = not report or report.get("failed") or (error and not report.get("done"))
+            self._outcomes[number] = None if lost else report
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: a resumed sweep replays the committed trials in order."""

@@ -1,8 +1,9 @@
 """Running the trials: Ray Tune around the proposer, each site read once for all, one table out."""
 
+import math
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -14,6 +15,7 @@ from raysae.activations import Site, Store
 from raysae.activations.reading import OpenSite, check_windows, choose_reading, open_site
 from raysae.board import Board, console, figures, speeds
 from raysae.cluster.placement import Placement, place_streaming
+from raysae.config import Recipe
 from raysae.files import read_json, write_json
 from raysae.records.commit import COST_COLUMNS, committed, provenance, state_of
 from raysae.records.folder import RunFolder
@@ -22,8 +24,8 @@ from raysae.records.tracking import Recorder
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.search import SweepConfig
 from raysae.sweep.proposals import Known, Proposer, make_proposer
-from raysae.sweep.searcher import OrderedSearcher, Outcomes
-from raysae.sweep.trial import SAETrial
+from raysae.sweep.searcher import GANG, OrderedSearcher, Outcomes
+from raysae.sweep.trainable import SAETrials
 
 LAST_COLUMNS = (
     "explained_variance", "l0", "dead_fraction", "mse", "cosine", "tokens", "tokens_trained",
@@ -61,21 +63,21 @@ def run_trials(job: SweepJob) -> list[dict[str, Any]]:
     sites, placement = _open_sites(job, proposer.lag)
     trainable = tune.with_resources(
         tune.with_parameters(
-            SAETrial,
+            SAETrials,
             recipe=recipe,
             sites=sites,
             run_path=job.run.path,
             go=uuid.uuid4().hex[:8],
             fingerprint=job.fingerprint,
-            provenance=provenance(job.store, job.sites[0]),
+            provenance={site: provenance(job.store, site) for site in job.sites},
             truth=job.store.truth(),
         ),
         placement.resources,
     )
-    searcher = OrderedSearcher(proposer, _budget(recipe.sweep))
+    searcher = OrderedSearcher(proposer, _budget(recipe.sweep), recipe.resources.gang)
     with watcher.board:
         results = _tuner(job, trainable, searcher, proposer, watcher, placement).fit()
-    rows = [_row(job, result.config or {}, result) for result in results]
+    rows = [row for result in results for row in _rows(job, result)]
     rows.sort(key=lambda row: row["trial"])
     if searcher.ended_early:
         console.print(f"{len(rows)} of {recipe.sweep.trials} trials: {searcher.ended_early}")
@@ -93,8 +95,8 @@ def _tuner(
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=_scheduler(job),
-            num_samples=proposer.trials,
-            max_concurrent_trials=min(placement.workers, proposer.lag),
+            num_samples=math.ceil(proposer.trials / recipe.resources.gang),
+            max_concurrent_trials=_at_once(recipe, placement, proposer.lag),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -107,6 +109,11 @@ def _tuner(
             log_to_file=False,
         ),
     )
+
+
+def _at_once(recipe: Recipe, placement: Placement, lag: int) -> int:
+    """Gangs that may be trained at a time."""
+    return min(placement.workers, max(lag // recipe.resources.gang, 1))
 
 
 def _scheduler(job: SweepJob) -> Any:
@@ -144,7 +151,7 @@ def _budget(sweep: SweepConfig) -> Any:
     return spent
 
 
-def _open_sites(job: SweepJob, most: int) -> tuple[dict[Site, OpenSite], Placement]:
+def _open_sites(job: SweepJob, lag: int) -> tuple[dict[Site, OpenSite], Placement]:
     """The sites' rows by the path that suits them, and what a trial reserves on that path."""
     recipe = job.run.recipe
     reading = choose_reading(job.store, job.sites, recipe.resources)
@@ -152,21 +159,30 @@ def _open_sites(job: SweepJob, most: int) -> tuple[dict[Site, OpenSite], Placeme
     if reading.how == "streaming":
         placement = place_streaming(recipe.resources)
         rows = max(job.store.entry(site).rows.train for site in job.sites)
-        at_once = min(placement.workers, most) * len(job.sites) * recipe.sweep.seeds_per_trial
+        at_once = _at_once(recipe, placement, lag) * len(job.sites) * recipe.sweep.seeds_per_trial
         check_windows(job.store, recipe.training.shuffle_rows, rows, at_once)
     console.print(f"Reading: {reading}; trials: {placement}")
     return {site: open_site(reading, job.store, site) for site in job.sites}, placement
 
 
-def _row(job: SweepJob, config: dict[str, Any], result: Any) -> dict[str, Any]:
+def _rows(job: SweepJob, result: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a gang's trials."""
+    reports = {report["trial"]: report for report in (result.metrics or {}).get(GANG, [])}
+    for asked in (result.config or {})[GANG]:
+        report = reports.get(asked["trial"], {})
+        yield _row(job, asked["trial"], asked["parameters"], report, result.error)
+
+
+def _row(
+    job: SweepJob, number: int, parameters: dict[str, Any], last: Mapping[str, Any], error: Any
+) -> dict[str, Any]:
     """A trial's row: what was asked, what came out, what it cost."""
-    number, parameters = config["trial"], config["parameters"]
     asked = {"trial": number, "parameters": parameters, "fingerprint": job.fingerprint}
     record = committed(job.run.trial(number), asked)
     sae, training = job.run.recipe.with_parameters(parameters)
     row = {
         "trial": number,
-        **(_end(result) if record is None else state_of(record)),
+        **(_end(last, error) if record is None else state_of(record)),
         "sae.variant": sae.variant,
         "sae.d_sae": sae.d_sae,
         f"sae.{sae.sparsity_key}": getattr(sae, sae.sparsity_key),
@@ -177,20 +193,18 @@ def _row(job: SweepJob, config: dict[str, Any], result: Any) -> dict[str, Any]:
     }
     if record is not None:
         return {**row, **record["metrics"], **{key: record.get(key) for key in COST_COLUMNS}}
-    last = result.metrics or {}
     return {**row, **{key: last[key] for key in LAST_COLUMNS if key in last}}
 
 
-def _end(result: Any) -> dict[str, str]:
+def _end(last: Mapping[str, Any], error: Any) -> dict[str, str]:
     """How a trial without a commit ended, and why."""
-    metrics = result.metrics or {}
-    if result.error is not None:
-        lines = str(result.error).strip().splitlines()
+    if last.get("failed"):
+        return {"state": "failed", "reason": str(last["failed"])}
+    if error is not None and not last.get("stopped"):
+        lines = str(error).strip().splitlines()
         return {"state": "failed", "reason": f"worker lost: {lines[-1] if lines else 'no word'}"}
-    if metrics.get("failed"):
-        return {"state": "failed", "reason": str(metrics["failed"])}
-    if "step" in metrics:
-        return {"state": "stopped", "reason": _why_stopped(metrics)}
+    if "step" in last:
+        return {"state": "stopped", "reason": _why_stopped(last)}
     return {"state": "failed", "reason": "ended without a result"}
 
 
@@ -223,6 +237,8 @@ class _Watcher(tune.Callback):
     def __init__(self, job: SweepJob, trials: int):
         self.job = job
         self.board = Board(f"Sweep at {job.where}", trials)
+        self.told: set[int] = set()
+        """Trials whose end has been shown and recorded."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks to restore an experiment, which we never do
@@ -231,7 +247,12 @@ class _Watcher(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        number, parameters = trial.config["trial"], trial.config["parameters"]
+        for asked, report in zip(trial.config[GANG], result[GANG], strict=True):
+            if report.keys() > {"trial"} and report["trial"] not in self.told:
+                self._tell(asked["parameters"], report)
+
+    def _tell(self, parameters: dict[str, Any], result: dict[str, Any]) -> None:
+        number = result["trial"]
         share = result["step"] / result["steps"] if "steps" in result else 1.0
         cells = {key.split(".")[-1]: str(value) for key, value in parameters.items()}
         if result.get("failed"):
@@ -240,15 +261,22 @@ class _Watcher(tune.Callback):
             cells |= {**figures(result), **speeds(result)}
         self.board.update(f"trial {number}", cells, 1.0 if result.get("done") else share, result)
         self._record(number, parameters, result)
+        if result.get("done"):
+            self.told.add(number)
 
     @_harmless
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Keep where a trial was stopped early, so that it is not begun again."""
-        last, number = trial.last_result or {}, trial.config["trial"]
+        """Keep where trials were stopped early, so that they are not begun again."""
+        for asked, report in zip(
+            trial.config[GANG], (trial.last_result or {}).get(GANG, []), strict=False
+        ):
+            self._keep_stopped(asked, report)
+
+    def _keep_stopped(self, asked: dict[str, Any], last: dict[str, Any]) -> None:
+        number = asked["trial"]
         folder = self.job.run.trial(number)
         if last.get("failed") or "step" not in last or (folder / METRICS_FILE).is_file():
             return
-        asked = {"trial": number, "parameters": trial.config["parameters"]}
         kept = {key: value for key, value in last.items() if isinstance(value, int | float | str)}
         write_json(
             folder.with_suffix(".stopped.json"),
@@ -273,6 +301,7 @@ class _Watcher(tune.Callback):
 
     @_harmless
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        number = trial.config["trial"]
-        self.board.update(f"trial {number}", {"failed": "worker lost"}, 1.0)
-        self.job.recorder.failed(f"trial/{number:03d}", f"trial {number}", "worker lost")
+        for number in (asked["trial"] for asked in trial.config[GANG]):
+            if number not in self.told:
+                self.board.update(f"trial {number}", {"failed": "worker lost"}, 1.0)
+                self.job.recorder.failed(f"trial/{number:03d}", f"trial {number}", "worker lost")

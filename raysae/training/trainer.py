@@ -131,6 +131,11 @@ class Trainer:
         """Whether this step is followed by an evaluation."""
         return self.step in self._stops
 
+    def follow(self, other: "Trainer") -> None:
+        """Take the batches of ``other``'s feed, which trains on the same rows in the same order and has
+        come equally far; the waiting counts for both."""
+        self.stream, self.feed = other.stream, other.feed
+
     def end(self) -> dict[str, Any]:
         """Let this step be the last; its record."""
         self.steps = self.step

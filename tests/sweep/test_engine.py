@@ -15,6 +15,7 @@ import raysae
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.board import set_log
 from raysae.files import read_json, write_json
+from raysae.records.commit import VOLATILE_COLUMNS
 from raysae.sweep import tuning
 from raysae.sweep.command import main
 from raysae.training.rows import Rows
@@ -73,6 +74,19 @@ def test_seeds_and_sites_are_trained_together(store, tmp_path):
         assert row["explained_variance_worst"] < row["explained_variance"]
         assert 0 < row["stability"] < 1
         assert row["tokens_trained"] == 4 * row["tokens"]
+
+
+def test_a_gang_of_trials_comes_to_the_same_table(finished, store, tmp_path):
+    bad = {**CONFIGS[1], "training.lr": 1e38}
+    gang = sweep(store, tmp_path, sweep={"configs": [*CONFIGS, bad]}, resources={"gang": 3})
+    assert [row["state"] for row in gang.trials] == ["done"] * 4 + ["failed"]
+    for row, expected in zip(gang.trials, finished.trials, strict=False):
+        for column in expected.keys() - set(VOLATILE_COLUMNS):
+            assert row[column] == expected[column], column
+    weights = [(r.folder / "trials/003/sae.safetensors").read_bytes() for r in (gang, finished)]
+    assert weights[0] == weights[1]
+    again = raysae.sweep(gang.run.recipe, force=True)
+    assert again.trials == gang.trials
 
 
 class BadRows(Rows):

@@ -1,13 +1,16 @@
 """A trial's trainings, one for each site and seed: means, the worst site, agreement, going on."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from raysae.activations.synthetic import SuperpositionWorld
 from raysae.sae import sae_config
 from raysae.sites import Site
-from raysae.sweep.members import Members
-from raysae.training import Trainer, TrainingConfig
+from raysae.sweep.gang import Gang
+from raysae.sweep.members import Members, OutOfTimeError
+from raysae.training import NonFiniteLossError, Trainer, TrainingConfig
 from raysae.training.rows import Rows
 
 HERE, THERE = Site(0, "all"), Site(1, "all")
@@ -15,11 +18,11 @@ TRAINING = TrainingConfig(epochs=6, batch_size=64, lr=3e-3, evaluations=4)
 WORLD = SuperpositionWorld(d_in=16, atoms=24, p=0.08)
 
 
-def trainers(sites=(HERE,), seeds=(0,)):
-    config = sae_config({"variant": "topk", "d_sae": 24, "k": 2})
+def trainers(sites=(HERE,), seeds=(0,), k=2, rows=Rows, **training):
+    config = sae_config({"variant": "topk", "d_sae": 24, "k": k})
     return {
         (site, seed): Trainer(
-            config, TRAINING, Rows(WORLD.rows(500, 2 * site.layer)),
+            config, replace(TRAINING, **training), rows(WORLD.rows(500, 2 * site.layer)),
             Rows(WORLD.rows(200, 2 * site.layer + 1)), seed=seed,
         )
         for site in sites
@@ -27,18 +30,27 @@ def trainers(sites=(HERE,), seeds=(0,)):
     }  # fmt: skip
 
 
+def trained(*trials, seconds=60, alive=lambda: None):
+    list(Gang(trials, seconds, alive).rounds())
+
+
+def same_bits(one, other):
+    state, expected = one.model.state_dict(), other.model.state_dict()
+    return all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
 def test_one_member_is_the_training_itself(tmp_path):
-    members = Members(trainers(), tmp_path / "kept", 60)
-    records = list(members.rounds())
+    members = Members(trainers(), tmp_path / "kept")
+    trained(members)
     (alone,) = trainers().values()
-    assert records == list(alone.rounds()) == members.history
+    assert list(alone.rounds()) == members.history
     assert members.final_metrics() == alone.final_metrics()
     assert not (tmp_path / "kept").exists()
 
 
 def test_figures_are_means_with_the_worst_site(tmp_path):
-    members = Members(trainers((HERE, THERE), (0, 1)), tmp_path, 60)
-    list(members.rounds())
+    members = Members(trainers((HERE, THERE), (0, 1)), tmp_path)
+    trained(members)
     figures = members.final_metrics()
     each = {key: t.final_metrics()["explained_variance"] for key, t in members.trainers.items()}
     assert figures["explained_variance"] == pytest.approx(sum(each.values()) / 4)
@@ -51,39 +63,97 @@ def test_figures_are_means_with_the_worst_site(tmp_path):
 def test_stability_is_that_of_the_saes(tmp_path):
     import raysae
 
-    members = Members(trainers(seeds=(0, 1)), tmp_path, 60)
-    list(members.rounds())
+    members = Members(trainers(seeds=(0, 1)), tmp_path)
+    trained(members)
     one, other = (trainer.sae() for trainer in members.trainers.values())
     expected = raysae.stability(one, other, WORLD.rows(200, 1))
     assert members.final_metrics()["stability"] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
-@pytest.mark.parametrize("steps", [3, 20, 31])
-def test_what_was_cut_off_goes_on_to_the_same_bits(tmp_path, seeds, steps):
-    whole = Members(trainers(seeds=seeds), tmp_path / "whole", 60)
-    records = list(whole.rounds())
+class CutOffError(Exception):
+    pass
 
-    class CutOffError(Exception):
-        pass
 
+def cut_off_after(steps):
     made = 0
 
-    def cut_off():
+    def count():
         nonlocal made
         made += 1
         if made > steps:
             raise CutOffError
 
-    begun = Members(trainers(seeds=seeds), tmp_path / "kept", 0, cut_off)
+    return count
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+@pytest.mark.parametrize("steps", [3, 20, 31])
+def test_what_was_cut_off_goes_on_to_the_same_bits(tmp_path, seeds, steps):
+    whole = Members(trainers(seeds=seeds), tmp_path / "whole")
+    trained(whole)
+    begun = Members(trainers(seeds=seeds), tmp_path / "kept")
     with pytest.raises(CutOffError):
-        list(begun.rounds())
-    again = Members(trainers(seeds=seeds), tmp_path / "kept", 60)
+        trained(begun, seconds=0, alive=cut_off_after(steps))
+    again = Members(trainers(seeds=seeds), tmp_path / "kept")
     assert 0 < again.share < 1
-    list(again.rounds())
-    assert again.history == records
-    for key, trainer in whole.trainers.items():
-        for name, tensor in trainer.model.state_dict().items():
-            assert torch.equal(again.trainers[key].model.state_dict()[name], tensor)
+    trained(again)
+    assert again.history == whole.history
+    assert all(same_bits(again.trainers[key], trainer) for key, trainer in whole.trainers.items())
     again.forget()
     assert not (tmp_path / "kept").exists()
+
+
+class CountedRows(Rows):
+    """Rows that count the batches read of them."""
+
+    counted = 0
+
+    def taken(self, order, batch_size):
+        for batch_BD in super().taken(order, batch_size):
+            CountedRows.counted += 1
+            yield batch_BD
+
+
+def test_a_gang_reads_each_batch_once_and_each_trial_ends_as_alone(tmp_path):
+    gang = [
+        Members(trainers(seeds=(0, 1), k=k, rows=CountedRows), tmp_path / str(k)) for k in (1, 2, 3)
+    ]
+    CountedRows.counted = 0  # each has looked at a batch to begin with
+    trained(*gang)
+    steps = gang[0].first.steps
+    assert CountedRows.counted == 2 * steps
+    for k, members in zip((1, 2, 3), gang, strict=True):
+        alone = Members(trainers(seeds=(0, 1), k=k), tmp_path / "alone")
+        trained(alone)
+        assert members.history == alone.history
+        for key, trainer in alone.trainers.items():
+            assert same_bits(members.trainers[key], trainer)
+            assert members.trainers[key].tokens == trainer.tokens
+
+
+def test_a_trial_that_fails_or_runs_out_of_time_leaves_its_gang_alone(tmp_path):
+    bad = Members(trainers(lr=1e38), tmp_path / "bad")
+    brief = Members(trainers(), tmp_path / "brief", max_seconds=1e-9)
+    sound, alone = (Members(trainers(), tmp_path / name) for name in ("sound", "alone"))
+    trained(bad, brief, sound)
+    trained(alone)
+    assert isinstance(bad.failure, NonFiniteLossError)
+    assert isinstance(brief.failure, OutOfTimeError)
+    assert sound.history == alone.history and same_bits(sound.first, alone.first)
+
+
+def test_a_gang_of_which_some_were_kept_later_goes_on_to_the_same_bits(tmp_path):
+    """A kill in the midst of the keeping leaves trials at different steps."""
+    whole = [Members(trainers(k=k), tmp_path / "whole") for k in (1, 2)]
+    trained(*whole)
+    for k, steps in ((1, 9), (2, 17)):
+        with pytest.raises(CutOffError):
+            trained(
+                Members(trainers(k=k), tmp_path / str(k)), seconds=0, alive=cut_off_after(steps)
+            )
+    again = [Members(trainers(k=k), tmp_path / str(k)) for k in (1, 2)]
+    assert 0 < again[0].share < again[1].share
+    trained(*again)
+    for members, expected in zip(again, whole, strict=True):
+        assert members.history == expected.history
+        assert same_bits(members.first, expected.first)

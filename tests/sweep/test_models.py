@@ -1,5 +1,7 @@
 """Several models in one recipe: a run for each, one table; one that cannot be run is named."""
 
+import re
+
 import pytest
 
 import raysae
@@ -43,6 +45,12 @@ def test_each_model_has_its_run_and_the_table_compares_them(connected_ray, tmp_p
     print_comparison(result)
     printed = capsys.readouterr().out
     assert "narrow" in printed and "wide" in printed and "models.parquet" in printed
+    page = result.page.read_text()
+    links = re.findall('<a href="([^"]+)">', page)
+    assert len(links) == 2 and page.count("data:image/png") == 2
+    for link, row in zip(links, rows, strict=True):
+        assert (result.page.parent / link).resolve() == result.results[row["model"]].run.report_page
+        assert f"{row['explained_variance']:.4f}" in page and row["reason"] in page
     again = raysae.sweep(tmp_path / "runs" / "both" / "config.yaml")
     assert again.rows == result.rows
 

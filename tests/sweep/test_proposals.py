@@ -17,12 +17,14 @@ def recipe(**sweep):
 
 
 def outcome(parameters):
+    if parameters["sae.k"] == 1:
+        return {"failed": "it raised"}
     return {"explained_variance": 1 - 1 / parameters["sae.k"], "l0": float(parameters["sae.k"])}
 
 
-def run(recipe, at_once, shuffle):
+def run(recipe, at_once, shuffle, gang=1):
     """Drive the searcher as Tune would, with results arriving in a random order."""
-    searcher, rng = OrderedSearcher(make_proposer(recipe)), random.Random(shuffle)
+    searcher, rng = OrderedSearcher(make_proposer(recipe), gang=gang), random.Random(shuffle)
     running, proposed, count = {}, {}, 0
     while True:
         while len(running) < at_once:
@@ -30,14 +32,16 @@ def run(recipe, at_once, shuffle):
             if not isinstance(suggestion, dict):
                 break
             running[f"id{count}"] = suggestion
-            proposed[suggestion["trial"]] = suggestion["parameters"]
+            proposed |= {asked["trial"]: asked["parameters"] for asked in suggestion["gang"]}
             count += 1
         if not running:
             return [proposed[number] for number in sorted(proposed)]
         ended = rng.choice(sorted(running))
-        parameters = running.pop(ended)["parameters"]
-        failed = parameters["sae.k"] == 1
-        searcher.on_trial_complete(ended, None if failed else outcome(parameters), error=failed)
+        reports = [
+            {"trial": asked["trial"], "done": True, **outcome(asked["parameters"])}
+            for asked in running.pop(ended)["gang"]
+        ]
+        searcher.on_trial_complete(ended, {"gang": reports})
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -47,6 +51,8 @@ def test_timing_and_concurrency_never_show(sampler):
     for at_once in (1, 2, 3):
         for shuffle in range(3):
             assert run(recipe(sampler=sampler, proposal_lag=3), at_once, shuffle) == wanted
+    for gang in (2, 3):
+        assert run(recipe(sampler=sampler, proposal_lag=3), 1, 0, gang) == wanted
 
 
 def test_the_seed_decides():

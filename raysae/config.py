@@ -24,6 +24,7 @@ from pydantic import (
 
 from raysae.errors import UserError
 from raysae.keys import Row, describe
+from raysae.remote import is_uri, join, local_copy
 from raysae.sae.config import SAEConfig
 from raysae.sae.topk import TopKConfig
 from raysae.sae.variants import DEFAULT_VARIANT, VARIANTS
@@ -128,9 +129,9 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=f"^{NAME}$", max_length=100)] = "quickstart"
     """The run's name and folder; a config file without one lends its own."""
     runs_dir: str = "runs"
-    """The folder of run folders."""
+    """The folder of run folders, or a URI such as ``s3://BUCKET/runs``."""
     store: str | None = None
-    """The activation store's folder; null takes ``stores/NAME``."""
+    """The activation store's folder, or the URI of one that is there; null takes ``stores/NAME``."""
     seed: int = 0
     """The seed of everything random."""
     source: SourceConfig | None = SourceConfig()
@@ -194,9 +195,14 @@ class Recipe(Section):
     def of_model(self, name: str) -> "Recipe":
         """The recipe of one of ``models``."""
         own = self.models[name]
-        data = {**self.dump(), "models": {}, "name": name, "runs_dir": str(self.run_folder)}
+        data = {
+            **self.dump(),
+            "models": {},
+            "name": name,
+            "runs_dir": self.run_uri or str(self.run_folder),
+        }
         if "store" not in own:
-            data["store"] = None if self.store is None else f"{self.store}/{name}"
+            data["store"] = None if self.store is None else join(self.store, name)
             data["store"] = data["store"] or f"stores/{self.name}/{name}"
         reserved = sorted({"models", "name", "runs_dir"} & own.keys())
         if reserved:
@@ -205,11 +211,33 @@ class Recipe(Section):
 
     @property
     def run_folder(self) -> Path:
-        return Path(self.runs_dir).expanduser().absolute() / self.name
+        """The run's folder; of a run that lives at a URI, this node's copy."""
+        return _folder(join(self.runs_dir, self.name))
 
     @property
     def store_folder(self) -> Path:
-        return Path(self.store or f"stores/{self.name}").expanduser().absolute()
+        """The store's folder; of a store that lives at a URI, this node's copy."""
+        return _folder(self.store or f"stores/{self.name}")
+
+    @property
+    def run_uri(self) -> str | None:
+        """Where the run lives, when that is no folder here."""
+        return join(self.runs_dir, self.name) if is_uri(self.runs_dir) else None
+
+    @property
+    def run_place(self) -> str | Path:
+        """Where the run is to be found: its URI, or its folder."""
+        return self.run_uri or self.run_folder
+
+    @property
+    def store_uri(self) -> str | None:
+        """Where the store lives, when that is no folder here."""
+        return self.store if is_uri(self.store) else None
+
+    @property
+    def store_place(self) -> str | Path:
+        """What opens the store: its URI, or its folder."""
+        return self.store_uri or self.store_folder
 
     @property
     def variants_searched(self) -> tuple[str, ...]:
@@ -375,3 +403,8 @@ def _nearest(key: str, known: Sequence[str]) -> str:
     sections = {name.rsplit(".", 1)[0] for name in known if "." in name}
     close = difflib.get_close_matches(key, [*known, *sorted(sections)], n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+
+
+def _folder(name: str) -> Path:
+    """The folder that ``name`` is, or this node's copy of the one that lives at a URI."""
+    return local_copy(name) if is_uri(name) else Path(name).expanduser().absolute()

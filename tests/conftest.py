@@ -50,10 +50,12 @@ SMALL = {
 
 
 @pytest.fixture(scope="session")
-def connected_ray():
+def connected_ray(tmp_path_factory):
     import ray
 
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:  # its workers' copies of what lives at a URI
+        patch.setenv("RAYSAE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

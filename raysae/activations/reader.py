@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysae.activations.manifest import (
+    MANIFEST_FILE,
     Manifest,
     SequencesEntry,
     ShardEntry,
@@ -32,6 +33,7 @@ from raysae.activations.schema import (
 from raysae.activations.splits import SPLITS
 from raysae.errors import UserError
 from raysae.files import sha256_of
+from raysae.remote import fetched, is_uri
 from raysae.sites import Position, Site
 
 if TYPE_CHECKING:  # a worker that only hands shards on need not import torch
@@ -272,8 +274,11 @@ class Store:
 def open_store(path: str | Path) -> Store:
     """Open a store, checking that its manifest is sound and every file is there and whole in size.
 
+    ``path`` is a folder, or a URI such as ``s3://BUCKET/STORE``, of which this node then has a copy.
     Raises UserError, naming the file, when something is missing or truncated.
     """
+    if is_uri(str(path)):
+        return _open_remote(str(path))
     path = Path(path)
     manifest = read_manifest(path)
     root = path.resolve()
@@ -281,6 +286,16 @@ def open_store(path: str | Path) -> Store:
         _check_size(path / file.file, file.bytes)
         _check_inside(root, path / file.file)
     return Store(path, manifest)
+
+
+def _open_remote(uri: str) -> Store:
+    folder = fetched(uri)
+    if not (folder / MANIFEST_FILE).is_file():
+        raise UserError(
+            f"{uri.partition('?')[0]}: holds no activation store (no {MANIFEST_FILE}); extract to a "
+            "folder (store=FOLDER), then copy that folder there"
+        )
+    return open_store(folder)
 
 
 def files_of(manifest: Manifest) -> Iterable[ShardEntry | SequencesEntry]:

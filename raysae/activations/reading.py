@@ -1,7 +1,7 @@
 """Shared or streamed: how the trials of a sweep come by a site's rows, and why."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from raysae.activations.reader import TRAINING_SPLITS, Store
@@ -9,6 +9,7 @@ from raysae.activations.shared import share_site
 from raysae.activations.streaming import StreamedSite
 from raysae.config import ResourcesConfig
 from raysae.errors import UserError
+from raysae.remote import fetched
 from raysae.sites import Site
 from raysae.training.rows import RowSource
 
@@ -80,6 +81,11 @@ def open_site(reading: Reading, store: Store, site: Site) -> OpenSite:
         if getattr(store.entry(site).rows, split):
             _refuse_non_finite(f"{store.path}: {site}, {split}", opened.rows(split))
     return opened
+
+
+def fetched_site(site: OpenSite, uri: str) -> OpenSite:
+    """The site as this node reads it, of a store that lives at ``uri``."""
+    return replace(site, store=fetched(uri)) if isinstance(site, StreamedSite) else site
 
 
 def _refuse_non_finite(where: str, rows: RowSource) -> None:

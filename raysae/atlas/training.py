@@ -13,10 +13,12 @@ from raysae.activations.streaming import rows_within
 from raysae.board import Board, figures
 from raysae.cluster.placement import Placement
 from raysae.cluster.worker import prepare_worker
+from raysae.config import Recipe
 from raysae.records.commit import COST_COLUMNS, committed, provenance, state_of, train_to_commit
-from raysae.records.folder import RunFolder
+from raysae.records.folder import RunFolder, atlas_folder
 from raysae.records.tables import write_table
 from raysae.records.tracking import Recorder
+from raysae.remote import bind, pull
 from raysae.sae import SAEConfig
 from raysae.training import Trainer, TrainingConfig
 
@@ -69,6 +71,8 @@ def train_atlas(
                 recorder.failed(_key(site), str(site), record["failed"])
             else:
                 board.update(str(site), figures(record["metrics"]), 1.0)
+                if not job.run.atlas_site(site).is_dir():  # another node's
+                    pull(job.run.atlas_site(site))
                 recorder.sae_done(_key(site), str(site), record, job.run.atlas_site(site))
     rows = [_row(site, records[site]) for site in sites]
     write_table(job.run.atlas_metrics_file, rows)
@@ -96,7 +100,7 @@ def _trained(
     worker = ray.remote(**placement.ray_options)(AtlasWorker)
     memory = memory_each(job.run.recipe.resources, placement.workers)
     actors = [
-        worker.remote(job.run.path, job.store.path, memory)
+        worker.remote(job.run.recipe, job.run.path, job.store.path, memory)
         for _ in range(min(placement.workers, len(sites)))
     ]
     waiting, running = list(sites), {}
@@ -127,9 +131,10 @@ def _outcome(reference: Any) -> dict[str, Any]:
 class AtlasWorker:
     """Trains one site after another; reads each site's shards itself, once."""
 
-    def __init__(self, run: Path, store: Path, memory: float):
+    def __init__(self, recipe: Recipe, run: Path, store: Path, memory: float):
         self.device = prepare_worker()
-        self.store, self.memory = open_store(store), memory
+        self.run = run if recipe.run_uri is None else bind(recipe.run_uri)
+        self.store, self.memory = open_store(recipe.store_uri or store), memory
 
     def train(self, job: AtlasJob, site: Site) -> dict[str, Any]:
         """Train and commit one site; its record."""
@@ -139,7 +144,7 @@ class AtlasWorker:
             device=self.device, truth=rows.truth,
         )  # fmt: skip
         return train_to_commit(
-            trainer, job.run.atlas_site(site), job.of(site), provenance(self.store, site)
+            trainer, atlas_folder(self.run, site), job.of(site), provenance(self.store, site)
         )
 
 

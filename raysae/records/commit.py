@@ -9,6 +9,7 @@ from typing import Any
 
 from raysae.activations import Site, Store
 from raysae.files import read_json
+from raysae.remote import pull, push
 from raysae.sae import save_sae
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.training import Trainer
@@ -82,6 +83,8 @@ def commit(
     sae = trainer.sae()
     metadata = {**provenance, **sae.metadata, "metrics": own}
     save_sae(sae, folder, metadata, metrics=record)
+    push(folder.with_suffix(".members"))
+    push(folder, last=METRICS_FILE)
     return read_json(folder / METRICS_FILE)  # as a later reader sees it: undefined figures are None
 
 
@@ -99,6 +102,8 @@ def state_of(record: dict[str, Any]) -> dict[str, str]:
 def committed(folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
     """The figures of the SAE in ``folder`` when it was made for this very job."""
     file = folder / METRICS_FILE
+    if not file.is_file():
+        pull(folder, last=METRICS_FILE)  # of another node, or another day
     if not file.is_file():
         return None
     record = read_json(file)

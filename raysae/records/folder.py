@@ -14,6 +14,7 @@ import raysae
 from raysae.config import Recipe, parse_recipe
 from raysae.errors import UserError
 from raysae.files import locked, read_json, write_json, write_text
+from raysae.remote import HOME_FILE, bind, claimed, pull, push
 from raysae.sites import Site
 
 STAGES = ("extract", "sweep", "select", "atlas", "report")
@@ -66,7 +67,7 @@ class RunFolder:
         return trial_folder(self.path, number)
 
     def atlas_site(self, site: Site) -> Path:
-        return self.path / "atlas" / site.folder
+        return atlas_folder(self.path, site)
 
     def state(self, stage: str) -> str:
         return self.status["stages"][stage]["state"]
@@ -145,6 +146,7 @@ class RunFolder:
             self._set(name, state="failed", started=started, ended=time.time(), reason=reason)
             raise
         ended = {"started": started, "ended": time.time()}
+        push(self.path)
         if undone:
             self._set(name, state="partial", **ended, reason="; ".join(undone))
         else:
@@ -161,11 +163,17 @@ class RunFolder:
 
     def _write(self) -> None:
         write_json(self.path / "status.json", self.status)
+        push(self.path / "status.json")
 
 
 def trial_folder(run: Path, number: int) -> Path:
     """Where trial ``number`` of the run in folder ``run`` commits."""
     return run / "trials" / f"{number:03d}"
+
+
+def atlas_folder(run: Path, site: Site) -> Path:
+    """Where the atlas of the run in folder ``run`` commits ``site``."""
+    return run / "atlas" / site.folder
 
 
 @contextmanager
@@ -178,13 +186,15 @@ def open_run(recipe: Recipe, forced: bool = False) -> Iterator[RunFolder]:
     process is working on; nothing is changed then.
     """
     path = recipe.run_folder
+    if recipe.run_uri is not None:
+        pull(bind(recipe.run_uri))
     difference = _difference(path, recipe) if (path / "config.yaml").exists() else ""
     if not (path / "config.yaml").exists():
         _create(path, recipe)
     elif difference and not forced:
         _refuse_unless_empty(path, recipe)
         _create(path, recipe)
-    with _locked(path):
+    with _locked(path), claimed(path):
         run = RunFolder(path, recipe, forced)
         if difference and forced:
             run.record_force(difference)
@@ -193,6 +203,7 @@ def open_run(recipe: Recipe, forced: bool = False) -> Iterator[RunFolder]:
             run.begin_again(*AFTER_TRIALS)
         if read_recipe(path) != recipe:
             write_text(path / "config.yaml", recipe.to_yaml())
+        push(path / "config.yaml")
         yield run
 
 
@@ -214,7 +225,11 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _create(path: Path, recipe: Recipe) -> None:
-    if path.exists() and any(path.iterdir()) and not (path / "config.yaml").exists():
+    if (
+        path.exists()
+        and {one.name for one in path.iterdir()} - {HOME_FILE}
+        and not (path / "config.yaml").exists()
+    ):
         raise UserError(
             f"{path}: holds files but no run (no config.yaml); take another name=NAME, or empty it"
         )

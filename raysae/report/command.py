@@ -22,5 +22,5 @@ def main(arguments: list[str]) -> int:
         run = read_run(path.absolute())
         if not run.selection_file.exists():
             raise UserError(f"{path}: the run has no selection.json yet; finish it first")
-        print(write_report(run, open_store(run.recipe.store_folder)))
+        print(write_report(run, open_store(run.recipe.store_place)))
     return DONE

@@ -24,7 +24,7 @@ def write_comparison(
     ``rows`` are those of ``models.parquet``, ``runs`` the models' runs by name, ``refused`` the reasons
     of those that could not be run.
     """
-    stores = {name: open_store(run.recipe.store_folder) for name, run in runs.items()}
+    stores = {name: open_store(run.recipe.store_place) for name, run in runs.items()}
     shown = [
         {
             **row,

@@ -21,13 +21,15 @@ def main(arguments: list[str]) -> int:
         "Extract activations, sweep SAE configs over them, choose the sweet spot, train it at "
         "every layer and position, report.",
     )
-    parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run folder")
+    parser.add_argument(
+        "--resume", metavar="RUN", help="go on with a run folder, or the URI of one"
+    )
     parser.add_argument(
         "--force", action="store_true",
         help="with --resume: go on although config, store or version changed; recorded",
     )  # fmt: skip
     parser.add_argument("--select", metavar="RULE", help="choose anew by RULE, without training")
-    parser.add_argument("--run", metavar="RUN", type=Path, help="the run folder for --select")
+    parser.add_argument("--run", metavar="RUN", help="the run folder (or URI) for --select")
     parser.add_argument("--dry-run", action="store_true", help="say what the run would do")
     parser.add_argument(
         "--log", choices=["auto", "quiet", "json"], default="auto",
@@ -66,7 +68,7 @@ def main(arguments: list[str]) -> int:
         result = run_sweep(recipe, force=args.force)
     except KeyboardInterrupt:
         print(
-            f"interrupted; python -m raysae.sweep --resume {recipe.run_folder} goes on",
+            f"interrupted; python -m raysae.sweep --resume {recipe.run_place} goes on",
             file=sys.stderr,
         )
         return INTERRUPTED
@@ -92,14 +94,21 @@ def _run_models(recipe: "Recipe", force: bool) -> int:
     return PARTLY if result.failures else DONE
 
 
-def _recipe(resume: Path | None, config: str | None, overrides: list[str]) -> "Recipe":
+def _recipe(resume: str | None, config: str | None, overrides: list[str]) -> "Recipe":
     from raysae.config import load_recipe
     from raysae.records.folder import read_recipe
+    from raysae.remote import bind, is_uri, pull, split
 
     if resume is None:
         return load_recipe(config, overrides)
     if config is not None:
         raise UserError("--resume takes its recipe from the run folder; leave out the config file")
-    read_recipe(resume)
-    place = [f"name={resume.absolute().name}", f"runs_dir={resume.absolute().parent}"]
-    return load_recipe(resume / "config.yaml", [*place, *overrides])
+    if is_uri(resume):
+        folder = bind(resume)
+        pull(folder / "config.yaml")
+        runs_dir, name = split(resume)
+    else:
+        folder = Path(resume).absolute()
+        runs_dir, name = str(folder.parent), folder.name
+    read_recipe(folder)
+    return load_recipe(folder / "config.yaml", [f"name={name}", f"runs_dir={runs_dir}", *overrides])

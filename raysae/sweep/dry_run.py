@@ -50,7 +50,7 @@ def dry_run(recipe: Recipe) -> None:
         for name, text in rows.items():
             table.add_row(name, text)
         console.print(table)
-        console.print(f"Nothing was written; without --dry-run the run goes to {recipe.run_folder}")
+        console.print(f"Nothing was written; without --dry-run the run goes to {recipe.run_place}")
 
 
 def _trials(recipe: Recipe) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from raysae.files import remove_folder
+from raysae.remote import discard_packed, push_packed
 from raysae.sae.dictionary import best_match
 from raysae.sites import Site
 from raysae.training import NonFiniteLossError, Trainer, has_training, load_training, save_training
@@ -120,10 +121,13 @@ class Members:
         begun = {key: trainer for key, trainer in self.trainers.items() if trainer.step}
         for key, trainer in begun.items():
             save_training(trainer, self._folder(key), self.histories[key])
+        if begun:
+            push_packed(self.kept)
 
     def forget(self) -> None:
         """Remove what was kept."""
         remove_folder(self.kept)
+        discard_packed(self.kept)
 
     def _check_time(self) -> None:
         if self.max_seconds is None:

@@ -13,6 +13,7 @@ from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.files import write_text
 from raysae.records.tables import config_of, write_table
+from raysae.remote import bind, push
 from raysae.report.models import write_comparison
 from raysae.sweep.preflight import preflight
 from raysae.sweep.run import SweepResult, run_sweep
@@ -61,7 +62,7 @@ def run_models(recipe: Recipe, *, force: bool = False) -> ModelsResult:
             preflight(own)
         except UserError as error:
             raise UserError(f"models.{name}: {error}") from None
-    folder = recipe.run_folder
+    folder = recipe.run_folder if recipe.run_uri is None else bind(recipe.run_uri)
     write_text(folder / "config.yaml", recipe.to_yaml())
     result = ModelsResult(folder)
     with ray_session(recipe.resources):
@@ -77,6 +78,7 @@ def run_models(recipe: Recipe, *, force: bool = False) -> ModelsResult:
         write_table(folder / TABLE_FILE, result.rows)
         runs = {name: one.run for name, one in result.results.items()}
         write_comparison(result.page, recipe.name, result.rows, runs, result.refused)
+    push(folder)
     return result
 
 

@@ -31,8 +31,10 @@ def preflight(recipe: Recipe) -> Preflight:
     make_proposer(recipe, known_trials(recipe))
     check_dashboard(recipe.resources)
     check_address(recipe.resources)
+    if recipe.store_uri is not None:
+        open_store(recipe.store_uri)  # it is extracted to folders only
     plan = plan_extraction(recipe) if recipe.source is not None else None
-    store = existing_store(plan) if plan is not None else open_store(recipe.store_folder)
+    store = existing_store(plan) if plan is not None else open_store(recipe.store_place)
     if store is not None:
         sites = recipe.sites_of(store.layers, store.positions)
         for site in sites:

@@ -22,6 +22,7 @@ from raysae.records.environment import write_environment
 from raysae.records.folder import RunFolder, open_run
 from raysae.records.tables import read_table
 from raysae.records.tracking import Recorder, make_recorder, tracking_uri
+from raysae.remote import bind, pull, push
 from raysae.report.page import write_report
 from raysae.sae import SAE, load_sae
 from raysae.sae.checkpoint import METRICS_FILE
@@ -49,7 +50,7 @@ class SweepResult:
     @property
     def d_in(self) -> int:
         """The width of the activations."""
-        return open_store(self.run.recipe.store_folder).d_in
+        return open_store(self.run.recipe.store_place).d_in
 
     @property
     def folder(self) -> Path:
@@ -136,6 +137,8 @@ def select_again(recipe: Recipe) -> SweepResult:
     The sweet spot and the report follow; another go at the run trains the atlas. Raises UserError when
     the run has no trials yet.
     """
+    if recipe.run_uri is not None:
+        pull(bind(recipe.run_uri))
     if not (recipe.run_folder / "trials.parquet").is_file():
         raise UserError(f"{recipe.run_folder}: has no trials.parquet yet; finish the sweep first")
     with open_run(recipe) as run:
@@ -144,7 +147,8 @@ def select_again(recipe: Recipe) -> SweepResult:
             result.selection = write_selection(run.selection_file, result.trials, recipe)
             _take_sweet_spot(run, result.selection)
             undone.extend(result.missing_choice)
-        write_report(run, open_store(recipe.store_folder))
+        write_report(run, open_store(recipe.store_place))
+        push(run.path)
         return result
 
 
@@ -165,7 +169,8 @@ def _run_stages(result: SweepResult, checked: Preflight, recorder: Recorder) -> 
     run, recipe = result.run, result.run.recipe
     wanted = needs(recipe, checked.store, checked.plan, atlas_sites_of(recipe, checked))
     placement = place(recipe.resources, wanted.memory_per_trial)
-    check_nodes(run.path, None if checked.store is None else checked.store.path / MANIFEST_FILE)
+    stored = None if checked.store is None else checked.store.path / MANIFEST_FILE
+    check_nodes(run.path, stored, [uri for uri in (recipe.run_uri, recipe.store_uri) if uri])
     _say(f"Ray: {placement}" + (f"; dashboard {url}" if (url := dashboard_url()) else ""))
     with run.stage("extract"):
         store = _store(checked, run.recipe)

@@ -10,10 +10,11 @@ from typing import Any
 from ray import tune
 from torch import Tensor
 
-from raysae.activations.reading import OpenSite
+from raysae.activations.reading import OpenSite, fetched_site
 from raysae.cluster.worker import prepare_worker
 from raysae.config import Recipe
 from raysae.records.folder import trial_folder
+from raysae.remote import bind
 from raysae.sae import SAEConfig
 from raysae.sites import Site
 from raysae.sweep.gang import Gang, takes
@@ -53,6 +54,10 @@ class SAETrials(tune.Trainable):
         self.recipe, self.run_path, self.go = recipe, run_path, go
         self.fingerprint, self.provenance, self.truth = fingerprint, provenance, truth
         self.device = prepare_worker()
+        if recipe.run_uri is not None:
+            self.run_path = bind(recipe.run_uri)
+        if recipe.store_uri is not None:
+            sites = {site: fetched_site(opened, recipe.store_uri) for site, opened in sites.items()}
         self.rows = {
             site: {split: opened.rows(split) for split in ("train", "validation")}
             for site, opened in sites.items()

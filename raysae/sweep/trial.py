@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from raysae.cluster.worker import memory_used
+from raysae.errors import UserError
 from raysae.files import read_json, remove_folder, write_text
 from raysae.records.commit import commit, committed
+from raysae.remote import KEPT, pull, pull_packed, push
+from raysae.sae.checkpoint import METRICS_FILE
 from raysae.sites import Site
 from raysae.sweep.members import Key, Members, OutOfTimeError
 from raysae.training import NonFiniteLossError, Trainer
@@ -36,7 +39,8 @@ class Trial:
 
     def begin(self, trainers: Mapping[Key, Trainer], max_seconds: float | None) -> Members:
         """Its trainings, which go on from where an earlier go kept them."""
-        kept = self.folder.with_suffix(".training")
+        kept = self.folder.with_suffix(KEPT)
+        pull_packed(kept)
         try:
             self.members = Members(trainers, kept, max_seconds)
         except Exception:  # what was kept is of another trial, or damaged: from the start, then
@@ -78,7 +82,8 @@ class Trial:
         self.report = {"done": True, "failed": reason}
         try:
             write_text(self.folder.with_suffix(".failure.txt"), trace)
-        except OSError as error:  # a full disk may be the very reason
+            push(self.folder.with_suffix(".failure.txt"))
+        except (OSError, UserError) as error:  # a full disk may be the very reason
             self.report["failed"] += f" (the traceback could not be written: {error})"
 
     def _cost(self, members: Members) -> Report:
@@ -90,8 +95,10 @@ class Trial:
         """The last report of a trial that came to its end in an earlier go."""
         record = committed(self.folder, self.asked)
         if record is not None:
+            push(self.folder, last=METRICS_FILE)  # an earlier go may not have come to that
             return {**_live(record), "done": True, "committed": True}
         stopped = self.folder.with_suffix(".stopped.json")
+        pull(stopped)
         if stopped.is_file():
             record = read_json(stopped)
             if all(record.get(key) == value for key, value in self.asked.items()):

@@ -21,6 +21,7 @@ from raysae.records.commit import COST_COLUMNS, committed, provenance, state_of
 from raysae.records.folder import RunFolder
 from raysae.records.tables import write_table
 from raysae.records.tracking import Recorder
+from raysae.remote import pull, push
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.search import SweepConfig
 from raysae.sweep.proposals import Known, Proposer, make_proposer
@@ -287,6 +288,7 @@ class _Watcher(tune.Callback):
                 "last": kept,
             },
         )
+        push(folder.with_suffix(".stopped.json"))
         self.board.update(f"trial {number}", {"stopped": _why_stopped(last)}, 1.0)
 
     def _record(self, number: int, parameters: dict[str, Any], result: dict[str, Any]) -> None:
@@ -295,6 +297,8 @@ class _Watcher(tune.Callback):
         if result.get("failed"):
             recorder.failed(key, name, result["failed"])
         elif result.get("committed"):
+            if not (folder / METRICS_FILE).is_file():  # another node's
+                pull(folder, last=METRICS_FILE)
             recorder.sae_done(key, name, read_json(folder / METRICS_FILE), folder)
         else:
             recorder.trial_progress(key, name, parameters, result)

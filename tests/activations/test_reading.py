@@ -46,7 +46,7 @@ def batches(source, **options):
 def source(request, store, connected_ray):
     """The contract holds for every source of rows."""
     how = {"shared": "shared", "streamed": "streaming"}[request.param]
-    reading = choose_reading(store, SITE, ResourcesConfig(reading=how))
+    reading = choose_reading(store, [SITE], ResourcesConfig(reading=how))
     return open_site(reading, store, SITE).rows("train")
 
 
@@ -182,7 +182,7 @@ def test_the_path_follows_from_the_budget(store, connected_ray):
     small = choose(memory="1 kB")
     assert small.how == "streaming" and "does not fit in memory" in str(small)
     assert choose(reading="streaming").how == "streaming"
-    with pytest.raises(UserError, match="resources.reading is 'shared', but the site does not fit"):
+    with pytest.raises(UserError, match="resources.reading is 'shared', but that does not fit"):
         choose(reading="shared", memory=100)
     assert isinstance(rows_within(store, SITE, 10**9).train, Rows)
     assert isinstance(rows_within(store, SITE, 10).train, StreamedRows)

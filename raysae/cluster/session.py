@@ -14,8 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from raysae.config import ResourcesConfig
+from raysae.config import Recipe, ResourcesConfig
 from raysae.errors import UserError
+from raysae.remote import is_uri
 
 QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -33,6 +34,8 @@ QUIET_ENVIRONMENT = {
 """Set before Ray, MLflow and tokenizers are imported; what the user has set stays."""
 
 
+JOB_PACKAGE = "_ray_pkg_"
+"""What the name of a submitted job's working folder begins with."""
 CACHE_VARIABLES = ("HF_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME")
 
 
@@ -140,6 +143,20 @@ def check_address(resources: ResourcesConfig) -> None:
             f"resources.address {resources.address!r}: nothing answers there ({error}); "
             "check that the cluster runs, or leave it out to start Ray here"
         ) from None
+
+
+def check_job_folders(recipe: Recipe) -> None:
+    """Raise UserError when this is a submitted job and the run or store would lie in its working folder:
+    that is a copy, which Ray removes."""
+    if not any(part.startswith(JOB_PACKAGE) for part in Path.cwd().parts):
+        return
+    stored = recipe.store or f"stores/{recipe.name}"
+    for key, name in (("runs_dir", recipe.runs_dir), ("store", stored)):
+        if not is_uri(name) and not Path(name).expanduser().is_absolute():
+            raise UserError(
+                f"{key} is {name!r}, which in a submitted job lies in a folder that Ray removes; "
+                f"give an absolute path that every node sees, or a URI: {key}=s3://BUCKET/FOLDER"
+            )
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from raysae.activations import Site, Store, open_store
 from raysae.activations.extraction.plan import ExtractionPlan, existing_store, plan_extraction
 from raysae.activations.extraction.sequences import peek
 from raysae.atlas.training import atlas_sites
-from raysae.cluster.session import check_address, check_dashboard
+from raysae.cluster.session import check_address, check_dashboard, check_job_folders
 from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.sweep.estimate import check_disk, needs
@@ -31,6 +31,7 @@ def preflight(recipe: Recipe) -> Preflight:
     make_proposer(recipe, known_trials(recipe))
     check_dashboard(recipe.resources)
     check_address(recipe.resources)
+    check_job_folders(recipe)
     if recipe.store_uri is not None:
         open_store(recipe.store_uri)  # it is extracted to folders only
     plan = plan_extraction(recipe) if recipe.source is not None else None

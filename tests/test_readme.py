@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from raysae.config import load_recipe
 from raysae.pocket.problems import make_problem
 from tests.conftest import SMALL
 
@@ -40,12 +41,20 @@ def test_every_file_of_the_package_is_in_the_tree():
 
 
 def test_the_commands_are_the_ones_this_file_runs():
-    assert OTHERS == [
+    (job,) = (words for words in OTHERS if words[:3] == ["ray", "job", "submit"])
+    assert [
         ["scripts/demo.sh"],
         ["scripts/test.sh"],
         ["python", "-m", "raysae.report", "runs/quickstart"],
         ["mlflow", "ui", "--backend-store-uri", "sqlite:///$PWD/runs/mlflow.db"],
-    ]
+        job,
+    ] == OTHERS
+    assert job[:7] == ["ray", "job", "submit", "--runtime-env", "configs/job.yaml", "--", "python"]
+    places = load_recipe(None, job[9:])
+    assert (places.run_uri, places.store_uri) == (
+        "s3://BUCKET/runs/quickstart",
+        "s3://BUCKET/store",
+    )
     assert all(Path(words[0]).exists() for words in OTHERS[:2])
     assert (len(SWEEPS), len(EXTRACTS), len(STORES), len(EXPORTS)) == (10, 1, 5, 1)
 

@@ -99,6 +99,7 @@ def test_a_config_file_lends_its_name(tmp_path):
         ("sweep.trails=3", "sweep.trails: unknown key; did you mean sweep.trials?"),
         ("sae.kk=3", "did you mean sae.k?"),
         ("sea.k=3", "did you mean sae?"),
+        ("resources.gang=3", "resources.gang is 3, but sweep.proposal_lag is 2"),
         ("sae.k=600", "k is 600, above d_sae 512"),
         ("sae.k=many", "sae.k: .* valid integer"),
         ("sweep.space.sae.k={low: 3}", "sweep.space.sae.k.high: Field required"),

@@ -49,7 +49,7 @@ def test_the_commands_are_the_ones_this_file_runs():
         ["mlflow", "ui", "--backend-store-uri", "sqlite:///$PWD/runs/mlflow.db"],
         job,
     ] == OTHERS
-    assert job[:7] == ["ray", "job", "submit", "--runtime-env", "configs/job.yaml", "--", "python"]
+    assert job[:7] == ["ray", "job", "submit", "--runtime-env", "scripts/job.yaml", "--", "python"]
     places = load_recipe(None, job[9:])
     assert (places.run_uri, places.store_uri) == (
         "s3://BUCKET/runs/quickstart",

@@ -62,9 +62,12 @@ def read_sae(folder: Path) -> SAE:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file."""
+    """Write a safetensors file. Raises OSError when it cannot be written."""
     ready = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    save_file(ready, path, metadata={"format": "pt"})
+    try:
+        save_file(ready, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk is no OSError there
+        raise OSError(f"{path}: {error}") from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -5,7 +5,9 @@ Shapes: B batch, D d_in.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
+from raysae.errors import UserError
 from raysae.sweep.members import Key, Members
 from raysae.training import TrainingConfig
 
@@ -82,5 +84,6 @@ class Gang:
         self.alive()
         if time.monotonic() - self._saved >= self.seconds:
             for members in self.going:
-                members.keep()
+                with suppress(OSError, UserError):  # a full disk: what was kept before stays good
+                    members.keep()
             self._saved = time.monotonic()

@@ -1,4 +1,4 @@
-"""What ``ray job submit --runtime-env configs/job.yaml`` takes to a cluster, and what a job refuses."""
+"""What ``ray job submit --runtime-env scripts/job.yaml`` takes to a cluster, and what a job refuses."""
 
 import shutil
 import subprocess
@@ -30,7 +30,7 @@ def test_a_job_takes_the_code_and_no_activations(tmp_path):
         write_synthetic_store(folder / store, world, 1000)
     (folder / "runs" / "mine" / "trials" / "000").mkdir(parents=True)
     (folder / "runs" / "mine" / "trials" / "000" / "sae.safetensors").write_bytes(b"weights")
-    job = yaml.safe_load((ROOT / "configs" / "job.yaml").read_text())
+    job = yaml.safe_load((ROOT / "scripts" / "job.yaml").read_text())
     assert job["working_dir"] == "."
     create_package(str(folder), tmp_path / "job.zip", True, excludes=job["excludes"])
     with zipfile.ZipFile(tmp_path / "job.zip") as package:

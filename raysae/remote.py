@@ -194,7 +194,7 @@ class _Home:
         self.filesystem, self.root = _filesystem(uri)
 
     def place(self, path: Path) -> str:
-        return posixpath.join(self.root, path.relative_to(self.local).as_posix())
+        return posixpath.join(self.root, *path.relative_to(self.local).parts)
 
     def send(self, file: Path, place: str = "") -> None:
         place = place or self.place(file)

@@ -105,7 +105,8 @@ def _recipe(resume: str | None, config: str | None, overrides: list[str]) -> "Re
         raise UserError("--resume takes its recipe from the run folder; leave out the config file")
     if is_uri(resume):
         folder = bind(resume)
-        pull(folder / "config.yaml")
+        if not pull(folder / "config.yaml"):
+            raise UserError(f"{resume.partition('?')[0]}: not a run (no config.yaml there)")
         runs_dir, name = split(resume)
     else:
         folder = Path(resume).absolute()

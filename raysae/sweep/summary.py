@@ -30,7 +30,9 @@ def print_selection(result: SweepResult) -> None:
     _print_choice(result)
     console.print(f"\nReport   {result.run.report_page}")
     if result.selection["choice"]["trial"] is not None and result.run.recipe.atlas.enabled:
-        console.print(f"Atlas    python -m raysae.sweep --resume {result.run.path} trains it")
+        console.print(
+            f"Atlas    python -m raysae.sweep --resume {result.run.recipe.run_place} trains it"
+        )
 
 
 def _print_choice(result: SweepResult) -> None:
@@ -105,6 +107,8 @@ def _print_time(result: SweepResult, total: float) -> None:
 
 
 def _print_next(result: SweepResult, chosen: int | None) -> None:
+    if result.run.recipe.run_uri is not None:
+        console.print(f"\nRun      {result.run.recipe.run_uri}, of which these files are a copy:")
     console.print(f"\nReport   {result.run.report_page}")
     if result.tracking_uri:
         uri = result.tracking_uri

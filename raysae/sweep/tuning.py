@@ -83,6 +83,9 @@ def run_trials(job: SweepJob) -> list[dict[str, Any]]:
     if searcher.ended_early:
         console.print(f"{len(rows)} of {recipe.sweep.trials} trials: {searcher.ended_early}")
     write_table(job.run.trials_file, rows)
+    for alarm in (job.run.path / "trials").glob("*.hung-*.txt"):
+        if not alarm.stat().st_size:  # of a worker that was killed, not hung
+            alarm.unlink()
     return rows
 
 

@@ -1,4 +1,4 @@
-"""One copy of a site's rows for all trials of a node: materialised once through Ray Data.
+"""One copy of a site's rows for all trials of a node: materialised once, large ones through Ray Data.
 
 The blocks lie in Ray's object store; every trial maps the same memory, without a copy.
 """
@@ -14,6 +14,9 @@ from raysae.activations.reader import TRAINING_SPLITS, Store, open_store
 from raysae.activations.schema import to_arrow, to_torch
 from raysae.sites import Site
 from raysae.training.rows import Rows
+
+READ_HERE_BYTES = 64 * 2**20
+"""Up to so much the driver reads itself: to start workers for it takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ def _share_split(store: Store, site: Site, split: str) -> list[Any]:
 
     if not getattr(store.entry(site).rows, split):
         return []
+    if store.training_bytes(site) <= READ_HERE_BYTES:
+        return [ray.put(_table(store, site, split))]
     task = {"store": str(store.path), "layer": site.layer, "position": site.position}
     dataset = ray.data.from_items([{**task, "split": split}]).map_batches(
         _read, batch_size=None, batch_format="pyarrow"
@@ -61,6 +66,10 @@ def _share_split(store: Store, site: Site, split: str) -> list[Any]:
 def _read(task: pa.Table) -> pa.Table:
     (row,) = task.to_pylist()
     store, site = open_store(Path(row["store"])).trust(), Site(row["layer"], row["position"])
-    shards = [shard for shard in store.entry(site).shards if getattr(shard.rows, row["split"])]
-    segments = [segment for shard in shards for segment in store.segments(shard, row["split"])]
+    return _table(store, site, row["split"])
+
+
+def _table(store: Store, site: Site, split: str) -> pa.Table:
+    shards = [shard for shard in store.entry(site).shards if getattr(shard.rows, split)]
+    segments = [segment for shard in shards for segment in store.segments(shard, split)]
     return pa.table([to_arrow(store.rows(segments))], names=["activation"])

@@ -8,7 +8,8 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,13 +69,15 @@ def _own_temporary_folder() -> Path:
     return folder
 
 
-def _start_ray(resources: ResourcesConfig, **options: Any) -> None:
+def _start_ray(resources: ResourcesConfig, meanwhile: Callable[[], object], **options: Any) -> None:
+    """Start Ray, most of which is waiting for its processes; ``meanwhile`` is called beside it."""
     import ray
 
     if not _home_is_writable() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # Ray guards a cluster by a token in the home folder; without one, by the environment
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with stderr_held_back():
+    with stderr_held_back(), ThreadPoolExecutor(1) as beside:
+        called = beside.submit(meanwhile)  # not Ray: its processes would end with the thread
         ray.init(
             address="local",
             num_cpus=resources.cpus,
@@ -82,6 +85,7 @@ def _start_ray(resources: ResourcesConfig, **options: Any) -> None:
             dashboard_host="127.0.0.1",
             **options,
         )
+        called.result()
 
 
 def _join_ray(address: str, **options: Any) -> None:
@@ -160,10 +164,12 @@ def check_job_folders(recipe: Recipe) -> None:
 
 
 @contextmanager
-def ray_session(resources: ResourcesConfig) -> Iterator[None]:
+def ray_session(
+    resources: ResourcesConfig, meanwhile: Callable[[], object] = lambda: None
+) -> Iterator[None]:
     """A connected Ray inside the block: the caller's own, a cluster's, or one started here.
 
-    What was started here is stopped at the end.
+    What was started here is stopped at the end; ``meanwhile`` is called while it starts.
     """
     import ray
 
@@ -176,7 +182,7 @@ def ray_session(resources: ResourcesConfig) -> Iterator[None]:
     if address:
         _join_ray(address, **common)
     else:
-        _start_ray(resources, **common)
+        _start_ray(resources, meanwhile, **common)
     _quiet_libraries()
     _leave_on_sigterm()
     try:

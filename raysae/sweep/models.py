@@ -16,7 +16,8 @@ from raysae.records.tables import config_of, write_table
 from raysae.remote import bind, push
 from raysae.report.models import write_comparison
 from raysae.sweep.preflight import preflight
-from raysae.sweep.run import SweepResult, run_sweep
+from raysae.sweep.result import SweepResult
+from raysae.sweep.run import run_sweep
 
 TABLE_FILE = "models.parquet"
 COMPARED = (

@@ -7,7 +7,7 @@ from rich.table import Table
 from raysae.board import console, figures, seconds
 from raysae.records.folder import STAGES
 from raysae.records.tables import sparsity_of
-from raysae.sweep.run import SweepResult
+from raysae.sweep.result import SweepResult
 
 
 def print_summary(result: SweepResult, total_seconds: float, short: bool = False) -> None:

@@ -75,9 +75,9 @@ def load_training(trainer: Trainer, folder: str | Path) -> list[dict[str, Any]]:
 
 def _tensors(trainer: Trainer) -> dict[str, Tensor]:
     moments = {
-        f"adam.{name}.{moment}": _of_its_own(trainer.optimizer.state[parameter][moment])
+        f"adam.{name}.{moment}": _of_its_own(trainer.adam_state[parameter][moment])
         for name, parameter in trainer.model.named_parameters()
-        if parameter in trainer.optimizer.state
+        if parameter in trainer.adam_state
         for moment in MOMENTS
     }
     model = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
@@ -157,7 +157,7 @@ def _load_moments(trainer: Trainer, tensors: dict[str, Tensor], path: Path) -> N
                     f"{path}: adam.{name}.{moment} is {list(state[moment].shape)}, expected "
                     f"{list(parameter.shape)}"
                 )
-        trainer.optimizer.state[parameter] = {
+        trainer.adam_state[parameter] = {
             moment: tensor.to(trainer.device) for moment, tensor in state.items()
         }
 

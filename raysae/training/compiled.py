@@ -155,7 +155,7 @@ class CompiledStep(Step):
         model.W_enc.data = _transposed(model.W_enc.data)
         self.moments: dict[str, list[Tensor]] = {}
         for name, parameter in model.named_parameters():
-            state = self.optimizer.state[parameter]
+            state = self.adam_state[parameter]
             self.taken = state.get("step", torch.zeros(()))
             for moment in MOMENTS:
                 held = state.get(moment, torch.zeros_like(parameter))
@@ -164,7 +164,7 @@ class CompiledStep(Step):
                 state[moment].T if name == "W_enc" else state[moment] for moment in MOMENTS
             ]
         for parameter in model.parameters():
-            self.optimizer.state[parameter]["step"] = self.taken
+            self.adam_state[parameter]["step"] = self.taken
         self.weights_FD = model.W_enc.detach().T
         self.W_enc = self.weights_FD.to(self.dtype)
         self.W_enc_DF = self.W_enc.T

@@ -5,6 +5,7 @@ mathematics for the TopK kind on CPUs. Shapes: B batch, D d_in, F d_sae.
 """
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class Step(ABC):
-    """Trains ``model`` in place, with Adam's moments in ``optimizer``'s state."""
+    """Trains ``model`` in place."""
 
     name: str
     scale = 1.0
@@ -26,7 +27,8 @@ class Step(ABC):
 
     def __init__(self, model: SAE, training: TrainingConfig):
         self.model, self.training = model, training
-        self.optimizer = torch.optim.Adam(model.parameters(), betas=BETAS, eps=EPSILON, fused=True)
+        self.adam_state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
+        """Each parameter's moments and its count of steps, as torch's Adam names them."""
 
     def dead(self, quiet_tokens_F: Tensor, window: int) -> Tensor | None:
         """Which latents have not fired for ``window`` tokens; None when it is known to be none."""
@@ -48,14 +50,19 @@ class Step(ABC):
 
     def release(self) -> None:
         """Give up all memory but the model's: there will be no further step."""
-        self.optimizer.state.clear()
-        self.optimizer.zero_grad()
+        self.adam_state.clear()
+        self.model.zero_grad()
 
 
 class ReferenceStep(Step):
     """Autograd and torch's own Adam."""
 
     name = "torch"
+
+    def __init__(self, model: SAE, training: TrainingConfig):
+        super().__init__(model, training)
+        self.optimizer = torch.optim.Adam(model.parameters(), betas=BETAS, eps=EPSILON, fused=True)
+        self.adam_state = self.optimizer.state
 
     def gradients(
         self, x_BD: Tensor, dead_F: Tensor | None, sparsity_share: float

@@ -71,7 +71,7 @@ class Trainer:
         shrink_encoder(self.model)
         self._step = step_of(self.model, training, device)
         self._step.scale = self.scale
-        self.optimizer = self._step.optimizer
+        self.adam_state = self._step.adam_state
         self.feed = Feed(self.stream, device)
         self.steps = training.steps(len(train))
         self._stops = self._evaluation_steps()

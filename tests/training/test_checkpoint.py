@@ -52,7 +52,7 @@ def test_everything_comes_back(rows, folder):
     assert [row["step"] for row in history] == [12, 24] and trainer.step == 24
     assert trainer.tokens == trainer.stream.position.epoch * 1000 + trainer.stream.position.rows
     assert trainer.quiet_tokens_F.max() < trainer.tokens
-    moments = trainer.optimizer.state[trainer.model.W_enc]
+    moments = trainer.adam_state[trainer.model.W_enc]
     assert float(moments["step"]) == 24 and moments["exp_avg_sq"].max() > 0
 
 

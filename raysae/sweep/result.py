@@ -1,0 +1,87 @@
+"""What a run came to, and what of it failed."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raysae.activations import open_store
+from raysae.files import read_json
+from raysae.records.folder import RunFolder
+from raysae.records.tables import read_table
+from raysae.records.tracking import tracking_uri
+from raysae.sae import SAE, load_sae
+
+
+@dataclass
+class SweepResult:
+    """What a run came to."""
+
+    run: RunFolder
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    """The rows of ``trials.parquet``."""
+    selection: dict[str, Any] = field(default_factory=dict)
+    """The content of ``selection.json``."""
+    atlas: list[dict[str, Any]] = field(default_factory=list)
+    """The rows of ``atlas/metrics.parquet``."""
+    records_lost: int = 0
+    """Records that MLflow did not take."""
+
+    @property
+    def d_in(self) -> int:
+        """The width of the activations."""
+        return open_store(self.run.recipe.store_place).d_in
+
+    @property
+    def folder(self) -> Path:
+        return self.run.path
+
+    @property
+    def sae(self) -> SAE:
+        """The sweet spot's SAE."""
+        return load_sae(self.run.sweet_spot)
+
+    @property
+    def tracking_uri(self) -> str | None:
+        return tracking_uri(self.run) if self.run.recipe.records.mlflow else None
+
+    @property
+    def failed_trials(self) -> list[str]:
+        return [
+            f"trial {row['trial']}: {_undone(row)}"
+            for row in self.trials
+            if _undone(row) and row["state"] != "stopped"  # by the rules that the recipe asked for
+        ]
+
+    @property
+    def missing_choice(self) -> list[str]:
+        if not self.selection or self.selection["choice"]["trial"] is not None:
+            return []
+        if self.selection["rule"] == "pareto":
+            return []  # the choice is the user's
+        choice = self.selection["choice"]
+        return [f"rule {self.selection['rule']} chose nothing: {choice['reason']}"]
+
+    @property
+    def failed_sites(self) -> list[str]:
+        return [
+            f"layer {row['layer']}, position {row['position']}: {_undone(row)}"
+            for row in self.atlas
+            if _undone(row)
+        ]
+
+    @property
+    def failures(self) -> list[str]:
+        """What failed, a line each; empty when the run is done in full."""
+        return self.failed_trials + self.missing_choice + self.failed_sites
+
+
+def _undone(row: dict[str, Any]) -> str:
+    """Why a trial or a site is not done; empty when it is."""
+    prefix = "degenerate: " if row["state"] == "degenerate" else ""
+    return "" if row["state"] == "done" else prefix + row["reason"]
+
+
+def read_result(run: RunFolder) -> SweepResult:
+    """A finished run's result, from its files."""
+    atlas = read_table(run.atlas_metrics_file) if run.atlas_metrics_file.exists() else []
+    return SweepResult(run, read_table(run.trials_file), read_json(run.selection_file), atlas)

@@ -17,6 +17,9 @@ from raysae.sae import SAEConfig
 from raysae.search import Choices
 from raysae.sweep.estimate import Needs, configs_of, existing_parent, needs
 from raysae.sweep.preflight import Preflight, atlas_sites_of, preflight
+from raysae.sweep.proposals import make_proposer
+from raysae.sweep.tuning import at_once
+from raysae.sweep.warm import known_trials
 from raysae.training import Trainer, TrainingConfig
 from raysae.training.memory import free_bytes
 from raysae.training.rows import Rows, RowSource
@@ -24,17 +27,19 @@ from raysae.training.rows import Rows, RowSource
 CALIBRATION_SECONDS = 1.0
 """How long each of the two configs is trained to see how fast it goes."""
 CALIBRATION_ROWS = 8192
-START_SECONDS = 5.0
+TRIAL_SECONDS = 0.2
+"""What a trial costs beside its training, in a worker that has served one."""
 LISTED = 12
 """Configs that are shown one by one."""
 
 
 def dry_run(recipe: Recipe) -> None:
     """Print the resolved recipe and what its run would do. Raises UserError as the run would."""
-    checked = preflight(recipe)
+    checked, begun = preflight(recipe), time.monotonic()
     atlas = atlas_sites_of(recipe, checked)
     print(recipe.to_yaml())
     with ray_session(recipe.resources):
+        start = time.monotonic() - begun
         wanted = needs(recipe, checked.store, checked.plan, atlas)
         placement = place(recipe.resources, wanted.memory_per_trial)
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -45,7 +50,7 @@ def dry_run(recipe: Recipe) -> None:
             "Memory": _memory(wanted, placement),
             "Disk": _disk(recipe, wanted),
             "Reading": _reading(recipe, checked),
-            "Time": _time(recipe, checked, placement, len(atlas)),
+            "Time": _time(recipe, checked, placement, len(atlas), start),
         }
         for name, text in rows.items():
             table.add_row(name, text)
@@ -102,8 +107,11 @@ def _reading(recipe: Recipe, checked: Preflight) -> str:
     return str(choose_reading(checked.store, checked.sites, recipe.resources))
 
 
-def _time(recipe: Recipe, checked: Preflight, placement: Placement, atlas: int) -> str:
-    """From a short training of the smallest and the largest config."""
+def _time(
+    recipe: Recipe, checked: Preflight, placement: Placement, atlas: int, start: float
+) -> str:
+    """From a short training of the smallest and the largest config, and how long Ray took to start: the
+    workers of the trials, and those of the atlas, take about as long."""
     rows, count, what = _rows(recipe, checked)
     if count is None:
         return "not known before the extraction, as source.sequences is not given"
@@ -121,12 +129,14 @@ def _time(recipe: Recipe, checked: Preflight, placement: Placement, atlas: int) 
     ]
     trials = len(configs) if recipe.sweep.sampler in ("list", "grid") else recipe.sweep.trials
     members = recipe.sweep.seeds_per_trial * max(len(checked.sites), 1)
-    sweep = trials * members * sum(each) / 2 / placement.workers
-    whole = sweep + atlas * max(each) / placement.workers + START_SECONDS
+    workers = at_once(recipe, placement, make_proposer(recipe, known_trials(recipe)).lag)
+    sweep = trials * (members * sum(each) / 2 + TRIAL_SECONDS) / workers + start
+    atlas_seconds = atlas * max(each) / placement.workers + (start if atlas else 0)
+    whole = 2 * start + sweep + atlas_seconds  # started, then stopped and reported
     untimed = "" if checked.store is not None else "; the extraction comes on top"
     return (
-        f"about {seconds(whole)}: trials {seconds(sweep)}, atlas at most "
-        f"{seconds(atlas * max(each) / placement.workers)}{untimed} ({speeds[0]:,.0f} tokens/s at "
+        f"about {seconds(whole)}: sweep {seconds(sweep)}, atlas at most {seconds(atlas_seconds)}, "
+        f"starting and reporting the rest{untimed} ({speeds[0]:,.0f} tokens/s at "
         f"d_sae {ends[0][0].d_sae:,}, {speeds[1]:,.0f} at {ends[1][0].d_sae:,}, measured on {what})"
     )
 

@@ -100,7 +100,7 @@ def _tuner(
             search_alg=searcher,
             scheduler=_scheduler(job),
             num_samples=math.ceil(proposer.trials / recipe.resources.gang),
-            max_concurrent_trials=_at_once(recipe, placement, proposer.lag),
+            max_concurrent_trials=at_once(recipe, placement, proposer.lag),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -115,7 +115,7 @@ def _tuner(
     )
 
 
-def _at_once(recipe: Recipe, placement: Placement, lag: int) -> int:
+def at_once(recipe: Recipe, placement: Placement, lag: int) -> int:
     """Gangs that may be trained at a time."""
     return min(placement.workers, max(lag // recipe.resources.gang, 1))
 
@@ -163,8 +163,8 @@ def _open_sites(job: SweepJob, lag: int) -> tuple[dict[Site, OpenSite], Placemen
     if reading.how == "streaming":
         placement = place_streaming(recipe.resources)
         rows = max(job.store.entry(site).rows.train for site in job.sites)
-        at_once = _at_once(recipe, placement, lag) * len(job.sites) * recipe.sweep.seeds_per_trial
-        check_windows(job.store, recipe.training.shuffle_rows, rows, at_once)
+        streams = at_once(recipe, placement, lag) * len(job.sites) * recipe.sweep.seeds_per_trial
+        check_windows(job.store, recipe.training.shuffle_rows, rows, streams)
     console.print(f"Reading: {reading}; trials: {placement}")
     return {site: open_site(reading, job.store, site) for site in job.sites}, placement
 

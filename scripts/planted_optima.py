@@ -10,6 +10,8 @@ about 4 are right. The space is d_sae 16 to 512 and K 1 to 32, powers of two. Pa
   hypervolume of the front, over 5 worlds;
 - asha: one objective; what is chosen with ASHA, and for how many tokens, against all trials in full.
 
+- stories: no planted world but a transformer's activations (--model, --texts): what each rule says there.
+
 Everything runs through raysae.sweep, on one Ray. Exit code 1 when stable_knee finds d_sae and a K within
 a step in fewer than nine tenths of the worlds, or knee both within a step in fewer than eight tenths.
 """
@@ -39,6 +41,7 @@ SPACE = {
     "sae.k": {"low": 1, "high": 32, "powers_of_two": True},
 }
 TRAINING = {"epochs": 2, "batch_size": 512, "lr": 3e-3, "evaluations": 9}
+SHARED = Path(__file__).parents[2] / "shared"
 RULES = ("stable_knee", "knee", "parsimonious", "max_ev", "ev_floor_then_min_dead")
 MOST_L0 = 32.0
 """The worst corner of the hypervolume: explained variance 0 at this L0."""
@@ -188,11 +191,48 @@ def asha(folder: Path, seeds: int, trials: int) -> None:
         short.append("ASHA chose otherwise, or took more than half of the tokens")
 
 
+def stories(folder: Path, model: Path, texts: Path) -> None:
+    """A grid over a real model's activations, and every rule's word on it."""
+    result = raysae.sweep(
+        {
+            "name": "stories", "runs_dir": str(folder / "runs"), "store": str(folder / "stories"),
+            "source": {
+                "model": str(model), "dataset": str(texts), "text": "{question} {answer}",
+                "layers": [2], "positions": ["all"], "context_length": 128, "max_tokens": 100_000,
+            },
+            "training": {"epochs": 4, "batch_size": 512, "lr": 3e-3},
+            "sweep": {
+                "sampler": "grid", "trials": 24, "seeds_per_trial": 2,
+                "space": {
+                    "sae.d_sae": {"choices": [64, 128, 256, 512]},
+                    "sae.k": {"choices": [1, 2, 4, 8, 16, 32]},
+                },
+            },
+            "atlas": {"enabled": False}, "records": {"mlflow": False},
+        }
+    )  # fmt: skip
+    print(f"\n{model.name} over {texts.name}, explained variance / agreement of two seeds")
+    by_config = {(row["sae.d_sae"], row["sae.k"]): row for row in result.trials}
+    ks = sorted({k for _, k in by_config})
+    print("d_sae  " + "".join(f"{f'K {k}':>10}" for k in ks))
+    for d_sae in sorted({d_sae for d_sae, _ in by_config}):
+        rows = [by_config[d_sae, k] for k in ks]
+        cells = [f"{row['explained_variance']:.2f}/{row['stability']:.2f}" for row in rows]
+        print(f"{d_sae:>5}  " + "".join(f"{cell:>10}" for cell in cells))
+    for rule, choice in result.selection["choices"].items():
+        number = "none" if choice["trial"] is None else f"trial {choice['trial']}"
+        print(f"{rule}: {number} ({choice['reason']})")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--trials", type=int, default=30)
-    parser.add_argument("--part", choices=["knees", "front", "asha", "all"], default="all")
+    parser.add_argument(
+        "--part", choices=["knees", "front", "asha", "stories", "all"], default="all"
+    )
+    parser.add_argument("--model", type=Path, default=SHARED / "models" / "stories260K")
+    parser.add_argument("--texts", type=Path, default=SHARED / "data" / "gsm8k" / "test.jsonl")
     parser.add_argument("--keep", type=Path, help="a folder for stores and runs, to go on in")
     args = parser.parse_args()
     console.quiet = True
@@ -205,6 +245,8 @@ def main() -> int:
             front(folder, min(args.seeds, 5), args.trials)
         if args.part in ("asha", "all"):
             asha(folder, min(args.seeds, 5), args.trials)
+        if args.part == "stories" or (args.part == "all" and args.model.is_dir()):
+            stories(folder, args.model, args.texts)
     ray.shutdown()
     print("\n" + ("short of what is asked: " + "; ".join(short) if short else "all parts reach it"))
     return 1 if short else 0

@@ -10,4 +10,4 @@ ruff check raysae tests scripts
 ruff format --check raysae tests scripts
 mypy
 lint-imports --no-logo
-exec python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder "$@"
+exec python -m pytest -n 2 --no-loadscope-reorder "$@"

@@ -13,21 +13,31 @@ torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[2] / "shared"
 
-LONGEST = ("test_kills.py", "test_readme.py", "test_main_job.py", "test_recovery.py")
+LONGEST = ("test_kills.py", "test_main_job.py", "test_readme.py", "test_recovery.py")
 """Files to begin with, so that two workers end together."""
-ALONE = LONGEST[1:]
+SMALL_RUN = ("main_job", "readme", "outage", "streaming", "commands")
+"""Files that look at the small run: one worker makes it for all of them."""
+ALONE = ("test_recovery.py",)
 """Files whose tests need not run in one worker."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Share the tests out: a file's stay together, and so do those that look at the small run."""
-    for item in items:
-        if "small_run" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("small_run"))
-        elif item.path.name not in ALONE:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Share the tests out by file: what a file sets up is then set up once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = Path(nodeid.split("::")[0])
+            if file.name in ALONE:
+                return nodeid
+            return "small run" if file.stem.removeprefix("test_") in SMALL_RUN else str(file)
+
+    return ByFile(config, log)
 
 
 SMALL = {

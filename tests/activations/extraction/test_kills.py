@@ -96,7 +96,7 @@ def kill_in_mid_work(store, process, rng):
         return kill(process.pid)
     kills = 0
     wait_for_shards(store, process, rng.randint(1, 5))
-    for _ in range(rng.randint(1, 3)):
+    for _ in range(rng.randint(2, 4)):
         time.sleep(rng.uniform(0, 0.3))
         kills += any(kill(pid) for pid in shards_at_work()[:1])
     time.sleep(rng.uniform(0, 0.2))

@@ -6,6 +6,7 @@ seed then fixes the whole sweep, whatever the timing, the concurrency or a resum
 
 import math
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -199,4 +200,11 @@ def _sampler(recipe: Recipe) -> optuna.samplers.BaseSampler:
     if sweep.sampler == "nsga2":
         population = max(sweep.startup_trials, 2)
         return optuna.samplers.NSGAIISampler(seed=recipe.seed, population_size=population)
-    return optuna.samplers.TPESampler(seed=recipe.seed, n_startup_trials=sweep.startup_trials)
+    # dictionary size, sparsity and learning rate hang together; keys of a variant are a group
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", optuna.exceptions.ExperimentalWarning
+        )  # group may yet change
+        return optuna.samplers.TPESampler(
+            seed=recipe.seed, n_startup_trials=sweep.startup_trials, multivariate=True, group=True
+        )

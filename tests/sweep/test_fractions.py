@@ -1,4 +1,4 @@
-"""Four trials on quarters of a GPU: the bookkeeping is real, the GPU a logical one; one copy of the rows."""
+"""Four trials on quarters of a GPU: real bookkeeping of a logical GPU, and one copy of the rows."""
 
 import json
 import subprocess

@@ -162,7 +162,7 @@ class SweepConfig(Section):
     early_stopping: Literal["asha", "median"] | None = None
     """Whether poor trials end early, by the first objective: ASHA (the best third goes on), or those
     below the median. Who is stopped depends on timing, so two goes at one recipe may then differ."""
-    grace: Share = 0.1
+    grace: Share = 0.2
     """Share of its training that a trial has before it may be stopped early."""
     reproducible: bool = True
     """Whether proposals wait for the trials they follow from; false never waits for a straggler, and

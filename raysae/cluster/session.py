@@ -166,16 +166,17 @@ def check_job_folders(recipe: Recipe) -> None:
 @contextmanager
 def ray_session(
     resources: ResourcesConfig, meanwhile: Callable[[], object] = lambda: None
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """A connected Ray inside the block: the caller's own, a cluster's, or one started here.
 
-    What was started here is stopped at the end; ``meanwhile`` is called while it starts.
+    What was started here is stopped at the end, or from when the function that the block is given is
+    called, beside what the block has left to do; ``meanwhile`` is called while Ray starts.
     """
     import ray
 
     if ray.is_initialized():
         _quiet_libraries()
-        yield
+        yield lambda: None
         return
     address = resources.address or os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -185,10 +186,13 @@ def ray_session(
         _start_ray(resources, meanwhile, **common)
     _quiet_libraries()
     _leave_on_sigterm()
+    stopping = threading.Thread(target=ray.shutdown)
     try:
-        yield
+        yield stopping.start
     finally:
-        ray.shutdown()
+        if stopping.ident is None:
+            stopping.start()
+        stopping.join()
 
 
 def dashboard_url() -> str | None:

@@ -41,10 +41,10 @@ def run_sweep(
             return result
         result = SweepResult(run)
         try:
-            with ray_session(recipe.resources, meanwhile=_load_stages):
+            with ray_session(recipe.resources, meanwhile=_load_stages) as stop_ray:
                 from raysae.sweep.stages import run_stages
 
-                run_stages(result, checked, recorder)
+                run_stages(result, checked, recorder, stop_ray)
         finally:
             result.records_lost = run.records_lost = recorder.close()
         return result

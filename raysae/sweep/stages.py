@@ -4,6 +4,7 @@ Ray Tune and what else takes long to import is imported here, while Ray starts.
 """
 
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 from raysae.activations import Site, Store
@@ -30,7 +31,10 @@ from raysae.sweep.tuning import SweepJob, run_trials
 from raysae.sweep.warm import known_trials
 
 
-def run_stages(result: SweepResult, checked: Preflight, recorder: Recorder) -> None:
+def run_stages(
+    result: SweepResult, checked: Preflight, recorder: Recorder, stop_ray: Callable[[], None]
+) -> None:
+    """Run what is left of the run; ``stop_ray`` is called when Ray is no longer needed."""
     run, recipe = result.run, result.run.recipe
     wanted = needs(recipe, checked.store, checked.plan, atlas_sites_of(recipe, checked))
     placement = place(recipe.resources, wanted.memory_per_trial)
@@ -56,6 +60,7 @@ def run_stages(result: SweepResult, checked: Preflight, recorder: Recorder) -> N
     with run.stage("atlas") as undone:
         result.atlas = _atlas(result, store, fingerprint, placement, recorder)
         undone.extend(result.failed_sites)
+    stop_ray()
     with run.stage("report"):
         write_report(run, store)
         _record_outcome(result, recorder)

@@ -1,5 +1,6 @@
 """An SAE on disk: a folder with ``cfg.json`` and ``sae.safetensors``. Never a pickle."""
 
+import errno
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -67,7 +68,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file(ready, path, metadata={"format": "pt"})
     except SafetensorError as error:  # a full disk is no OSError there
-        raise OSError(f"{path}: {error}") from None
+        raise OSError(errno.EIO, str(error), str(path)) from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

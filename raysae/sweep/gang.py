@@ -11,6 +11,9 @@ from raysae.errors import UserError
 from raysae.sweep.members import Key, Members
 from raysae.training import TrainingConfig
 
+GANG = "gang"
+"""Where a Tune config and a Tune result have their trials."""
+
 
 def takes(training: TrainingConfig) -> tuple[object, ...]:
     """What trials of one gang have in common: which batches they take, and when they are measured."""

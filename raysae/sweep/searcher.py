@@ -5,10 +5,8 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from raysae.sweep.gang import GANG
 from raysae.sweep.proposals import Outcome, Proposer
-
-GANG = "gang"
-"""Where a Tune config and a Tune result have their trials."""
 
 Outcomes = Mapping[int, Outcome]
 

@@ -17,9 +17,8 @@ from raysae.records.folder import trial_folder
 from raysae.remote import bind
 from raysae.sae import SAEConfig
 from raysae.sites import Site
-from raysae.sweep.gang import Gang, takes
+from raysae.sweep.gang import GANG, Gang, takes
 from raysae.sweep.members import Key
-from raysae.sweep.searcher import GANG
 from raysae.sweep.trial import Report, Trial
 from raysae.training import Trainer, TrainingConfig
 from raysae.training.initialisation import Footing, footing

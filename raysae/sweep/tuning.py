@@ -24,8 +24,9 @@ from raysae.records.tracking import Recorder
 from raysae.remote import pull, push
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.search import SweepConfig
+from raysae.sweep.gang import GANG
 from raysae.sweep.proposals import Known, Proposer, make_proposer
-from raysae.sweep.searcher import GANG, OrderedSearcher, Outcomes
+from raysae.sweep.searcher import OrderedSearcher, Outcomes
 from raysae.sweep.trainable import SAETrials
 
 LAST_COLUMNS = (

@@ -4,12 +4,14 @@
 
 The store has R3's shape: 72 sites of 800 rows (d_in 768), synthetic. A sweep is the whole command in a
 process of its own, Ray's start included, without extraction, atlas and MLflow; a loop is the updates of
-one config on batches drawn before, and nothing else, with all threads. Exit code 1 when the sweep takes
-more than 1.25 times the loops' sum and 10 seconds.
+one config on batches drawn before, and nothing else, with all threads. Beside them a bare Ray Tune run of
+eight trials that import torch and do nothing: what a sweep on Ray costs before anything is trained. Exit
+code 1 when the sweep takes more than 1.25 times the loops' sum and 10 seconds.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from machine import machine
 import raysae
 from raysae.activations import Site
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
+from raysae.cluster.session import QUIET_ENVIRONMENT
 from raysae.records.tables import read_table
 from raysae.sae import build_sae, sae_config
 from raysae.training import TrainingConfig
@@ -35,6 +38,40 @@ CONFIGS = [
 ]  # fmt: skip
 SITES, ROWS, EPOCHS, BATCH, LR = 72, 1000, 25, 256, 1e-3
 ALLOWED, START = 1.25, 10.0
+
+
+NOTHING = """
+import sys
+import ray
+import torch
+from ray import tune
+class Nothing(tune.Trainable):
+    def setup(self, config):
+        import torch
+    def step(self):
+        return {"done": True}
+    def reset_config(self, new_config):
+        return True
+ray.init("local", include_dashboard=False, log_to_driver=False)
+tune.Tuner(
+    tune.with_resources(Nothing, {"cpu": 1}),
+    param_space={"number": tune.grid_search(list(range(8)))},
+    tune_config=tune.TuneConfig(max_concurrent_trials=2, reuse_actors=True),
+    run_config=tune.RunConfig(storage_path=sys.argv[1], verbose=0, log_to_file=False),
+).fit()
+ray.shutdown()
+"""
+"""A sweep of eight trials on Ray Tune that trains nothing."""
+
+
+def nothing(folder: Path, number: int) -> float:
+    """Seconds of a sweep that trains nothing."""
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-c", NOTHING, str(folder / f"nothing-{number}")],
+        check=True, capture_output=True, env={**os.environ, **QUIET_ENVIRONMENT},
+    )  # fmt: skip
+    return time.perf_counter() - started
 
 
 def loops(store: Path) -> float:
@@ -89,10 +126,14 @@ def main() -> int:
         world = SuperpositionWorld(d_in=768, atoms=1024, p=0.02)
         write_synthetic_store(folder / "store", world, ROWS, sites=SITES, validation=0.2, test=0.0)
         loops(folder / "store")  # the kernels are built, caches warm
-        runs = [(loops(folder / "store"), *sweep(folder, f"r3-{n}")) for n in range(args.repeats)]
-    bare, whole, stage = (statistics.median(column) for column in zip(*runs, strict=True))
+        runs = [
+            (loops(folder / "store"), nothing(folder, n), *sweep(folder, f"r3-{n}"))
+            for n in range(args.repeats)
+        ]
+    bare, empty, whole, stage = (statistics.median(column) for column in zip(*runs, strict=True))
     allowed = ALLOWED * bare + START
     print(f"eight bare loops {bare:.2f} s; sweep stage {stage:.2f} s; whole command {whole:.2f} s")
+    print(f"a bare Ray Tune run of eight trials that do nothing {empty:.2f} s")
     print(f"over the loops: {whole - bare:.2f} s; allowed {allowed:.2f} s in all")
     return 0 if whole <= allowed else 1
 

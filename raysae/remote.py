@@ -220,7 +220,7 @@ class _Home:
         _sent[file] = stamp
 
     def fetch(self, path: Path, last: str = "") -> bool:
-        """Copy what is there of ``path`` and not here, ``last`` after all others; whether there was any."""
+        """Copy what is there of ``path`` and not here, ``last`` after the rest; whether there was any."""
         from pyarrow import fs
 
         place, found = self.place(path), False

@@ -7,22 +7,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from raysae._version import __version__ as __version__
+from raysae.lazy import loader
 
-_PUBLIC = {
-    "open_store": "raysae.activations",
-    "Site": "raysae.activations",
-    "Recipe": "raysae.config",
-    "load_recipe": "raysae.config",
-    "UserError": "raysae.errors",
-    "SAE": "raysae.sae",
-    "SAEConfig": "raysae.sae",
-    "load_sae": "raysae.sae",
-    "export_sae": "raysae.sae",
-    "stability": "raysae.sae",
-    "TrainingConfig": "raysae.training",
-    "fit": "raysae.training",
-    "fit_many": "raysae.training",
-}
+_load = loader(
+    __name__,
+    {
+        "open_store": "raysae.activations",
+        "Site": "raysae.activations",
+        "Recipe": "raysae.config",
+        "load_recipe": "raysae.config",
+        "UserError": "raysae.errors",
+        "SAE": "raysae.sae",
+        "SAEConfig": "raysae.sae",
+        "load_sae": "raysae.sae",
+        "export_sae": "raysae.sae",
+        "stability": "raysae.sae",
+        "TrainingConfig": "raysae.training",
+        "fit": "raysae.training",
+        "fit_many": "raysae.training",
+    },
+)
 
 if TYPE_CHECKING:
     from raysae.activations import Site, open_store
@@ -51,6 +55,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "sweep":  # a module that can be called: raysae.sweep(recipe)
         return importlib.import_module("raysae.sweep")
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'raysae' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    return _load(name)

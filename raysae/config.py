@@ -25,16 +25,14 @@ from pydantic import (
 from raysae.errors import UserError
 from raysae.keys import Row, describe
 from raysae.remote import is_uri, join, local_copy
-from raysae.sae.config import SAEConfig
-from raysae.sae.topk import TopKConfig
-from raysae.sae.variants import DEFAULT_VARIANT, VARIANTS
+from raysae.sae.config import CONFIGS, DEFAULT_VARIANT, SAEConfig, TopKConfig
 from raysae.search import Choices, SelectConfig, SweepConfig
 from raysae.sites import Position, Site
 from raysae.source import PositionKey, Positive, Section, Size, SourceConfig
 from raysae.training.config import TrainingConfig
 
 UNION_TAG = re.compile(
-    r"choices|range|int|float|str|tuple\[.*|literal\[.*|constrained-.*|" + "|".join(VARIANTS)
+    r"choices|range|int|float|str|tuple\[.*|literal\[.*|constrained-.*|" + "|".join(CONFIGS)
 )
 """Parts of a pydantic location that name the branch of a union and not a key."""
 
@@ -51,11 +49,11 @@ if TYPE_CHECKING:
     AnySAEConfig = SAEConfig
 else:
     AnySAEConfig = Annotated[
-        Union[tuple(Annotated[v.Config, Tag(name)] for name, v in VARIANTS.items())],  # noqa: UP007
+        Union[tuple(Annotated[config, Tag(name)] for name, config in CONFIGS.items())],  # noqa: UP007
         Discriminator(
             _variant_of,
             custom_error_type="unknown_variant",
-            custom_error_message=f"variant is unknown; known are {', '.join(VARIANTS)}",
+            custom_error_message=f"variant is unknown; known are {', '.join(CONFIGS)}",
         ),
     ]
 
@@ -252,10 +250,10 @@ class Recipe(Section):
         Raises UserError when a key is unknown or the values cannot be together (``k > d_sae``).
         """
         data, variant = self.dump(), parameters.get("sae.variant", self.sae.variant)
-        if variant in VARIANTS:
+        if variant in CONFIGS:
             _refuse_unknown(parameters, variant)
             # another variant is tried with those of the recipe's settings that it has, too
-            kept = _fields_of(VARIANTS[variant].Config)
+            kept = _fields_of(CONFIGS[variant])
             data["sae"] = {key: value for key, value in data["sae"].items() if key in kept}
         replaced = parse_recipe(_overridden(data, parameters), "sweep")
         return replaced.sae, replaced.training
@@ -366,7 +364,7 @@ def _explain(item: dict[str, Any]) -> str:
         known = [row[0] for row in describe_fields()]
         if key in known:  # a setting of another variant
             variant = str(item["loc"][1])
-            names = _fields_of(VARIANTS[variant].Config)
+            names = _fields_of(CONFIGS[variant])
             return f"{key}: {variant} has no such setting; it has {', '.join(names)}"
         return f"{key}: unknown key{_nearest(key, known)}"
     message = item["msg"].removeprefix("Value error, ")
@@ -381,13 +379,13 @@ def _fields_of(config: Any) -> list[str]:
 def searchable_keys(variant: str) -> set[str]:
     """The keys that a search over SAEs of ``variant`` may have."""
     training = {f"training.{name}" for name in _fields_of(TrainingConfig)}
-    return training | {f"sae.{name}" for name in _fields_of(VARIANTS[variant].Config)}
+    return training | {f"sae.{name}" for name in _fields_of(CONFIGS[variant])}
 
 
 def _refuse_unknown(parameters: Mapping[str, Any], variant: str) -> None:
     """Raise UserError when a key is none that can be searched with ``variant``."""
-    own = _fields_of(VARIANTS[variant].Config)
-    all_sae = [f"sae.{name}" for sae in VARIANTS.values() for name in _fields_of(sae.Config)]
+    own = _fields_of(CONFIGS[variant])
+    all_sae = [f"sae.{name}" for sae in CONFIGS.values() for name in _fields_of(sae)]
     training = [f"training.{name}" for name in _fields_of(TrainingConfig)]
     for key in parameters:
         if key not in [*all_sae, *training]:

@@ -44,20 +44,6 @@ class AtlasJob:
         }
 
 
-def atlas_sites(
-    store: Store, layers: tuple[int, ...] | None, positions: tuple | None
-) -> list[Site]:
-    """The sites to train, in order. Raises UserError when the store lacks one that was named."""
-    wanted = [
-        Site(layer, position)
-        for layer in (store.layers if layers is None else layers)
-        for position in (store.positions if positions is None else positions)
-    ]
-    for site in wanted:
-        store.entry(site)
-    return sorted(wanted)
-
-
 def train_atlas(
     job: AtlasJob, sites: list[Site], placement: Placement, recorder: Recorder
 ) -> list[dict[str, Any]]:

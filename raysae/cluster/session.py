@@ -37,6 +37,10 @@ QUIET_ENVIRONMENT = {
 
 JOB_PACKAGE = "_ray_pkg_"
 """What the name of a submitted job's working folder begins with."""
+MOST_READY = 8
+"""Workers that may import what trials need before there are any trials; each holds some 300 MB."""
+READY_MS = 30_000
+"""For how long they are kept without work; Ray's own second is over before the first trial comes."""
 CACHE_VARIABLES = ("HF_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME")
 
 
@@ -69,7 +73,9 @@ def _own_temporary_folder() -> Path:
     return folder
 
 
-def _start_ray(resources: ResourcesConfig, meanwhile: Callable[[], object], **options: Any) -> None:
+def _start_ray(
+    resources: ResourcesConfig, meanwhile: Callable[[], object], workers_import: str, **options: Any
+) -> None:
     """Start Ray, most of which is waiting for its processes; ``meanwhile`` is called beside it."""
     import ray
 
@@ -83,9 +89,18 @@ def _start_ray(resources: ResourcesConfig, meanwhile: Callable[[], object], **op
             num_cpus=resources.cpus,
             include_dashboard=resources.dashboard,
             dashboard_host="127.0.0.1",
+            _system_config=_ready_workers(resources, workers_import),
             **options,
         )
         called.result()
+
+
+def _ready_workers(resources: ResourcesConfig, module: str) -> dict[str, Any]:
+    """Ray's settings by which the workers that it starts beforehand, one a CPU, import ``module`` while
+    there is nothing for them to do yet; none on a machine with more of them than trials would take."""
+    if not module or (resources.cpus or os.cpu_count() or 1) > MOST_READY:
+        return {}
+    return {"preload_python_modules": [module], "idle_worker_killing_time_threshold_ms": READY_MS}
 
 
 def _join_ray(address: str, **options: Any) -> None:
@@ -165,12 +180,15 @@ def check_job_folders(recipe: Recipe) -> None:
 
 @contextmanager
 def ray_session(
-    resources: ResourcesConfig, meanwhile: Callable[[], object] = lambda: None
+    resources: ResourcesConfig,
+    meanwhile: Callable[[], object] = lambda: None,
+    workers_import: str = "",
 ) -> Iterator[Callable[[], None]]:
     """A connected Ray inside the block: the caller's own, a cluster's, or one started here.
 
     What was started here is stopped at the end, or from when the function that the block is given is
-    called, beside what the block has left to do; ``meanwhile`` is called while Ray starts.
+    called, beside what the block has left to do. ``meanwhile`` is called while Ray starts;
+    ``workers_import`` names a module that its workers will need.
     """
     import ray
 
@@ -183,7 +201,7 @@ def ray_session(
     if address:
         _join_ray(address, **common)
     else:
-        _start_ray(resources, meanwhile, **common)
+        _start_ray(resources, meanwhile, workers_import, **common)
     _quiet_libraries()
     _leave_on_sigterm()
     stopping = threading.Thread(target=ray.shutdown)

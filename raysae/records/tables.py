@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysae.files import replacing
-from raysae.sae.variants import DEFAULT_VARIANT, VARIANTS
+from raysae.sae.config import CONFIGS, DEFAULT_VARIANT
 
 SPARSITY_LABELS = {"k": "K", "l0_coefficient": "L0 coefficient", "l1_coefficient": "L1 coefficient"}
 """What sets how sparse a variant's features are, and how people call it."""
@@ -27,7 +27,7 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def sparsity_of(row: dict[str, Any]) -> tuple[str, Any]:
     """What sets the sparsity of a trial's variant, such as ``("K", 32)``."""
-    key = VARIANTS[row["sae.variant"]].Config.sparsity_key
+    key = CONFIGS[row["sae.variant"]].sparsity_key
     return SPARSITY_LABELS.get(key, key), row[f"sae.{key}"]
 
 

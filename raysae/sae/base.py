@@ -33,8 +33,6 @@ class SAE(nn.Module):
     A subclass gives the activation function and the loss.
     """
 
-    Config: ClassVar[type[SAEConfig]]
-    """The variant's own config class."""
     config: SAEConfig
     in_units_of_x: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")
     """Parameters and buffers that scale with the input when the weights are left as they are."""

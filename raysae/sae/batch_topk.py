@@ -5,38 +5,11 @@ afterwards a latent is active above a threshold: an exponential moving average o
 value of the training batches. Shapes: B batch, F d_sae.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from raysae.sae.config import setting
-from raysae.sae.topk import KSAE, KConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchKConfig(KConfig):
-    """What the variants that select over a batch share."""
-
-    threshold_rate: float = setting(
-        0.2, "Weight of the newest batch in the moving average of the inference threshold."
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.threshold_rate <= 1:
-            raise ValueError(
-                f"threshold_rate is {self.threshold_rate}; it must be above 0 and at most 1"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchTopKConfig(BatchKConfig):
-    """BatchTopK: k latents a row on average over the batch."""
-
-    variant: Literal["batch_topk"] = "batch_topk"
-    """The k·B largest activations of each batch of B rows."""
+from raysae.sae.config import BatchKConfig
+from raysae.sae.topk import KSAE
 
 
 def batch_top_k(preactivations_BF: Tensor, k: int) -> Tensor:
@@ -80,5 +53,3 @@ class BatchKSAE(KSAE):
 
 class BatchTopKSAE(BatchKSAE):
     """BatchTopK SAE with the AuxK loss."""
-
-    Config = BatchTopKConfig

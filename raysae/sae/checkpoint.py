@@ -13,8 +13,9 @@ from torch import Tensor
 from raysae.errors import UserError
 from raysae.files import read_json, refuse_other_content, replacing_folder, write_json
 from raysae.sae.base import SAE
+from raysae.sae.config import sae_config
 from raysae.sae.jumprelu import JumpReLUSAE
-from raysae.sae.variants import build_sae, sae_config
+from raysae.sae.variants import build_sae
 
 SCHEMA_VERSION = 2
 """Version 1 held TopK alone; its files are read, too."""

@@ -1,12 +1,14 @@
-"""The configuration of one SAE: frozen dataclasses, so that they serve without pydantic too.
+"""The configuration of one SAE: frozen dataclasses, so that they serve without pydantic, and torch, too.
 
-Each variant's own class lies in the variant's file. The recipe (``raysae.config``) nests them;
-pydantic reads ``__pydantic_config__`` and the field docstrings from here.
+The recipe (``raysae.config``) nests them; pydantic reads ``__pydantic_config__`` and the field
+docstrings from here. What a variant does with its settings is in the file of its name.
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
 
 
 def setting(default: Any, meaning: str) -> Any:
@@ -38,3 +40,192 @@ def refuse_negative(config: SAEConfig, *names: str) -> None:
         value = getattr(config, name)
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} is {value}; it must be a number of at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KConfig(SAEConfig):
+    """What all variants of the TopK kind share."""
+
+    sparsity_key: ClassVar[str] = "k"
+
+    k: int = setting(32, "Active latents a row: at most in topk, else on average over a batch.")
+    aux_coefficient: float = setting(
+        1 / 32, "Weight of the AuxK loss, which revives dead latents (0 turns it off)."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k < 1:
+            raise ValueError(f"k is {self.k}; at least 1 latent must be active a row")
+        if self.k > self.d_sae:
+            raise ValueError(
+                f"k is {self.k}, above d_sae {self.d_sae}: no row can have more active latents "
+                "than the dictionary holds; lower k or raise d_sae"
+            )
+        refuse_negative(self, "aux_coefficient")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKConfig(KConfig):
+    """TopK: exactly k latents a row are selected."""
+
+    variant: Literal["topk"] = "topk"
+    """The k largest pre-activations of each row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchKConfig(KConfig):
+    """What the variants that select over a batch share."""
+
+    threshold_rate: float = setting(
+        0.2, "Weight of the newest batch in the moving average of the inference threshold."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.threshold_rate <= 1:
+            raise ValueError(
+                f"threshold_rate is {self.threshold_rate}; it must be above 0 and at most 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTopKConfig(BatchKConfig):
+    """BatchTopK: k latents a row on average over the batch."""
+
+    variant: Literal["batch_topk"] = "batch_topk"
+    """The k·B largest activations of each batch of B rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatryoshkaConfig(BatchKConfig):
+    """Matryoshka BatchTopK: nested dictionaries in one."""
+
+    variant: Literal["matryoshka"] = "matryoshka"
+    """BatchTopK whose prefixes reconstruct alone, too."""
+    prefixes: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5, 1.0)
+    """The nested dictionaries, as rising shares of d_sae; the last is 1."""
+    prefix_weights: tuple[float, ...] | None = None
+    """Weight of each prefix's reconstruction, scaled to a sum of 1; null weighs all alike."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "prefixes", tuple(self.prefixes))
+        rising = all(low < high for low, high in pairwise(self.prefixes))
+        if not self.prefixes or self.prefixes[0] <= 0 or self.prefixes[-1] != 1 or not rising:
+            raise ValueError(
+                f"prefixes are {list(self.prefixes)}; they must rise from above 0 to 1, as shares "
+                "of d_sae"
+            )
+        if self.prefix_weights is not None:
+            object.__setattr__(self, "prefix_weights", tuple(self.prefix_weights))
+            self._check_weights(self.prefix_weights)
+
+    def _check_weights(self, weights: tuple[float, ...]) -> None:
+        good = all(math.isfinite(weight) and weight >= 0 for weight in weights) and sum(weights) > 0
+        if len(weights) != len(self.prefixes) or not good:
+            raise ValueError(
+                f"prefix_weights are {list(weights)}; give one for each of the "
+                f"{len(self.prefixes)} prefixes, none negative and not all 0"
+            )
+
+    @property
+    def widths(self) -> list[int]:
+        """Latents in each prefix; shares of a small dictionary that round to the same are one."""
+        return sorted({max(round(share * self.d_sae), 1) for share in self.prefixes})
+
+    @property
+    def width_weights(self) -> list[float]:
+        """The weight of each of ``widths``, with a sum of 1."""
+        given = self.prefix_weights or (1.0,) * len(self.prefixes)
+        by_width = dict.fromkeys(self.widths, 0.0)
+        for share, weight in zip(self.prefixes, given, strict=True):
+            by_width[max(round(share * self.d_sae), 1)] += weight
+        return [weight / sum(given) for weight in by_width.values()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JumpReLUConfig(SAEConfig):
+    """JumpReLU: a learned threshold for each latent."""
+
+    sparsity_key: ClassVar[str] = "l0_coefficient"
+
+    variant: Literal["jumprelu"] = "jumprelu"
+    """Pre-activations above a learned threshold, with an L0 penalty."""
+    l0_coefficient: float = 1.0
+    """Weight of the mean L0 in the loss, whose inputs have mean square norm d_in."""
+    bandwidth: float = 0.05
+    """Width of the window about the threshold whose rows give it a gradient; pre-activations of
+    latents that have nothing to do with a row spread by about 1."""
+    initial_threshold: float = 0.1
+    """Where the thresholds start."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_negative(self, "l0_coefficient", "initial_threshold")
+        if not self.bandwidth > 0:
+            raise ValueError(f"bandwidth is {self.bandwidth}; it must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedConfig(SAEConfig):
+    """Gated: the penalty acts on the gate alone, so that magnitudes do not shrink."""
+
+    sparsity_key: ClassVar[str] = "l1_coefficient"
+
+    variant: Literal["gated"] = "gated"
+    """A gate that is penalised, and magnitudes that are not."""
+    l1_coefficient: float = 1.0
+    """Weight of the L1 penalty in the loss, whose inputs have mean square norm d_in."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_negative(self, "l1_coefficient")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReLUL1Config(SAEConfig):
+    """ReLU with an L1 penalty."""
+
+    sparsity_key: ClassVar[str] = "l1_coefficient"
+
+    variant: Literal["relu_l1"] = "relu_l1"
+    """ReLU with an L1 penalty."""
+    l1_coefficient: float = 1.0
+    """Weight of the L1 penalty in the loss, whose inputs have mean square norm d_in."""
+    decorrelation_coefficient: float = 0.0
+    """Weight of the mean squared cosine between decoder rows in the loss (0 turns it off)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_negative(self, "l1_coefficient", "decorrelation_coefficient")
+
+
+CONFIGS: dict[str, type[SAEConfig]] = {
+    "topk": TopKConfig,
+    "batch_topk": BatchTopKConfig,
+    "matryoshka": MatryoshkaConfig,
+    "jumprelu": JumpReLUConfig,
+    "gated": GatedConfig,
+    "relu_l1": ReLUL1Config,
+}
+"""The settings of each variant, by the variant's name."""
+DEFAULT_VARIANT = "topk"
+
+
+def sae_config(settings: SAEConfig | Mapping[str, Any]) -> SAEConfig:
+    """The config of the variant that ``settings`` names (TopK without a name).
+
+    Raises ValueError on an unknown variant, a key that the variant does not have, or a value that no
+    SAE can have.
+    """
+    if isinstance(settings, SAEConfig):
+        return settings
+    variant = settings.get("variant", DEFAULT_VARIANT)
+    if variant not in CONFIGS:
+        raise ValueError(f"variant is {variant!r}; known are {', '.join(CONFIGS)}")
+    known = [field.name for field in fields(CONFIGS[variant])]
+    for key in settings:
+        if key not in known:
+            raise ValueError(f"{variant} has no setting {key!r}; it has {', '.join(known)}")
+    return CONFIGS[variant](**settings)

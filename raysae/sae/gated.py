@@ -6,36 +6,16 @@ L1 on relu(gate), and the gate's own reconstruction through a frozen decoder. Sh
 F d_sae.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor, nn
 
 from raysae.sae.base import SAE, squared_error
-from raysae.sae.config import SAEConfig, refuse_negative
-
-
-@dataclass(frozen=True, kw_only=True)
-class GatedConfig(SAEConfig):
-    """Gated: the penalty acts on the gate alone, so that magnitudes do not shrink."""
-
-    sparsity_key: ClassVar[str] = "l1_coefficient"
-
-    variant: Literal["gated"] = "gated"
-    """A gate that is penalised, and magnitudes that are not."""
-    l1_coefficient: float = 1.0
-    """Weight of the L1 penalty in the loss, whose inputs have mean square norm d_in."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_negative(self, "l1_coefficient")
+from raysae.sae.config import GatedConfig
 
 
 class GatedSAE(SAE):
     """Gated SAE. ``b_enc`` is the gate's bias (b_gate in the paper)."""
 
-    Config = GatedConfig
     config: GatedConfig
     in_units_of_x = ("b_enc", "b_dec", "b_mag")
 

@@ -7,37 +7,13 @@ logarithm: Adam moves a parameter by about lr a step, which in a logarithm hardl
 threshold. Shapes: B batch, F d_sae.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raysae.sae.base import SAE, squared_error
-from raysae.sae.config import SAEConfig, refuse_negative
-
-
-@dataclass(frozen=True, kw_only=True)
-class JumpReLUConfig(SAEConfig):
-    """JumpReLU: a learned threshold for each latent."""
-
-    sparsity_key: ClassVar[str] = "l0_coefficient"
-
-    variant: Literal["jumprelu"] = "jumprelu"
-    """Pre-activations above a learned threshold, with an L0 penalty."""
-    l0_coefficient: float = 1.0
-    """Weight of the mean L0 in the loss, whose inputs have mean square norm d_in."""
-    bandwidth: float = 0.05
-    """Width of the window about the threshold whose rows give it a gradient; pre-activations of
-    latents that have nothing to do with a row spread by about 1."""
-    initial_threshold: float = 0.1
-    """Where the thresholds start."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_negative(self, "l0_coefficient", "initial_threshold")
-        if not self.bandwidth > 0:
-            raise ValueError(f"bandwidth is {self.bandwidth}; it must be positive")
+from raysae.sae.config import JumpReLUConfig
 
 
 def _window(preactivations_BF: Tensor, threshold_F: Tensor, bandwidth: float) -> Tensor:
@@ -84,7 +60,6 @@ class _L0(torch.autograd.Function):
 class JumpReLUSAE(SAE):
     """JumpReLU SAE with an L0 penalty."""
 
-    Config = JumpReLUConfig
     config: JumpReLUConfig
     in_units_of_x = ("b_enc", "b_dec", "threshold")
 

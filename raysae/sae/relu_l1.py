@@ -5,38 +5,16 @@ Bricken et al. 2023, "Towards monosemanticity", with the penalty λ Σ f‖W_dec
 F d_sae.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
-
 from torch import Tensor
 
 from raysae.sae.base import SAE, squared_error
-from raysae.sae.config import SAEConfig, refuse_negative
+from raysae.sae.config import ReLUL1Config
 from raysae.sae.dictionary import mean_square_cosine
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReLUL1Config(SAEConfig):
-    """ReLU with an L1 penalty."""
-
-    sparsity_key: ClassVar[str] = "l1_coefficient"
-
-    variant: Literal["relu_l1"] = "relu_l1"
-    """ReLU with an L1 penalty."""
-    l1_coefficient: float = 1.0
-    """Weight of the L1 penalty in the loss, whose inputs have mean square norm d_in."""
-    decorrelation_coefficient: float = 0.0
-    """Weight of the mean squared cosine between decoder rows in the loss (0 turns it off)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_negative(self, "l1_coefficient", "decorrelation_coefficient")
 
 
 class ReLUL1SAE(SAE):
     """ReLU SAE with an L1 penalty on the features and, on request, on the decoder's correlations."""
 
-    Config = ReLUL1Config
     config: ReLUL1Config
 
     def activate(self, preactivations_BF: Tensor) -> Tensor:

@@ -4,45 +4,11 @@ Gao et al. 2024, "Scaling and evaluating sparse autoencoders", equations 3 and 4
 (AuxK). Shapes: B batch, D d_in, F d_sae.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor
 
 from raysae.sae.base import SAE
-from raysae.sae.config import SAEConfig, refuse_negative, setting
-
-
-@dataclass(frozen=True, kw_only=True)
-class KConfig(SAEConfig):
-    """What all variants of the TopK kind share."""
-
-    sparsity_key: ClassVar[str] = "k"
-
-    k: int = setting(32, "Active latents a row: at most in topk, else on average over a batch.")
-    aux_coefficient: float = setting(
-        1 / 32, "Weight of the AuxK loss, which revives dead latents (0 turns it off)."
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.k < 1:
-            raise ValueError(f"k is {self.k}; at least 1 latent must be active a row")
-        if self.k > self.d_sae:
-            raise ValueError(
-                f"k is {self.k}, above d_sae {self.d_sae}: no row can have more active latents "
-                "than the dictionary holds; lower k or raise d_sae"
-            )
-        refuse_negative(self, "aux_coefficient")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TopKConfig(KConfig):
-    """TopK: exactly k latents a row are selected."""
-
-    variant: Literal["topk"] = "topk"
-    """The k largest pre-activations of each row."""
+from raysae.sae.config import KConfig
 
 
 def top_k(preactivations_BF: Tensor, k: int) -> Tensor:
@@ -92,8 +58,6 @@ class KSAE(SAE):
 
 class TopKSAE(KSAE):
     """TopK SAE with the AuxK loss."""
-
-    Config = TopKConfig
 
     def activate(self, preactivations_BF: Tensor) -> Tensor:
         return top_k(preactivations_BF, self.config.k)

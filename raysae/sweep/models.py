@@ -8,7 +8,6 @@ from typing import Any
 from rich.table import Table
 
 from raysae.board import console
-from raysae.cluster.session import ray_session
 from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.files import write_text
@@ -17,7 +16,7 @@ from raysae.remote import bind, push
 from raysae.report.models import write_comparison
 from raysae.sweep.preflight import preflight
 from raysae.sweep.result import SweepResult
-from raysae.sweep.run import run_sweep
+from raysae.sweep.run import run_sweep, trial_session
 
 TABLE_FILE = "models.parquet"
 COMPARED = (
@@ -66,7 +65,7 @@ def run_models(recipe: Recipe, *, force: bool = False) -> ModelsResult:
     folder = recipe.run_folder if recipe.run_uri is None else bind(recipe.run_uri)
     write_text(folder / "config.yaml", recipe.to_yaml())
     result = ModelsResult(folder)
-    with ray_session(recipe.resources):
+    with trial_session(recipe.resources):
         for name, own in recipes.items():
             console.rule(name, style="dim")
             try:

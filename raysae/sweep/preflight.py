@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from raysae.activations import Site, Store, open_store
 from raysae.activations.extraction.plan import ExtractionPlan, existing_store, plan_extraction
-from raysae.activations.extraction.sequences import peek
-from raysae.atlas.training import atlas_sites
+from raysae.atlas.sites import atlas_sites
 from raysae.cluster.session import check_address, check_dashboard, check_job_folders
 from raysae.config import Recipe
 from raysae.errors import UserError
@@ -45,6 +44,10 @@ def preflight(recipe: Recipe) -> Preflight:
         checked = Preflight(store, None, sites)
         _check_room(recipe, checked)
         return checked
+    from raysae.activations.extraction.sequences import (
+        peek,  # with torch, which a store does not need
+    )
+
     assert plan is not None
     sites = recipe.sites_of(plan.layers, plan.positions)
     for wanted in (*sites, *_atlas_sites_of_plan(recipe, plan)):

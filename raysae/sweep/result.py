@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysae.activations import open_store
 from raysae.files import read_json
 from raysae.records.folder import RunFolder
 from raysae.records.tables import read_table
 from raysae.records.tracking import tracking_uri
-from raysae.sae import SAE, load_sae
+
+if TYPE_CHECKING:
+    from raysae.sae import SAE
 
 
 @dataclass
@@ -36,8 +38,10 @@ class SweepResult:
         return self.run.path
 
     @property
-    def sae(self) -> SAE:
+    def sae(self) -> "SAE":
         """The sweet spot's SAE."""
+        from raysae.sae import load_sae
+
         return load_sae(self.run.sweet_spot)
 
     @property

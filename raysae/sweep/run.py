@@ -1,13 +1,14 @@
 """The main job: a recipe is checked, its run folder opened, Ray started, and the stages are run."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from raysae.activations import open_store
 from raysae.cluster.session import ray_session
-from raysae.config import Recipe, load_recipe, parse_recipe
+from raysae.config import Recipe, ResourcesConfig, load_recipe, parse_recipe
 from raysae.errors import UserError
 from raysae.records.folder import open_run
 from raysae.records.tables import read_table
@@ -41,7 +42,7 @@ def run_sweep(
             return result
         result = SweepResult(run)
         try:
-            with ray_session(recipe.resources, meanwhile=_load_stages) as stop_ray:
+            with trial_session(recipe.resources) as stop_ray:
                 from raysae.sweep.stages import run_stages
 
                 run_stages(result, checked, recorder, stop_ray)
@@ -80,6 +81,11 @@ def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     return parse_recipe(recipe) if isinstance(recipe, Mapping) else load_recipe(recipe)
+
+
+def trial_session(resources: ResourcesConfig) -> AbstractContextManager[Callable[[], None]]:
+    """A Ray for trials; what driver and workers have to import for them is imported while it starts."""
+    return ray_session(resources, _load_stages, workers_import="raysae.sweep.trainable")
 
 
 def _load_stages() -> None:

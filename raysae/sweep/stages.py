@@ -11,7 +11,8 @@ from raysae.activations import Site, Store
 from raysae.activations.extraction.command import extract_with
 from raysae.activations.manifest import MANIFEST_FILE
 from raysae.activations.reading import check_sites
-from raysae.atlas.training import AtlasJob, atlas_sites, train_atlas
+from raysae.atlas.sites import atlas_sites
+from raysae.atlas.training import AtlasJob, train_atlas
 from raysae.board import console
 from raysae.cluster.nodes import check_nodes
 from raysae.cluster.placement import Placement, place

@@ -1,11 +1,16 @@
 """How an SAE is trained: data rows, schedule, loop. Torch only."""
 
-from raysae.training.checkpoint import has_training, load_training, save_training
-from raysae.training.config import TrainingConfig
-from raysae.training.fit import Fit, fit
-from raysae.training.many import fit_many
-from raysae.training.rows import Splits
-from raysae.training.trainer import NonFiniteLossError, Trainer
+from typing import TYPE_CHECKING
+
+from raysae.lazy import loader
+
+if TYPE_CHECKING:
+    from raysae.training.checkpoint import has_training, load_training, save_training
+    from raysae.training.config import TrainingConfig
+    from raysae.training.fitting import Fit, fit
+    from raysae.training.many import fit_many
+    from raysae.training.rows import Splits
+    from raysae.training.trainer import NonFiniteLossError, Trainer
 
 __all__ = [
     "Fit",
@@ -19,3 +24,19 @@ __all__ = [
     "load_training",
     "save_training",
 ]
+
+__getattr__ = loader(
+    __name__,
+    {
+        "has_training": "raysae.training.checkpoint",
+        "load_training": "raysae.training.checkpoint",
+        "save_training": "raysae.training.checkpoint",
+        "TrainingConfig": "raysae.training.config",
+        "Fit": "raysae.training.fitting",
+        "fit": "raysae.training.fitting",
+        "fit_many": "raysae.training.many",
+        "Splits": "raysae.training.rows",
+        "NonFiniteLossError": "raysae.training.trainer",
+        "Trainer": "raysae.training.trainer",
+    },
+)

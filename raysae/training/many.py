@@ -17,7 +17,7 @@ from torch import Tensor
 from raysae.sae import SAEConfig
 from raysae.sae import sae_config as checked_config
 from raysae.training.config import TrainingConfig
-from raysae.training.fit import Fit, Held, checked_splits, checked_training, outcome
+from raysae.training.fitting import Fit, Held, checked_splits, checked_training, outcome
 from raysae.training.initialisation import Footing, footing
 from raysae.training.packs import packs_of, train_pack
 from raysae.training.rows import RowSource, Splits, same_d_in

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from raysae.sae import SAEConfig
 from raysae.training.config import TrainingConfig
 
@@ -21,7 +19,9 @@ def training_bytes(d_in: int, d_sae: int, training: TrainingConfig) -> int:
 
 def free_bytes(device: str) -> int | None:
     """What the device could still give; None when it does not say."""
-    if torch.device(device).type == "cuda":
+    if device.startswith("cuda"):
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

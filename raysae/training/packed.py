@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raysae.sae import SAE, SAEConfig
 from raysae.sae.batch_topk import BatchTopKSAE
-from raysae.sae.topk import TopKSAE
+from raysae.sae.config import BatchTopKConfig, TopKConfig
 from raysae.training import gpu
 from raysae.training.config import TrainingConfig
 from raysae.training.step import BETAS, EPSILON
@@ -28,7 +28,7 @@ WARM_STEPS = 2
 
 def can_pack(config: SAEConfig) -> bool:
     """Whether SAEs of this kind can be packed."""
-    return type(config) in (TopKSAE.Config, BatchTopKSAE.Config)
+    return type(config) in (TopKConfig, BatchTopKConfig)
 
 
 class PackedStep:

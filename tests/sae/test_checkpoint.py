@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import raysae
 from raysae.errors import UserError
 from raysae.sae import build_sae, save_sae
-from raysae.sae.topk import TopKConfig
+from raysae.sae.config import TopKConfig
 
 
 @pytest.fixture

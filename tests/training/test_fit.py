@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 import raysae
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.errors import UserError
+from raysae.sae.config import TopKConfig
 from raysae.sae.dictionary import mmcs
 from raysae.sae.metrics import evaluate
-from raysae.sae.topk import TopKConfig
 from raysae.training import NonFiniteLossError, Trainer, TrainingConfig
 from raysae.training.initialisation import geometric_median, input_scale
 from raysae.training.passing import PassingRows

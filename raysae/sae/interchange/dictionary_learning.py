@@ -18,6 +18,7 @@ from raysae.errors import UserError
 from raysae.files import write_json
 from raysae.sae.base import SAE
 from raysae.sae.checkpoint import made_sae, require, whole_numbers
+from raysae.sae.config import CONFIGS
 from raysae.sae.interchange.saelens import hook_name
 from raysae.sae.interchange.settings import (
     bias_with_b_dec,
@@ -28,7 +29,6 @@ from raysae.sae.interchange.settings import (
     read_settings,
     transposed,
 )
-from raysae.sae.variants import VARIANTS
 
 WEIGHTS_FILE, SETTINGS_FILE = "ae.pt", "config.json"
 Tensors = dict[str, Tensor]
@@ -182,12 +182,12 @@ def _ranks(
 ) -> dict[str, Any]:
     """``k`` and ``prefixes``, where the variant has them."""
     ranks: dict[str, Any] = {}
-    if hasattr(VARIANTS[variant].Config, "k"):
+    if hasattr(CONFIGS[variant], "k"):
         if "k" in theirs:
             ranks["k"] = _whole(folder / WEIGHTS_FILE, theirs, "k")[0]
         else:  # it was not among the tensors at first
             (ranks["k"],) = whole_numbers(folder / SETTINGS_FILE, trainer, "k")
-    if hasattr(VARIANTS[variant].Config, "prefixes"):
+    if hasattr(CONFIGS[variant], "prefixes"):
         ranks["prefixes"] = _prefixes(folder / WEIGHTS_FILE, theirs, trainer["dict_size"])
     return ranks
 

@@ -1,0 +1,17 @@
+"""Where the atlas is trained."""
+
+from raysae.activations import Site, Store
+
+
+def atlas_sites(
+    store: Store, layers: tuple[int, ...] | None, positions: tuple | None
+) -> list[Site]:
+    """The sites to train, in order. Raises UserError when the store lacks one that was named."""
+    wanted = [
+        Site(layer, position)
+        for layer in (store.layers if layers is None else layers)
+        for position in (store.positions if positions is None else positions)
+    ]
+    for site in wanted:
+        store.entry(site)
+    return sorted(wanted)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,7 +90,7 @@ class Store:
         """Bytes of one activation."""
         return self.d_in * ITEM_BYTES[self.manifest.dtype]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return self.manifest.digest()
 

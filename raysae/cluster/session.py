@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from raysae.cluster.lean import lean_ray, ready_workers
 from raysae.config import Recipe, ResourcesConfig
 from raysae.errors import UserError
 from raysae.remote import is_uri
@@ -22,6 +23,7 @@ from raysae.remote import is_uri
 QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # nothing of ours reads what they write of each report
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would end early and call what there is the result
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -37,10 +39,6 @@ QUIET_ENVIRONMENT = {
 
 JOB_PACKAGE = "_ray_pkg_"
 """What the name of a submitted job's working folder begins with."""
-MOST_READY = 8
-"""Workers that may import what trials need before there are any trials; each holds some 300 MB."""
-READY_MS = 30_000
-"""For how long they are kept without work; Ray's own second is over before the first trial comes."""
 CACHE_VARIABLES = ("HF_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME")
 
 
@@ -82,25 +80,17 @@ def _start_ray(
     if not _home_is_writable() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # Ray guards a cluster by a token in the home folder; without one, by the environment
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with stderr_held_back(), ThreadPoolExecutor(1) as beside:
+    with stderr_held_back(), lean_ray(resources), ThreadPoolExecutor(1) as beside:
         called = beside.submit(meanwhile)  # not Ray: its processes would end with the thread
         ray.init(
             address="local",
             num_cpus=resources.cpus,
             include_dashboard=resources.dashboard,
             dashboard_host="127.0.0.1",
-            _system_config=_ready_workers(resources, workers_import),
+            _system_config=ready_workers(resources, workers_import),
             **options,
         )
         called.result()
-
-
-def _ready_workers(resources: ResourcesConfig, module: str) -> dict[str, Any]:
-    """Ray's settings by which the workers that it starts beforehand, one a CPU, import ``module`` while
-    there is nothing for them to do yet; none on a machine with more of them than trials would take."""
-    if not module or (resources.cpus or os.cpu_count() or 1) > MOST_READY:
-        return {}
-    return {"preload_python_modules": [module], "idle_worker_killing_time_threshold_ms": READY_MS}
 
 
 def _join_ray(address: str, **options: Any) -> None:
@@ -205,11 +195,15 @@ def ray_session(
     _quiet_libraries()
     _leave_on_sigterm()
     stopping = threading.Thread(target=ray.shutdown)
-    try:
-        yield stopping.start
-    finally:
+
+    def stop() -> None:
         if stopping.ident is None:
             stopping.start()
+
+    try:
+        yield stop
+    finally:
+        stop()
         stopping.join()
 
 

@@ -54,6 +54,8 @@ def run_stages(
         job = SweepJob(run, store, checked.sites, fingerprint, placement, recorder, known)
         result.trials = run_trials(job)
         undone.extend(result.failed_trials)
+    if not recipe.atlas.enabled:
+        stop_ray()
     with run.stage("select") as undone:
         result.selection = write_selection(run.selection_file, result.trials, run.recipe)
         take_sweet_spot(run, result.selection)

@@ -4,18 +4,17 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.execution import class_cache
 
 from raysae.activations import Site, Store
 from raysae.activations.reading import OpenSite, check_windows, choose_reading, open_site
 from raysae.board import Board, console, figures, speeds
+from raysae.cluster.lean import lean_tune
 from raysae.cluster.placement import Placement, place_streaming
 from raysae.config import Recipe
 from raysae.files import read_json, write_json
@@ -79,7 +78,7 @@ def run_trials(job: SweepJob) -> list[dict[str, Any]]:
         placement.resources,
     )
     searcher = OrderedSearcher(proposer, _budget(recipe.sweep), recipe.resources.gang)
-    with watcher.board, _plain_workers():
+    with watcher.board, lean_tune():
         results = _tuner(job, trainable, searcher, proposer, watcher, placement).fit()
     rows = [row for result in results for row in _rows(job, result)]
     rows.sort(key=lambda row: row["trial"])
@@ -90,21 +89,6 @@ def run_trials(job: SweepJob) -> list[dict[str, Any]]:
         if not alarm.stat().st_size:  # of a worker that was killed, not hung
             alarm.unlink()
     return rows
-
-
-@contextmanager
-def _plain_workers() -> Iterator[None]:
-    """Let Tune take workers that Ray has started already.
-
-    It asks for a variable in their environment that keeps PyTorch Lightning from forking, and so for
-    new ones, whose start and imports the first trials would wait for.
-    """
-    asked = dict(class_cache.DEFAULT_ENV_VARS)
-    class_cache.DEFAULT_ENV_VARS.clear()
-    try:
-        yield
-    finally:
-        class_cache.DEFAULT_ENV_VARS.update(asked)
 
 
 def _tuner(

@@ -88,13 +88,24 @@ def _print_atlas(atlas: list[dict[str, Any]]) -> None:
 def _print_failures(result: SweepResult) -> None:
     if result.failures:
         console.print("\nNot done (the same command tries what failed again):", style="bold red")
-        for line in result.failures:
-            console.print(f"  {line}", style="red")
+        console.print(_failures(result.failures))
     if result.records_lost:
         console.print(
             f"MLflow at {result.tracking_uri} did not take {result.records_lost} records; the run "
             "folder has them all", style="yellow",
         )  # fmt: skip
+
+
+def _failures(lines: list[str]) -> Table:
+    """What failed, why, and what helps: ``what: why; what helps``, a line each."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for _ in ("what", "why", "what helps"):
+        table.add_column(overflow="fold")
+    for line in lines:
+        what, _, reason = line.partition(": ")
+        why, _, helps = reason.partition("; ")
+        table.add_row(what, why, helps, style="red")
+    return table
 
 
 def _print_time(result: SweepResult, total: float) -> None:

@@ -79,10 +79,12 @@ class Trial:
         self.report = {"done": True, "failed": f"hung: no step for {seconds:g} s; see {trace}"}
 
     def _failed(self, reason: str, trace: str) -> None:
-        self.report = {"done": True, "failed": reason}
+        file = self.folder.with_suffix(".failure.txt")
+        hint = "" if "; " in reason else f"; its traceback is in trials/{file.name}"
+        self.report = {"done": True, "failed": reason + hint}
         try:
-            write_text(self.folder.with_suffix(".failure.txt"), trace)
-            push(self.folder.with_suffix(".failure.txt"))
+            write_text(file, trace)
+            push(file)
         except (OSError, UserError) as error:  # a full disk may be the very reason
             self.report["failed"] += f" (the traceback could not be written: {error})"
 

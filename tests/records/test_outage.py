@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -13,9 +14,10 @@ import pytest
 from mlflow import MlflowClient
 
 import raysae
+from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.files import read_json, write_json
 from raysae.records import tracking
-from raysae.records.tracking import MLflowRecorder
+from raysae.sweep.searcher import OrderedSearcher
 
 
 def start_server(folder, port):
@@ -43,10 +45,6 @@ def stop(server):
     server.wait()
 
 
-def named(number):
-    return f"trial/{number:03d}", f"trial {number}"
-
-
 @pytest.fixture
 def port():
     with socket.socket() as free:
@@ -54,44 +52,73 @@ def port():
         return free.getsockname()[1]
 
 
-def test_records_wait_for_a_server_that_is_away(small_run, tmp_path, monkeypatch, port):
+class Outage(threading.Thread):
+    """Ends the server once two trials are committed, and starts it again once four are."""
+
+    def __init__(self, server, folder, port, trials):
+        super().__init__(daemon=True)
+        self.server, self.folder, self.port, self.trials = server, folder, port, trials
+        self.gone = self.back = 0.0
+        self.over = threading.Event()
+
+    def run(self):
+        self.wait_for(2)
+        stop(self.server)
+        self.gone = time.time()
+        self.wait_for(4)
+        self.server = start_server(self.folder, self.port)
+        self.back = time.time()
+        self.over.set()
+
+    def wait_for(self, commits):
+        while len(list(self.trials.glob("*/metrics.json"))) < commits:
+            time.sleep(0.02)
+
+
+def test_a_sweep_goes_on_while_the_server_is_away(connected_ray, tmp_path, monkeypatch, port):
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.2)
     monkeypatch.setattr(tracking, "LAST_TRIES_SECONDS", 60)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    trials = [
-        (row["trial"], small_run.run.trial(row["trial"]))
-        for row in small_run.trials
-        if row["state"] == "done"
-    ]
-    server = start_server(tmp_path, port)
+    world = SuperpositionWorld(d_in=16, atoms=24, p=0.08)
+    write_synthetic_store(tmp_path / "store", world, 1500, validation=0.2, test=0.0)
+    uri = f"http://127.0.0.1:{port}"
+    outage = Outage(start_server(tmp_path, port), tmp_path, port, tmp_path / "runs/away/trials")
+    propose = OrderedSearcher.suggest
+
+    def held(searcher, trial_id):
+        """The sixth trial begins when the server is back, so that it comes back in mid-sweep."""
+        return propose(searcher, trial_id) if searcher._next < 5 or outage.over.is_set() else None
+
+    monkeypatch.setattr(OrderedSearcher, "suggest", held)
+    outage.start()
     try:
-        recorder = MLflowRecorder(small_run.run)
-        for number, folder in trials[:2]:
-            recorder.sae_done(*named(number), read_json(folder / "metrics.json"), folder)
-        while recorder._queue.qsize():
-            time.sleep(0.1)
-        stop(server)
-        started = time.monotonic()
-        for number, folder in trials[2:]:
-            record = read_json(folder / "metrics.json")
-            recorder.trial_progress(*named(number), record["parameters"], {"step": 1, "loss": 2.0})
-            recorder.sae_done(*named(number), record, folder)
-        recorder.finish({"explained_variance": 0.5}, {"raysae.choice": "1"}, [])
-        assert time.monotonic() - started < 1, "records never slow a sweep"
-        server = start_server(tmp_path, port)
-        assert recorder.close() == 0
-        client = MlflowClient(f"http://127.0.0.1:{port}")
+        result = raysae.sweep(
+            {
+                "name": "away", "source": None, "atlas": {"enabled": False},
+                "store": str(tmp_path / "store"), "runs_dir": str(tmp_path / "runs"),
+                "training": {"epochs": 4, "batch_size": 64, "evaluations": 4},
+                "sweep": {
+                    "sampler": "grid", "trials": 8,
+                    "space": {"sae.d_sae": {"choices": [8, 16, 24, 32]}, "sae.k": {"choices": [1, 2]}},
+                },
+                "records": {"tracking_uri": uri}, "resources": {"max_concurrent": 1},
+            }
+        )  # fmt: skip
+        stage = read_json(result.folder / "status.json")["stages"]["sweep"]
+        assert stage["started"] < outage.gone < outage.back < stage["ended"]
+        assert result.failures == [] and result.records_lost == 0
+        client = MlflowClient(uri)
         runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
         assert sorted(run.info.run_name for run in runs) == sorted(
-            ["small", *(f"trial {number}" for number, _ in trials)]
+            ["away", *(f"trial {number}" for number in range(8))]
         )
         assert all(run.info.status == "FINISHED" for run in runs)
         for run in runs:
-            if run.info.run_name != "small":
-                assert "explained_variance" in run.data.metrics
+            if run.info.run_name != "away":
+                steps = client.get_metric_history(run.info.run_id, "explained_variance")
+                assert len({metric.step for metric in steps}) == 4
                 assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["sae"]
     finally:
-        stop(server)
+        stop(outage.server)
 
 
 def test_what_was_lost_is_sent_by_the_next_go(small_run, tmp_path, monkeypatch):

@@ -10,12 +10,14 @@ import time
 
 import pytest
 import ray
+import yaml
 
 import raysae
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.board import set_log
 from raysae.files import read_json, write_json
 from raysae.records.commit import VOLATILE_COLUMNS
+from raysae.records.tables import read_table
 from raysae.sweep import tuning
 from raysae.sweep.command import main
 from raysae.training.rows import Rows
@@ -37,15 +39,17 @@ def store(connected_ray, tmp_path_factory):
     return folder
 
 
-def sweep(store, runs, sweep=None, resources=None, **settings):
+def recipe(store, runs, sweep=None, resources=None, **settings):
     """A sweep of four configs, one after another: the start of an actor is most of its time."""
-    return raysae.sweep(
-        {
-            **BASE, "name": "engine", "store": str(store), "runs_dir": str(runs), **settings,
-            "sweep": {"sampler": "list", "configs": CONFIGS, **(sweep or {})},
-            "resources": {"max_concurrent": 1, **(resources or {})},
-        }
-    )  # fmt: skip
+    return {
+        **BASE, "name": "engine", "store": str(store), "runs_dir": str(runs), **settings,
+        "sweep": {"sampler": "list", "configs": CONFIGS, **(sweep or {})},
+        "resources": {"max_concurrent": 1, **(resources or {})},
+    }  # fmt: skip
+
+
+def sweep(*args, **settings):
+    return raysae.sweep(recipe(*args, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -127,39 +131,50 @@ class BadSite:
         return bad
 
 
-def test_bad_trials_end_with_their_reasons_and_the_rest_is_done(
-    finished, store, tmp_path, monkeypatch
+def test_bad_trials_end_with_their_reasons_and_the_other_nine_are_done(
+    store, tmp_path, monkeypatch, capsys
 ):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     whole = tuning.open_site
     scratch = str(tmp_path / "has_died")
     monkeypatch.setattr(tuning, "open_site", lambda *args: BadSite(whole(*args), scratch))
     bad = [{"sae.d_sae": 16, "sae.k": 1, "training.batch_size": size} for size in range(50, 55)]
-    result = sweep(
-        store, tmp_path / "runs", sweep={"configs": [*bad, *CONFIGS], "trials": 9},
+    nine = [bad.pop(), *CONFIGS, *({**config, "training.lr": 1e-3} for config in CONFIGS)]
+    written = recipe(
+        store, tmp_path / "runs", sweep={"configs": [*bad, *nine], "trials": 13},
         resources={"hang_seconds": 25, "checkpoint_seconds": 0, "max_concurrent": 3},
     )  # fmt: skip
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(written))
+    assert main([str(tmp_path / "bad.yaml")]) == 1
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    states = [row["state"] for row in result.trials]
-    assert states == ["failed"] * 4 + ["done"] * 5, result.failures
-    reasons = [row["reason"] for row in result.trials[:4]]
+    folder = tmp_path / "runs" / "engine"
+    rows = read_table(folder / "trials.parquet")
+    assert [row["state"] for row in rows] == ["failed"] * 4 + ["done"] * 9
+    reasons = [row["reason"] for row in rows[:4]]
     for reason, words in zip(
         reasons,
         ["OSError: the disk is gone", "lower d_sae", "verify the store", "hung: no step for 25 s"],
         strict=True,
     ):
         assert words in reason
-    trace = next((result.folder / "trials").glob("003.hung-*.txt")).read_text()
+    printed = capsys.readouterr().out
+    table = printed[printed.index("Not done") :]
+    cells = [line.split("  ")[:2] for line in table.splitlines() if line.startswith("trial ")]
+    assert [cell for cell, _ in cells] == [f"trial {number}" for number in range(4)]
+    assert all(
+        reason.startswith(cell[1].strip()) for reason, cell in zip(reasons, cells, strict=True)
+    )
+    for hint in ("000.failure.txt", "lower d_sae", "verify the store"):
+        assert hint in table
+    trace = next((folder / "trials").glob("003.hung-*.txt")).read_text()
     assert "taken" in trace
     # the one whose worker was killed went on from where it was kept, to the same bits
     monkeypatch.setattr(tuning, "open_site", whole)
-    alone = sweep(store, tmp_path / "alone", sweep={"configs": [bad[4]]})
+    alone = sweep(store, tmp_path / "alone", sweep={"configs": nine[:1]})
     for name in ("explained_variance", "mse", "l0"):
-        assert alone.trials[0][name] == result.trials[4][name]
-    assert not list((result.folder / "trials").glob("*.training/*")) or all(
-        path.name.startswith(("000", "001", "002", "003"))
-        for path in (result.folder / "trials").glob("*.training")
-    )
+        assert alone.trials[0][name] == rows[4][name]
+    kept = {path.name[:3] for path in (folder / "trials").glob("*.training")}
+    assert kept <= {"000", "001", "002", "003"}
 
 
 def test_asha_stops_poor_trials_for_good(store, tmp_path):

@@ -10,6 +10,8 @@ AUTO_GPU_SHARE = 0.25
 """What ``auto`` reserves where the memory of a GPU is not known, as of a logical one."""
 CUDA_CONTEXT = 600 * 2**20
 """Bytes that a process takes on a GPU before its first tensor."""
+PROCESS = 450 * 2**20
+"""Bytes of a worker that has imported torch and Ray, before its first training."""
 MEMORY_SHARE = 0.9
 """How much of a GPU's or a node's memory trials may take."""
 MOST_A_GPU = 8
@@ -40,7 +42,7 @@ class Placement:
 
 
 def place(resources: ResourcesConfig, memory_each: int = 0) -> Placement:
-    """Fit workers, of which one holds up to ``memory_each`` bytes, to the connected Ray.
+    """Fit workers, of which one trains in up to ``memory_each`` bytes, to the connected Ray.
 
     Raises UserError when not even one fits.
     """
@@ -67,10 +69,11 @@ def place(resources: ResourcesConfig, memory_each: int = 0) -> Placement:
 
 def _fit_memory(memory_each: int, there: float) -> int:
     """How many fit in the memory that Ray counts as its own."""
-    fit = MEMORY_SHARE * there / memory_each
+    needed = memory_each + PROCESS
+    fit = MEMORY_SHARE * there / needed
     if fit < 1:
         raise UserError(
-            f"a trial of the largest config takes {memory_each / 2**30:.1f} GiB, and this Ray has "
+            f"a trial of the largest config takes {needed / 2**30:.1f} GiB, and this Ray has "
             f"{there / 2**30:.1f} GiB in all; lower d_sae, batch_size or seeds_per_trial"
         )
     return math.floor(fit) if math.isfinite(fit) else 1_000_000
@@ -78,27 +81,27 @@ def _fit_memory(memory_each: int, there: float) -> int:
 
 def _auto_share(memory_each: int) -> float:
     """The fraction of a GPU that holds a trial: 1/n for n of them and their contexts."""
-    total = _gpu_memory()
-    if total is None:
+    free = _gpu_memory()
+    if free is None:
         return AUTO_GPU_SHARE
     needed = memory_each + CUDA_CONTEXT
-    if needed > total:
+    if needed > free:
         raise UserError(
             f"a trial of the largest config takes {needed / 2**30:.1f} GiB, and a GPU here has "
-            f"{total / 2**30:.1f} GiB; lower d_sae, batch_size or seeds_per_trial, or set "
+            f"{free / 2**30:.1f} GiB free; lower d_sae, batch_size or seeds_per_trial, or set "
             "resources.gpus_per_trial=0"
         )
-    return 1 / min(max(int(MEMORY_SHARE * total / needed), 1), MOST_A_GPU)
+    return 1 / min(max(int(MEMORY_SHARE * free / needed), 1), MOST_A_GPU)
 
 
 def _gpu_memory() -> int | None:
-    """Bytes of one of this Ray's GPUs; None where torch cannot use it."""
+    """Bytes that are free on one of this Ray's GPUs; None where torch cannot use it."""
     import ray
 
     def look() -> int | None:
         import torch
 
-        return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
+        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
 
     task = ray.remote(num_gpus=0.01, num_cpus=0, max_calls=1)(look).remote()
     try:

@@ -10,11 +10,12 @@ from rich.table import Table
 from raysae.activations import Site, Store
 from raysae.activations.reading import choose_reading
 from raysae.board import console, seconds
-from raysae.cluster.placement import Placement, place
+from raysae.cluster.placement import Placement
 from raysae.cluster.session import ray_session
 from raysae.config import Recipe
 from raysae.sae import SAEConfig
 from raysae.search import Choices
+from raysae.sweep.admission import Admission, admit
 from raysae.sweep.estimate import Needs, configs_of, existing_parent, needs
 from raysae.sweep.preflight import Preflight, atlas_sites_of, preflight
 from raysae.sweep.proposals import make_proposer
@@ -41,13 +42,14 @@ def dry_run(recipe: Recipe) -> None:
     with ray_session(recipe.resources):
         start = time.monotonic() - begun
         wanted = needs(recipe, checked.store, checked.plan, atlas)
-        placement = place(recipe.resources, wanted.memory_per_trial)
+        admitted = admit(recipe, wanted)
+        placement = admitted.placement
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         rows = {
             "Trials": _trials(recipe),
             "Sites": _sites(checked.sites, atlas),
             "Placement": f"{placement}",
-            "Memory": _memory(wanted, placement),
+            "Memory": _memory(wanted, admitted),
             "Disk": _disk(recipe, wanted),
             "Reading": _reading(recipe, checked),
             "Time": _time(recipe, checked, placement, len(atlas), start),
@@ -83,15 +85,16 @@ def _sites(sites: list[Site], atlas: list[Site]) -> str:
     return f"{swept}; then the atlas at {len(atlas)}" if atlas else f"{swept}; no atlas"
 
 
-def _memory(wanted: Needs, placement: Placement) -> str:
+def _memory(wanted: Needs, admitted: Admission) -> str:
+    placement = admitted.placement
     device = "cuda" if placement.gpus and torch.cuda.is_available() else "cpu"
     free = free_bytes(device)
-    all_of_them = wanted.memory_per_trial * placement.workers
+    all_of_them = admitted.memory * placement.workers
     there = "" if free is None else f"; {free / 2**30:.1f} GiB free here"
     return (
-        f"up to {wanted.memory_per_trial / 2**20:,.0f} MiB a trial (d_sae "
-        f"{wanted.largest[0].d_sae:,}), {all_of_them / 2**20:,.0f} MiB for {placement.workers} at "
-        f"once, without the rows{there}"
+        f"up to {admitted.memory / 2**20:,.0f} MiB a trial (d_sae {wanted.largest[0].d_sae:,}, "
+        f"{admitted.how}), {all_of_them / 2**20:,.0f} MiB for {placement.workers} at "
+        f"once, without the rows and the libraries{there}"
     )
 
 

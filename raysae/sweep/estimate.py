@@ -25,6 +25,8 @@ class Needs:
 
     d_in: int
     largest: tuple[SAEConfig, TrainingConfig]
+    trained_together: int
+    """SAEs that a worker trains side by side: the trials of a gang, at every site with every seed."""
     memory_per_trial: int
     run_bytes: int
     store_bytes: int
@@ -57,7 +59,7 @@ def needs(
         )  # fmt: skip
         store_bytes = rows * d_in * ITEM_BYTES.get(plan.source.dtype, 4)
     return Needs(
-        d_in, largest, together * training_bytes(d_in, largest[0].d_sae, largest[1]),
+        d_in, largest, together, together * training_bytes(d_in, largest[0].d_sae, largest[1]),
         written * sae_bytes, store_bytes,
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from raysae.atlas.sites import atlas_sites
 from raysae.atlas.training import AtlasJob, train_atlas
 from raysae.board import console
 from raysae.cluster.nodes import check_nodes
-from raysae.cluster.placement import Placement, place
+from raysae.cluster.placement import Placement
 from raysae.cluster.session import dashboard_url
 from raysae.config import Recipe
 from raysae.files import read_json, replacing_folder
@@ -24,6 +24,7 @@ from raysae.records.folder import RunFolder
 from raysae.records.tracking import Recorder
 from raysae.report.page import write_report
 from raysae.sae.checkpoint import METRICS_FILE
+from raysae.sweep.admission import admit
 from raysae.sweep.estimate import needs
 from raysae.sweep.preflight import Preflight, atlas_sites_of, check_site
 from raysae.sweep.result import SweepResult
@@ -38,10 +39,11 @@ def run_stages(
     """Run what is left of the run; ``stop_ray`` is called when Ray is no longer needed."""
     run, recipe = result.run, result.run.recipe
     wanted = needs(recipe, checked.store, checked.plan, atlas_sites_of(recipe, checked))
-    placement = place(recipe.resources, wanted.memory_per_trial)
+    admitted = admit(recipe, wanted)
+    placement = admitted.placement
     stored = None if checked.store is None else checked.store.path / MANIFEST_FILE
     check_nodes(run.path, stored, [uri for uri in (recipe.run_uri, recipe.store_uri) if uri])
-    _say(f"Ray: {placement}" + (f"; dashboard {url}" if (url := dashboard_url()) else ""))
+    _say(f"Ray: {admitted}" + (f"; dashboard {url}" if (url := dashboard_url()) else ""))
     with run.stage("extract"):
         store = _store(checked, run.recipe)
         for site in checked.sites:

@@ -8,7 +8,7 @@ from raysae.source import PositionKey, Positive, Section, Share
 
 Metric = Literal[
     "explained_variance", "fvu", "mse", "cosine", "l0", "sparsity", "dead_fraction",
-    "dead_fraction_validation", "stability", "explained_variance_worst",
+    "dead_fraction_validation", "stability", "explained_variance_worst", "training_bytes",
 ]  # fmt: skip
 Rule = Literal["parsimonious", "knee", "stable_knee", "ev_floor_then_min_dead", "max_ev", "pareto"]
 Sampler = Literal["tpe", "nsga2", "random", "grid", "list"]
@@ -81,10 +81,11 @@ class Objective(Section):
 
 class Constraint(Section):
     """What a trial must keep to; the sampler learns to avoid those that do not, and none of them is
-    chosen."""
+    chosen. Configs whose ``training_bytes`` lie outside are not tried at all."""
 
     metric: Metric
-    """A held-out metric."""
+    """A held-out metric; or ``training_bytes``, the memory that training one SAE of the config takes, an
+    upper estimate."""
     at_most: float | None = None
     """The largest value that is allowed."""
     at_least: float | None = None

@@ -15,7 +15,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 LONGEST = ("test_kills.py", "test_main_job.py", "test_readme.py", "test_recovery.py")
 """Files to begin with, so that two workers end together."""
-SMALL_RUN = ("main_job", "readme", "outage", "streaming", "commands")
+SMALL_RUN = ("main_job", "readme", "outage", "streaming", "commands", "study")
 """Files that look at the small run: one worker makes it for all of them."""
 ALONE = ("test_recovery.py",)
 """Files whose tests need not run in one worker."""

@@ -52,6 +52,10 @@ class RunFolder:
         return self.path / "trials.parquet"
 
     @property
+    def study_file(self) -> Path:
+        return self.path / "study.db"
+
+    @property
     def sweet_spot(self) -> Path:
         return self.path / "sweet_spot"
 

@@ -1,5 +1,6 @@
 """How many trials run side by side: as many as fit in memory, measured where an estimate cannot tell."""
 
+import uuid
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,7 +37,7 @@ class Admission:
         return "measured" if self.measured else "estimated"
 
     def __str__(self) -> str:
-        return f"{self.placement}; up to {self.memory / 2**20:,.0f} MiB a trial ({self.how})"
+        return f"{self.placement}; up to {max(self.memory / 2**20, 1):,.0f} MiB a trial ({self.how})"
 
 
 def admit(recipe: Recipe, wanted: Needs) -> Admission:
@@ -64,7 +65,12 @@ def _measured(resources: ResourcesConfig, placement: Placement, wanted: Needs) -
     import ray
 
     gpus = 1 if placement.gpus and resources.gpus_per_trial == "auto" else placement.gpus
-    options = {"num_cpus": placement.cpus, "num_gpus": gpus, "max_calls": 1, "max_retries": 0}
+    # an environment of its own means a process of its own, whose peak nothing before has raised
+    alone = {"env_vars": {"RAYSAE_MEASURING": uuid.uuid4().hex}}
+    options = {
+        "num_cpus": placement.cpus, "num_gpus": gpus, "max_calls": 1, "max_retries": 0,
+        "runtime_env": alone,
+    }  # fmt: skip
     task = ray.remote(**options)(peak_memory).remote(
         wanted.largest, wanted.d_in, wanted.trained_together
     )

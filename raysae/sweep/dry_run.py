@@ -92,8 +92,8 @@ def _memory(wanted: Needs, admitted: Admission) -> str:
     all_of_them = admitted.memory * placement.workers
     there = "" if free is None else f"; {free / 2**30:.1f} GiB free here"
     return (
-        f"up to {admitted.memory / 2**20:,.0f} MiB a trial (d_sae {wanted.largest[0].d_sae:,}, "
-        f"{admitted.how}), {all_of_them / 2**20:,.0f} MiB for {placement.workers} at "
+        f"up to {max(admitted.memory / 2**20, 1):,.0f} MiB a trial (d_sae {wanted.largest[0].d_sae:,}, "
+        f"{admitted.how}), {max(all_of_them / 2**20, 1):,.0f} MiB for {placement.workers} at "
         f"once, without the rows and the libraries{there}"
     )
 

@@ -1,7 +1,7 @@
 """What a run will need: the configs at the ends of its search, memory, disk. Upper estimates."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raysae.activations import Store
@@ -11,9 +11,9 @@ from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.sae import SAEConfig
 from raysae.sites import ALL, Site
-from raysae.sweep.space import Parameters, Space
+from raysae.sweep.space import MEMORY, Parameters, Space
 from raysae.training import TrainingConfig
-from raysae.training.memory import FLOAT, training_bytes
+from raysae.training.memory import FLOAT, largest_d_sae, training_bytes
 
 KEPT_COPIES = 4
 """Weights, Adam's two moments and the state before, of a trial that is kept while it runs."""
@@ -41,13 +41,22 @@ def configs_of(recipe: Recipe) -> list[Parameters]:
     return space.grid() if recipe.sweep.sampler == "grid" else space.valid_corners()
 
 
+def width(store: Store | None, plan: ExtractionPlan | None) -> int:
+    """The width of the activations: the store's, or what the plan will make."""
+    if store is not None:
+        return store.d_in
+    assert plan is not None
+    return plan.d_in
+
+
 def needs(
     recipe: Recipe, store: Store | None, plan: ExtractionPlan | None, atlas: list[Site]
 ) -> Needs:
     """What the run that ``recipe`` describes takes, on ``store`` or on the one that ``plan`` makes."""
-    d_in = store.d_in if store is not None else plan.d_in if plan is not None else 0
+    d_in = width(store, plan)
     configs = [recipe.with_parameters(parameters) for parameters in configs_of(recipe)]
     largest = max(configs, key=lambda pair: training_bytes(d_in, pair[0].d_sae, pair[1]))
+    largest = _within(recipe, d_in, *largest)
     members = recipe.sweep.seeds_per_trial * max(len(recipe.sweep.sites), 1)
     together = members * recipe.resources.gang
     sae_bytes = 2 * d_in * largest[0].d_sae * FLOAT
@@ -62,6 +71,18 @@ def needs(
         d_in, largest, together, together * training_bytes(d_in, largest[0].d_sae, largest[1]),
         written * sae_bytes, store_bytes,
     )  # fmt: skip
+
+
+def _within(
+    recipe: Recipe, d_in: int, sae: SAEConfig, training: TrainingConfig
+) -> tuple[SAEConfig, TrainingConfig]:
+    """The config, or one as large as the search's constraints on memory allow."""
+    bounds = [c.at_most for c in recipe.sweep.constraints if c.metric == MEMORY and c.at_most]
+    d_sae = min((largest_d_sae(d_in, bound, training) for bound in bounds), default=sae.d_sae)
+    if not 1 <= d_sae < sae.d_sae or recipe.sweep.sampler == "list":  # a list is tried as it stands
+        return sae, training
+    kept = {"k": min(sae.k, d_sae)} if hasattr(sae, "k") else {}
+    return replace(sae, d_sae=d_sae, **kept), training
 
 
 def check_disk(recipe: Recipe, wanted: Needs) -> None:

@@ -8,7 +8,7 @@ from raysae.atlas.sites import atlas_sites
 from raysae.cluster.session import check_address, check_dashboard, check_job_folders
 from raysae.config import Recipe
 from raysae.errors import UserError
-from raysae.sweep.estimate import check_disk, needs
+from raysae.sweep.estimate import check_disk, needs, width
 from raysae.sweep.proposals import make_proposer
 from raysae.sweep.warm import known_trials
 
@@ -27,7 +27,8 @@ class Preflight:
 
 def preflight(recipe: Recipe) -> Preflight:
     """Check recipe, model, data and sites. Raises UserError at the first thing that cannot work."""
-    make_proposer(recipe, known_trials(recipe))
+    known = known_trials(recipe)
+    make_proposer(recipe, known)
     check_dashboard(recipe.resources)
     check_address(recipe.resources)
     check_job_folders(recipe)
@@ -35,6 +36,7 @@ def preflight(recipe: Recipe) -> Preflight:
         open_store(recipe.store_uri)  # it is extracted to folders only
     plan = plan_extraction(recipe) if recipe.source is not None else None
     store = existing_store(plan) if plan is not None else open_store(recipe.store_place)
+    make_proposer(recipe, known, width(store, plan))
     if store is not None:
         sites = recipe.sites_of(store.layers, store.positions)
         for site in sites:

@@ -39,8 +39,9 @@ class Proposer(Protocol):
         """Trial ``number``'s parameters from the outcomes of trials 0 .. number-lag; None: no more."""
 
 
-def make_proposer(recipe: Recipe, known: Known = ()) -> Proposer:
-    """The proposer that the recipe asks for, which has learnt from the trials in ``known``.
+def make_proposer(recipe: Recipe, known: Known = (), d_in: int | None = None) -> Proposer:
+    """The proposer that the recipe asks for, which has learnt from the trials in ``known``; with ``d_in``
+    it proposes nothing that takes more memory than the recipe allows.
 
     Raises UserError when nothing valid can be proposed.
     """
@@ -48,8 +49,8 @@ def make_proposer(recipe: Recipe, known: Known = ()) -> Proposer:
     if sweep.sampler == "list":
         return _Listed(recipe, list(sweep.configs))
     if sweep.sampler == "grid":
-        return _Listed(recipe, Space(recipe).grid())
-    return _Searched(recipe, known)
+        return _Listed(recipe, Space(recipe, d_in).grid())
+    return Searched(recipe, known, d_in)
 
 
 class _Listed:
@@ -69,15 +70,15 @@ class _Listed:
         return self.configs[number]
 
 
-class _Searched:
+class Searched:
     """Configs that Optuna proposes, each valid and none twice."""
 
-    def __init__(self, recipe: Recipe, known: Known):
+    def __init__(self, recipe: Recipe, known: Known, d_in: int | None):
         sweep = recipe.sweep
         self.recipe, self.trials = recipe, sweep.trials
         follows = sweep.sampler != "random" and sweep.reproducible
         self.lag = sweep.proposal_lag if follows else sweep.trials + 1
-        self._space = Space(recipe)
+        self._space = Space(recipe, d_in)
         self._space.valid_corners()
         self._first = [self._checked(number, point) for number, point in enumerate(sweep.first)]
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -102,6 +103,21 @@ class _Searched:
         parameters = self._space.parameters(trial.params)
         self._seen.add(text(parameters))
         return parameters
+
+    def ended(self, number: int, outcome: Outcome) -> optuna.trial.FrozenTrial:
+        """Trial ``number`` as Optuna keeps one that has ended so, with its figures."""
+        asked, values = self._asked[number], _values(self.recipe, outcome)
+        if values is None:
+            return optuna.trial.create_trial(
+                state=optuna.trial.TrialState.FAIL,
+                params=asked.params, distributions=asked.distributions,
+            )  # fmt: skip
+        figures = {key: x for key, x in (outcome or {}).items() if isinstance(x, int | float | str)}
+        return optuna.trial.create_trial(
+            params=asked.params, distributions=asked.distributions, values=values,
+            constraints=_excess(self.recipe, outcome),
+            user_attrs={**self._space.parameters(asked.params), **figures},
+        )  # fmt: skip
 
     def _given(self, number: int) -> optuna.trial.Trial | None:
         """The recipe's own point, where there is one for this number."""

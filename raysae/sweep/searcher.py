@@ -15,7 +15,7 @@ class OrderedSearcher(Searcher):
     """Hands out trials in order, ``gang`` at a time, and gathers their outcomes for the proposer.
 
     A trial whose proposal still lacks an outcome has to wait, so that arrival never shows. ``spent``
-    says why no further trial may begin, from the outcomes so far.
+    says why no further trial may begin, from the outcomes so far; ``tell`` is told each outcome.
     """
 
     def __init__(
@@ -23,9 +23,10 @@ class OrderedSearcher(Searcher):
         proposer: Proposer,
         spent: Callable[[Outcomes], str | None] = lambda _: None,
         gang: int = 1,
+        tell: Callable[[int, Outcome], object] = lambda number, outcome: None,
     ):
         super().__init__()
-        self._proposer, self._spent, self._gang = proposer, spent, gang
+        self._proposer, self._spent, self._gang, self._tell = proposer, spent, gang, tell
         self.ended_early: str | None = None
         """Why there are fewer trials than were asked for."""
         self._numbers: dict[str, list[int]] = {}
@@ -71,6 +72,7 @@ class OrderedSearcher(Searcher):
             report = told.get(number, {})
             lost = not report or report.get("failed") or (error and not report.get("done"))
             self._outcomes[number] = None if lost else report
+            self._tell(number, self._outcomes[number])
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: a resumed sweep replays the committed trials in order."""

@@ -21,6 +21,7 @@ from optuna.distributions import (
 from raysae.config import Recipe, searchable_keys
 from raysae.errors import UserError
 from raysae.search import Choices, Range
+from raysae.training.memory import training_bytes
 
 Parameters = dict[str, Any]
 """Dotted recipe keys to values, such as ``{"sae.d_sae": 512, "sae.k": 32}``."""
@@ -28,13 +29,16 @@ Drawn = dict[str, Any]
 """The same in Optuna's own terms: numeric choices are their place in the order."""
 
 MOST_CORNERS = 1024
+MEMORY = "training_bytes"
+"""The metric that is known before a trial."""
 
 
 class Space:
-    """The recipe's ``sweep.space``. Raises UserError when a key of it can belong to no trial."""
+    """The recipe's ``sweep.space`` for activations of width ``d_in``, where that is known. Raises
+    UserError when a key of it can belong to no trial."""
 
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, d_in: int | None = None):
+        self.recipe, self.d_in = recipe, d_in
         self.space = {key: _ordered(values) for key, values in recipe.sweep.space.items()}
         self.distributions = {key: _distribution(values) for key, values in self.space.items()}
         for name in recipe.variants_searched:
@@ -63,10 +67,23 @@ class Space:
         """One point, uniform over the space's scales."""
         return {key: _draw(distribution, rng) for key, distribution in self.distributions.items()}
 
+    def check(self, parameters: Parameters) -> None:
+        """Raise UserError when the values cannot be together, or take more memory than is allowed."""
+        sae, training = self.recipe.with_parameters(parameters)
+        if self.d_in is None:
+            return
+        needed = training_bytes(self.d_in, sae.d_sae, training)
+        for constraint in self.recipe.sweep.constraints:
+            if constraint.metric == MEMORY and constraint.excess(needed):
+                raise UserError(
+                    f"training d_sae {sae.d_sae:,} on activations of width {self.d_in:,} takes "
+                    f"{needed:,} bytes, against the constraint {constraint}"
+                )
+
     def valid(self, parameters: Parameters) -> bool:
         """Whether the values can be together."""
         try:
-            self.recipe.with_parameters(parameters)
+            self.check(parameters)
         except UserError:
             return False
         return True
@@ -78,7 +95,7 @@ class Space:
         once = list({text(config): config for config in configs}.values())
         valid = [config for config in once if self.valid(config)]
         if not valid:
-            self.recipe.with_parameters(once[0])
+            self.check(once[0])
         return valid
 
     def valid_corners(self) -> list[Parameters]:
@@ -89,7 +106,7 @@ class Space:
         for corner in itertools.islice(self._corners(), MOST_CORNERS):
             config = self.relevant(corner)
             try:
-                self.recipe.with_parameters(config)
+                self.check(config)
             except UserError as error:
                 complaint = error
             else:

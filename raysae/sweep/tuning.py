@@ -28,6 +28,7 @@ from raysae.search import SweepConfig
 from raysae.sweep.gang import GANG
 from raysae.sweep.proposals import Known, Proposer, make_proposer
 from raysae.sweep.searcher import OrderedSearcher, Outcomes
+from raysae.sweep.study import study_copied
 from raysae.sweep.trainable import SAETrials
 
 LAST_COLUMNS = (
@@ -61,7 +62,7 @@ class SweepJob:
 def run_trials(job: SweepJob) -> list[dict[str, Any]]:
     """Run every trial (those committed before only report) and write ``trials.parquet``; its rows."""
     recipe = job.run.recipe
-    proposer = make_proposer(recipe, job.known)
+    proposer = make_proposer(recipe, job.known, job.store.d_in)
     watcher = _Watcher(job, proposer.trials)
     sites, placement = _open_sites(job, proposer.lag)
     trainable = tune.with_resources(
@@ -77,9 +78,10 @@ def run_trials(job: SweepJob) -> list[dict[str, Any]]:
         ),
         placement.resources,
     )
-    searcher = OrderedSearcher(proposer, _budget(recipe.sweep), recipe.resources.gang)
-    with watcher.board, lean_tune():
-        results = _tuner(job, trainable, searcher, proposer, watcher, placement).fit()
+    with study_copied(proposer, job.run.study_file, recipe.name) as ended:
+        searcher = OrderedSearcher(proposer, _budget(recipe.sweep), recipe.resources.gang, ended)
+        with watcher.board, lean_tune():
+            results = _tuner(job, trainable, searcher, proposer, watcher, placement).fit()
     rows = [row for result in results for row in _rows(job, result)]
     rows.sort(key=lambda row: row["trial"])
     if searcher.ended_early:

@@ -1,5 +1,6 @@
 """What a training holds in memory, and whether the device has room for it."""
 
+import math
 from pathlib import Path
 
 from raysae.sae import SAEConfig
@@ -15,6 +16,12 @@ def training_bytes(d_in: int, d_sae: int, training: TrainingConfig) -> int:
     copies = weights * FLOAT // 2 if training.precision == "bfloat16" else 0
     batch = training.batch_size * (3 * d_in + 4 * d_sae) * FLOAT
     return 4 * weights * FLOAT + copies + batch
+
+
+def largest_d_sae(d_in: int, room: float, training: TrainingConfig) -> int:
+    """The largest dictionary whose training takes at most ``room`` bytes; below 1 where none does."""
+    fixed = training_bytes(d_in, 0, training)
+    return math.floor((room - fixed) / (training_bytes(d_in, 1, training) - fixed))
 
 
 def free_bytes(device: str) -> int | None:
@@ -36,9 +43,7 @@ def require_room(config: SAEConfig, d_in: int, training: TrainingConfig, device:
     free, needed = free_bytes(device), training_bytes(d_in, config.d_sae, training)
     if free is None or needed <= free:
         return
-    d_sae = config.d_sae
-    while d_sae > 1 and training_bytes(d_in, d_sae, training) > free:
-        d_sae = int(d_sae * 0.9)
+    d_sae = max(largest_d_sae(d_in, free, training), 1)
     raise ValueError(
         f"d_sae {config.d_sae:,} at d_in {d_in:,} and batch_size {training.batch_size:,} takes "
         f"{needed / 2**30:.1f} GiB to train; {device} has {free / 2**30:.1f} GiB free; "

@@ -21,7 +21,7 @@ from raysae.training.config import TrainingConfig
 from raysae.training.feeding import Feed
 from raysae.training.initialisation import Footing, shrink_encoder
 from raysae.training.initialisation import footing as footing_of
-from raysae.training.memory import require_room
+from raysae.training.memory import require_room, training_bytes
 from raysae.training.rows import EVALUATION_BATCH, RowSource, Stream, same_d_in
 
 EVALUATION_LATENTS = 2**18
@@ -153,7 +153,8 @@ class Trainer:
         return frozen.fold_scale(self.scale)
 
     def metrics(self) -> dict[str, Any]:
-        """Validation metrics of the SAE as it stands, with the dead shares and their windows.
+        """Validation metrics of the SAE as it stands, with the dead shares and their windows, and the
+        estimate of what its training takes in memory.
 
         When no latent fires on the validation rows the SAE is ``degenerate`` and its explained
         variance undefined (NaN).
@@ -171,6 +172,9 @@ class Trainer:
             "dead_window_tokens": self.dead_window,
             "dead_fraction_validation": sums.dead_fraction(),
             "dead_validation_tokens": sums.rows,
+            "training_bytes": training_bytes(
+                self.train.d_in, self.model.config.d_sae, self.training
+            ),
         }
 
     def final_metrics(self) -> dict[str, Any]:

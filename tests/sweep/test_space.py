@@ -2,10 +2,14 @@
 
 import pytest
 
+from raysae.activations import open_store
+from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.config import parse_recipe
 from raysae.errors import UserError
+from raysae.sweep.estimate import needs
 from raysae.sweep.proposals import make_proposer
 from raysae.sweep.space import Space
+from raysae.training.memory import largest_d_sae, training_bytes
 from tests.sweep.test_proposals import run
 
 VARIANTS = {
@@ -122,3 +126,34 @@ def test_what_cannot_be_tried_is_refused(sweep, words):
 def test_what_contradicts_itself_is_refused(sweep, words):
     with pytest.raises(UserError, match=words):
         recipe(**sweep)
+
+
+MEMORY = [{"metric": "training_bytes", "at_most": 400_000}]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "grid"])
+def test_what_takes_more_memory_than_is_allowed_is_not_tried(sampler, tmp_path):
+    sizes = [16, 64, 256, 1024]
+    space = {"sae.d_sae": {"choices": sizes}, "sae.k": {"choices": [1, 2, 4]}}
+    limited = recipe(space=space, sampler=sampler, constraints=MEMORY, trials=12)
+    largest = largest_d_sae(32, 400_000, limited.training)
+    assert training_bytes(32, largest, limited.training) <= 400_000
+    assert training_bytes(32, largest + 1, limited.training) > 400_000
+    proposer, outcomes, tried = make_proposer(limited, d_in=32), {}, []
+    for number in range(proposer.trials):
+        parameters = proposer.propose(number, outcomes)
+        if parameters is None:  # all that may be tried has been
+            break
+        tried.append(parameters["sae.d_sae"])
+        outcomes[number] = {"explained_variance": tried[-1] / 1024, "training_bytes": 0}
+    assert set(tried) == {size for size in sizes if size <= largest} < set(sizes)
+    world = SuperpositionWorld(d_in=32, atoms=40, p=0.05)
+    write_synthetic_store(tmp_path / "store", world, 100, validation=0.2, test=0.0)
+    wanted = needs(limited, open_store(tmp_path / "store"), None, [])
+    assert wanted.largest[0].d_sae == largest and wanted.memory_per_trial <= 400_000
+
+
+def test_a_limit_that_leaves_nothing_is_refused():
+    tight = [{"metric": "training_bytes", "at_most": 1000}]
+    with pytest.raises(UserError, match=r"nothing valid.*width 32 takes .* training_bytes <= 1000"):
+        make_proposer(recipe(constraints=tight), d_in=32)

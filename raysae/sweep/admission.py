@@ -37,7 +37,9 @@ class Admission:
         return "measured" if self.measured else "estimated"
 
     def __str__(self) -> str:
-        return f"{self.placement}; up to {max(self.memory / 2**20, 1):,.0f} MiB a trial ({self.how})"
+        return (
+            f"{self.placement}; up to {max(self.memory / 2**20, 1):,.0f} MiB a trial ({self.how})"
+        )
 
 
 def admit(recipe: Recipe, wanted: Needs) -> Admission:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from raysae.board import console
 from raysae.cluster.placement import Placement, place
 from raysae.cluster.worker import memory_used, prepare_worker
 from raysae.config import Recipe, ResourcesConfig
@@ -56,6 +57,7 @@ def admit(recipe: Recipe, wanted: Needs) -> Admission:
         bounds = []
     if bounds and bounds[0] == bounds[1]:
         return Admission(placement, estimate, measured=False)
+    console.print(f"Measuring what a trial of d_sae {wanted.largest[0].d_sae:,} takes in memory")
     seen = _measured(resources, placement, wanted)
     if seen is None:
         return Admission(placement, estimate, measured=False)

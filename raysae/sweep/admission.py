@@ -15,7 +15,7 @@ from raysae.sweep.estimate import Needs
 from raysae.training import Trainer, TrainingConfig
 from raysae.training.rows import Rows
 
-BOUNDS = (0.6, 1.4)
+BOUNDS = (0.6, 2.0)
 """Between which shares of its estimate a training's memory lies."""
 BATCHES = 2
 """Steps that a training is measured over; its memory does not grow after the first."""

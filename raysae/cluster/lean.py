@@ -15,7 +15,7 @@ from raysae.config import ResourcesConfig
 
 MOST_READY = 8
 """Workers that may import what trials need before there are any trials; each holds some 300 MB."""
-READY_MS = 30_000
+READY_MS = 5_000
 """For how long they are kept without work; Ray's own second is over before the first trial comes."""
 
 

@@ -82,7 +82,8 @@ def _start_ray(
         # Ray guards a cluster by a token in the home folder; without one, by the environment
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with stderr_held_back(), lean_ray(resources), ThreadPoolExecutor(1) as beside:
-        called = beside.submit(meanwhile)  # not Ray: its processes would end with the thread
+        # not Ray in the thread: its processes would end with it, and all wait for them
+        called = beside.submit(_politely, meanwhile)
         ray.init(
             address="local",
             num_cpus=resources.cpus,
@@ -92,6 +93,14 @@ def _start_ray(
             **options,
         )
         called.result()
+
+
+def _politely(call: Callable[[], object]) -> None:
+    """Call it in a thread that lets others have the processor first, for its own rest of life."""
+    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + 10)
+    call()
 
 
 def _join_ray(address: str, **options: Any) -> None:

@@ -105,19 +105,21 @@ class Searched:
         return parameters
 
     def ended(self, number: int, outcome: Outcome) -> optuna.trial.FrozenTrial:
-        """Trial ``number`` as Optuna keeps one that has ended so, with its figures."""
-        asked, values = self._asked[number], _values(self.recipe, outcome)
+        """Trial ``number`` with what it came to, as Optuna keeps one, for people to look at: numbers
+        are themselves there, not places among choices, and keys of another variant are left out."""
+        params = self._space.parameters(self._asked[number].params)
+        asked = {"params": params, "distributions": {key: self._space.shown(key) for key in params}}
+        values = _values(self.recipe, outcome)
         if values is None:
-            return optuna.trial.create_trial(
-                state=optuna.trial.TrialState.FAIL,
-                params=asked.params, distributions=asked.distributions,
-            )  # fmt: skip
-        figures = {key: x for key, x in (outcome or {}).items() if isinstance(x, int | float | str)}
+            return optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL, **asked)
+        figures = {
+            key: figure
+            for key, figure in (outcome or {}).items()
+            if isinstance(figure, int | float | str) and not isinstance(figure, bool)
+        }
         return optuna.trial.create_trial(
-            params=asked.params, distributions=asked.distributions, values=values,
-            constraints=_excess(self.recipe, outcome),
-            user_attrs={**self._space.parameters(asked.params), **figures},
-        )  # fmt: skip
+            values=values, constraints=_excess(self.recipe, outcome), user_attrs=figures, **asked
+        )
 
     def _given(self, number: int) -> optuna.trial.Trial | None:
         """The recipe's own point, where there is one for this number."""

@@ -52,6 +52,17 @@ class Space:
         """The trial that a point of the space stands for."""
         return self.relevant({key: self._value(key, drawn[key]) for key in self.space})
 
+    def shown(self, key: str) -> BaseDistribution:
+        """The key's values as people know them: choices of numbers as the range that they span."""
+        values = self.space[key]
+        if isinstance(values, Range) or not _numeric(values):
+            return self.distributions[key]
+        numbers = [number for number in values.choices if not isinstance(number, str)]
+        low, high = min(numbers), max(numbers)
+        if all(isinstance(number, int) for number in numbers):
+            return IntDistribution(int(low), int(high), log=low > 0)
+        return FloatDistribution(low, high, log=low > 0)
+
     def relevant(self, values: Mapping[str, Any]) -> Parameters:
         """``values`` without the keys that their variant does not have."""
         variant = values.get("sae.variant", self.recipe.sae.variant)

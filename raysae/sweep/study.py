@@ -51,7 +51,10 @@ class StudyCopy:
 
     def add(self, number: int, outcome: Outcome) -> None:
         """Trial ``number`` has ended."""
-        self._waiting[number] = self.proposer.ended(number, outcome)
+        try:
+            self._waiting[number] = self.proposer.ended(number, outcome)
+        except Exception as error:
+            self._give_up(error)
         while self._next in self._waiting:
             self._thread.submit(self._write, self._waiting.pop(self._next))
             self._next += 1
@@ -71,8 +74,12 @@ class StudyCopy:
             self._copy = self._copy or self._begun()
             self._copy.add_trial(trial)
         except Exception as error:  # a full disk, a file system without locks
-            self._broken = True
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        if not self._broken:
             console.print(f"{self.path}: not written ({error})", style="yellow")
+        self._broken = True
 
     def _begun(self) -> optuna.Study:
         for end in ("", "-journal", "-wal", "-shm"):

@@ -23,7 +23,10 @@ def proposer():
         "sweep": {
             "trials": 6, "sampler": "random", "objectives": OBJECTIVES,
             "constraints": [{"metric": "dead_fraction", "at_most": 0.1}],
-            "space": {"sae.d_sae": {"choices": [16, 32, 64]}, "sae.k": {"low": 1, "high": 8}},
+            "space": {
+                "sae.d_sae": {"choices": [16, 32, 64]}, "sae.k": {"low": 1, "high": 8},
+                "training.lr": {"choices": [1, 2.5, 4]}, "sae.aux_coefficient": {"choices": [0.0, 0.5]},
+            },
         },
     }  # fmt: skip
     proposer = make_proposer(parse_recipe(recipe))
@@ -40,8 +43,7 @@ def test_a_sweep_leaves_its_study(small_run):
     study = stored(small_run.folder / "study.db", "small")
     assert [trial.number for trial in study.trials] == [row["trial"] for row in small_run.trials]
     for trial, row in zip(study.trials, small_run.trials, strict=True):
-        assert trial.user_attrs["sae.d_sae"] == row["sae.d_sae"]
-        assert trial.user_attrs["sae.k"] == row["sae.k"]
+        assert trial.params == {"sae.d_sae": row["sae.d_sae"], "sae.k": row["sae.k"]}
         assert trial.values == [row["explained_variance"], row["l0"]]
         assert trial.user_attrs["mse"] == row["mse"]
     best = max(small_run.trials, key=lambda row: row["explained_variance"])
@@ -58,7 +60,9 @@ def test_it_grows_in_order_while_trials_end_in_any(proposer, tmp_path):
     states = optuna.trial.TrialState
     assert [trial.state for trial in trials] == [states.COMPLETE] * 3 + [states.FAIL]
     assert [trial.values for trial in trials[:3]] == [[0.5, 0.0], [0.6, 1.0], [0.7, 2.0]]
-    assert [trial.params for trial in trials] == [proposer._asked[n].params for n in (0, 1, 2, 4)]
+    proposed = [proposer._space.parameters(proposer._asked[n].params) for n in (0, 1, 2, 4)]
+    assert [trial.params for trial in trials] == proposed
+    assert {trial.params["sae.d_sae"] for trial in trials} <= {16, 32, 64}
     assert all(sum(trial.constraints.values()) == pytest.approx(0.2) for trial in trials[:3])
 
 

@@ -81,7 +81,7 @@ class Objective(Section):
 
 class Constraint(Section):
     """What a trial must keep to; the sampler learns to avoid those that do not, and none of them is
-    chosen. Configs whose ``training_bytes`` lie outside are not tried at all."""
+    chosen. A search or a grid leaves out configs whose ``training_bytes`` lie outside."""
 
     metric: Metric
     """A held-out metric; or ``training_bytes``, the memory that training one SAE of the config takes, an

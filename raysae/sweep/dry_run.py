@@ -46,7 +46,7 @@ def dry_run(recipe: Recipe) -> None:
         placement = admitted.placement
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         rows = {
-            "Trials": _trials(recipe),
+            "Trials": _trials(recipe, wanted.d_in),
             "Sites": _sites(checked.sites, atlas),
             "Placement": f"{placement}",
             "Memory": _memory(wanted, admitted),
@@ -60,11 +60,11 @@ def dry_run(recipe: Recipe) -> None:
         console.print(f"Nothing was written; without --dry-run the run goes to {recipe.run_place}")
 
 
-def _trials(recipe: Recipe) -> str:
+def _trials(recipe: Recipe, d_in: int) -> str:
     sweep = recipe.sweep
     members = f", {sweep.seeds_per_trial} seeds each" if sweep.seeds_per_trial > 1 else ""
     if sweep.sampler in ("list", "grid"):
-        configs = configs_of(recipe)
+        configs = configs_of(recipe, d_in)
         shown = [", ".join(f"{key} {value}" for key, value in one.items()) for one in configs]
         more = [f"and {len(shown) - LISTED} more"] if len(shown) > LISTED else []
         return "\n".join([f"{len(configs)} of a {sweep.sampler}{members}", *shown[:LISTED], *more])
@@ -119,7 +119,7 @@ def _time(
     if count is None:
         return "not known before the extraction, as source.sequences is not given"
     configs = sorted(
-        (recipe.with_parameters(parameters) for parameters in configs_of(recipe)),
+        (recipe.with_parameters(parameters) for parameters in configs_of(recipe, rows.d_in)),
         key=lambda pair: pair[0].d_sae,
     )
     torch.set_num_threads(max(int(placement.cpus), 1))

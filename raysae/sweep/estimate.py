@@ -33,11 +33,12 @@ class Needs:
     """Of a store that is still to be extracted; 0 where the number of its texts is not known."""
 
 
-def configs_of(recipe: Recipe) -> list[Parameters]:
-    """Every config of a list or grid, of a search those at the ends of its ranges; all valid."""
+def configs_of(recipe: Recipe, d_in: int | None = None) -> list[Parameters]:
+    """Every config of a list or grid, of a search those at the ends of its ranges; all valid, and with
+    ``d_in`` none that takes more memory than the recipe allows."""
     if recipe.sweep.sampler == "list":
         return list(recipe.sweep.configs)
-    space = Space(recipe)
+    space = Space(recipe, d_in)
     return space.grid() if recipe.sweep.sampler == "grid" else space.valid_corners()
 
 
@@ -54,9 +55,14 @@ def needs(
 ) -> Needs:
     """What the run that ``recipe`` describes takes, on ``store`` or on the one that ``plan`` makes."""
     d_in = width(store, plan)
-    configs = [recipe.with_parameters(parameters) for parameters in configs_of(recipe)]
+    listed = recipe.sweep.sampler in ("list", "grid")
+    configs = [
+        recipe.with_parameters(parameters)
+        for parameters in configs_of(recipe, d_in if listed else None)
+    ]
     largest = max(configs, key=lambda pair: training_bytes(d_in, pair[0].d_sae, pair[1]))
-    largest = _within(recipe, d_in, *largest)
+    if not listed:  # ranges hold more than their ends
+        largest = _within(recipe, d_in, *largest)
     members = recipe.sweep.seeds_per_trial * max(len(recipe.sweep.sites), 1)
     together = members * recipe.resources.gang
     sae_bytes = 2 * d_in * largest[0].d_sae * FLOAT
@@ -79,7 +85,7 @@ def _within(
     """The config, or one as large as the search's constraints on memory allow."""
     bounds = [c.at_most for c in recipe.sweep.constraints if c.metric == MEMORY and c.at_most]
     d_sae = min((largest_d_sae(d_in, bound, training) for bound in bounds), default=sae.d_sae)
-    if not 1 <= d_sae < sae.d_sae or recipe.sweep.sampler == "list":  # a list is tried as it stands
+    if not 1 <= d_sae < sae.d_sae:
         return sae, training
     kept = {"k": min(sae.k, d_sae)} if hasattr(sae, "k") else {}
     return replace(sae, d_sae=d_sae, **kept), training

@@ -28,7 +28,7 @@ class Preflight:
 def preflight(recipe: Recipe) -> Preflight:
     """Check recipe, model, data and sites. Raises UserError at the first thing that cannot work."""
     known = known_trials(recipe)
-    make_proposer(recipe, known)
+    make_proposer(recipe, known)  # what contradicts itself is told before a store is looked at
     check_dashboard(recipe.resources)
     check_address(recipe.resources)
     check_job_folders(recipe)

@@ -6,7 +6,7 @@ from raysae.activations import open_store
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.config import parse_recipe
 from raysae.errors import UserError
-from raysae.sweep.estimate import needs
+from raysae.sweep.estimate import configs_of, needs
 from raysae.sweep.proposals import make_proposer
 from raysae.sweep.space import Space
 from raysae.training.memory import largest_d_sae, training_bytes
@@ -149,8 +149,10 @@ def test_what_takes_more_memory_than_is_allowed_is_not_tried(sampler, tmp_path):
     assert set(tried) == {size for size in sizes if size <= largest} < set(sizes)
     world = SuperpositionWorld(d_in=32, atoms=40, p=0.05)
     write_synthetic_store(tmp_path / "store", world, 100, validation=0.2, test=0.0)
+    assert {one["sae.d_sae"] for one in configs_of(limited, d_in=32)} <= set(tried)
     wanted = needs(limited, open_store(tmp_path / "store"), None, [])
-    assert wanted.largest[0].d_sae == largest and wanted.memory_per_trial <= 400_000
+    assert wanted.largest[0].d_sae == (max(tried) if sampler == "grid" else largest)
+    assert wanted.memory_per_trial <= 400_000
 
 
 def test_a_limit_that_leaves_nothing_is_refused():

@@ -5,7 +5,6 @@ For logs, ``set_log`` makes everything JSON lines, or nothing but errors and the
 
 import io
 import json
-import math
 import sys
 import time
 from typing import IO, Any, Literal, cast
@@ -15,13 +14,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raysae.metrics.definitions import seconds
+
 Log = Literal["auto", "quiet", "json"]
 console = Console(highlight=False, soft_wrap=True)
-LOGGED = (
-    "step", "steps", "tokens_trained", "loss", "explained_variance", "l0", "dead_fraction", "stability",
-    "tokens_per_second", "wait_seconds", "memory_bytes", "failed", "stopped",
-)  # fmt: skip
-"""What a JSON line of progress holds of a report."""
 
 
 class _Messages(io.TextIOBase):
@@ -52,39 +48,10 @@ def emit(event: str, **fields: Any) -> None:
         print(json.dumps(line, default=str), file=sys.stdout, flush=True)
 
 
-def seconds(value: float) -> str:
-    """A duration for people: ``8.4 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def figures(record: dict[str, Any]) -> dict[str, str]:
-    """The columns that every view of an SAE shows."""
-    return {
-        "EV": _number(record.get("explained_variance"), "{:.4f}"),
-        "L0": _number(record.get("l0"), "{:.2f}"),
-        "dead": _number(record.get("dead_fraction"), "{:.1%}"),
-    }
-
-
-def speeds(record: dict[str, Any]) -> dict[str, str]:
-    """The columns that say how a running SAE gets on."""
-    memory = record.get("memory_bytes")
-    return {
-        "tokens/s": _number(record.get("tokens_per_second"), "{:,.0f}"),
-        "waited": _number(record.get("wait_seconds"), "{:.1f} s"),
-        "memory": "" if memory is None else f"{memory / 2**20:,.0f} MiB",
-    }
-
-
 class Board:
-    """Rows of work: running ones are redrawn in a terminal, finished ones are kept.
+    """Rows of work: running ones are redrawn in a terminal, finished ones stay.
 
-    Use as a context manager. ``total`` rows are expected; the ETA follows from the finished ones.
+    ``total`` rows are expected; the ETA follows from the finished ones.
     """
 
     def __init__(self, title: str, total: int):
@@ -94,26 +61,22 @@ class Board:
         self._started = time.time()
         self._live = Live(console=console, refresh_per_second=4, transient=True)
 
-    def __enter__(self) -> "Board":
+    def start(self) -> None:
+        """Begin to draw."""
         if console.is_terminal:
             self._live.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """Draw no more."""
         if console.is_terminal:
             self._live.stop()
 
-    def update(
-        self, key: str, cells: dict[str, str], progress: float, record: dict[str, Any] | None = None
-    ) -> None:
-        """Show ``cells`` for row ``key``, whose work is done to the share ``progress``; ``record`` is
-        what a JSON line tells of it."""
-        told = {name: value for name, value in (record or {}).items() if name in LOGGED}
+    def update(self, key: str, cells: dict[str, str], progress: float) -> None:
+        """Show ``cells`` for row ``key``, of whose work the fraction ``progress`` is done."""
         self._rows[key] = (cells, progress)
         news = progress >= 1 and key not in self._finished
         if news:
             self._finished.add(key)
-        emit("progress", of=self.title, key=key, done=round(progress, 4), eta=self.eta(), **told)
         if isinstance(console.file, _Messages):
             return
         if console.is_terminal:
@@ -142,7 +105,3 @@ class Board:
             values = [Text(cells.get(name, "")) for name in names]
             table.add_row(key, *values, Text(f"{progress:.0%}"))
         return table
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None or math.isnan(value) else form.format(value)

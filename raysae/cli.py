@@ -64,9 +64,16 @@ def _keys() -> str:
     import textwrap
 
     from raysae.config import describe_fields
+    from raysae.metrics.definitions import help_text
 
     lines = ["recipe keys (and their defaults):"]
     for key, default, text in describe_fields():
         lines.append(f"  {key}={default}")
         lines += textwrap.wrap(text, 88, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    lines += [
+        "",
+        "metrics that a search may optimise or bound (sweep.objectives, sweep.constraints):",
+    ]
+    for name, text in help_text():
+        lines += textwrap.wrap(text, 88, initial_indent=f"  {name}: ", subsequent_indent=" " * 6)
     return "\n".join(lines)

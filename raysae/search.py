@@ -1,15 +1,25 @@
 """The recipe's search: which SAE configs are tried, and where, and how one of them is chosen."""
 
+import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from raysae.metrics import objectives
 from raysae.source import PositionKey, Positive, Section, Share
 
-Metric = Literal[
-    "explained_variance", "fvu", "mse", "cosine", "l0", "sparsity", "dead_fraction",
-    "dead_fraction_validation", "stability", "explained_variance_worst", "training_bytes",
-]  # fmt: skip
+
+def _known_metric(name: str) -> str:
+    known = objectives()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(f"{name!r} is no metric of a search; {meant}known are {', '.join(known)}")
+    return name
+
+
+Metric = Annotated[str, AfterValidator(_known_metric)]
+"""A metric that a search may optimise or bound; see ``raysae.metrics``."""
 Rule = Literal["parsimonious", "knee", "stable_knee", "ev_floor_then_min_dead", "max_ev", "pareto"]
 Sampler = Literal["tpe", "nsga2", "random", "grid", "list"]
 

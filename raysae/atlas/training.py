@@ -10,15 +10,15 @@ import ray
 from raysae.activations import Site, Store, open_store
 from raysae.activations.reading import memory_each
 from raysae.activations.streaming import rows_within
-from raysae.board import Board, figures
 from raysae.cluster.placement import Placement
 from raysae.cluster.worker import prepare_worker
 from raysae.config import Recipe
-from raysae.records.commit import COST_COLUMNS, provenance, state_of, train_to_commit
+from raysae.records.commit import figures_of, provenance, state_of, train_to_commit
+from raysae.records.events import Committed, Event, Events, Failed
 from raysae.records.folder import RunFolder
 from raysae.records.products import trained
+from raysae.records.rows import SiteRow
 from raysae.records.run_files import RunFiles
-from raysae.records.tracking import Recorder
 from raysae.sae import SAEConfig
 from raysae.training import Trainer, TrainingConfig
 
@@ -45,21 +45,14 @@ class AtlasJob:
 
 
 def train_atlas(
-    job: AtlasJob, sites: list[Site], placement: Placement, recorder: Recorder
-) -> list[dict[str, Any]]:
+    job: AtlasJob, sites: list[Site], placement: Placement, events: Events
+) -> list[SiteRow]:
     """Train every site that is not committed yet and write ``atlas/metrics.parquet``; its rows."""
     records = {}
-    with Board("Atlas", len(sites)) as board:
+    with events.work("Atlas", len(sites)) as emit:
         for site, record in _records(job, sites, placement):
             records[site] = record
-            if "failed" in record:
-                board.update(str(site), {"failed": record["failed"]}, 1.0)
-                recorder.failed(_key(site), str(site), record["failed"])
-            else:
-                board.update(str(site), figures(record["metrics"]), 1.0)
-                if not job.run.atlas_site(site).is_dir():  # another node's
-                    job.run.fetch(job.run.atlas_site(site))
-                recorder.sae_done(_key(site), str(site), record, job.run.atlas_site(site))
+            emit(_event(job, site, record))
     rows = [_row(site, records[site]) for site in sites]
     job.run.write_table(job.run.atlas_metrics_file, rows)
     return rows
@@ -135,14 +128,20 @@ class AtlasWorker:
         )  # fmt: skip
 
 
-def _key(site: Site) -> str:
-    return f"atlas/{site.folder}"
-
-
-def _row(site: Site, record: dict[str, Any]) -> dict[str, Any]:
-    # positions may be numbers or "all", and a Parquet column has one type
-    row = {"layer": site.layer, "position": str(site.position)}
+def _event(job: AtlasJob, site: Site, record: dict[str, Any]) -> Event:
+    """What the end of a site tells."""
+    item, folder = job.run.site_item(site, job.of(site)["made"]), job.run.atlas_site(site)
     if "failed" in record:
-        return {**row, "state": "failed", "reason": record["failed"]}
-    costs = {key: record.get(key) for key in COST_COLUMNS}
-    return {**row, **state_of(record), **record["metrics"], **costs}
+        return Failed(item, record["failed"])
+    if not folder.is_dir():  # another node's
+        job.run.fetch(folder)
+    return Committed(item, record, folder)
+
+
+def _row(site: Site, record: dict[str, Any]) -> SiteRow:
+    if "failed" in record:
+        return SiteRow(site.layer, str(site.position), "failed", record["failed"])
+    ended = state_of(record)
+    return SiteRow(
+        site.layer, str(site.position), ended["state"], ended["reason"], figures_of(record)
+    )

@@ -9,20 +9,19 @@ from typing import Any
 
 from raysae.activations import Site, Store
 from raysae.files import read_json
+from raysae.metrics import registered, volatile
 from raysae.records.run_files import MEMBERS, RunFiles
 from raysae.sae import save_sae
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.training import Trainer
 
-COST_COLUMNS = (
+VOLATILE_COLUMNS = volatile()
+"""Columns that differ between two runs of one recipe; all others are equal to the bit on CPU."""
+COST_ORDER = (
     "steps", "tokens", "tokens_trained", "seconds", "tokens_per_second", "wait_seconds",
     "memory_bytes", "started", "host", "device",
 )  # fmt: skip
-"""What an SAE cost, as the tables have it."""
-VOLATILE_COLUMNS = (
-    "seconds", "tokens_per_second", "wait_seconds", "memory_bytes", "started", "host",
-)  # fmt: skip
-"""Columns that differ between two runs of one recipe; all others are equal to the bit on CPU."""
+"""The order in which the tables have had the costs from the first version on."""
 
 
 def train_to_commit(
@@ -97,6 +96,14 @@ def state_of(record: dict[str, Any]) -> dict[str, str]:
             "lower lr usually helps",
         }
     return {"state": "done", "reason": ""}
+
+
+def figures_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A committed SAE's metrics and costs, as the tables have them."""
+    costs = [metric.name for metric in registered().values() if metric.cost]
+    measured = {name: record.get(name) for name in COST_ORDER if name in costs}
+    more = {name: record[name] for name in costs if name in record and name not in measured}
+    return {**record["metrics"], **measured, **more}
 
 
 def provenance(store: Store, site: Site) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from raysae.errors import UserError
 from raysae.files import locked, read_json, write_json, write_text
 from raysae.identity import Made, differences, lines, union
 from raysae.records.earlier import earlier_version, upgrade
+from raysae.records.events import Item
 from raysae.records.products import (
     Identities,
     defaults_of,
@@ -96,6 +97,22 @@ class RunFolder(RunFiles):
         change = lines(found)
         forced.append({"at": time.time(), "version": raysae.__version__, "change": change})
         self._write()
+
+    def trial_item(
+        self, number: int, parameters: Mapping[str, Any], made: Made | None = None
+    ) -> Item:
+        """The trial as events name it; ``made`` is what makes it where it is not committed yet."""
+        record = self.record(self.trial(number))
+        of_earlier_version = record is not None and "made" not in record
+        known = record["made"] if record is not None and "made" in record else made
+        return Item.of_trial(number, parameters, None if of_earlier_version else known)
+
+    def site_item(self, site: Site, made: Made | None = None) -> Item:
+        """The site as events name it; ``made`` is what makes it where it is not committed yet."""
+        record = self.record(self.atlas_site(site))
+        of_earlier_version = record is not None and "made" not in record
+        known = record["made"] if record is not None and "made" in record else made
+        return Item.of_site(site, None if of_earlier_version else known)
 
     def state(self, stage: str) -> str:
         return self.status["stages"][stage]["state"]

@@ -5,7 +5,7 @@ folder is read by anybody; what goes into it goes through here, so that nothing 
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class RunFiles:
         write_text(file, text)
         push(file)
 
-    def write_table(self, file: Path, rows: list[dict[str, Any]]) -> None:
+    def write_table(self, file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         write_table(file, rows)
         push(file)
 

@@ -1,5 +1,6 @@
 """Tables of a run: Parquet files, one row a trial or a site."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,32 +8,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysae.files import replacing
-from raysae.sae.config import CONFIGS, DEFAULT_VARIANT
-
-SPARSITY_LABELS = {"k": "K", "l0_coefficient": "L0 coefficient", "l1_coefficient": "L1 coefficient"}
-"""What sets how sparse a variant's features are, and how people call it."""
+from raysae.records.rows import SiteRow, TrialRow
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table, by column."""
     return pq.read_table(path).to_pylist()
 
 
-def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Rows as Parquet; every row has the keys of the first that has any at each place."""
+def read_trials(path: Path) -> list[TrialRow]:
+    """The rows of ``trials.parquet``."""
+    return [TrialRow.of_columns(columns) for columns in read_table(path)]
+
+
+def read_sites(path: Path) -> list[SiteRow]:
+    """The rows of ``atlas/metrics.parquet``; none where there is no such table."""
+    return [SiteRow.of_columns(row) for row in read_table(path)] if path.exists() else []
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as Parquet; columns come in the order in which the rows have them."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = pa.table({name: [row.get(name) for row in rows] for name in columns})
     with replacing(path) as temporary:
         pq.write_table(table, temporary)
-
-
-def sparsity_of(row: dict[str, Any]) -> tuple[str, Any]:
-    """What sets the sparsity of a trial's variant, such as ``("K", 32)``."""
-    key = CONFIGS[row["sae.variant"]].sparsity_key
-    return SPARSITY_LABELS.get(key, key), row[f"sae.{key}"]
-
-
-def config_of(row: dict[str, Any]) -> str:
-    """A trial's config in words, such as ``d_sae 256, K 8``; with the variant, unless it is TopK."""
-    label, value = sparsity_of(row)
-    variant = "" if row["sae.variant"] == DEFAULT_VARIANT else f"{row['sae.variant']}, "
-    return f"{variant}d_sae {row['sae.d_sae']}, {label} {value:g}"

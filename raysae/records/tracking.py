@@ -16,14 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from raysae.metrics import MLFLOW, floats
+from raysae.records.events import Committed, Event, Failed, Item, Progressed, RunEnded, Stopped
 from raysae.records.folder import RunFolder
 
 KEY_TAG = "raysae.key"
-METRICS = (
-    "explained_variance", "fvu", "explained_variance_legacy", "mse", "cosine", "l0", "sparsity",
-    "dead_fraction", "dead_fraction_validation", "mmcs", "recovered", "loss", "tokens_per_second",
-)  # fmt: skip
-"""What is logged, of all that is measured."""
 SWEEP = "sweep"
 RETRY_SECONDS = 2.0
 """How long to wait between two tries at a server that is away."""
@@ -38,21 +35,10 @@ def tracking_uri(run: RunFolder) -> str:
 
 
 class Recorder:
-    """What the stages tell of their progress. This one records nothing."""
+    """Listens to what a run tells of its progress, and records it. This one records nothing."""
 
-    def trial_progress(
-        self, key: str, name: str, parameters: dict[str, Any], record: dict[str, Any]
-    ) -> None:
-        """A trial's validation figures at some step."""
-
-    def sae_done(self, key: str, name: str, record: dict[str, Any], folder: Path) -> None:
-        """A trial or a site was committed in ``folder``."""
-
-    def failed(self, key: str, name: str, reason: str) -> None:
-        """A trial ended without an SAE."""
-
-    def finish(self, metrics: dict[str, Any], tags: dict[str, str], files: list[Path]) -> None:
-        """The run ended: the sweet spot's figures, what to tag, what to attach."""
+    def hear(self, event: Event) -> None:
+        """Record the event."""
 
     def close(self) -> int:
         """Wait for what is still to be written; how many records could not be."""
@@ -60,6 +46,7 @@ class Recorder:
 
 
 def make_recorder(run: RunFolder) -> Recorder:
+    """What the recipe asks for: MLflow, or nothing."""
     return MLflowRecorder(run) if run.recipe.records.mlflow else Recorder()
 
 
@@ -76,20 +63,20 @@ class MLflowRecorder(Recorder):
         self._thread = threading.Thread(target=self._work, name="raysae-mlflow", daemon=True)
         self._thread.start()
 
-    def trial_progress(
-        self, key: str, name: str, parameters: dict[str, Any], record: dict[str, Any]
-    ) -> None:
-        step, metrics = record["step"], _metrics(record)
-        self._put(lambda w: w.progress(key, name, parameters, metrics, step))
-
-    def sae_done(self, key: str, name: str, record: dict[str, Any], folder: Path) -> None:
-        self._put(lambda w: w.sae_done(key, name, record, folder))
-
-    def failed(self, key: str, name: str, reason: str) -> None:
-        self._put(lambda w: w.failed(key, name, reason))
-
-    def finish(self, metrics: dict[str, Any], tags: dict[str, str], files: list[Path]) -> None:
-        self._put(lambda w: w.finish(_metrics(metrics), tags, files))
+    def hear(self, event: Event) -> None:
+        match event:
+            case Progressed(item, record) if "step" in record:
+                metrics, step = floats(record, MLFLOW), record["step"]
+                self._put(lambda writer: writer.progress(item, metrics, step))
+            case Committed(item, record, folder):
+                self._put(lambda writer: writer.sae_done(item, dict(record), folder))
+            case Failed(item, reason):
+                self._put(lambda writer: writer.ended(item, reason, "FAILED"))
+            case Stopped(item, reason):
+                self._put(lambda writer: writer.ended(item, reason, "KILLED"))
+            case RunEnded(figures, tags, files):
+                metrics = floats(figures, MLFLOW)
+                self._put(lambda writer: writer.finish(metrics, dict(tags), list(files)))
 
     def close(self) -> int:
         self._ended = time.monotonic()
@@ -150,34 +137,34 @@ class _Writer:
             return False
         return True
 
-    def progress(
-        self, key: str, name: str, parameters: dict[str, Any], metrics: dict[str, float], step: int
-    ) -> None:
-        run_id = self._child(key, name)
-        if key not in self._begun:
-            self._begun.add(key)
-            self._parameters(run_id, parameters)
+    def progress(self, item: Item, metrics: dict[str, float], step: int) -> None:
+        run_id = self._child(item)
+        if item.key not in self._begun:
+            self._begun.add(item.key)
+            self._parameters(run_id, dict(item.parameters))
         self._metrics(run_id, metrics, step)
 
-    def sae_done(self, key: str, name: str, record: dict[str, Any], folder: Path) -> None:
+    def sae_done(self, item: Item, record: dict[str, Any], folder: Path) -> None:
         """Bring the child run up to a committed record, unless it was before."""
-        run_id = self._child(key, name, record["started"])
+        run_id = self._child(item, record["started"])
         if self.client.get_run(run_id).info.status == "FINISHED":
             return
         self._parameters(run_id, record.get("parameters", {}))
-        if key not in self._begun:
+        if item.key not in self._begun:
             for row in record["history"]:
-                self._metrics(run_id, _metrics(row), row["step"])
-        self._metrics(run_id, _metrics({**record, **record["metrics"]}), record["steps"])
+                self._metrics(run_id, floats(row, MLFLOW), row["step"])
+        last = floats({**record, **record["metrics"]}, MLFLOW)
+        self._metrics(run_id, last, record["steps"])
         for file in sorted(folder.iterdir()):
             self.client.log_artifact(run_id, str(file), "sae")
         ended = record["started"] + record["seconds"]
         self.client.set_terminated(run_id, end_time=int(ended * 1000))
 
-    def failed(self, key: str, name: str, reason: str) -> None:
-        run_id = self._child(key, name)
+    def ended(self, item: Item, reason: str, status: str) -> None:
+        """End the child run of an item that has no SAE."""
+        run_id = self._child(item)
         self.client.set_tag(run_id, "raysae.reason", reason)
-        self.client.set_terminated(run_id, "FAILED")
+        self.client.set_terminated(run_id, status)
 
     def finish(self, metrics: dict[str, float], tags: dict[str, str], files: list[Path]) -> None:
         self._metrics(self.parent, metrics, 0)
@@ -199,8 +186,9 @@ class _Writer:
         place = (self.run.path.parent / "mlflow_artifacts").as_uri() if local else None
         return self.client.create_experiment(name, artifact_location=place)
 
-    def _child(self, key: str, name: str, started: float | None = None) -> str:
-        return self._find_or_create(key, name, {"mlflow.parentRunId": self.parent}, started)
+    def _child(self, item: Item, started: float | None = None) -> str:
+        tags = {"mlflow.parentRunId": self.parent}
+        return self._find_or_create(item.key, item.name, tags, started)
 
     def _find_or_create(
         self, key: str, name: str, tags: dict[str, str], started: float | None
@@ -251,10 +239,6 @@ class _Writer:
         rows = [Metric(key, value, now, step) for key, value in metrics.items()]
         if rows:
             self.client.log_batch(run_id, metrics=rows)
-
-
-def _metrics(record: dict[str, Any]) -> dict[str, float]:
-    return {name: float(record[name]) for name in METRICS if record.get(name) is not None}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

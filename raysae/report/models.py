@@ -4,18 +4,19 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from raysae.activations import open_store
 from raysae.files import replacing_folder
 from raysae.records.folder import RunFolder
-from raysae.records.tables import read_table
-from raysae.report.page import Row, embedded, measured, source_line, template
+from raysae.records.tables import read_sites, read_trials
+from raysae.report.page import embedded, measured, source_line, template
 
 
 def write_comparison(
     page: Path,
     title: str,
-    rows: Sequence[Row],
+    rows: Sequence[Mapping[str, Any]],
     runs: Mapping[str, RunFolder],
     refused: Mapping[str, str],
 ) -> None:
@@ -51,25 +52,25 @@ def write_comparison(
         (folder / "index.html").write_text(text, encoding="utf-8")
 
 
-def _layers(model: Row | None) -> int | None:
+def _layers(model: dict[str, Any] | None) -> int | None:
     return None if model is None else model["layers"]
 
 
 def _draw(
-    rows: Sequence[Row],
+    rows: Sequence[Mapping[str, Any]],
     runs: Mapping[str, RunFolder],
     depths: Mapping[str, int | None],
     folder: Path,
 ) -> None:
     from raysae.report import plots  # matplotlib takes a second to import
 
-    trials = {name: measured(read_table(run.trials_file)) for name, run in runs.items()}
+    trials = {name: measured(read_trials(run.trials_file)) for name, run in runs.items()}
     trials = {name: found for name, found in trials.items() if found}
     if trials:
         chosen = {row["model"]: row["trial"] for row in rows}
         plots.ev_by_model(trials, chosen, folder / "explained_variance_against_l0.png")
     atlases = {
-        name: measured(read_table(run.atlas_metrics_file))
+        name: measured(read_sites(run.atlas_metrics_file))
         for name, run in runs.items()
         if run.atlas_metrics_file.exists()
     }

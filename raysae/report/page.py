@@ -4,27 +4,30 @@ import base64
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raysae.activations import Store
 from raysae.board import seconds
-from raysae.files import read_json, replacing_folder
+from raysae.files import read_json
+from raysae.metrics import PAGE, labels
 from raysae.records.folder import RunFolder
-from raysae.records.tables import SPARSITY_LABELS, config_of, read_table, sparsity_of
+from raysae.records.rows import SPARSITY_LABELS, Row, SiteRow, TrialRow
+from raysae.records.tables import read_sites, read_trials
 from raysae.records.tracking import tracking_uri
 from raysae.sae.checkpoint import METRICS_FILE
 
-Row = dict[str, Any]
+SomeRow = TypeVar("SomeRow", bound=Row)
+SUMMARISED = ("explained_variance", "l0", "dead_fraction")
+"""What the page says of the whole atlas."""
 
 
 def write_report(run: RunFolder, store: Store) -> Path:
     """Write the page and its PNGs; what was there before is replaced. Returns the page's path."""
-    trials = read_table(run.trials_file)
-    atlas = read_table(run.atlas_metrics_file) if run.atlas_metrics_file.exists() else []
+    trials, atlas = read_trials(run.trials_file), read_sites(run.atlas_metrics_file)
     selection = read_json(run.selection_file)
-    with replacing_folder(run.report_page.parent) as folder:
+    with run.replacing_folder(run.report_page.parent) as folder:
         plots = _plots(run, store, trials, atlas, selection, folder)
         page = template("page.html").render(
             title=run.recipe.name,
@@ -35,8 +38,9 @@ def write_report(run: RunFolder, store: Store) -> Path:
             environment=read_json(run.path / "environment.json"),
             site=", ".join(map(str, run.recipe.sites_of(store.layers, store.positions))),
             trials=trials,
-            finished=[row for row in trials if row["state"] == "done"],
+            finished=[row for row in trials if row.done],
             measured=measured(trials),
+            metrics=labels(PAGE, trials),
             atlas=atlas,
             atlas_summary=_atlas_summary(atlas),
             selection=selection,
@@ -51,7 +55,7 @@ def write_report(run: RunFolder, store: Store) -> Path:
     return run.report_page
 
 
-def _searched(run: RunFolder, trials: list[Row]) -> list[str]:
+def _searched(run: RunFolder, trials: list[TrialRow]) -> list[str]:
     """The settings that the table of trials shows: what was searched, dictionary size, sparsity."""
     sparsity = [f"sae.{key}" for key in SPARSITY_LABELS if any(f"sae.{key}" in r for r in trials)]
     listed = [key for config in run.recipe.sweep.configs for key in config]
@@ -72,8 +76,9 @@ def source_line(store: Store) -> str:
 
 
 def _plots(
-    run: RunFolder, store: Store, trials: list[Row], atlas: list[Row], selection: Row, folder: Path
-) -> dict[str, str]:
+    run: RunFolder, store: Store, trials: list[TrialRow], atlas: list[SiteRow],
+    selection: dict[str, Any], folder: Path,
+) -> dict[str, str]:  # fmt: skip
     """Draw what there is to draw; each plot's name with its PNG as a data URI."""
     from raysae.report import plots  # matplotlib takes a second to import
 
@@ -82,12 +87,10 @@ def _plots(
         chosen = selection["choice"]["trial"]
         plots.ev_against_l0(finished, chosen, source, folder / "ev_against_l0.png")
         histories = {
-            f"{row['trial']}: {config_of(row)}": read_json(run.trial(row["trial"]) / METRICS_FILE)[
-                "history"
-            ]
+            f"{row.trial}: {row.config}": read_json(run.trial(row.trial) / METRICS_FILE)["history"]
             for row in finished
         }
-        sizes = [row["sae.d_sae"] for row in finished]
+        sizes = [row.d_sae for row in finished]
         plots.training_curves(histories, sizes, source, folder / "training_curves.png")
     if measured(atlas):
         window = measured(atlas)[0]["dead_window_tokens"]
@@ -102,10 +105,9 @@ def _plots(
     return embedded(folder)
 
 
-def measured(rows: list[Row]) -> list[Row]:
-    """Rows that finished with a defined explained variance (it has none on data all alike)."""
-    ended = (row for row in rows if row["state"] != "stopped")
-    return [row for row in ended if row.get("explained_variance") is not None]
+def measured(rows: list[SomeRow]) -> list[SomeRow]:
+    """Rows that ended with a defined explained variance."""
+    return [row for row in rows if row.measured]
 
 
 def embedded(folder: Path) -> dict[str, str]:
@@ -117,16 +119,16 @@ def _data_uri(file: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
-def _chosen(trials: list[Row], selection: Row) -> Row | None:
+def _chosen(trials: list[TrialRow], selection: dict[str, Any]) -> TrialRow | None:
     number = selection["choice"]["trial"]
-    return next((row for row in trials if row["trial"] == number), None)
+    return next((row for row in trials if row.trial == number), None)
 
 
-def _atlas_summary(atlas: list[Row]) -> dict[str, Row]:
+def _atlas_summary(atlas: list[SiteRow]) -> dict[str, dict[str, Any]]:
     """Mean, standard deviation and range over the sites, and where the extremes lie."""
     rows, summary = measured(atlas), {}
     if rows:
-        for metric in ("explained_variance", "l0", "dead_fraction"):
+        for metric in SUMMARISED:
             values = [row[metric] for row in rows]
             summary[metric] = {
                 "mean": statistics.fmean(values),
@@ -144,7 +146,6 @@ def template(name: str) -> Any:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["seconds"] = lambda value: "" if value is None else seconds(value)
-    environment.filters["sparsity"] = sparsity_of
     environment.filters["fixed"] = _fixed
     environment.filters["percent"] = lambda value: "" if value is None else f"{value:.1%}"
     environment.filters["count"] = lambda value: "" if value is None else f"{value:,}"

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
+"""A row of a table, by column."""
 
 STYLE: dict[str, Any] = {
     "figure.dpi": 144,

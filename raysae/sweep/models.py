@@ -1,6 +1,5 @@
 """Several models in one recipe: a run for each, and one table that compares them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,16 @@ from rich.table import Table
 from raysae.board import console
 from raysae.config import Recipe
 from raysae.errors import UserError
+from raysae.metrics import MODELS, registered, shown
 from raysae.records.run_files import RunFiles
-from raysae.records.tables import config_of
 from raysae.report.models import write_comparison
 from raysae.sweep.preflight import preflight
 from raysae.sweep.result import SweepResult
 from raysae.sweep.run import run_plan, trial_session
 
 TABLE_FILE = "models.parquet"
-COMPARED = (
-    "explained_variance", "explained_variance_legacy", "l0", "dead_fraction", "mse", "cosine",
-    "stability", "tokens", "seconds",
-)  # fmt: skip
+FIGURES = ("explained_variance", "l0", "dead_fraction")
+"""What the last screen compares."""
 
 
 @dataclass
@@ -84,12 +81,13 @@ def run_models(recipe: Recipe, *, force: bool = False) -> ModelsResult:
 def print_comparison(result: ModelsResult) -> None:
     """The models side by side, and what failed."""
     table = Table(box=None, padding=(0, 2, 0, 0), title="Models", title_justify="left")
-    for name in ("model", "d_in", "sweet spot", "EV", "L0", "dead", "atlas EV", "lowest", "sites"):
+    figures = [registered()[key].title for key in FIGURES]
+    for name in ("model", "d_in", "sweet spot", *figures, "atlas EV", "lowest", "sites"):
         table.add_column(name, justify="left" if name in ("model", "sweet spot") else "right")
     for row in result.rows:
-        cells = [_number(row.get(key), "{:.4f}") for key in ("explained_variance",)]
-        cells += [_number(row.get("l0"), "{:.2f}"), _number(row.get("dead_fraction"), "{:.1%}")]
-        cells += [_number(row.get(f"atlas.{key}"), "{:.4f}") for key in ("mean", "lowest")]
+        known = registered()
+        cells = [known[key].text(row.get(key)) for key in FIGURES]
+        cells += [known[FIGURES[0]].text(row.get(f"atlas.{key}")) for key in ("mean", "lowest")]
         sites = str(row["atlas.sites"])
         table.add_row(row["model"], str(row["d_in"]), row["config"] or "none", *cells, sites)
     console.print(table)
@@ -104,27 +102,20 @@ def print_comparison(result: ModelsResult) -> None:
 
 def _row(name: str, result: SweepResult) -> dict[str, Any]:
     number = result.selection["choice"]["trial"]
-    chosen: Mapping[str, Any] = next((row for row in result.trials if row["trial"] == number), {})
-    atlas = [
-        row["explained_variance"]
-        for row in result.atlas
-        if row.get("explained_variance") is not None
-    ]
+    chosen = next((row for row in result.trials if row.trial == number), None)
+    atlas = [row.explained_variance for row in result.atlas if row.measured]
+    columns = {} if chosen is None else chosen.columns
     return {
         "model": name,
         "d_in": result.d_in,
         "trials": len(result.trials),
         "trial": number,
-        "config": config_of(dict(chosen)) if chosen else "",
+        "config": "" if chosen is None else chosen.config,
         "reason": result.selection["choice"]["reason"],
-        **{key: chosen.get(key) for key in COMPARED},
+        **{metric.name: columns.get(metric.name) for metric in shown(MODELS)},
         "atlas.sites": len(atlas),
         "atlas.mean": sum(atlas) / len(atlas) if atlas else None,
         "atlas.lowest": min(atlas, default=None),
         "atlas.highest": max(atlas, default=None),
         "folder": str(result.folder),
     }
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None or value != value else form.format(value)

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysae.activations import open_store
-from raysae.files import read_json
 from raysae.records.folder import RunFolder
-from raysae.records.tables import read_table
+from raysae.records.rows import Row, SiteRow, TrialRow
 from raysae.records.tracking import tracking_uri
 
 if TYPE_CHECKING:
@@ -19,11 +18,11 @@ class SweepResult:
     """What a run came to."""
 
     run: RunFolder
-    trials: list[dict[str, Any]] = field(default_factory=list)
+    trials: list[TrialRow] = field(default_factory=list)
     """The rows of ``trials.parquet``."""
     selection: dict[str, Any] = field(default_factory=dict)
     """The content of ``selection.json``."""
-    atlas: list[dict[str, Any]] = field(default_factory=list)
+    atlas: list[SiteRow] = field(default_factory=list)
     """The rows of ``atlas/metrics.parquet``."""
     records_lost: int = 0
     """Records that MLflow did not take."""
@@ -51,9 +50,9 @@ class SweepResult:
     @property
     def failed_trials(self) -> list[str]:
         return [
-            f"trial {row['trial']}: {_undone(row)}"
+            f"trial {row.trial}: {_undone(row)}"
             for row in self.trials
-            if _undone(row) and row["state"] != "stopped"  # by the rules that the recipe asked for
+            if _undone(row) and row.state != "stopped"  # by the rules that the recipe asked for
         ]
 
     @property
@@ -68,7 +67,7 @@ class SweepResult:
     @property
     def failed_sites(self) -> list[str]:
         return [
-            f"layer {row['layer']}, position {row['position']}: {_undone(row)}"
+            f"layer {row.layer}, position {row.position}: {_undone(row)}"
             for row in self.atlas
             if _undone(row)
         ]
@@ -79,13 +78,7 @@ class SweepResult:
         return self.failed_trials + self.missing_choice + self.failed_sites
 
 
-def _undone(row: dict[str, Any]) -> str:
+def _undone(row: Row) -> str:
     """Why a trial or a site is not done; empty when it is."""
-    prefix = "degenerate: " if row["state"] == "degenerate" else ""
-    return "" if row["state"] == "done" else prefix + row["reason"]
-
-
-def read_result(run: RunFolder) -> SweepResult:
-    """A finished run's result, from its files."""
-    atlas = read_table(run.atlas_metrics_file) if run.atlas_metrics_file.exists() else []
-    return SweepResult(run, read_table(run.trials_file), read_json(run.selection_file), atlas)
+    prefix = "degenerate: " if row.state == "degenerate" else ""
+    return "" if row.done else prefix + row.reason

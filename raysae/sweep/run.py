@@ -9,9 +9,11 @@ from typing import Any
 from raysae.cluster.session import ray_session
 from raysae.config import Recipe, ResourcesConfig, load_recipe, parse_recipe
 from raysae.errors import UserError
+from raysae.records.console import ConsoleListener
+from raysae.records.events import Events
 from raysae.records.folder import RunFolder, open_run
 from raysae.records.run_files import RunFiles
-from raysae.records.tracking import Recorder, make_recorder
+from raysae.records.tracking import make_recorder
 from raysae.sweep.plan import RunPlan
 from raysae.sweep.preflight import preflight
 from raysae.sweep.result import SweepResult
@@ -24,9 +26,9 @@ from raysae.sweep.stages import (
     Attempt,
     bring_store,
     is_finished,
-    record_again,
     run_stage,
     run_stages,
+    tell_again,
 )
 
 
@@ -51,7 +53,7 @@ def run_plan(plan: RunPlan, *, force: bool = False) -> SweepResult:
                 _ = attempt.placement  # Ray is wanted for certain: let it start first
             run_stages(attempt)
         elif run.records_lost:
-            record_again(attempt.result, attempt.recorder)
+            tell_again(attempt.result, Events(*attempt.events.listeners[1:]))  # shown it was
         return attempt.result
 
 
@@ -94,7 +96,7 @@ def trial_session(resources: ResourcesConfig) -> AbstractContextManager[Callable
 @contextmanager
 def _attempt(plan: RunPlan, run: RunFolder) -> Iterator[Attempt]:
     """An attempt at a run: Ray starts when it is asked for, records are all written at the end."""
-    recorder = make_recorder(run) if plan.recipe.records.mlflow else Recorder()
+    recorder = make_recorder(run)
     result = SweepResult(run)
     with ExitStack() as stack:
         stops: list[Callable[[], None]] = []
@@ -108,7 +110,8 @@ def _attempt(plan: RunPlan, run: RunFolder) -> Iterator[Attempt]:
                 stop()
 
         try:
-            yield Attempt(plan, result, recorder, start_ray, stop_ray)
+            events = Events(ConsoleListener(), recorder)
+            yield Attempt(plan, result, events, start_ray, stop_ray)
         finally:
             result.records_lost = run.records_lost = recorder.close()
 

@@ -12,24 +12,18 @@
 A rule that finds nothing to go by says so and chooses nothing.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raysae.records.tables import config_of
+from raysae.metrics import CANDIDATES, shown
+from raysae.records.rows import TrialRow
 from raysae.search import Constraint, Objective, SelectConfig, SweepConfig
 from raysae.sweep.knee import Knee, find_knee, find_stable_knee
 
-Row = dict[str, Any]
-"""A row of ``trials.parquet``."""
-
-CANDIDATE_COLUMNS = (
-    "trial", "sae.d_sae", "sae.k", "sae.l0_coefficient", "sae.l1_coefficient",
-    "explained_variance", "explained_variance_worst", "l0", "dead_fraction",
-    "dead_fraction_validation", "stability", "mse", "cosine",
-)  # fmt: skip
-
-
+CONFIG_COLUMNS = ("sae.d_sae", "sae.k", "sae.l0_coefficient", "sae.l1_coefficient")
+"""What of a candidate's settings is written down, as far as its variant has it."""
 OBJECTIVES = SweepConfig().objectives
 
 
@@ -42,7 +36,7 @@ class Choice:
 
 
 def select(
-    trials: list[Row],
+    trials: list[TrialRow],
     settings: SelectConfig,
     constraints: Sequence[Constraint] = (),
     objectives: Sequence[Objective] = OBJECTIVES,
@@ -51,7 +45,7 @@ def select(
 
     ``constraints`` of the search bind the choice, too; ``objectives`` are those of ``pareto``.
     """
-    finished = [row for row in trials if row["state"] == "done"]
+    finished = [row for row in trials if row.done]
     candidates = [row for row in finished if _admitted(row, settings, constraints)]
     front = _front(candidates, objectives)
     choices = {name: _choose(rule, candidates, settings) for name, rule in RULES.items()}
@@ -59,99 +53,101 @@ def select(
     choice = choices[settings.rule]
     if settings.trial is not None:
         choice = _by_hand(finished, settings.trial)
-    excluded = [row["trial"] for row in finished if row not in candidates]
+    excluded = [row.trial for row in finished if row not in candidates]
     return {
         "rule": settings.rule,
         "settings": settings.model_dump(mode="json"),
-        "candidates": [
-            {key: row[key] for key in CANDIDATE_COLUMNS if row.get(key) is not None}
-            for row in candidates
-        ],
+        "candidates": [_candidate(row) for row in candidates],
         "excluded_by_constraints": excluded,
         "pareto": {
             "objectives": [f"{one.goal} {one.metric}" for one in objectives],
-            "front": [row["trial"] for row in front],
+            "front": [row.trial for row in front],
         },
         "choices": {name: {"trial": c.trial, "reason": c.reason} for name, c in choices.items()},
         "choice": {"trial": choice.trial, "reason": choice.reason},
     }
 
 
-def _admitted(row: Row, settings: SelectConfig, constraints: Sequence[Constraint]) -> bool:
-    if row["explained_variance"] is None or row["explained_variance"] != row["explained_variance"]:
+def _candidate(row: TrialRow) -> dict[str, Any]:
+    """What ``selection.json`` tells of a candidate."""
+    columns = [*CONFIG_COLUMNS, *(metric.name for metric in shown(CANDIDATES))]
+    known = {key: row[key] for key in columns if row.get(key) is not None}
+    return {"trial": row.trial, **known}
+
+
+def _admitted(row: TrialRow, settings: SelectConfig, constraints: Sequence[Constraint]) -> bool:
+    if math.isnan(row.explained_variance):
         return False
     if any(constraint.excess(row.get(constraint.metric)) for constraint in constraints):
         return False
-    small = settings.max_l0 is None or row["l0"] <= settings.max_l0
-    dead = row["dead_fraction"]
+    small = settings.max_l0 is None or row.l0 <= settings.max_l0
+    dead = row.dead_fraction
     alive = settings.max_dead_fraction is None or dead <= settings.max_dead_fraction
     return small and alive
 
 
-def _by_hand(finished: list[Row], number: int) -> Choice:
+def _by_hand(finished: list[TrialRow], number: int) -> Choice:
     for row in finished:
-        if row["trial"] == number:
-            return Choice(number, f"{_name(row)} was chosen by hand (select.trial)")
-    done = ", ".join(str(row["trial"]) for row in finished)
+        if row.trial == number:
+            return Choice(number, f"{row.name} was chosen by hand (select.trial)")
+    done = ", ".join(str(row.trial) for row in finished)
     return Choice(None, f"select.trial is {number}, which is not done; done are {done or 'none'}")
 
 
-def _choose(rule: "Rule", candidates: list[Row], settings: SelectConfig) -> Choice:
+def _choose(rule: "Rule", candidates: list[TrialRow], settings: SelectConfig) -> Choice:
     if not candidates:
         return Choice(None, "no finished trial lies inside the constraints")
     return rule(candidates, settings)
 
 
-def _parsimonious(candidates: list[Row], settings: SelectConfig) -> Choice:
-    best = max(row["explained_variance"] for row in candidates)
+def _parsimonious(candidates: list[TrialRow], settings: SelectConfig) -> Choice:
+    best = max(row.explained_variance for row in candidates)
     floor = best - settings.tolerance * abs(best)
-    near = [row for row in candidates if row["explained_variance"] >= floor]
-    chosen = min(near, key=lambda row: (row["l0"], row["sae.d_sae"], row["trial"]))
+    near = [row for row in candidates if row.explained_variance >= floor]
+    chosen = min(near, key=lambda row: (row.l0, row.d_sae, row.trial))
     return Choice(
-        chosen["trial"],
-        f"{_name(chosen)} has the smallest L0 ({chosen['l0']:.2f}) of the {len(near)} of "
+        chosen.trial,
+        f"{chosen.name} has the smallest L0 ({chosen.l0:.2f}) of the {len(near)} of "
         f"{len(candidates)} trials within {settings.tolerance:.0%} of the best explained variance "
-        f"({best:.4f}); its own is {chosen['explained_variance']:.4f}",
+        f"({best:.4f}); its own is {chosen.explained_variance:.4f}",
     )
 
 
-def _ev_floor_then_min_dead(candidates: list[Row], settings: SelectConfig) -> Choice:
-    above = [row for row in candidates if row["explained_variance"] >= settings.ev_floor]
+def _ev_floor_then_min_dead(candidates: list[TrialRow], settings: SelectConfig) -> Choice:
+    above = [row for row in candidates if row.explained_variance >= settings.ev_floor]
     if not above:
-        best = max(row["explained_variance"] for row in candidates)
+        best = max(row.explained_variance for row in candidates)
         return Choice(
             None, f"no trial reaches explained variance {settings.ev_floor:g} (best: {best:.4f})"
         )
-    chosen = min(
-        above, key=lambda row: (row["dead_fraction"], row["l0"], row["sae.d_sae"], row["trial"])
-    )
+    chosen = min(above, key=lambda row: (row.dead_fraction, row.l0, row.d_sae, row.trial))
     return Choice(
-        chosen["trial"],
-        f"{_name(chosen)} has the fewest dead latents ({chosen['dead_fraction']:.1%}, over the last "
+        chosen.trial,
+        f"{chosen.name} has the fewest dead latents ({chosen.dead_fraction:.1%}, over the last "
         f"{chosen['dead_window_tokens']:,} training tokens) of the {len(above)} of "
         f"{len(candidates)} trials with explained variance of at least {settings.ev_floor:g}",
     )
 
 
-def _max_ev(candidates: list[Row], settings: SelectConfig) -> Choice:
-    chosen = max(candidates, key=lambda row: (row["explained_variance"], -row["trial"]))
+def _max_ev(candidates: list[TrialRow], settings: SelectConfig) -> Choice:
+    chosen = max(candidates, key=lambda row: (row.explained_variance, -row.trial))
     return Choice(
-        chosen["trial"],
-        f"{_name(chosen)} has the most explained variance ({chosen['explained_variance']:.4f}) of "
+        chosen.trial,
+        f"{chosen.name} has the most explained variance ({chosen.explained_variance:.4f}) of "
         f"{len(candidates)} trials",
     )
 
 
-def _knee(candidates: list[Row], settings: SelectConfig) -> Choice:
-    without = {row["sae.variant"] for row in candidates if row.get("sae.k") is None}
+def _knee(candidates: list[TrialRow], settings: SelectConfig) -> Choice:
+    without = {row["sae.variant"] for row in candidates if row.k is None}
     if without:
         return Choice(None, f"no knee: there is no K in {', '.join(sorted(without))}")
-    points = [(row["sae.d_sae"], row["sae.k"], row["explained_variance"]) for row in candidates]
+    points = [(row.d_sae, row["sae.k"], row.explained_variance) for row in candidates]
     return _at("knee", find_knee(points), candidates)
 
 
-def _stable_knee(candidates: list[Row], settings: SelectConfig) -> Choice:
-    if any(row.get("stability") is None or row.get("sae.k") is None for row in candidates):
+def _stable_knee(candidates: list[TrialRow], settings: SelectConfig) -> Choice:
+    if any(row.stability is None or row.k is None for row in candidates):
         return Choice(
             None,
             "no stable knee: agreement needs K and at least two seeds (sweep.seeds_per_trial=2)",
@@ -161,28 +157,26 @@ def _stable_knee(candidates: list[Row], settings: SelectConfig) -> Choice:
     return _at("stable knee", find_stable_knee(points), candidates)
 
 
-def _at(name: str, knee: Knee, candidates: list[Row]) -> Choice:
+def _at(name: str, knee: Knee, candidates: list[TrialRow]) -> Choice:
     """The candidate at ``knee``, or the nearest to it."""
     if knee.d_sae is None or knee.k is None:
         return Choice(None, f"no {name}: {knee.reason}")
-    chosen = min(
-        candidates, key=lambda row: (knee.distance(row["sae.d_sae"], row["sae.k"]), row["l0"])
-    )
-    tried = (chosen["sae.d_sae"], chosen["sae.k"]) == (knee.d_sae, knee.k)
-    nearest = "" if tried else f"; {_name(chosen)} is the tried config nearest to it"
-    agreement = chosen.get("stability")
+    chosen = min(candidates, key=lambda row: (knee.distance(row.d_sae, row["sae.k"]), row.l0))
+    tried = (chosen.d_sae, chosen.k) == (knee.d_sae, knee.k)
+    nearest = "" if tried else f"; {chosen.name} is the tried config nearest to it"
+    agreement = chosen.stability
     stable = "" if agreement is None else f", stability {agreement:.3f}"
     return Choice(
-        chosen["trial"],
+        chosen.trial,
         f"the {name} lies at d_sae {knee.d_sae}, K {knee.k}: {knee.reason}{nearest}; explained "
-        f"variance {chosen['explained_variance']:.4f}{stable}",
+        f"variance {chosen.explained_variance:.4f}{stable}",
     )
 
 
-def _front(candidates: list[Row], objectives: Sequence[Objective]) -> list[Row]:
+def _front(candidates: list[TrialRow], objectives: Sequence[Objective]) -> list[TrialRow]:
     """The trials that no other is at least as good as in every objective, and better in one."""
 
-    def costs(row: Row) -> list[float]:
+    def costs(row: TrialRow) -> list[float]:
         signs = [-1 if objective.goal == "maximize" else 1 for objective in objectives]
         return [
             sign * row[objective.metric] for sign, objective in zip(signs, objectives, strict=True)
@@ -202,19 +196,15 @@ def _front(candidates: list[Row], objectives: Sequence[Objective]) -> list[Row]:
     return [row for mine, row in points if not beaten(mine)]
 
 
-def _named_front(front: list[Row], objectives: Sequence[Objective]) -> str:
+def _named_front(front: list[TrialRow], objectives: Sequence[Objective]) -> str:
     goals = ", ".join(f"{one.goal} {one.metric}" for one in objectives)
     if not front:
         return "no finished trial lies inside the constraints"
-    names = "; ".join(_name(row) for row in front)
+    names = "; ".join(row.name for row in front)
     return f"the choice is yours among the front of {len(front)} ({goals}): {names}"
 
 
-def _name(row: Row) -> str:
-    return f"trial {row['trial']} ({config_of(row)})"
-
-
-Rule = Callable[[list[Row], SelectConfig], Choice]
+Rule = Callable[[list[TrialRow], SelectConfig], Choice]
 RULES: dict[str, Rule] = {
     "parsimonious": _parsimonious,
     "knee": _knee,

@@ -18,9 +18,9 @@ from raysae.files import read_json
 from raysae.identity import Made
 from raysae.records import products
 from raysae.records.environment import write_environment
+from raysae.records.events import Committed, Events, Failed, RunEnded
 from raysae.records.folder import RunFolder
-from raysae.records.tables import read_table
-from raysae.records.tracking import Recorder
+from raysae.records.tables import read_sites, read_trials
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.sites import Site
 from raysae.sweep.plan import RunPlan
@@ -42,7 +42,7 @@ class Attempt:
 
     plan: RunPlan
     result: SweepResult
-    recorder: Recorder
+    events: Events
     start_ray: Callable[[], None]
     """Connects to Ray, unless that was done."""
     stop_ray: Callable[[], None]
@@ -168,13 +168,13 @@ class Sweep(Stage):
 
         plan, store = attempt.plan, attempt.checked_store
         job = SweepJob(
-            attempt.run, store, plan.sites, plan.proposer, attempt.placement, attempt.recorder
+            attempt.run, store, plan.sites, plan.proposer, attempt.placement, attempt.events
         )
         attempt.result.trials = run_trials(job)
         return attempt.result.failed_trials
 
     def read(self, attempt: Attempt) -> None:
-        attempt.result.trials = read_table(attempt.run.trials_file)
+        attempt.result.trials = read_trials(attempt.run.trials_file)
 
     def _search(self, attempt: Attempt) -> Made:
         plan = attempt.plan
@@ -241,12 +241,12 @@ class Atlas(Stage):
         sites = attempt.plan.atlas_sites
         number = attempt.result.selection["choice"]["trial"]
         console.print(f"Training trial {number}'s config at {len(sites)} sites")
-        attempt.result.atlas = train_atlas(job, sites, attempt.placement, attempt.recorder)
+        attempt.result.atlas = train_atlas(job, sites, attempt.placement, attempt.events)
         return attempt.result.failed_sites
 
     def read(self, attempt: Attempt) -> None:
         file = attempt.run.atlas_metrics_file
-        attempt.result.atlas = read_table(file) if self.products(attempt) else []
+        attempt.result.atlas = read_sites(file) if self.products(attempt) else []
 
 
 def chosen_parameters(attempt: Attempt) -> dict[str, Any] | None:
@@ -274,7 +274,7 @@ class Report(Stage):
         from raysae.report.page import write_report
 
         write_report(attempt.run, attempt.store)
-        record_outcome(attempt.result, attempt.recorder)
+        tell_outcome(attempt.result, attempt.events)
         return []
 
 
@@ -321,29 +321,29 @@ def is_finished(attempt: Attempt) -> bool:
     return True
 
 
-def record_outcome(result: SweepResult, recorder: Recorder) -> None:
-    """Tell MLflow what the run came to."""
+def tell_outcome(result: SweepResult, events: Events) -> None:
+    """Tell what the run came to."""
     run, choice = result.run, result.selection["choice"]
-    chosen = next((row for row in result.trials if row["trial"] == choice["trial"]), {})
+    chosen = [row for row in result.trials if row.trial == choice["trial"]]
     tags = {"raysae.choice": str(choice["trial"]), "raysae.reason": choice["reason"]}
     files = [run.path / "config.yaml", run.path / "environment.json", run.trials_file]
     files += [run.selection_file, run.report_page.parent, run.sweet_spot, run.atlas_metrics_file]
-    recorder.finish(chosen, tags, [file for file in files if file.exists()])
+    events.emit(
+        RunEnded(chosen[0] if chosen else {}, tags, [file for file in files if file.exists()])
+    )
 
 
-def record_again(result: SweepResult, recorder: Recorder) -> None:
-    """Write to MLflow what a finished run's files hold and it has not taken."""
+def tell_again(result: SweepResult, events: Events) -> None:
+    """Tell what a finished run's files hold, for records that were not taken."""
     run = result.run
     for row in result.trials:
-        key, name = f"trial/{row['trial']:03d}", f"trial {row['trial']}"
-        folder = run.trial(row["trial"])
-        if (folder / METRICS_FILE).is_file():
-            recorder.sae_done(key, name, read_json(folder / METRICS_FILE), folder)
+        record = run.record(run.trial(row.trial))
+        item = run.trial_item(row.trial, {} if record is None else record["parameters"])
+        if record is None:
+            events.emit(Failed(item, row.reason))
         else:
-            recorder.failed(key, name, row["reason"])
+            events.emit(Committed(item, record, run.trial(row.trial)))
     for folder in run.committed_sites():
         site = Site.of_folder(folder.relative_to(run.path / "atlas").as_posix())
-        recorder.sae_done(
-            f"atlas/{site.folder}", str(site), read_json(folder / METRICS_FILE), folder
-        )
-    record_outcome(result, recorder)
+        events.emit(Committed(run.site_item(site), read_json(folder / METRICS_FILE), folder))
+    tell_outcome(result, events)

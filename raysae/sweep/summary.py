@@ -4,9 +4,10 @@ from typing import Any
 
 from rich.table import Table
 
-from raysae.board import console, figures, seconds
+from raysae.board import console, seconds
+from raysae.metrics import CONSOLE, labels, registered
 from raysae.records.folder import STAGES
-from raysae.records.tables import sparsity_of
+from raysae.records.rows import SiteRow, TrialRow
 from raysae.sweep.result import SweepResult
 
 
@@ -43,32 +44,25 @@ def _print_choice(result: SweepResult) -> None:
             console.print(f"  {name}: {_short(choice)}", style="dim")
 
 
-def _trials(trials: list[dict[str, Any]], chosen: int | None) -> Table:
+def _trials(trials: list[TrialRow], chosen: int | None) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    variants = {row["sae.variant"] for row in trials}
-    labels = {sparsity_of(row)[0] for row in trials}
-    keys = ["variant"] if len(variants) > 1 else []
-    keys += ["d_sae", labels.pop() if len(labels) == 1 else "K or λ"]
-    keys += ["EV", "L0", "dead"]
-    stable = any(row.get("stability") is not None for row in trials)
-    keys += ["stability", "time"] if stable else ["time"]
+    several = len({row.variant for row in trials}) > 1
+    sparsity = {row.sparsity_setting[0] for row in trials}
+    shown = [*labels(CONSOLE, trials), registered()["seconds"]]
+    keys = ["variant"] if several else []
+    keys += ["d_sae", sparsity.pop() if len(sparsity) == 1 else "K or λ"]
     table.add_column("trial", justify="right")
-    for key in keys:
+    for key in [*keys, *(metric.title for metric in shown)]:
         table.add_column(key, justify="right")
     table.add_column("")
     for row in trials:
-        shown = figures(row)
-        time = "" if row.get("seconds") is None else seconds(row["seconds"])
-        note = "<- chosen" if row["trial"] == chosen else ""
-        note = row["state"] if row["state"] != "done" else note
-        cells = [row["sae.variant"]] if len(variants) > 1 else []
-        cells += [str(row["sae.d_sae"]), str(sparsity_of(row)[1]), *shown.values()]
-        agreement = row.get("stability")
-        cells += ["" if agreement is None else f"{agreement:.3f}"] if stable else []
-        cells += [time]
-        table.add_row(
-            str(row["trial"]), *cells, note, style="bold" if row["trial"] == chosen else ""
-        )
+        note = "<- chosen" if row.trial == chosen else ""
+        note = note if row.done else row.state
+        cells = [row.variant] if several else []
+        cells += [str(row.d_sae), str(row.sparsity_setting[1])]
+        cells += [metric.text(row.get(metric.name)) for metric in shown]
+        style = "bold" if row.trial == chosen else ""
+        table.add_row(str(row.trial), *cells, note, style=style)
     return table
 
 
@@ -76,8 +70,8 @@ def _short(choice: dict[str, Any]) -> str:
     return f"none ({choice['reason']})" if choice["trial"] is None else f"trial {choice['trial']}"
 
 
-def _print_atlas(atlas: list[dict[str, Any]]) -> None:
-    done = [r["explained_variance"] for r in atlas if r.get("explained_variance") is not None]
+def _print_atlas(atlas: list[SiteRow]) -> None:
+    done = [row.explained_variance for row in atlas if row.measured]
     if done:
         console.print(
             f"Atlas: {len(done)} sites, explained variance {sum(done) / len(done):.3f} on average, "
@@ -111,7 +105,7 @@ def _failures(lines: list[str]) -> Table:
 def _print_time(result: SweepResult, total: float) -> None:
     stages = {stage: result.run.seconds(stage) for stage in STAGES}
     parts = {stage: value for stage, value in stages.items() if value is not None}
-    if sum(parts.values()) <= total:  # else the stages ran in an earlier go
+    if sum(parts.values()) <= total:  # else the stages ran in an earlier attempt
         parts = {"start": total - sum(parts.values()), **parts}
     text = ", ".join(f"{stage} {seconds(value)}" for stage, value in parts.items())
     console.print(f"\nTime: {text}; this command {seconds(total)} in all")

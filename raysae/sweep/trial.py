@@ -11,6 +11,7 @@ from raysae.cluster.worker import memory_used
 from raysae.errors import UserError
 from raysae.files import remove_folder
 from raysae.identity import Made
+from raysae.metrics import registered
 from raysae.records.commit import commit
 from raysae.records.run_files import RunFiles
 from raysae.sites import Site
@@ -134,8 +135,8 @@ class Trial:
 
 def _live(record: dict[str, Any]) -> Report:
     """A committed trial's figures in the form of a last report."""
-    kept = ("tokens", "tokens_trained", "steps", "tokens_per_second")
-    counts = {key: record[key] for key in kept}
+    costs = [metric.name for metric in registered().values() if metric.cost]
+    counts = {name: record[name] for name in costs if name in record and name != "wait_seconds"}
     return {**record["metrics"], **counts, "step": record["steps"]}
 
 

@@ -13,16 +13,18 @@ from ray import tune
 
 from raysae.activations import Site, Store
 from raysae.activations.reading import OpenSite, check_windows, choose_reading, open_site
-from raysae.board import Board, console, figures, speeds
+from raysae.board import console
 from raysae.cluster.lean import lean_tune
 from raysae.cluster.placement import Placement, place_streaming
 from raysae.config import Recipe
 from raysae.files import read_json
-from raysae.records.commit import COST_COLUMNS, provenance, state_of
+from raysae.metrics import PROGRESS, TABLE, partly
+from raysae.records.commit import figures_of, provenance, state_of
+from raysae.records.events import Committed, Event, Events, Failed, Item, Progressed, Stopped
 from raysae.records.folder import RunFolder
 from raysae.records.products import seeds_of, stopping, trained
+from raysae.records.rows import TrialRow
 from raysae.records.run_files import STOPPED
-from raysae.records.tracking import Recorder
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.search import SweepConfig
 from raysae.sweep.gang import GANG
@@ -31,11 +33,6 @@ from raysae.sweep.searcher import OrderedSearcher, Outcomes
 from raysae.sweep.study import study_copied
 from raysae.sweep.trainable import SAETrials
 
-LAST_COLUMNS = (
-    "explained_variance", "l0", "dead_fraction", "mse", "cosine", "tokens", "tokens_trained",
-    "tokens_per_second", "wait_seconds", "memory_bytes",
-)  # fmt: skip
-"""What a trial without a commit has to show, of its last report."""
 HALVING = 3
 """ASHA lets one of so many go on."""
 
@@ -49,7 +46,7 @@ class SweepJob:
     sites: list[Site]
     proposer: Proposer
     placement: Placement
-    recorder: Recorder
+    events: Events
 
     def made(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """What makes the trial with these parameters."""
@@ -63,11 +60,11 @@ class SweepJob:
         return str(self.sites[0]) if len(self.sites) == 1 else f"{len(self.sites)} sites"
 
 
-def run_trials(job: SweepJob) -> list[dict[str, Any]]:
+def run_trials(job: SweepJob) -> list[TrialRow]:
     """Run every trial (those committed before only report) and write ``trials.parquet``; its rows."""
     recipe = job.run.recipe
     proposer = job.proposer
-    watcher = _Watcher(job, proposer.trials)
+    watcher = _Watcher(job)
     sites, placement = _open_sites(job, proposer.lag)
     trainable = tune.with_resources(
         tune.with_parameters(
@@ -84,10 +81,10 @@ def run_trials(job: SweepJob) -> list[dict[str, Any]]:
     )
     with study_copied(proposer, job.run.study_file, recipe.name, job.run.send) as ended:
         searcher = OrderedSearcher(proposer, _budget(recipe.sweep), recipe.resources.gang, ended)
-        with watcher.board, lean_tune():
+        with job.events.work(f"Sweep at {job.where}", proposer.trials), lean_tune():
             results = _tuner(job, trainable, searcher, proposer, watcher, placement).fit()
     rows = [row for result in results for row in _rows(job, result)]
-    rows.sort(key=lambda row: row["trial"])
+    rows.sort(key=lambda row: row.trial)
     if searcher.ended_early:
         console.print(f"{len(rows)} of {recipe.sweep.trials} trials: {searcher.ended_early}")
     job.run.write_table(job.run.trials_file, rows)
@@ -177,7 +174,7 @@ def _open_sites(job: SweepJob, lag: int) -> tuple[dict[Site, OpenSite], Placemen
     return {site: open_site(reading, job.store, site) for site in job.sites}, placement
 
 
-def _rows(job: SweepJob, result: Any) -> Iterator[dict[str, Any]]:
+def _rows(job: SweepJob, result: Any) -> Iterator[TrialRow]:
     """The rows of a gang's trials."""
     reports = {report["trial"]: report for report in (result.metrics or {}).get(GANG, [])}
     for asked in (result.config or {})[GANG]:
@@ -187,13 +184,11 @@ def _rows(job: SweepJob, result: Any) -> Iterator[dict[str, Any]]:
 
 def _row(
     job: SweepJob, number: int, parameters: dict[str, Any], last: Mapping[str, Any], error: Any
-) -> dict[str, Any]:
+) -> TrialRow:
     """A trial's row: what was asked, what came out, what it cost."""
     sae, training = job.run.recipe.with_parameters(parameters)
     record = job.run.committed(job.run.trial(number), job.made(parameters))
-    row = {
-        "trial": number,
-        **(_end(last, error) if record is None else state_of(record)),
+    settings = {
         "sae.variant": sae.variant,
         "sae.d_sae": sae.d_sae,
         f"sae.{sae.sparsity_key}": getattr(sae, sae.sparsity_key),
@@ -202,9 +197,9 @@ def _row(
         "training.batch_size": training.batch_size,
         "training.epochs": training.epochs,
     }
-    if record is not None:
-        return {**row, **record["metrics"], **{key: record.get(key) for key in COST_COLUMNS}}
-    return {**row, **{key: last[key] for key in LAST_COLUMNS if key in last}}
+    ended = _end(last, error) if record is None else state_of(record)
+    figures = partly(last, TABLE) if record is None else figures_of(record)
+    return TrialRow(number, ended["state"], ended["reason"], settings, figures)
 
 
 def _end(last: Mapping[str, Any], error: Any) -> dict[str, str]:
@@ -230,7 +225,7 @@ def _scratch(run: Path) -> Path:
 
 
 def _harmless(method: Callable[..., None]) -> Callable[..., None]:
-    """An exception in a callback would end the whole sweep; it is said instead."""
+    """An exception in a callback would end the whole sweep; it is printed instead."""
 
     @wraps(method)
     def guarded(*args: Any, **kwargs: Any) -> None:
@@ -243,13 +238,12 @@ def _harmless(method: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Watcher(tune.Callback):
-    """Shows and records what Tune reports. Its own troubles never stop a sweep."""
+    """Tells the run's events from what Tune reports. Its own troubles never stop a sweep."""
 
-    def __init__(self, job: SweepJob, trials: int):
+    def __init__(self, job: SweepJob):
         self.job = job
-        self.board = Board(f"Sweep at {job.where}", trials)
-        self.told: set[int] = set()
-        """Trials whose end has been shown and recorded."""
+        self.ended: set[int] = set()
+        """Trials whose end has been told."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks to restore an experiment, which we never do
@@ -259,58 +253,47 @@ class _Watcher(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         for asked, report in zip(trial.config[GANG], result[GANG], strict=True):
-            if report.keys() > {"trial"} and report["trial"] not in self.told:
-                self._tell(asked["parameters"], report)
-
-    def _tell(self, parameters: dict[str, Any], result: dict[str, Any]) -> None:
-        number = result["trial"]
-        share = result["step"] / result["steps"] if "steps" in result else 1.0
-        cells = {key.split(".")[-1]: str(value) for key, value in parameters.items()}
-        if result.get("failed"):
-            cells["failed"] = result["failed"]
-        else:
-            cells |= {**figures(result), **speeds(result)}
-        self.board.update(f"trial {number}", cells, 1.0 if result.get("done") else share, result)
-        self._record(number, parameters, result)
-        if result.get("done"):
-            self.told.add(number)
+            if report.keys() > {"trial"} and report["trial"] not in self.ended:
+                self.job.events.emit(self._event(asked, report))
+                if report.get("done"):
+                    self.ended.add(report["trial"])
 
     @_harmless
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Keep where trials were stopped early, so that they are not begun again."""
-        for asked, report in zip(
-            trial.config[GANG], (trial.last_result or {}).get(GANG, []), strict=False
-        ):
-            self._keep_stopped(asked, report)
-
-    def _keep_stopped(self, asked: dict[str, Any], last: dict[str, Any]) -> None:
-        number = asked["trial"]
-        folder = self.job.run.trial(number)
-        if last.get("failed") or "step" not in last or (folder / METRICS_FILE).is_file():
-            return
-        kept = {key: value for key, value in last.items() if isinstance(value, int | float | str)}
-        made = {**self.job.made(asked["parameters"]), **stopping(self.job.run.recipe)}
-        self.job.run.write_json(
-            folder.with_suffix(STOPPED),
-            {**asked, "made": made, "reason": _why_stopped(last), "last": kept},
-        )
-        self.board.update(f"trial {number}", {"stopped": _why_stopped(last)}, 1.0)
-
-    def _record(self, number: int, parameters: dict[str, Any], result: dict[str, Any]) -> None:
-        recorder, folder = self.job.recorder, self.job.run.trial(number)
-        key, name = f"trial/{number:03d}", f"trial {number}"
-        if result.get("failed"):
-            recorder.failed(key, name, result["failed"])
-        elif result.get("committed"):
-            if not (folder / METRICS_FILE).is_file():  # another node's
-                self.job.run.fetch(folder)
-            recorder.sae_done(key, name, read_json(folder / METRICS_FILE), folder)
-        else:
-            recorder.trial_progress(key, name, parameters, result)
+        """Note where trials were stopped early, so that they are not begun again."""
+        reports = (trial.last_result or {}).get(GANG, [])
+        for asked, report in zip(trial.config[GANG], reports, strict=False):
+            self._note_stopped(asked, report)
 
     @_harmless
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        for number in (asked["trial"] for asked in trial.config[GANG]):
-            if number not in self.told:
-                self.board.update(f"trial {number}", {"failed": "worker lost"}, 1.0)
-                self.job.recorder.failed(f"trial/{number:03d}", f"trial {number}", "worker lost")
+        for asked in trial.config[GANG]:
+            if asked["trial"] not in self.ended:
+                self.job.events.emit(Failed(self._item(asked), "worker lost"))
+
+    def _item(self, asked: dict[str, Any]) -> Item:
+        parameters = asked["parameters"]
+        return self.job.run.trial_item(asked["trial"], parameters, self.job.made(parameters))
+
+    def _event(self, asked: dict[str, Any], report: dict[str, Any]) -> Event:
+        """What a trial's report tells."""
+        item, folder = self._item(asked), self.job.run.trial(asked["trial"])
+        if report.get("failed"):
+            return Failed(item, report["failed"])
+        if report.get("committed"):
+            if not (folder / METRICS_FILE).is_file():  # another node's
+                self.job.run.fetch(folder)
+            record = read_json(folder / METRICS_FILE)
+            return Committed(item, {**record, **partly(report, PROGRESS)}, folder)
+        fraction = report["step"] / report["steps"] if "steps" in report else 1.0
+        return Progressed(item, report, 1.0 if report.get("done") else fraction)
+
+    def _note_stopped(self, asked: dict[str, Any], last: dict[str, Any]) -> None:
+        folder = self.job.run.trial(asked["trial"])
+        if last.get("failed") or "step" not in last or (folder / METRICS_FILE).is_file():
+            return
+        plain = {key: value for key, value in last.items() if isinstance(value, int | float | str)}
+        made = {**self.job.made(asked["parameters"]), **stopping(self.job.run.recipe)}
+        record = {**asked, "made": made, "reason": _why_stopped(last), "last": plain}
+        self.job.run.write_json(folder.with_suffix(STOPPED), record)
+        self.job.events.emit(Stopped(self._item(asked), _why_stopped(last)))

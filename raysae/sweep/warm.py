@@ -5,7 +5,7 @@ from pathlib import Path
 from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.records.folder import read_run
-from raysae.records.tables import read_table
+from raysae.records.tables import read_trials
 from raysae.sweep.proposals import Known
 
 
@@ -19,8 +19,8 @@ def known_trials(recipe: Recipe) -> Known:
         run = read_run(Path(name).expanduser().absolute())
         if not run.trials_file.is_file():
             raise UserError(f"sweep.warm_start: {run.path} has no trials.parquet; finish its sweep")
-        for row in read_table(run.trials_file):
-            if row["state"] == "done":
+        for row in read_trials(run.trials_file):
+            if row.done:
                 parameters = {
                     key: row[key] for key in recipe.sweep.space if row.get(key) is not None
                 }

@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 
+from raysae.records.rows import TrialRow
 from raysae.search import Constraint, Rule, SelectConfig
 from raysae.sweep.knee import find_knee
 from raysae.sweep.selection import select
@@ -31,11 +32,12 @@ AGREEMENT = {
 
 
 def row(number, d_sae, k, ev, dead=0.0, **more):
-    return {
+    columns = {
         "trial": number, "state": "done", "sae.variant": "topk", "sae.d_sae": d_sae, "sae.k": k,
         "explained_variance": ev, "l0": float(k), "dead_fraction": dead, "dead_fraction_validation": dead,
         "dead_window_tokens": 20_000, "mse": 1.0, "cosine": 0.9, **more,
     }  # fmt: skip
+    return TrialRow.of_columns(columns)
 
 
 def trials(table):
@@ -115,7 +117,7 @@ def test_too_little_to_go_by_is_said(points, words):
 def test_failed_trials_are_no_candidates():
     rows = [
         row(0, 64, 4, 0.8),
-        {**row(1, 64, 8, 0.9), "state": "failed", "explained_variance": None},
+        TrialRow.of_columns({**row(1, 64, 8, 0.9), "state": "failed", "explained_variance": None}),
     ]
     selection = select(rows, SelectConfig(rule="max_ev"))
     assert selection["choice"]["trial"] == 0

@@ -1,0 +1,44 @@
+"""The vocabulary of metrics: what each is, its unit, which way is better, and where it is shown."""
+
+import raysae.metrics.definitions as _definitions
+from raysae.metrics.registry import (
+    CANDIDATES,
+    CONSOLE,
+    LOG,
+    MLFLOW,
+    MODELS,
+    PAGE,
+    PROGRESS,
+    TABLE,
+    Metric,
+    objectives,
+    register,
+    registered,
+    shown,
+    volatile,
+)
+from raysae.metrics.tables import figures, floats, labels, merged, partly
+
+_definitions.register_all()
+
+__all__ = [
+    "CANDIDATES",
+    "CONSOLE",
+    "LOG",
+    "MLFLOW",
+    "MODELS",
+    "PAGE",
+    "PROGRESS",
+    "TABLE",
+    "Metric",
+    "figures",
+    "floats",
+    "labels",
+    "merged",
+    "objectives",
+    "partly",
+    "register",
+    "registered",
+    "shown",
+    "volatile",
+]

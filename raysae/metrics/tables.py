@@ -1,0 +1,51 @@
+"""Records seen through the registry: figures for people, numbers for MLflow, means over trainings."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from raysae.metrics.registry import Metric, registered, shown
+
+Record = Mapping[str, Any]
+
+
+def figures(record: Record, place: str) -> dict[str, str]:
+    """What is shown of a record at a place, for people: labels with texts."""
+    return {metric.title: metric.text(record.get(metric.name)) for metric in shown(place)}
+
+
+def labels(place: str, records: Iterable[Record]) -> list[Metric]:
+    """The metrics shown at a place that at least one of the records has."""
+    records = list(records)
+    return [m for m in shown(place) if any(record.get(m.name) is not None for record in records)]
+
+
+def floats(record: Record, place: str) -> dict[str, float]:
+    """The numbers of a record that are shown at a place."""
+    return {m.name: float(record[m.name]) for m in shown(place) if record.get(m.name) is not None}
+
+
+def partly(record: Record, place: str) -> dict[str, Any]:
+    """What a record has of the metrics shown at a place."""
+    return {metric.name: record[metric.name] for metric in shown(place) if metric.name in record}
+
+
+def merged(records: Sequence[Record]) -> dict[str, Any]:
+    """One record for several trainings of one config: means, or as the registry says.
+
+    Counts that are all the same stay counts; a mean over an undefined figure is undefined (NaN).
+    """
+    known = registered()
+    found = {}
+    for name in records[0]:
+        values = [record[name] for record in records]
+        metric = known.get(name)
+        found[name] = any(values) if metric is not None and metric.merge == "any" else _mean(values)
+    return found
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    if all(value == values[0] for value in values):
+        return values[0]
+    return math.nan if any(value is None for value in values) else fmean(values)

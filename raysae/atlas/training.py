@@ -1,26 +1,25 @@
-"""Training the atlas: sites spread over Ray actors, several SAEs an actor, each site its own commit."""
+"""Training the atlas: its sites as items of the pool, each its own commit."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import ray
-
-from raysae.activations import Site, Store, open_store
+from raysae.activations import Site, Store
 from raysae.activations.reading import memory_each
-from raysae.activations.streaming import rows_within
+from raysae.atlas.worker import AtlasWork, AtlasWorker
 from raysae.board import Board, figures
 from raysae.cluster.placement import Placement
-from raysae.cluster.worker import prepare_worker
-from raysae.config import Recipe
-from raysae.records.commit import COST_COLUMNS, committed, provenance, state_of, train_to_commit
-from raysae.records.folder import RunFolder, atlas_folder
+from raysae.cluster.pool import Outcome, Work, map_committed
+from raysae.errors import UserError
+from raysae.files import write_text
+from raysae.records.commit import COST_COLUMNS, committed, state_of
+from raysae.records.folder import RunFolder
 from raysae.records.tables import write_table
 from raysae.records.tracking import Recorder
-from raysae.remote import bind, pull
+from raysae.remote import pull, push
 from raysae.sae import SAEConfig
-from raysae.training import Trainer, TrainingConfig
+from raysae.training import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,11 @@ def train_atlas(
 ) -> list[dict[str, Any]]:
     """Train every site that is not committed yet and write ``atlas/metrics.parquet``; its rows."""
     records = {}
-    with Board("Atlas", len(sites)) as board:
-        for site, record in _records(job, sites, placement):
+    with (
+        Board("Atlas", len(sites)) as board,
+        closing(_records(job, sites, placement, board)) as ended,
+    ):
+        for site, record in ended:
             records[site] = record
             if "failed" in record:
                 board.update(str(site), {"failed": record["failed"]}, 1.0)
@@ -66,72 +68,55 @@ def train_atlas(
 
 
 def _records(
-    job: AtlasJob, sites: list[Site], placement: Placement
-) -> Iterator[tuple[Site, dict[str, Any]]]:
+    job: AtlasJob, sites: list[Site], placement: Placement, board: Board
+) -> Generator[tuple[Site, dict[str, Any]], None, None]:
     """Each site's record as it becomes ready: those committed before, then those trained now."""
-    missing = []
-    for site in sites:
-        record = committed(job.run.atlas_site(site), job.of(site))
-        if record is None:
-            missing.append(site)
-        else:
-            yield site, record
-    if missing:
-        yield from _trained(job, missing, placement)
+    resources = job.run.recipe.resources
+    outcomes = map_committed(
+        sites, Work(AtlasWorker, (_sent(job, sites, placement),)),
+        committed=lambda site: committed(job.run.atlas_site(site), job.of(site)),
+        placement=placement, retries=resources.retries, hang_seconds=resources.hang_seconds,
+        on_progress=lambda site, record: _show(board, site, record),
+    )  # fmt: skip
+    with closing(outcomes):
+        for site, outcome in outcomes:
+            yield site, outcome.value or {"failed": _failure(job, site, outcome)}
 
 
-def _trained(
-    job: AtlasJob, sites: list[Site], placement: Placement
-) -> Iterator[tuple[Site, dict[str, Any]]]:
-    worker = ray.remote(**placement.ray_options)(AtlasWorker)
-    memory = memory_each(job.run.recipe.resources, placement.workers)
-    actors = [
-        worker.remote(job.run.recipe, job.run.path, job.store.path, memory)
-        for _ in range(min(placement.workers, len(sites)))
-    ]
-    waiting, running = list(sites), {}
+def _sent(job: AtlasJob, sites: list[Site], placement: Placement) -> AtlasWork:
+    """What each worker is sent, once."""
+    recipe = job.run.recipe
+    return AtlasWork(
+        run=job.run.path,
+        run_uri=recipe.run_uri,
+        store=recipe.store_uri or str(job.store.path.absolute()),
+        sae=job.sae,
+        training=job.training,
+        seed=recipe.seed,
+        memory=memory_each(recipe.resources, placement.workers),
+        checkpoint_seconds=recipe.resources.checkpoint_seconds,
+        identities={site: job.of(site) for site in sites},
+    )
+
+
+def _show(board: Board, site: Site, record: dict[str, Any]) -> None:
+    """A site in mid-training."""
+    board.update(str(site), figures(record), record["step"] / record["steps"], record)
+
+
+def _failure(job: AtlasJob, site: Site, outcome: Outcome[Any]) -> str:
+    """Why the site failed; an exception's traceback goes beside the site's folder."""
+    reason = str(outcome.failed)
+    if not outcome.trace:
+        return reason
+    file = job.run.atlas_site(site).with_suffix(".failure.txt")
+    hint = "" if "; " in reason else f"; its traceback is in {file.relative_to(job.run.path)}"
     try:
-        for actor in actors:
-            site = waiting.pop(0)
-            running[actor.train.remote(job, site)] = actor, site
-        while running:
-            (ready,), _ = ray.wait(list(running))
-            actor, site = running.pop(ready)
-            yield site, _outcome(ready)
-            if waiting:
-                following = waiting.pop(0)
-                running[actor.train.remote(job, following)] = actor, following
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-
-
-def _outcome(reference: Any) -> dict[str, Any]:
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        return {"failed": f"{type(cause).__name__}: {str(cause).splitlines()[0]}"}
-
-
-class AtlasWorker:
-    """Trains one site after another; reads each site's shards itself, once."""
-
-    def __init__(self, recipe: Recipe, run: Path, store: Path, memory: float):
-        self.device = prepare_worker()
-        self.run = run if recipe.run_uri is None else bind(recipe.run_uri)
-        self.store, self.memory = open_store(recipe.store_uri or store), memory
-
-    def train(self, job: AtlasJob, site: Site) -> dict[str, Any]:
-        """Train and commit one site; its record."""
-        rows = rows_within(self.store, site, self.memory)
-        trainer = Trainer(
-            job.sae, job.training, rows.train, rows.validation, seed=job.run.recipe.seed,
-            device=self.device, truth=rows.truth,
-        )  # fmt: skip
-        return train_to_commit(
-            trainer, atlas_folder(self.run, site), job.of(site), provenance(self.store, site)
-        )
+        write_text(file, outcome.trace)
+        push(file)
+    except (OSError, UserError) as error:  # a full disk may be the very reason
+        return f"{reason}{hint} (the traceback could not be written: {error})"
+    return reason + hint
 
 
 def _key(site: Site) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raysae.cluster.alarm import hang_reason
 from raysae.cluster.worker import memory_used
 from raysae.errors import UserError
 from raysae.files import read_json, remove_folder, write_text
@@ -76,7 +77,7 @@ class Trial:
 
     def hang(self, seconds: float | None, trace: Path) -> None:
         """End as failed: its worker made no step for ``seconds``."""
-        self.report = {"done": True, "failed": f"hung: no step for {seconds:g} s; see {trace}"}
+        self.report = {"done": True, "failed": hang_reason(seconds, trace)}
 
     def _failed(self, reason: str, trace: str) -> None:
         file = self.folder.with_suffix(".failure.txt")

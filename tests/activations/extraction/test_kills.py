@@ -37,7 +37,7 @@ def shards_at_work():
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"extract_shard" in (folder / "cmdline").read_bytes() and ours(int(folder.name)):
+            if b"PoolWorker.do" in (folder / "cmdline").read_bytes() and ours(int(folder.name)):
                 found.append(int(folder.name))
         except OSError:
             continue

@@ -53,6 +53,7 @@ class AtlasWorker:
     def do(self, site: Site, alive: Callable[[], None]) -> Generator[Record, None, Record]:
         """Train and commit one site; its record. Yields a report at each evaluation."""
         started, folder = time.time(), atlas_folder(self.run, site)
+        _remove_partial(folder)
         training = SiteTraining(
             self._trainer(site), folder.with_suffix(KEPT), self.work.checkpoint_seconds, alive
         )
@@ -74,6 +75,12 @@ class AtlasWorker:
             )  # fmt: skip
 
         return make
+
+
+def _remove_partial(folder: Path) -> None:
+    """Remove what a worker that was killed had half written of the site in ``folder``."""
+    for path in folder.parent.glob(f".{folder.name}.*.tmp"):
+        remove_folder(path)
 
 
 class SiteTraining:

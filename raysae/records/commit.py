@@ -25,15 +25,6 @@ VOLATILE_COLUMNS = (
 """Columns that differ between two runs of one recipe; all others are equal to the bit on CPU."""
 
 
-def train_to_commit(
-    trainer: Trainer, folder: Path, job: dict[str, Any], provenance: dict[str, Any]
-) -> dict[str, Any]:
-    """Train to the end and commit. Returns what ``commit`` returns."""
-    started = time.time()
-    history = list(trainer.rounds())
-    return commit(trainer, folder, job, provenance, history, started)
-
-
 def commit(
     trainer: Trainer,
     folder: Path,

@@ -3,11 +3,10 @@
 import _thread
 import os
 import signal
-import sys
 import threading
 import time
 from contextlib import closing
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +15,8 @@ import ray
 from raysae.cluster import pool
 from raysae.cluster.placement import Placement
 from raysae.cluster.pool import Work, map_committed
-from raysae.cluster.pool_worker import PoolWorker
 from raysae.errors import UserError
+from tests.processes import is_alive, processes_below
 
 
 class Doer:
@@ -108,13 +107,6 @@ def outcomes(*args, **settings):
     found = dict(ended)
     assert len(found) == len(ended), "each item once"
     return found
-
-
-def alive(pid):
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
 
 
 def wait_until(condition, seconds=20):
@@ -226,33 +218,13 @@ def test_a_stop_ends_the_actors(connected_ray, tmp_path, how):
     with closing(mapped(tmp_path, items, workers=2)) as ended:
         assert next(ended)[0] == "a"
         wait_until((tmp_path / "slow-1.tries").exists)
-        pids = actors_of_this_ray()
+        pids = processes_below(b"ray::PoolWorker")
         assert pids
         if how == "interrupted":
             threading.Timer(0.5, _thread.interrupt_main).start()
             with pytest.raises(KeyboardInterrupt):
                 list(ended)
-    wait_until(lambda: not any(alive(pid) for pid in pids))
-
-
-def actors_of_this_ray():
-    """Processes of actors of the pool below this process."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"ray::PoolWorker" in (folder / "cmdline").read_bytes() and ours(int(folder.name)):
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
-
-
-def ours(pid):
-    while pid > 1:
-        if pid == os.getpid():
-            return True
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    return False
+    wait_until(lambda: not any(is_alive(pid) for pid in pids))
 
 
 def test_the_order_of_items_and_the_number_of_workers_never_show(connected_ray, tmp_path):
@@ -273,33 +245,36 @@ class Heavy(Doer):
         assert ballast.nbytes == 8_000_000
 
 
-def test_a_call_sends_the_item_and_nothing_else(connected_ray, tmp_path, monkeypatch):
-    """What a worker needs is sent by one reference; what goes with each item is the item."""
-    sent = []
-    give, start = pool._Slot.give, pool._Pool._new_actor
-    monkeypatch.setattr(
-        pool._Slot, "give", lambda slot, item: sent.append(item) or give(slot, item)
-    )
-    started = []
-    real = ray.actor.ActorClass.options
+def test_a_call_sends_the_item_and_a_worker_gets_the_rest_once(
+    connected_ray, tmp_path, monkeypatch
+):
+    sent, actors = [], []
 
-    def options(cls, **settings):
-        made = real(cls, **settings)
-        remote = made.remote
-        made.remote = lambda *args: started.append(args) or remote(*args)
+    def spy(call):
+        def remote(*args, **kwargs):
+            sent.append(len(ray.cloudpickle.dumps((args, kwargs))))
+            return call(*args, **kwargs)
+
+        return remote
+
+    new_actor, options = pool._Pool._new_actor, ray.actor.ActorClass.options
+
+    def spied_options(cls, **settings):
+        made = options(cls, **settings)
+        made.remote = spy(made.remote)
         return made
 
-    monkeypatch.setattr(ray.actor.ActorClass, "options", options)
-    assert start is pool._Pool._new_actor
-    work = Work(Heavy, (tmp_path, np.zeros(1_000_000)))
+    def spied_actor(self):
+        actors.append(new_actor(self))
+        return SimpleNamespace(do=SimpleNamespace(remote=spy(actors[-1].do.remote)))
+
+    monkeypatch.setattr(ray.actor.ActorClass, "options", spied_options)
+    monkeypatch.setattr(pool._Pool, "_new_actor", spied_actor)
     ended = map_committed(
-        ["a", "b", "c"], work, committed=lambda item: None,
+        ["a", "b", "c"], Work(Heavy, (tmp_path, np.zeros(1_000_000))), committed=lambda item: None,
         placement=Placement(cpus=1, gpus=0, workers=1), retries=0, hang_seconds=None,
     )  # fmt: skip
     assert [outcome.value for _, outcome in ended] == ["A", "B", "C"]
-    assert sent == ["a", "b", "c"] and len(started) == 1
-    (args,) = started
-    assert isinstance(args[0][0], ray.ObjectRef) and args[1:] == (None, 0.25)
-    parameters = list(PoolWorker.do.__code__.co_varnames[: PoolWorker.do.__code__.co_argcount])
-    assert parameters == ["self", "item"]
-    assert sys.getsizeof(ray.cloudpickle.dumps(PoolWorker)) < 1000
+    ray.kill(*actors)
+    start, *calls = sent
+    assert start < 1000 and len(calls) == 3 and max(calls) < 100

@@ -89,11 +89,11 @@ class ResourcesConfig(Section):
     """Trials that are trained side by side in one worker, each batch read once for all of them, for
     where reading costs more than training. Proposed together, so at most ``sweep.proposal_lag``."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60
-    """How often a running trial is kept on disk, so that it goes on from there when cut off."""
+    """How often a running trial or site is saved, so that it goes on from there when cut off."""
     hang_seconds: Annotated[float, Field(gt=0)] | None = 1800
-    """A trial that has made no step for so long is given up; null waits for ever."""
+    """A trial, site or shard that has made no step for so long is given up; null waits for ever."""
     retries: Annotated[int, Field(ge=0)] = 2
-    """How often a trial whose worker was lost is taken up again."""
+    """How often a trial, a site or a shard whose worker was lost is given to another worker."""
     address: str | None = None
     """A Ray cluster to join (``auto`` finds it); null takes RAY_ADDRESS, or starts Ray here."""
     dashboard: bool = False

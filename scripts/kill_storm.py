@@ -1,11 +1,14 @@
-"""SIGKILL a sweep's driver, workers and raylet at random moments; resume it each time; compare the end.
+"""SIGKILL a run's processes at random moments, and compare its end with that of a run in peace.
 
-    python scripts/kill_storm.py [--kills 20] [--seed 0]
+    python scripts/kill_storm.py [--aim sweep|atlas|extraction] [--kills 20] [--seed 0]
 
-A sweep of 12 trials, two at once, is run once in peace. The same sweep is then killed and resumed
-until there were so many kills. Counted: trials whose commit was written twice, commits lost, MLflow runs,
-and whether trials.parquet (times and hosts aside), the choice, the atlas and every weight are equal to
-those of the run in peace. Exit code 1 when something differs.
+- ``sweep``: 12 trials, two at once. Driver, workers and raylet are killed, and the run is resumed.
+- ``atlas``: 24 sites, two at once. Only workers are killed, and the run has to end by itself.
+- ``extraction``: 100 shards, two at once. Workers and the driver are killed; after the latter it is
+  started again.
+
+Counted: commits that were written twice or lost. Compared: tables (times and hosts aside), the choice,
+every weight, MLflow runs; of an extraction every byte of the store. Exit code 1 when something differs.
 """
 
 import argparse
@@ -17,25 +20,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from raysae.activations.extraction.plan import WORK_FOLDER
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.files import read_json
 from raysae.records.commit import VOLATILE_COLUMNS
 from raysae.records.tables import read_table
 
-VICTIMS = ("driver", "worker", "raylet")
 TRIAL = re.compile(r"ray::\w*Trainable")
-"""How Ray names the process of a trial."""
+POOL_WORKER = re.compile(r"ray::PoolWorker")
+"""How Ray names the processes that do the work."""
 ENDS_SECONDS = 90
 """How long a driver that lost its raylet may take to end."""
+CONFIG = {"sae.d_sae": 256, "sae.k": 8}
+"""What the atlas trains."""
 
 
-def recipe(folder: Path, name: str) -> dict[str, Any]:
-    """The sweep, as a recipe's keys."""
+def sweep_recipe(folder: Path, name: str) -> dict[str, Any]:
     return {
         "name": name, "runs_dir": str(folder / "runs"), "store": str(folder / "store"),
         "source": None,
@@ -51,9 +58,61 @@ def recipe(folder: Path, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def start(config: Path) -> subprocess.Popen[str]:
+def atlas_recipe(folder: Path, name: str) -> dict[str, Any]:
+    recipe = sweep_recipe(folder, name)
+    training = {**recipe["training"], "epochs": 20}
+    sweep = {"sampler": "list", "configs": [CONFIG], "trials": 1, "layer": 0}
+    resources = {**recipe["resources"], "retries": 10}
+    return {**recipe, "training": training, "sweep": sweep, "resources": resources}
+
+
+def extraction_recipe(folder: Path, name: str) -> dict[str, Any]:
+    source = {
+        "sequences": 8000, "sequences_per_shard": 80, "layers": [0, 1, 2, 3], "positions": ["all"],
+    }  # fmt: skip
+    return {
+        "name": name, "store": str(folder / "stores" / name), "source": source,
+        "resources": {"cpus": 2, "retries": 10},
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What is shot at: a command, its victims, and how to see from its files how far it is."""
+
+    module: str
+    recipe: Callable[[Path, str], dict[str, Any]]
+    victims: tuple[str, ...]
+    worker: re.Pattern[str]
+    folder: str
+    """Of a run, below the temporary folder."""
+    commits: str
+    """Commit markers in a run's folder."""
+    begun: str
+    """Files that say how far the work in progress is."""
+    sites: int = 3
+    """Of the store that the run is given."""
+
+
+AIMS = {
+    "sweep": Aim(
+        "raysae.sweep", sweep_recipe, ("driver", "worker", "raylet"), TRIAL, "runs",
+        "trials/*/metrics.json", "trials/*.training",
+    ),
+    "atlas": Aim(
+        "raysae.sweep", atlas_recipe, ("worker",), POOL_WORKER, "runs",
+        "atlas/*/*/metrics.json", "atlas/*/*.training", sites=24,
+    ),
+    "extraction": Aim(
+        "raysae.extract", extraction_recipe, ("driver", "worker"), POOL_WORKER, "stores",
+        f"{WORK_FOLDER}/shard-*.json", f"{WORK_FOLDER}/shard-*.tokens",
+    ),
+}  # fmt: skip
+
+
+def start(aim: Aim, config: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "raysae.sweep", str(config)],
+        [sys.executable, "-m", aim.module, str(config)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -75,12 +134,12 @@ def descendants(pid: int) -> dict[int, str]:
     return {child: names[child] for child in below - {pid}}
 
 
-def victim_of(kind: str, driver: int) -> int | None:
+def victim_of(aim: Aim, kind: str, driver: int) -> int | None:
     if kind == "driver":
         return driver
     found = [
         pid for pid, name in descendants(driver).items()
-        if (TRIAL.match(name) if kind == "worker" else name.split(" ")[0].endswith("/raylet"))
+        if (aim.worker.match(name) if kind == "worker" else name.split(" ")[0].endswith("/raylet"))
     ]  # fmt: skip
     return random.choice(found) if found else None
 
@@ -93,36 +152,41 @@ def kill(pid: int) -> bool:
     return True
 
 
-def progress(run: Path) -> tuple[int, int]:
-    """Commits, and states of running trials that were kept."""
-    commits = len(list(run.glob("trials/*/metrics.json")))
-    return commits, sum(path.stat().st_mtime_ns for path in run.glob("trials/*.training"))
+def times(run: Path, pattern: str) -> dict[str, int]:
+    """When each file of that pattern was written."""
+    found = {}
+    for path in run.glob(pattern):
+        try:
+            found[path.relative_to(run).as_posix()] = path.stat().st_mtime_ns
+        except FileNotFoundError:  # removed meanwhile
+            continue
+    return found
 
 
-def wait_for_progress(run: Path, process: subprocess.Popen[str]) -> None:
-    there, until = progress(run), time.monotonic() + 120
-    while progress(run) == there and process.poll() is None and time.monotonic() < until:
+def progress(aim: Aim, run: Path) -> tuple[int, int]:
+    """Commits, and the state of what is being worked on."""
+    return len(times(run, aim.commits)), sum(times(run, aim.begun).values())
+
+
+def wait_for_progress(aim: Aim, run: Path, process: subprocess.Popen[str]) -> None:
+    there, until = progress(aim, run), time.monotonic() + 120
+    while progress(aim, run) == there and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
 
 
-def commits_of(run: Path) -> dict[str, int]:
-    """When each trial's commit was written."""
-    return {path.parent.name: path.stat().st_mtime_ns for path in run.glob("trials/*/metrics.json")}
-
-
-def storm(folder: Path, config: Path, run: Path, kills: int) -> dict[str, Any]:
+def storm(aim: Aim, config: Path, run: Path, kills: int) -> dict[str, Any]:
     """Kill and resume until there were so many kills; what was seen on the way."""
-    counts, rewritten, lost, goes = dict.fromkeys(VICTIMS, 0), 0, 0, 0
-    mid_trial = 0
+    counts, rewritten, lost, attempts = dict.fromkeys(aim.victims, 0), 0, 0, 0
+    mid_item = 0
     while sum(counts.values()) < kills:
-        process, goes = start(config), goes + 1
-        before = commits_of(run)
+        process, attempts = start(aim, config), attempts + 1
+        before = times(run, aim.commits)
         while process.poll() is None and sum(counts.values()) < kills:
-            wait_for_progress(run, process)
+            wait_for_progress(aim, run, process)
             time.sleep(random.uniform(0, 0.5))
-            kind = random.choice(VICTIMS)
-            below, victim = descendants(process.pid), victim_of(kind, process.pid)
-            mid_trial += bool(list(run.glob("trials/*.training")))
+            kind = random.choice(aim.victims)
+            below, victim = descendants(process.pid), victim_of(aim, kind, process.pid)
+            mid_item += bool(times(run, aim.begun))
             if victim is None or process.poll() is not None or not kill(victim):
                 continue
             counts[kind] += 1
@@ -137,16 +201,47 @@ def storm(folder: Path, config: Path, run: Path, kills: int) -> dict[str, Any]:
                 kill(pid)
         if process.poll() is None or process.returncode == 0:
             break
-        after = commits_of(run)
+        after = times(run, aim.commits)
         lost += len(before.keys() - after.keys())
         rewritten += sum(after[name] != when for name, when in before.items() if name in after)
     out, _ = process.communicate()
     if process.returncode != 0:
-        process, goes = start(config), goes + 1
+        process, attempts = start(aim, config), attempts + 1
         out, _ = process.communicate()
     return {
-        **counts, "goes": goes, "in mid-trial": mid_trial, "lost": lost, "rewritten": rewritten,
-        "exit": process.returncode, "tail": out[-1500:],
+        **counts, "attempts": attempts, "in mid-item": mid_item, "lost": lost,
+        "rewritten": rewritten, "exit": process.returncode, "tail": out[-1500:],
+    }  # fmt: skip
+
+
+def storm_in_one_attempt(
+    aim: Aim, config: Path, run: Path, kills: int, seconds: float
+) -> dict[str, Any]:
+    """Kill workers at random moments of the ``seconds`` that the work takes in peace; the run is never
+    resumed."""
+    process = start(aim, config)
+    while not times(run, aim.begun) and process.poll() is None:
+        time.sleep(0.02)
+    started, killed, mid_item = time.monotonic(), 0, 0
+    seen: dict[str, int] = {}
+    rewritten = 0
+    for moment in sorted(random.uniform(0, seconds) for _ in range(kills)):
+        time.sleep(max(started + moment - time.monotonic(), 0))
+        while process.poll() is None:
+            victim = victim_of(aim, "worker", process.pid)
+            if victim is not None and kill(victim):
+                killed, mid_item = killed + 1, mid_item + bool(times(run, aim.begun))
+                break
+            time.sleep(0.02)
+        now = times(run, aim.commits)
+        rewritten += sum(now.get(name) != when for name, when in seen.items())
+        seen = now
+    out, _ = process.communicate()
+    now = times(run, aim.commits)
+    rewritten += sum(now.get(name) != when for name, when in seen.items())
+    return {
+        "worker": killed, "attempts": 1, "in mid-item": mid_item, "lost": 0,
+        "rewritten": rewritten, "exit": process.returncode, "tail": out[-1500:],
     }  # fmt: skip
 
 
@@ -157,10 +252,11 @@ def stable(table: Path) -> list[dict[str, Any]]:
     ]
 
 
-def weights(run: Path) -> dict[str, bytes]:
+def content(folder: Path, pattern: str) -> dict[str, bytes]:
     return {
-        path.relative_to(run).as_posix(): path.read_bytes()
-        for path in sorted(run.rglob("sae.safetensors"))
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob(pattern))
+        if path.is_file()
     }
 
 
@@ -168,7 +264,7 @@ def mlflow_runs(folder: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
     """Names of all runs of each raysae run, by the parent's name."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     found = client.search_runs(
         [e.experiment_id for e in client.search_experiments()], max_results=1000
     )
@@ -181,62 +277,94 @@ def mlflow_runs(folder: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
     return {name: sorted(runs) for name, runs in by_parent.items()}
 
 
-def compare(folder: Path, seen: dict[str, Any]) -> bool:
-    """Print what the two runs have in common; whether it is everything."""
-    peace, run = folder / "runs" / "peace", folder / "runs" / "storm"
-    runs = mlflow_runs(folder, ("peace", "storm"))
+def same_runs(peace: Path, run: Path) -> dict[str, bool]:
+    """What two runs have in common."""
+    runs = mlflow_runs(run.parent, (peace.name, run.name))
     choices = [read_json(path / "selection.json") for path in (peace, run)]
     trials, atlas = (
         [stable(path / table) for path in (peace, run)]
         for table in ("trials.parquet", "atlas/metrics.parquet")
     )
-    checks = {
-        "no commit lost or written again": not seen["lost"] and not seen["rewritten"],
+    done = [row["state"] for row in atlas[1]].count("done")
+    return {
         "trials.parquet": trials[0] == trials[1],
         "choice": choices[0] == choices[1],
-        "atlas": atlas[0] == atlas[1],
-        "weights": weights(peace) == weights(run),
-        f"MLflow runs ({len(runs['storm'])})": runs["peace"] == runs["storm"],
+        f"atlas ({done} of {len(atlas[1])} sites done)": atlas[0] == atlas[1],
+        "weights": content(peace, "sae.safetensors") == content(run, "sae.safetensors"),
+        f"MLflow runs ({len(runs[run.name])})": runs[peace.name] == runs[run.name],
     }
-    for name, same in checks.items():
-        print(f"  {name}: {'equal' if same else 'DIFFERENT'}")
+
+
+def same_stores(peace: Path, store: Path) -> dict[str, bool]:
+    """Whether two stores are equal."""
+    one, other = content(peace, "*"), content(store, "*")
+    return {f"store ({len(one)} files)": one == other}
+
+
+def compare(aim: Aim, folder: Path, seen: dict[str, Any]) -> bool:
+    """Print what the two have in common; whether it is everything."""
+    peace, run = (folder / aim.folder / name for name in ("peace", "storm"))
+    same = same_stores if aim.folder == "stores" else same_runs
+    checks = {
+        "no commit lost or written again": not seen["lost"] and not seen["rewritten"],
+        **same(peace, run),
+    }
+    for name, equal in checks.items():
+        print(f"  {name}: {'equal' if equal else 'DIFFERENT'}")
     return all(checks.values())
 
 
+def atlas_seconds(run: Path) -> float:
+    stage = read_json(run / "status.json")["stages"]["atlas"]
+    return stage["ended"] - stage["started"]
+
+
+def storm_and_compare(aim: Aim, folder: Path, kills: int) -> bool:
+    """Run it in peace and in the storm, print both; whether they are equal."""
+    configs = {name: folder / f"{name}.yaml" for name in ("peace", "storm")}
+    for name, config in configs.items():
+        config.write_text(yaml.safe_dump(aim.recipe(folder, name)))
+    started = time.time()
+    process = start(aim, configs["peace"])
+    out, _ = process.communicate()
+    if process.returncode:
+        print(out[-3000:])
+        return False
+    print(f"in peace: {time.time() - started:.0f} s")
+    started, run = time.time(), folder / aim.folder / "storm"
+    if aim.victims == ("worker",):
+        seconds = atlas_seconds(folder / aim.folder / "peace")
+        seen = storm_in_one_attempt(aim, configs["storm"], run, kills, seconds)
+    else:
+        seen = storm(aim, configs["storm"], run, kills)
+    tail = seen.pop("tail")
+    told = ", ".join(f"{name} {value}" for name, value in seen.items())
+    print(f"in the storm: {time.time() - started:.0f} s; {told}")
+    if seen["exit"]:
+        print(tail)
+        return False
+    killed = sum(seen[kind] for kind in aim.victims)
+    if killed < kills:
+        print(f"it was over after {killed} of {kills} kills: give it more --rows, or fewer kills")
+    return compare(aim, folder, seen) and killed >= kills
+
+
 def main() -> int:
-    """Run it in peace, run it in the storm, compare; the exit code."""
+    """The exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--aim", choices=AIMS, default="sweep")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=40_000)
     args = parser.parse_args()
     random.seed(args.seed)
+    aim = AIMS[args.aim]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        world = SuperpositionWorld(d_in=64, atoms=256, p=0.02)
-        write_synthetic_store(folder / "store", world, args.rows, sites=3, test=0.0)
-        configs = {name: folder / f"{name}.yaml" for name in ("peace", "storm")}
-        for name, config in configs.items():
-            config.write_text(yaml.safe_dump(recipe(folder, name)))
-        started = time.time()
-        process = start(configs["peace"])
-        out, _ = process.communicate()
-        if process.returncode:
-            print(out[-3000:])
-            return 1
-        print(f"in peace: {time.time() - started:.0f} s")
-        started = time.time()
-        seen = storm(folder, configs["storm"], folder / "runs" / "storm", args.kills)
-        tail = seen.pop("tail")
-        told = ", ".join(f"{name} {value}" for name, value in seen.items())
-        print(f"in the storm: {time.time() - started:.0f} s; {told}")
-        if seen["exit"]:
-            print(tail)
-            return 1
-        equal, kills = compare(folder, seen), sum(seen[kind] for kind in VICTIMS)
-        if kills < args.kills:
-            print(f"the sweep was over after {kills} of {args.kills} kills: give it more --rows")
-        return 0 if equal and kills >= args.kills else 1
+        if aim.folder == "runs":
+            world = SuperpositionWorld(d_in=64, atoms=256, p=0.02)
+            write_synthetic_store(folder / "store", world, args.rows, sites=aim.sites, test=0.0)
+        return 0 if storm_and_compare(aim, folder, args.kills) else 1
 
 
 if __name__ == "__main__":

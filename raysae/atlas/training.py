@@ -1,47 +1,29 @@
-"""Training the atlas: sites spread over Ray actors, several SAEs an actor, each site its own commit."""
+"""Training the atlas: its sites as items of the pool, each its own commit."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import ray
-
-from raysae.activations import Site, Store, open_store
+from raysae.activations import Site, Store
 from raysae.activations.reading import memory_each
-from raysae.activations.streaming import rows_within
+from raysae.atlas.worker import AtlasWork, AtlasWorker, SiteSettings
 from raysae.cluster.placement import Placement
-from raysae.cluster.worker import prepare_worker
-from raysae.config import Recipe
-from raysae.records.commit import figures_of, provenance, state_of, train_to_commit
-from raysae.records.events import Committed, Event, Events, Failed
+from raysae.cluster.pool import Outcome, Work, map_committed
+from raysae.errors import UserError
+from raysae.records.commit import figures_of, state_of
+from raysae.records.events import Committed, Event, Events, Failed, Progressed
 from raysae.records.folder import RunFolder
-from raysae.records.products import trained
 from raysae.records.rows import SiteRow
-from raysae.records.run_files import RunFiles
-from raysae.sae import SAEConfig
-from raysae.training import Trainer, TrainingConfig
 
 
 @dataclass(frozen=True)
 class AtlasJob:
-    """What every site of an atlas shares."""
+    """What an atlas is made from: the run, its store, and what every site is trained with."""
 
     run: RunFolder
     store: Store
-    sae: SAEConfig
-    training: TrainingConfig
-    parameters: dict[str, Any]
-
-    def of(self, site: Site) -> dict[str, Any]:
-        """The site with its settings, and what makes its SAE, as its commit has them."""
-        seeds = [self.run.recipe.seed]
-        return {
-            "layer": site.layer,
-            "position": site.position,
-            "parameters": self.parameters,
-            "made": trained("site", self.store.digest, [site], seeds, self.sae, self.training),
-        }
+    settings: SiteSettings
 
 
 def train_atlas(
@@ -49,8 +31,11 @@ def train_atlas(
 ) -> list[SiteRow]:
     """Train every site that is not committed yet and write ``atlas/metrics.parquet``; its rows."""
     records = {}
-    with events.work("Atlas", len(sites)) as emit:
-        for site, record in _records(job, sites, placement):
+    with (
+        events.work("Atlas", len(sites)) as emit,
+        closing(_records(job, sites, placement, events)) as ended,
+    ):
+        for site, record in ended:
             records[site] = record
             emit(_event(job, site, record))
     rows = [_row(site, records[site]) for site in sites]
@@ -59,78 +44,57 @@ def train_atlas(
 
 
 def _records(
-    job: AtlasJob, sites: list[Site], placement: Placement
-) -> Iterator[tuple[Site, dict[str, Any]]]:
+    job: AtlasJob, sites: list[Site], placement: Placement, events: Events
+) -> Generator[tuple[Site, dict[str, Any]], None, None]:
     """Each site's record as it becomes ready: those committed before, then those trained now."""
-    missing = []
-    for site in sites:
-        record = job.run.committed(job.run.atlas_site(site), job.of(site)["made"])
-        if record is None:
-            missing.append(site)
-        else:
-            yield site, record
-    if missing:
-        yield from _trained(job, missing, placement)
+    run, resources = job.run, job.run.recipe.resources
+
+    def committed(site: Site) -> dict[str, Any] | None:
+        return run.committed(run.atlas_site(site), job.settings.made(site))
+
+    def on_progress(site: Site, record: Mapping[str, Any]) -> None:
+        item = run.site_item(site, job.settings.made(site))
+        events.emit(Progressed(item, record, record["step"] / record["steps"]))
+
+    outcomes = map_committed(
+        sites, Work(AtlasWorker, (_sent(job, placement),)), committed=committed,
+        placement=placement, retries=resources.retries, hang_seconds=resources.hang_seconds,
+        on_progress=on_progress,
+    )  # fmt: skip
+    with closing(outcomes):
+        for site, outcome in outcomes:
+            yield site, outcome.value or {"failed": _failure(job, site, outcome)}
 
 
-def _trained(
-    job: AtlasJob, sites: list[Site], placement: Placement
-) -> Iterator[tuple[Site, dict[str, Any]]]:
-    worker = ray.remote(**placement.ray_options)(AtlasWorker)
-    memory = memory_each(job.run.recipe.resources, placement.workers)
-    actors = [
-        worker.remote(job.run.recipe, job.run.for_workers(), job.store.path, memory)
-        for _ in range(min(placement.workers, len(sites)))
-    ]
-    waiting, running = list(sites), {}
+def _sent(job: AtlasJob, placement: Placement) -> AtlasWork:
+    """What each worker is sent, once."""
+    recipe = job.run.recipe
+    return AtlasWork(
+        files=job.run.for_workers(),
+        store=recipe.store_uri or str(job.store.path.absolute()),
+        settings=job.settings,
+        memory=memory_each(recipe.resources, placement.workers),
+        checkpoint_seconds=recipe.resources.checkpoint_seconds,
+    )
+
+
+def _failure(job: AtlasJob, site: Site, outcome: Outcome[Any]) -> str:
+    """Why the site failed; an exception's traceback goes beside the site's folder."""
+    reason = str(outcome.failed)
+    if not outcome.trace:
+        return reason
+    file = job.run.atlas_site(site).with_suffix(".failure.txt")
+    hint = "" if "; " in reason else f"; its traceback is in {file.relative_to(job.run.path)}"
     try:
-        for actor in actors:
-            site = waiting.pop(0)
-            running[actor.train.remote(job, site)] = actor, site
-        while running:
-            (ready,), _ = ray.wait(list(running))
-            actor, site = running.pop(ready)
-            yield site, _outcome(ready)
-            if waiting:
-                following = waiting.pop(0)
-                running[actor.train.remote(job, following)] = actor, following
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-
-
-def _outcome(reference: Any) -> dict[str, Any]:
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        return {"failed": f"{type(cause).__name__}: {str(cause).splitlines()[0]}"}
-
-
-class AtlasWorker:
-    """Trains one site after another; reads each site's shards itself, once."""
-
-    def __init__(self, recipe: Recipe, files: RunFiles, store: Path, memory: float):
-        self.device = prepare_worker()
-        self.files = files.on_this_node()
-        self.store, self.memory = open_store(recipe.store_uri or store), memory
-
-    def train(self, job: AtlasJob, site: Site) -> dict[str, Any]:
-        """Train and commit one site; its record."""
-        rows = rows_within(self.store, site, self.memory)
-        trainer = Trainer(
-            job.sae, job.training, rows.train, rows.validation, seed=job.run.recipe.seed,
-            device=self.device, truth=rows.truth,
-        )  # fmt: skip
-        return train_to_commit(
-            self.files, trainer, self.files.atlas_site(site), job.of(site),
-            provenance(self.store, site),
-        )  # fmt: skip
+        job.run.write_text(file, outcome.trace)
+    except (OSError, UserError) as error:  # a full disk may be the very reason
+        return f"{reason}{hint} (the traceback could not be written: {error})"
+    return reason + hint
 
 
 def _event(job: AtlasJob, site: Site, record: dict[str, Any]) -> Event:
     """What the end of a site tells."""
-    item, folder = job.run.site_item(site, job.of(site)["made"]), job.run.atlas_site(site)
+    item, folder = job.run.site_item(site, job.settings.made(site)), job.run.atlas_site(site)
     if "failed" in record:
         return Failed(item, record["failed"])
     if not folder.is_dir():  # another node's

@@ -120,8 +120,7 @@ def _join_ray(address: str, **options: Any) -> None:
 def stderr_held_back() -> Iterator[None]:
     """Show what is written to stderr inside only if the block fails.
 
-    Ray's C++ core writes there, past every logging setting: that a machine has no network, that
-    Ray Data's actors take arguments from the object store.
+    Ray's C++ core writes there, past every logging setting, such as that a machine has no network.
     """
     sys.stderr.flush()
     kept = os.dup(2)

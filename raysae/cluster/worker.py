@@ -1,16 +1,10 @@
 """What every Ray worker of raysae does first: take the device and the threads it was given."""
 
 import os
-from collections.abc import Callable
-from typing import Any
-
-_kept: dict[str, Any] = {}
 
 
 def prepare_worker() -> str:
     """Set torch's threads to the CPUs that Ray reserved here; return the device to use.
-
-    What earlier tasks of this process kept is let go.
 
     The device follows from Ray's allocation and not from ``cuda.is_available()``: without a GPU
     of its own, a worker still sees every GPU of the node. A GPU that torch cannot use (a logical one,
@@ -19,7 +13,6 @@ def prepare_worker() -> str:
     import ray
     import torch
 
-    _kept.clear()
     torch.set_num_threads(max(int(os.environ.get("OMP_NUM_THREADS", "1")), 1))
     gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
     return "cuda" if gpus and torch.cuda.is_available() else "cpu"
@@ -34,15 +27,3 @@ def memory_used(device: str) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def kept(key: str, make: Callable[[], Any]) -> Any:
-    """What ``make`` gives, made once and kept for this process's later tasks with the same key.
-
-    Ray reuses the processes of tasks: a model loaded for one shard serves the next.
-    """
-    if key not in _kept:
-        made = make()
-        _kept.clear()
-        _kept[key] = made
-    return _kept[key]

@@ -24,15 +24,6 @@ COST_ORDER = (
 """The order in which the tables have had the costs from the first version on."""
 
 
-def train_to_commit(
-    files: RunFiles, trainer: Trainer, folder: Path, job: dict[str, Any], provenance: dict[str, Any]
-) -> dict[str, Any]:
-    """Train to the end and commit. Returns what ``commit`` returns."""
-    started = time.time()
-    history = list(trainer.rounds())
-    return commit(files, trainer, folder, job, provenance, history, started)
-
-
 def commit(
     files: RunFiles,
     trainer: Trainer,

@@ -233,11 +233,16 @@ class Atlas(Stage):
 
     def work(self, attempt: Attempt) -> list[str]:
         from raysae.atlas.training import AtlasJob, train_atlas
+        from raysae.atlas.worker import SiteSettings
 
         choice, recipe = chosen_parameters(attempt), attempt.recipe
         if choice is None:
             return []
-        job = AtlasJob(attempt.run, attempt.checked_store, *recipe.with_parameters(choice), choice)
+        store = attempt.checked_store
+        settings = SiteSettings(
+            store.digest, recipe.seed, *recipe.with_parameters(choice), parameters=choice
+        )
+        job = AtlasJob(attempt.run, store, settings)
         sites = attempt.plan.atlas_sites
         number = attempt.result.selection["choice"]["trial"]
         console.print(f"Training trial {number}'s config at {len(sites)} sites")

@@ -1,15 +1,13 @@
 """What Ray Tune runs on a fraction of the machine: a trial, or a gang of trials on the same batches."""
 
-import faulthandler
-import time
 from collections.abc import Iterator, Mapping
-from io import TextIOWrapper
 from typing import Any
 
 from ray import tune
 from torch import Tensor
 
 from raysae.activations.reading import OpenSite, fetched_site
+from raysae.cluster.alarm import HangAlarm
 from raysae.cluster.worker import prepare_worker
 from raysae.config import Recipe
 from raysae.records.products import seeds_of, stopping, trained
@@ -21,9 +19,6 @@ from raysae.sweep.members import Key
 from raysae.sweep.trial import Report, Trial
 from raysae.training import Trainer, TrainingConfig
 from raysae.training.initialisation import Footing, footing
-
-ALARM_EVERY = 1.0
-"""Seconds between two settings of the alarm that ends a hung worker."""
 
 
 class SAETrials(tune.Trainable):
@@ -73,7 +68,7 @@ class SAETrials(tune.Trainable):
             for trial in self.going:
                 trial.fail(error)
         finally:
-            self._disarm()
+            self.alarm.cancel()
         reports = [{"trial": trial.asked["trial"], **trial.report} for trial in self.trials]
         alone = reports[0] if len(reports) == 1 else {}  # where a scheduler looks
         return {**alone, GANG: reports, "done": not self.going}
@@ -88,9 +83,9 @@ class SAETrials(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._forget()
-        self.alarmed = time.time()
         self.trials: list[Trial] = [self._trial(asked) for asked in config[GANG]]
-        self.hung = self.trials[0].folder.with_suffix(f".hung-{self.attempt}.txt")
+        hung = self.trials[0].folder.with_suffix(f".hung-{self.attempt}.txt")
+        self.alarm = HangAlarm(hung, self.recipe.resources.hang_seconds)
         self.rounds: Iterator[None] = self._train()
 
     def _trial(self, asked: dict[str, Any]) -> Trial:
@@ -101,7 +96,6 @@ class SAETrials(tune.Trainable):
 
     def _forget(self) -> None:
         self.trials, self.rounds = [], iter(())
-        self.alarm: TextIOWrapper | None = None
         if getattr(self, "device", "cpu") == "cuda":
             import torch
 
@@ -110,9 +104,9 @@ class SAETrials(tune.Trainable):
 
     def _train(self) -> Iterator[None]:
         """Train the trials that are left, those together that take the same batches."""
-        if self.hung.is_file() and self.hung.stat().st_size:
+        if self.alarm.rang:
             for trial in self.going:
-                trial.hang(self.recipe.resources.hang_seconds, self.hung)
+                trial.hang(self.alarm.seconds, self.alarm.file)
         gangs: dict[tuple[object, ...], list[Trial]] = {}
         for trial in self.going:
             _, training = self._config(trial)
@@ -124,7 +118,7 @@ class SAETrials(tune.Trainable):
         return self.recipe.with_parameters(trial.asked["parameters"])
 
     def _train_gang(self, trials: list[Trial]) -> Iterator[None]:
-        self._arm()
+        self.alarm.set()
         begun = []
         for trial in trials:
             try:
@@ -132,13 +126,13 @@ class SAETrials(tune.Trainable):
                 begun.append(trial.begin(trainers, self.recipe.sweep.max_seconds_per_trial))
             except Exception as error:
                 trial.fail(error)
-        gang = Gang(begun, self.recipe.resources.checkpoint_seconds, self._alive)
+        gang = Gang(begun, self.recipe.resources.checkpoint_seconds, self.alarm.step)
         for _ in gang.rounds():
             for trial in trials:
                 if not trial.ended:
                     trial.advance(self.provenance)
             yield
-            self._arm()
+            self.alarm.set()
         for trial in trials:  # cut off after its last step, before its commit
             if not trial.ended:
                 trial.advance(self.provenance)
@@ -162,27 +156,3 @@ class SAETrials(tune.Trainable):
             rows = self.rows[site]
             self.footings[key] = footing(rows["train"], rows["validation"], seed, shuffle_rows)
         return self.footings[key]
-
-    def _alive(self) -> None:
-        """A step has been made."""
-        if time.time() - self.alarmed >= ALARM_EVERY:
-            self._arm()
-
-    def _arm(self) -> None:
-        """End this process unless there is a step in time, with a trace of where it hung."""
-        self.alarmed = time.time()
-        seconds = self.recipe.resources.hang_seconds
-        if seconds is None:
-            return
-        if self.alarm is None:
-            self.hung.parent.mkdir(parents=True, exist_ok=True)
-            self.alarm = self.hung.open("w")
-        # a thread in C: it rings even while Python cannot run
-        faulthandler.dump_traceback_later(seconds, exit=True, file=self.alarm)
-
-    def _disarm(self) -> None:
-        faulthandler.cancel_dump_traceback_later()
-        if self.alarm is not None:
-            self.alarm.close()
-            self.alarm = None
-            self.hung.unlink(missing_ok=True)

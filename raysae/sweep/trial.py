@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from raysae.cluster.alarm import hang_reason
 from raysae.cluster.worker import memory_used
 from raysae.errors import UserError
 from raysae.files import remove_folder
@@ -86,7 +87,7 @@ class Trial:
 
     def hang(self, seconds: float | None, trace: Path) -> None:
         """End as failed: its worker made no step for ``seconds``."""
-        self.report = {"done": True, "failed": f"hung: no step for {seconds:g} s; see {trace}"}
+        self.report = {"done": True, "failed": hang_reason(seconds, trace)}
 
     def _failed(self, reason: str, trace: str) -> None:
         file = self.folder.with_suffix(".failure.txt")

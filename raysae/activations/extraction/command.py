@@ -64,7 +64,7 @@ def extract_with(plan: "ExtractionPlan", recipe: "Recipe") -> "Store":
         f"{source.dataset}: {len(plan.layers)} layers x {len(plan.positions)} positions; workers: "
         f"{placement}"
     )
-    return extract(plan, placement)
+    return extract(plan, placement, recipe.resources)
 
 
 def _tell(store: "Store") -> None:

@@ -1,4 +1,4 @@
-"""Running an extraction: a Ray Data pipeline over the shards that are not there yet.
+"""Running an extraction: the shards that are not there yet, on the pool.
 
 A shard counts once its report is written, last of its files; the store once its manifest is. Between
 the two nothing is lost: the same command goes on with the shards that are missing.
@@ -6,8 +6,7 @@ the two nothing is lost: the same command goes on with the shards that are missi
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import closing, contextmanager
 
 from raysae.activations.extraction.plan import IDENTITY_FILE, REFUSED_FILE, ExtractionPlan
 from raysae.activations.extraction.progress import ExtractionProgress
@@ -15,14 +14,13 @@ from raysae.activations.extraction.sequences import TokenPlan, write_tokens
 from raysae.activations.extraction.shards import (
     ShardExtractor,
     committed_shard,
-    extract_shard,
-    row_table,
     site_entries,
 )
 from raysae.activations.manifest import FORMAT_VERSION, Manifest
 from raysae.activations.reader import Store, open_store
 from raysae.cluster.placement import Placement
-from raysae.cluster.session import stderr_held_back
+from raysae.cluster.pool import Work, map_committed
+from raysae.config import ResourcesConfig
 from raysae.errors import UserError
 from raysae.files import (
     locked,
@@ -36,8 +34,9 @@ from raysae.files import (
 LOCK_FILE = "lock"
 
 
-def extract(plan: ExtractionPlan, placement: Placement) -> Store:
+def extract(plan: ExtractionPlan, placement: Placement, resources: ResourcesConfig) -> Store:
     """Run the extraction on the connected Ray, or go on with one that was interrupted; the store.
+    ``resources`` say how often a shard is tried, and how long one may hang.
 
     Raises UserError on unusable texts or activations, or when another process is at it; what was
     done so far stays, and does not count as a store.
@@ -50,7 +49,7 @@ def extract(plan: ExtractionPlan, placement: Placement) -> Store:
             tokens = write_tokens(plan, progress.reading)
         _refuse_full_disk(plan, tokens)
         with progress.watching(tokens):
-            _run(plan, tokens, placement)
+            _run(plan, tokens, placement, resources)
         _manifest(plan, tokens).write(plan.folder)
         remove_temporary(plan.folder)
     remove_folder(plan.work)
@@ -98,54 +97,28 @@ def _refuse_full_disk(plan: ExtractionPlan, tokens: TokenPlan) -> None:
         )
 
 
-def _run(plan: ExtractionPlan, tokens: TokenPlan, placement: Placement) -> None:
-    """Extract every shard that is not committed yet."""
-    import ray
-
-    missing = [n for n in range(len(tokens.parts)) if committed_shard(plan, n) is None]
-    if not missing:
+def _run(
+    plan: ExtractionPlan, tokens: TokenPlan, placement: Placement, resources: ResourcesConfig
+) -> None:
+    """Extract every shard that is not committed yet. Raises UserError when one could not be."""
+    shards = map_committed(
+        range(len(tokens.parts)), Work(ShardExtractor, (plan,)),
+        committed=lambda shard: committed_shard(plan, shard), placement=placement,
+        retries=resources.retries, hang_seconds=resources.hang_seconds,
+    )  # fmt: skip
+    with closing(shards):
+        failed = {shard: outcome for shard, outcome in shards if outcome.failed is not None}
+    if not failed:
         return
-    dataset = ray.data.from_arrow([row_table(n) for n in missing]).map_batches(
-        batch_size=1, batch_format="pyarrow", **_pool(plan, placement, len(missing))
+    for _, outcome in sorted(failed.items()):
+        if outcome.refused:
+            write_text(plan.work / REFUSED_FILE, str(outcome.failed))
+            raise UserError(str(outcome.failed))
+    first = min(failed)
+    raise UserError(
+        f"{plan.folder}: {len(failed)} of {len(tokens.parts)} shards could not be extracted "
+        f"(shard {first}: {failed[first].failed}); the same command goes on with those that are missing"
     )
-    refused = None
-    try:
-        with stderr_held_back() if placement.gpus else nullcontext():
-            refused = [row["refused"] for row in dataset.iter_rows() if row["refused"]]
-    except KeyboardInterrupt:
-        pass  # it holds Ray Data's iterator, which would outlive Ray and start another
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        raise UserError(
-            f"{plan.folder}: a worker was lost ({str(cause).splitlines()[0]}); "
-            "the same command goes on with the shards that are missing"
-        ) from error
-    if refused is None:
-        raise KeyboardInterrupt
-    if refused:
-        write_text(plan.work / REFUSED_FILE, refused[0])
-        raise UserError(refused[0])
-
-
-def _pool(plan: ExtractionPlan, placement: Placement, shards: int) -> dict[str, Any]:
-    """Tasks, which start on processes that Ray has ready; on GPUs actors, so that models stay."""
-    import ray
-
-    size = min(placement.workers, shards)
-    if not placement.gpus:
-        return {
-            "fn": extract_shard,
-            "fn_kwargs": {"plan": plan},
-            "compute": ray.data.TaskPoolStrategy(size=size),
-            "num_cpus": placement.cpus,
-        }
-    return {
-        "fn": ShardExtractor,
-        "fn_constructor_kwargs": {"plan": plan},
-        "compute": ray.data.ActorPoolStrategy(size=size),
-        "num_cpus": placement.cpus,
-        "num_gpus": placement.gpus,
-    }
 
 
 def _manifest(plan: ExtractionPlan, tokens: TokenPlan) -> Manifest:

@@ -1,12 +1,12 @@
 """A worker's part of an extraction: one shard's sequences in, that shard's file at every site out."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysae.activations.extraction.models import load_model
@@ -20,8 +20,7 @@ from raysae.activations.writer import (
     site_entry,
     write_shard,
 )
-from raysae.cluster.worker import kept, prepare_worker
-from raysae.errors import UserError
+from raysae.cluster.worker import prepare_worker
 from raysae.files import read_json, write_json
 from raysae.sites import Site
 
@@ -64,42 +63,16 @@ def site_entries(reports: list[dict[str, Any]]) -> list[SiteEntry]:
     return [site_entry(site, written) for site, written in sorted(shards.items())]
 
 
-def row_table(shard: int) -> pa.Table:
-    """What a worker is told of a shard: one row, so that no batching of Ray Data's can join shards."""
-    return pa.table({"shard": [shard]})
-
-
-def extract_shard(row: pa.Table, plan: ExtractionPlan) -> pa.Table:
-    """``ShardExtractor`` as a task; the process keeps the transformer for its next shard."""
-    extractor = kept(f"extractor {plan.folder} {plan.identity()}", lambda: ShardExtractor(plan))
-    return extractor(row)
-
-
 class ShardExtractor:
-    """A Ray Data worker: holds the transformer, turns a shard of sequences into its sites' files."""
+    """A worker of the pool: holds the transformer, turns a shard of sequences into its sites' files.
+
+    Raises UserError when the model cannot be loaded, or gives activations that cannot be stored.
+    """
 
     def __init__(self, plan: ExtractionPlan):
-        self.plan = plan
-        self.refusal = ""
-        try:
-            self._load(plan)
-        except UserError as error:  # a constructor's error would reach the user as Ray's traceback
-            self.refusal = str(error)
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        """One row in, with the number of a ``shard``; one out, ``refused`` empty or the reason."""
-        (shard,) = row["shard"].to_pylist()
-        refused = self.refusal
-        if not refused:
-            try:
-                self._extract(shard)
-            except UserError as error:
-                refused = str(error)
-        return pa.table({"shard": [shard], "refused": [refused]})
-
-    def _load(self, plan: ExtractionPlan) -> None:
         from raysae.activations.extraction.capture import Capturer, weights_hash
 
+        self.plan = plan
         device = prepare_worker()
         model = load_model(plan.readable)
         self.weights_sha256 = weights_hash(model)
@@ -110,13 +83,17 @@ class ShardExtractor:
             dtype=plan.source.dtype,
         )
 
-    def _extract(self, shard: int) -> None:
+    def hung_file(self, shard: int) -> Path:
+        return self.plan.work / f"shard-{shard:05d}.hung.txt"
+
+    def do(self, shard: int, alive: Callable[[], None]) -> None:
+        """Extract and commit the shard of that number; ``alive`` is called after every batch."""
         plan, source = self.plan, self.plan.source
         started = time.time()
         part = plan.folder / SEQUENCES_FOLDER / f"part-{shard:05d}.parquet"
         sequences = from_table(pq.read_table(part, partitioning=None))
         rows = self.capturer.rows(
-            sequences, plan.positions, source.used_patterns, _Progress(plan.work, shard)
+            sequences, plan.positions, source.used_patterns, _Progress(plan.work, shard, alive)
         )
         written = [self._write(shard, site, rows.pop(site)) for site in plan.sites]
         report = {
@@ -148,11 +125,12 @@ class ShardExtractor:
 class _Progress:
     """Leaves a shard's token count where the driver looks for it, now and then."""
 
-    def __init__(self, work: Path, shard: int):
-        self.file = tokens_file(work, shard)
+    def __init__(self, work: Path, shard: int, alive: Callable[[], None]):
+        self.file, self.alive = tokens_file(work, shard), alive
         self.tokens, self.told = 0, 0.0
 
     def __call__(self, tokens: int) -> None:
+        self.alive()
         self.tokens += tokens
         if time.monotonic() - self.told > REPORT_SECONDS:
             self.told = time.monotonic()

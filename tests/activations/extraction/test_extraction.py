@@ -33,7 +33,8 @@ def recipe_of(tmp_path, name, *overrides):
 
 
 def extracted(recipe, workers=2):
-    return extract(plan_extraction(recipe), Placement(cpus=1, gpus=0, workers=workers))
+    placement = Placement(cpus=1, gpus=0, workers=workers)
+    return extract(plan_extraction(recipe), placement, recipe.resources)
 
 
 def content(store):

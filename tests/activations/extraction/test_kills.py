@@ -1,12 +1,9 @@
 """SIGKILL at random moments: never taken for complete, nothing done twice, the same bytes at the end."""
 
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import ray
@@ -14,6 +11,7 @@ import ray
 import raysae
 from raysae.activations.verify import verify
 from raysae.errors import UserError
+from tests.processes import kill, processes_below
 
 KILLS = 10
 OVERRIDES = [
@@ -33,32 +31,8 @@ def start(store, address):
 
 
 def shards_at_work():
-    """Processes of this test's Ray that are extracting a shard this moment, by what Ray calls them."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"extract_shard" in (folder / "cmdline").read_bytes() and ours(int(folder.name)):
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
-
-
-def ours(pid):
-    """Whether it descends from this process: another test's Ray may be at work beside."""
-    while pid > 1:
-        if pid == os.getpid():
-            return True
-        pid = int((Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[1])
-    return False
-
-
-def kill(pid):
-    try:
-        os.kill(pid, signal.SIGKILL)
-        return True
-    except ProcessLookupError:
-        return False
+    """Processes of this test's Ray that are extracting a shard this moment."""
+    return processes_below(b"ray::PoolWorker.do")
 
 
 def committed(store):
@@ -103,12 +77,34 @@ def kill_in_mid_work(store, process, rng):
     return kills + kill(process.pid)
 
 
-def test_killed_ten_times_and_still_the_same_store(connected_ray, tmp_path):
-    address = ray.get_runtime_context().gcs_address
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    process = start(whole, address)
+@pytest.fixture(scope="module")
+def address(connected_ray):
+    return ray.get_runtime_context().gcs_address
+
+
+@pytest.fixture(scope="module")
+def whole(address, tmp_path_factory):
+    """The store of an extraction that was left in peace."""
+    store = tmp_path_factory.mktemp("peace") / "whole"
+    process = start(store, address)
     out, _ = process.communicate(timeout=600)
     assert process.returncode == 0, out
+    return store
+
+
+def test_killed_workers_do_not_end_the_command(whole, address, tmp_path):
+    process, kills = start(tmp_path / "broken", address), 0
+    wait_for_shards(tmp_path / "broken", process, 2)
+    while kills < 3 and process.poll() is None:
+        kills += any(kill(pid) for pid in shards_at_work()[:1])
+        time.sleep(0.5)
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0 and kills == 3, out
+    assert content(tmp_path / "broken") == content(whole)
+
+
+def test_killed_ten_times_and_still_the_same_store(whole, address, tmp_path):
+    broken = tmp_path / "broken"
     rng, kills, done = random.Random(3), 0, {}
     while kills < KILLS:
         process = start(broken, address)

@@ -1,0 +1,217 @@
+"""One pool for committed work: items on Ray actors, done once each, whatever happens to a worker.
+
+An item that is committed is skipped. A lost worker is replaced, and its item is given to another one.
+"""
+
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from raysae.cluster.alarm import HangAlarm
+from raysae.cluster.placement import Placement
+from raysae.cluster.pool_worker import (
+    Begun,
+    Broken,
+    Outcome,
+    PoolWorker,
+    Progress,
+    Work,
+    failure_of,
+)
+
+__all__ = ["Outcome", "Work", "map_committed"]
+
+Item = TypeVar("Item", bound=Hashable)
+Value = TypeVar("Value")
+
+MESSAGES_A_SECOND = 4.0
+"""Reports of progress from all workers together, at the most."""
+LEAST_STARTS = 3
+"""How often in a row a worker may be lost before it has begun an item, at the least."""
+
+
+def map_committed(
+    items: Iterable[Item],
+    work: Work,
+    *,
+    committed: Callable[[Item], Value | None],
+    placement: Placement,
+    retries: int,
+    hang_seconds: float | None,
+    on_progress: Callable[[Item, Any], None] = lambda item, report: None,
+) -> Generator[tuple[Item, Outcome[Value]], None, None]:
+    """Do every item that is not committed yet; each with its outcome as soon as there is one.
+
+    ``committed(item)`` is what a commit holds, or None where there is none; such items come first. The
+    others are done by up to ``placement.workers`` actors, each with a worker made by ``work``. An item
+    whose worker is lost is given to another up to ``retries`` times. One that raises fails at once, and
+    one that makes no step for ``hang_seconds`` too. Where no worker can be made, all items that are
+    left fail by the reason of that. ``on_progress`` gets what the workers report in mid-item.
+
+    Close the iterator to stop (``contextlib.closing``): that ends the actors, as does an exception or a
+    KeyboardInterrupt in it.
+    """
+    missing = []
+    for item in items:
+        value = committed(item)
+        if value is None:
+            missing.append(item)
+        else:
+            yield item, Outcome(value)
+    if not missing:
+        return
+    pool = _Pool(missing, work, committed, placement, retries, hang_seconds, on_progress)
+    try:
+        yield from pool.outcomes()
+    finally:
+        pool.stop()
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A place for one actor at a time, with what it is doing."""
+
+    actor: Any = None
+    stream: Any = None
+    """Of the item it works on; None while it has none."""
+    item: Any = None
+    begun: Begun | None = None
+    failed_starts: int = 0
+    """Actors in a row that were lost here before they began an item."""
+    given_up: bool = False
+
+    def give(self, item: Any) -> None:
+        self.item, self.begun, self.stream = item, None, self.actor.do.remote(item)
+
+    def end(self) -> None:
+        """End the actor, should it still live."""
+        if self.actor is not None:
+            with suppress(Exception):  # Ray itself may be gone
+                ray.kill(self.actor)
+        self.actor = self.stream = None
+
+
+class _Pool:
+    """The driver's side: which item is with which actor, and what became of it."""
+
+    def __init__(
+        self,
+        items: list[Any],
+        work: Work,
+        committed: Callable[[Any], Any],
+        placement: Placement,
+        retries: int,
+        hang_seconds: float | None,
+        on_progress: Callable[[Any, Any], None],
+    ):
+        self.committed, self.on_progress = committed, on_progress
+        self.retries, self.hang_seconds = retries, hang_seconds
+        self.waiting, self.losses = deque(items), Counter[Any]()
+        self.slots = [_Slot() for _ in range(min(placement.workers, len(items)))]
+        self.work = ray.put(work)
+        self.report_seconds = len(self.slots) / MESSAGES_A_SECOND
+        self.options = {**placement.ray_options, "max_restarts": 0, "max_task_retries": 0}
+        self.no_worker: Outcome[Any] = Outcome(failed="no worker could be started")
+        """Why a slot was given up."""
+
+    def outcomes(self) -> Iterator[tuple[Any, Outcome[Any]]]:
+        while True:
+            self._hand_out()
+            busy = {slot.stream: slot for slot in self.slots if slot.stream is not None}
+            if not busy:
+                break
+            (ready,), _ = ray.wait(list(busy), num_returns=1)
+            slot = busy[ready]
+            outcome = self._news_of(slot)
+            if outcome is not None:
+                yield slot.item, outcome
+        while self.waiting:
+            yield self.waiting.popleft(), self.no_worker
+
+    def stop(self) -> None:
+        """End all actors."""
+        for slot in self.slots:
+            slot.end()
+
+    def _hand_out(self) -> None:
+        """Give waiting items to slots that are free, first to those whose actor is there."""
+        free = [slot for slot in self.slots if slot.stream is None and not slot.given_up]
+        for slot in sorted(free, key=lambda slot: slot.actor is None):
+            if not self.waiting:
+                return
+            if slot.actor is None:
+                slot.actor = self._new_actor()
+            slot.give(self.waiting.popleft())
+
+    def _new_actor(self) -> Any:
+        actor = ray.remote(PoolWorker).options(**self.options)
+        # in a list, so that it is the worker who fetches it, and reports when it cannot be read
+        return actor.remote([self.work], self.hang_seconds, self.report_seconds)
+
+    def _news_of(self, slot: _Slot) -> Outcome[Any] | None:
+        """Take in the slot's next message; the item's outcome when that has ended it."""
+        try:
+            message = ray.get(next(slot.stream))
+        except RayTaskError as error:  # of the message itself: it could not be packed
+            message = failure_of(error.cause if isinstance(error.cause, Exception) else error)
+        except RayError as error:
+            return self._lost(slot, error)
+        if isinstance(message, Begun):
+            slot.begun, slot.failed_starts = message, 0
+        elif isinstance(message, Progress):
+            self.on_progress(slot.item, message.report)
+        elif isinstance(message, Broken):
+            self._give_up(slot, message.outcome)
+            self.waiting.appendleft(slot.item)
+        else:
+            slot.stream = None
+            return message
+        return None
+
+    def _lost(self, slot: _Slot, error: RayError) -> Outcome[Any] | None:
+        """The slot's actor is gone: end its item, or let another one do it."""
+        slot.end()
+        item, reason = slot.item, _reason(error)
+        value = self.committed(item)
+        if value is not None:
+            return Outcome(value)
+        if slot.begun is None:
+            self._count_failed_start(slot, reason)
+        else:
+            alarm = HangAlarm(slot.begun.hung, self.hang_seconds)
+            if alarm.rang:
+                return Outcome(failed=alarm.reason)
+            alarm.file.unlink(missing_ok=True)
+        self.losses[item] += 1
+        if self.losses[item] > self.retries:
+            return Outcome(failed=f"worker lost {_times(self.losses[item])}: {reason}")
+        self.waiting.append(item)  # behind the others, should it be the item's own fault
+        return None
+
+    def _count_failed_start(self, slot: _Slot, reason: str) -> None:
+        slot.failed_starts += 1
+        if slot.failed_starts >= max(LEAST_STARTS, self.retries + 1):
+            times = _times(slot.failed_starts)
+            self._give_up(slot, Outcome(failed=f"worker lost {times} at its start: {reason}"))
+
+    def _give_up(self, slot: _Slot, why: Outcome[Any]) -> None:
+        slot.end()
+        slot.given_up, self.no_worker = True, why
+
+
+def _reason(error: RayError) -> str:
+    """What Ray knows of a worker's end, without its advice on Ray."""
+    text = str(error).strip()
+    found = re.search(r"exit detail: (.+?)\.?(?= Some common causes|\n|$)", text)
+    line = found[1] if found else (text.splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line} (killed, crashed, or out of memory)"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

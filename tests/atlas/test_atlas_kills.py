@@ -1,0 +1,206 @@
+"""An atlas whose workers are killed: every site is done, to the same bits, and from its checkpoint on."""
+
+import shutil
+import threading
+import time
+
+import pytest
+import torch
+
+from raysae import Recipe, open_store
+from raysae.activations import Site
+from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
+from raysae.atlas.training import AtlasJob, train_atlas
+from raysae.atlas.worker import SiteSettings, SiteTraining
+from raysae.cluster.placement import Placement
+from raysae.files import read_json
+from raysae.records.commit import VOLATILE_COLUMNS
+from raysae.records.events import Events
+from raysae.records.folder import open_run
+from raysae.records.run_files import RunFiles
+from raysae.sae.config import TopKConfig
+from raysae.training import Trainer, TrainingConfig
+from raysae.training.rows import Rows
+from tests.processes import kill, processes_below
+
+SITES = 4
+PARAMETERS = {"sae.d_sae": 64, "sae.k": 4}
+LONG = {"epochs": 40, "batch_size": 64, "lr": 3e-3, "evaluations": 4}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world") / "store"
+    world = SuperpositionWorld(d_in=32, atoms=64, p=0.05)
+    write_synthetic_store(folder, world, 2000, sites=SITES, test=0.0)
+    return open_store(folder)
+
+
+def atlas(store, runs, training=None, sites=None, at_once=2, meanwhile=lambda folder: None):
+    """The rows and the folder of an atlas; ``meanwhile(folder)`` is called in a thread of its own."""
+    recipe = Recipe.model_validate(
+        {
+            "name": "atlas", "runs_dir": str(runs), "source": None, "store": str(store.path),
+            "training": training or LONG, "resources": {"checkpoint_seconds": 0.05},
+        }
+    )  # fmt: skip
+    settings = SiteSettings(
+        store.digest, recipe.seed, *recipe.with_parameters(PARAMETERS), parameters=PARAMETERS
+    )
+    with open_run(recipe) as run:
+        job = AtlasJob(run, store, settings)
+        beside = threading.Thread(target=meanwhile, args=(run.path / "atlas",), daemon=True)
+        beside.start()
+        rows = train_atlas(job, sites or store.sites, Placement(1, 0, at_once), Events())
+        beside.join(30)
+        return rows, run.path / "atlas"
+
+
+@pytest.fixture(scope="module")
+def quiet(connected_ray, store, tmp_path_factory):
+    """The atlas left in peace."""
+    return atlas(store, tmp_path_factory.mktemp("quiet"))
+
+
+def stable(rows):
+    return [{k: v for k, v in row.items() if k not in VOLATILE_COLUMNS} for row in rows]
+
+
+def weights(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("sae.safetensors"))
+    }
+
+
+def step_of(checkpoint):
+    try:
+        return read_json(checkpoint / "training.json")["step"]
+    except OSError:  # it is being replaced
+        return None
+
+
+def first_checkpoint(folder):
+    """Wait until a site is in mid-training, ten steps from its start; its checkpoint and step."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        for checkpoint in folder.glob("*/*.training"):
+            step = step_of(checkpoint)
+            if step is not None and step > 10:
+                return checkpoint, step
+        time.sleep(0.01)
+    raise AssertionError("no site came to mid-training")
+
+
+def test_killed_workers_cost_nothing(quiet, store, tmp_path):
+    kills = []
+
+    def kill_twice(folder):
+        for _ in range(2):
+            first_checkpoint(folder)
+            time.sleep(0.1)
+            kills.extend(pid for pid in processes_below(b"ray::PoolWorker")[:1] if kill(pid))
+
+    rows, folder = atlas(store, tmp_path, meanwhile=kill_twice)
+    assert len(kills) == 2
+    assert [row["state"] for row in rows] == ["done"] * SITES
+    assert stable(rows) == stable(quiet[0])
+    assert weights(folder) == weights(quiet[1]) and len(weights(folder)) == SITES
+    left = [
+        path.name for path in folder.rglob("*") if ".training" in path.name or "hung" in path.name
+    ]
+    assert left == []
+
+
+def test_a_site_goes_on_from_its_checkpoint(quiet, store, tmp_path):
+    site, steps = store.sites[0], []
+
+    def kill_and_watch(folder):
+        checkpoint, step = first_checkpoint(folder)
+        steps.append(step)
+        for pid in processes_below(b"ray::PoolWorker"):
+            kill(pid)
+        while not (folder / site.folder / "metrics.json").is_file():
+            step = step_of(checkpoint)
+            if step is not None:
+                steps.append(step)
+            time.sleep(0.005)
+
+    rows, folder = atlas(store, tmp_path, sites=[site], at_once=1, meanwhile=kill_and_watch)
+    assert rows[0]["state"] == "done"
+    assert steps == sorted(steps) and steps[-1] > steps[0] > 10
+    name = f"{site.folder}/sae.safetensors"
+    assert weights(folder)[name] == weights(quiet[1])[name]
+    records = [read_json(one / site.folder / "metrics.json") for one in (folder, quiet[1])]
+    assert records[0]["history"] == records[1]["history"] and len(records[0]["history"]) == 4
+
+
+class CutOffError(Exception):
+    pass
+
+
+def trainer(seed=0):
+    rows_ND = torch.randn(600, 16, generator=torch.Generator().manual_seed(1))
+    training = TrainingConfig(epochs=3, batch_size=50, lr=1e-3, evaluations=3)
+    return Trainer(
+        TopKConfig(d_sae=32, k=4), training, Rows([rows_ND[:500]]), Rows([rows_ND[500:]]), seed=seed
+    )
+
+
+def site_training(folder, make=trainer, ends_at=None):
+    """A training saved after every step to ``FOLDER.training``, cut off after step ``ends_at``."""
+    steps = []
+
+    def alive():
+        if ends_at is not None and len(steps) == ends_at:
+            raise CutOffError
+        steps.append(1)
+
+    return SiteTraining(make, RunFiles(folder.parent), folder, 0.0, alive)
+
+
+@pytest.mark.parametrize("ends_at", [1, 10, 15, 29])
+def test_a_training_that_was_cut_off_ends_the_same(tmp_path, ends_at):
+    whole = site_training(tmp_path / "whole")
+    list(whole.rounds())
+    with pytest.raises(CutOffError):
+        list(site_training(tmp_path / "cut", ends_at=ends_at).rounds())
+    again = site_training(tmp_path / "cut")
+    assert again.trainer.step == ends_at
+    list(again.rounds())
+    assert again.history == whole.history and len(whole.history) == 3
+    for one, other in zip(
+        again.trainer.model.parameters(), whole.trainer.model.parameters(), strict=True
+    ):
+        assert torch.equal(one, other)
+    RunFiles(tmp_path).remove_checkpoint(again.checkpoint)
+    assert not (tmp_path / "cut.training").exists()
+
+
+@pytest.mark.parametrize("trouble", ["damaged", "foreign", "no training"])
+def test_a_checkpoint_that_cannot_be_used_is_removed(tmp_path, trouble):
+    with pytest.raises(CutOffError):
+        list(site_training(tmp_path / "cut", ends_at=12).rounds())
+    make = trainer
+    if trouble == "damaged":
+        tensors = tmp_path / "cut.training" / "training.safetensors"
+        tensors.write_bytes(tensors.read_bytes()[:1000])
+    elif trouble == "foreign":
+        make = lambda: trainer(seed=5)  # noqa: E731
+    else:
+        shutil.rmtree(tmp_path / "cut.training")
+        (tmp_path / "cut.training").mkdir()
+        (tmp_path / "cut.training" / "note.txt").write_text("what is this?")
+    again = site_training(tmp_path / "cut", make)
+    assert again.trainer.step == 0 and again.history == [] and not (tmp_path / "cut.training").exists()
+    whole = site_training(tmp_path / "whole", make)
+    assert list(again.rounds()) == list(whole.rounds())
+
+
+def test_a_site_that_fails_leaves_its_traceback_beside_its_folder(connected_ray, store, tmp_path):
+    rows, folder = atlas(
+        store, tmp_path, training={**LONG, "lr": 1e38}, sites=[Site(1, "all")], at_once=1
+    )
+    assert rows[0]["state"] == "failed" and "NonFiniteLossError" in rows[0]["reason"]
+    failure = folder / "layer=01" / "position=all.failure.txt"
+    assert "Traceback" in failure.read_text() and "NonFiniteLossError" in failure.read_text()

@@ -23,7 +23,7 @@ from raysae.sweep.tuning import at_once
 from raysae.sweep.warm import known_trials
 from raysae.training import Trainer, TrainingConfig
 from raysae.training.memory import free_bytes
-from raysae.training.rows import Rows, RowSource
+from raysae.training.rows import IndexedRows, Rows
 
 CALIBRATION_SECONDS = 1.0
 """How long each of the two configs is trained to see how fast it goes."""
@@ -144,7 +144,7 @@ def _time(
     )
 
 
-def _rows(recipe: Recipe, checked: Preflight) -> tuple[RowSource, int | None, str]:
+def _rows(recipe: Recipe, checked: Preflight) -> tuple[IndexedRows, int | None, str]:
     """Rows to time a training on, how many the run will have, and what they are."""
     if checked.store is not None:
         return _first_rows(checked.store, checked.sites[0])
@@ -156,14 +156,14 @@ def _rows(recipe: Recipe, checked: Preflight) -> tuple[RowSource, int | None, st
     return Rows(noise), count, "noise, as the rows are not there yet"
 
 
-def _first_rows(store: Store, site: Site) -> tuple[RowSource, int, str]:
+def _first_rows(store: Store, site: Site) -> tuple[IndexedRows, int, str]:
     train = store.site(site).train
     first = train.read(0, min(len(train), CALIBRATION_ROWS))
     return Rows(first), len(train), f"{len(first):,} rows of {site}"
 
 
 def _tokens_per_second(
-    config: SAEConfig, training: TrainingConfig, rows: RowSource, device: str
+    config: SAEConfig, training: TrainingConfig, rows: IndexedRows, device: str
 ) -> float:
     long = replace(training, tokens=10**12, evaluations=1)
     trainer = Trainer(config, long, rows, rows, device=device)

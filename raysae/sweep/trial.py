@@ -8,13 +8,14 @@ from typing import Any
 
 from raysae.cluster.worker import memory_used
 from raysae.errors import UserError
-from raysae.files import read_json, remove_folder, write_text
+from raysae.files import read_json, write_text
 from raysae.records.commit import commit, committed
 from raysae.remote import KEPT, pull, pull_packed, push
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.sites import Site
 from raysae.sweep.members import Key, Members, OutOfTimeError
-from raysae.training import NonFiniteLossError, Trainer
+from raysae.training import NonFiniteLossError
+from raysae.training.ensemble import Member
 
 Report = dict[str, Any]
 
@@ -37,15 +38,11 @@ class Trial:
         """Whether nothing is left to do."""
         return bool(self.report.get("done"))
 
-    def begin(self, trainers: Mapping[Key, Trainer], max_seconds: float | None) -> Members:
-        """Its trainings, which go on from where an earlier go kept them."""
-        kept = self.folder.with_suffix(KEPT)
-        pull_packed(kept)
-        try:
-            self.members = Members(trainers, kept, max_seconds)
-        except Exception:  # what was kept is of another trial, or damaged: from the start, then
-            remove_folder(kept)
-            self.members = Members(trainers, kept, max_seconds)
+    def begin(self, members: Mapping[Key, Member], max_seconds: float | None) -> Members:
+        """Its members, which continue from their checkpoints."""
+        checkpoints = self.folder.with_suffix(KEPT)
+        pull_packed(checkpoints)
+        self.members = Members(members, checkpoints, max_seconds)
         return self.members
 
     def advance(self, provenance: Mapping[Site, dict[str, Any]]) -> None:

@@ -55,7 +55,7 @@ def bare_loop(
         step = step_of(model, training, device)
         for number, x_BD in enumerate(batches):
             step.gradients(x_BD, None, 1.0)
-            step.update(1e-3 * training.lr_share(number, len(batches)))
+            step.update(1e-3 * training.lr_fraction(number, len(batches)))
         step.release()
         return model
 

@@ -34,7 +34,7 @@ from raysae.activations import Site, Store  # noqa: E402
 from raysae.activations.shared import SharedSite, share_site  # noqa: E402
 from raysae.activations.streaming import StreamedRows  # noqa: E402
 from raysae.activations.writer import write_store  # noqa: E402
-from raysae.training.rows import RowSource  # noqa: E402
+from raysae.training.rows import IndexedRows  # noqa: E402
 
 BATCH = 1024
 PASSES = 3
@@ -119,7 +119,7 @@ def ray_data(data: Data) -> Iterator[Any]:
         yield batch["activation"]
 
 
-def shuffled(source: RowSource) -> Callable[[Data], Iterable[Any]]:
+def shuffled(source: IndexedRows) -> Callable[[Data], Iterable[Any]]:
     return lambda _data: source.epoch(0, 0, BATCH)
 
 

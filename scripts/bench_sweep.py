@@ -87,7 +87,7 @@ def loops(store: Path) -> float:
         started = time.perf_counter()
         for number, x_BD in enumerate(drawn):
             step.gradients(x_BD, None, 1.0)
-            step.update(LR * training.lr_share(number, len(drawn)))
+            step.update(LR * training.lr_fraction(number, len(drawn)))
         seconds += time.perf_counter() - started
     return seconds
 

@@ -41,7 +41,7 @@ def train(steps: int, batch_size: int, lr: float, seed: int) -> tuple[GPT2LMHead
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_share(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_fraction(step, steps))
     problems = stream(TRAIN_SEED, held_out=False)
     started = time.time()
     loss = torch.tensor(math.nan)
@@ -107,7 +107,7 @@ def _batch(tokenizer, problems: list[Problem]) -> tuple[torch.Tensor, torch.Tens
     return rows["input_ids"], labels
 
 
-def _lr_share(step: int, steps: int) -> float:
+def _lr_fraction(step: int, steps: int) -> float:
     warm_up = min(1.0, (step + 1) / 100)
     return warm_up * 0.5 * (1 + math.cos(math.pi * step / steps))
 

@@ -11,7 +11,7 @@ from raysae.config import ResourcesConfig
 from raysae.errors import UserError
 from raysae.remote import fetched
 from raysae.sites import Site
-from raysae.training.rows import RowSource
+from raysae.training.rows import IndexedRows
 
 OBJECT_STORE_SHARE = 0.8
 """How full the object store may get: Ray spills to disk beyond."""
@@ -23,7 +23,7 @@ WINDOWS_HELD = 2
 class OpenSite(Protocol):
     """A site's rows on their way to a worker: ``SharedSite`` or ``StreamedSite``."""
 
-    def rows(self, split: str) -> RowSource: ...
+    def rows(self, split: str) -> IndexedRows: ...
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def fetched_site(site: OpenSite, uri: str) -> OpenSite:
     return replace(site, store=fetched(uri)) if isinstance(site, StreamedSite) else site
 
 
-def _refuse_non_finite(where: str, rows: RowSource) -> None:
+def _refuse_non_finite(where: str, rows: IndexedRows) -> None:
     """Raise UserError with count and place when rows hold NaN or infinite values."""
     bad, first, start = 0, None, 0
     for batch_BD in rows.batches():

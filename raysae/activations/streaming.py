@@ -20,14 +20,14 @@ from raysae.activations.reader import TRAINING_SPLITS, Segment, Store, open_stor
 from raysae.activations.schema import torch_dtype
 from raysae.errors import UserError
 from raysae.sites import Site
-from raysae.training.rows import Rows, RowSource, Splits, Window, pieces
+from raysae.training.rows import IndexedRows, Rows, Splits, Window, pieces
 
 READERS = 2
 _Begun = tuple[Window, Tensor, list[Future[None]]]
 """A window, the memory for its rows, and the reads that fill it."""
 
 
-class StreamedRows(RowSource):
+class StreamedRows(IndexedRows):
     """One split of one site, read from disk as it is asked for; ``readers`` threads read a window.
 
     The number of readers never shows in the rows or in their order.

@@ -1,20 +1,21 @@
 """Training the atlas: its sites as items of the pool, each its own commit."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 from raysae.activations import Site, Store
 from raysae.activations.reading import memory_each
-from raysae.atlas.worker import AtlasWork, AtlasWorker, SiteSettings
+from raysae.atlas.worker import AtlasWork, AtlasWorker, Record, Sites, SiteSettings
 from raysae.cluster.placement import Placement
 from raysae.cluster.pool import Outcome, Work, map_committed
-from raysae.errors import UserError
 from raysae.records.commit import figures_of, state_of
 from raysae.records.events import Committed, Event, Events, Failed, Progressed
 from raysae.records.folder import RunFolder
 from raysae.records.rows import SiteRow
+
+SITES_TOGETHER = 16
+"""Sites that make one packed program on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +46,56 @@ def train_atlas(
 
 def _records(
     job: AtlasJob, sites: list[Site], placement: Placement, events: Events
-) -> Generator[tuple[Site, dict[str, Any]], None, None]:
+) -> Generator[tuple[Site, Record], None, None]:
     """Each site's record as it becomes ready: those committed before, then those trained now."""
-    run, resources = job.run, job.run.recipe.resources
-
-    def committed(site: Site) -> dict[str, Any] | None:
-        return run.committed(run.atlas_site(site), job.settings.made(site))
-
-    def on_progress(site: Site, record: Mapping[str, Any]) -> None:
-        item = run.site_item(site, job.settings.made(site))
-        events.emit(Progressed(item, record, record["step"] / record["steps"]))
-
-    outcomes = map_committed(
-        sites, Work(AtlasWorker, (_sent(job, placement),)), committed=committed,
-        placement=placement, retries=resources.retries, hang_seconds=resources.hang_seconds,
-        on_progress=on_progress,
-    )  # fmt: skip
+    missing = []
+    for site in sites:
+        record = _committed(job, site)
+        if record is None:
+            missing.append(site)
+        else:
+            yield site, record
+    outcomes = _trained(job, missing, placement, events)
     with closing(outcomes):
-        for site, outcome in outcomes:
-            yield site, outcome.value or {"failed": _failure(job, site, outcome)}
+        for group, outcome in outcomes:
+            for site in group:
+                yield site, _record_of(job, site, outcome)
+
+
+def _trained(
+    job: AtlasJob, sites: list[Site], placement: Placement, events: Events
+) -> Generator[tuple[Sites, Outcome[dict[Site, Record]]], None, None]:
+    """The groups of sites that the pool trains."""
+    resources = job.run.recipe.resources
+
+    def committed(group: Sites) -> dict[Site, Record] | None:
+        records = {site: _committed(job, site) for site in group}
+        found = {site: record for site, record in records.items() if record is not None}
+        return found if len(found) == len(group) else None
+
+    def on_progress(group: Sites, reports: dict[Site, Record]) -> None:
+        for site, record in reports.items():
+            item = job.run.site_item(site, job.settings.made(site))
+            events.emit(Progressed(item, record, record["step"] / max(record["steps"], 1)))
+
+    return map_committed(
+        groups_of(sites, placement), Work(AtlasWorker, (_sent(job, placement),)),
+        committed=committed, placement=placement, retries=resources.retries,
+        hang_seconds=resources.hang_seconds, on_progress=on_progress,
+    )  # fmt: skip
+
+
+def groups_of(sites: list[Site], placement: Placement) -> list[Sites]:
+    """The sites that one worker trains side by side: on GPUs as many as make a good packed program, but
+    no more than leaves work for every worker; on CPUs one."""
+    together = 1
+    if placement.gpus:
+        together = max(1, min(SITES_TOGETHER, len(sites) // placement.workers))
+    return [tuple(sites[start : start + together]) for start in range(0, len(sites), together)]
+
+
+def _committed(job: AtlasJob, site: Site) -> Record | None:
+    return job.run.committed(job.run.atlas_site(site), job.settings.made(site))
 
 
 def _sent(job: AtlasJob, placement: Placement) -> AtlasWork:
@@ -78,21 +110,15 @@ def _sent(job: AtlasJob, placement: Placement) -> AtlasWork:
     )
 
 
-def _failure(job: AtlasJob, site: Site, outcome: Outcome[Any]) -> str:
-    """Why the site failed; an exception's traceback goes beside the site's folder."""
-    reason = str(outcome.failed)
-    if not outcome.trace:
-        return reason
-    file = job.run.atlas_site(site).with_suffix(".failure.txt")
-    hint = "" if "; " in reason else f"; its traceback is in {file.relative_to(job.run.path)}"
-    try:
-        job.run.write_text(file, outcome.trace)
-    except (OSError, UserError) as error:  # a full disk may be the very reason
-        return f"{reason}{hint} (the traceback could not be written: {error})"
-    return reason + hint
+def _record_of(job: AtlasJob, site: Site, outcome: Outcome[dict[Site, Record]]) -> Record:
+    """A site's record; of a group that came to nothing, what was committed all the same, or why not."""
+    if outcome.value is not None:
+        return outcome.value[site]
+    record = _committed(job, site)
+    return record if record is not None else {"failed": str(outcome.failed)}
 
 
-def _event(job: AtlasJob, site: Site, record: dict[str, Any]) -> Event:
+def _event(job: AtlasJob, site: Site, record: Record) -> Event:
     """What the end of a site tells."""
     item, folder = job.run.site_item(site, job.settings.made(site)), job.run.atlas_site(site)
     if "failed" in record:
@@ -102,7 +128,7 @@ def _event(job: AtlasJob, site: Site, record: dict[str, Any]) -> Event:
     return Committed(item, record, folder)
 
 
-def _row(site: Site, record: dict[str, Any]) -> SiteRow:
+def _row(site: Site, record: Record) -> SiteRow:
     if "failed" in record:
         return SiteRow(site.layer, str(site.position), "failed", record["failed"])
     ended = state_of(record)

@@ -1,8 +1,8 @@
-"""The atlas's worker: trains and commits one site after another, each from its checkpoint on."""
+"""The atlas's worker: trains groups of sites and commits each site, from its checkpoint on."""
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import suppress
+import traceback
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ from raysae.records.commit import commit, provenance
 from raysae.records.products import trained
 from raysae.records.run_files import RunFiles
 from raysae.sae import SAEConfig
-from raysae.training import Trainer, TrainingConfig, load_training, save_training
+from raysae.training import TrainingConfig
+from raysae.training.ensemble import Ensemble, Member
 
 Record = dict[str, Any]
+Sites = tuple[Site, ...]
+"""A group of sites that one worker trains side by side."""
 
 
 @dataclass(frozen=True)
@@ -54,104 +57,103 @@ class AtlasWork:
     memory: float
     """Bytes of rows that a worker may hold; a site with more is streamed."""
     checkpoint_seconds: float
+    pack: bool | None = None
+    """Whether the sites of a group are one packed program; None: on GPUs."""
 
 
 class AtlasWorker:
-    """Trains one site after another; reads each site's rows itself, once."""
+    """Trains groups of sites; reads each site's rows itself, once, and commits each site alone."""
 
     def __init__(self, work: AtlasWork):
-        self.work = work
+        self.work, self.settings = work, work.settings
         self.device = prepare_worker()
         self.files = work.files.on_this_node()
         self.store = open_store(work.store)
 
-    def hung_file(self, site: Site) -> Path:
-        return self.files.atlas_site(site).with_suffix(".hung.txt")
+    def hung_file(self, sites: Sites) -> Path:
+        return self.files.atlas_site(sites[0]).with_suffix(".hung.txt")
 
-    def do(self, site: Site, alive: Callable[[], None]) -> Generator[Record, None, Record]:
-        """Train and commit one site; its record. Yields a report at each evaluation."""
-        started, folder = time.time(), self.files.atlas_site(site)
+    def do(
+        self, sites: Sites, alive: Callable[[], None]
+    ) -> Generator[dict[Site, Record], None, dict[Site, Record]]:
+        """Train and commit the sites; each one's record, or why it failed (``failed``).
+
+        Yields reports, by site, at evaluations.
+        """
+        started, records = time.time(), self._committed(sites)
+        members = {site: self._member(site, len(sites)) for site in sites if site not in records}
+        ensemble = Ensemble(
+            list(members.values()), self.device, pack=self.work.pack,
+            checkpoint_seconds=self.work.checkpoint_seconds, on_saved=self._send_checkpoints,
+            after_batch=lambda tokens: alive(),
+        )  # fmt: skip
+        for _ in ensemble.rounds():
+            yield {site: _report(member) for site, member in members.items() if member.history}
+            for site, member in members.items():
+                if site not in records and not member.active:
+                    records[site] = self._ended(site, member, started)
+        return records
+
+    def _committed(self, sites: Sites) -> dict[Site, Record]:
+        """The sites that a worker before this one has committed."""
+        found = {
+            site: self.files.committed(self.files.atlas_site(site), self.settings.made(site))
+            for site in sites
+        }
+        return {site: record for site, record in found.items() if record is not None}
+
+    def _member(self, site: Site, together: int) -> Member:
+        folder = self.files.atlas_site(site)
         _remove_partial(folder)
-        training = SiteTraining(
-            self._trainer(site), self.files, folder, self.work.checkpoint_seconds, alive
-        )
-        for record in training.rounds():
-            yield {**record, "steps": training.trainer.steps}
-        job, source = self.work.settings.of(site), provenance(self.store, site)
-        record = commit(
-            self.files, training.trainer, folder, job, source, training.history, started
-        )
-        self.files.remove_checkpoint(training.checkpoint)
+        rows = rows_within(self.store, site, self.work.memory / together)
+        return Member(
+            self.settings.sae, self.settings.training, rows.train, rows.validation,
+            self.settings.seed, rows.truth, checkpoint=self.files.checkpoint(folder),
+        )  # fmt: skip
+
+    def _send_checkpoints(self, saved: Sequence[Member]) -> None:
+        for member in saved:
+            assert member.checkpoint is not None
+            self.files.send_checkpoint(member.checkpoint)
+
+    def _ended(self, site: Site, member: Member, started: float) -> Record:
+        """Commit a site that was trained to its end; its record, or why there is none."""
+        folder = self.files.atlas_site(site)
+        try:
+            if member.failure is not None:
+                raise member.failure
+            record = commit(
+                self.files, member.trainer, folder, self.settings.of(site),
+                provenance(self.store, site), member.history, started,
+            )  # fmt: skip
+        except Exception as error:  # one bad site must not take the others down
+            return {"failed": failure_reason(self.files, folder, error)}
+        member.discard_checkpoint()
+        self.files.remove_checkpoint(self.files.checkpoint(folder))
+        member.release()
         return record
 
-    def _trainer(self, site: Site) -> Callable[[], Trainer]:
-        """What makes the site's trainer, as it is before the first step."""
-        rows, settings = rows_within(self.store, site, self.work.memory), self.work.settings
 
-        def make() -> Trainer:
-            return Trainer(
-                settings.sae, settings.training, rows.train, rows.validation, seed=settings.seed,
-                device=self.device, truth=rows.truth,
-            )  # fmt: skip
+def failure_reason(files: RunFiles, folder: Path, error: Exception) -> str:
+    """Why what should lie in ``folder`` failed; the traceback goes beside it."""
+    text = str(error).strip()
+    if isinstance(error, UserError):
+        return text
+    reason = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+    file = folder.with_suffix(".failure.txt")
+    hint = "" if "; " in reason else f"; its traceback is in {file.relative_to(files.path)}"
+    try:
+        files.write_text(file, "".join(traceback.format_exception(error)))
+    except (OSError, UserError) as full:  # a full disk may be the very reason
+        return f"{reason}{hint} (the traceback could not be written: {full})"
+    return reason + hint
 
-        return make
+
+def _report(member: Member) -> Record:
+    return {**member.history[-1], "steps": member.trainer.steps if member.begun else 0}
 
 
 def _remove_partial(folder: Path) -> None:
     """Remove what a worker that was killed had half written of the site in ``folder``."""
     for path in folder.parent.glob(f".{folder.name}.*.tmp"):
         remove_folder(path)
-
-
-class SiteTraining:
-    """The training of the site in ``folder``, which has a checkpoint every ``seconds`` and goes on
-    from there.
-
-    ``make`` gives the trainer before its first step; a checkpoint that is damaged, or of another
-    training, is removed. ``alive`` is called after every step.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[], Trainer],
-        files: RunFiles,
-        folder: Path,
-        seconds: float,
-        alive: Callable[[], None],
-    ):
-        self.files, self.seconds, self.alive = files, seconds, alive
-        self.checkpoint = files.checkpoint(folder)
-        self.history: list[Record] = []
-        self.trainer = self._resumed(make)
-        self._saved = time.monotonic()
-
-    def rounds(self) -> Iterator[Record]:
-        """Train to the end; the record of each evaluation that is still to come."""
-        for record in self.trainer.rounds(self._after_step):
-            self.history.append(record)
-            self._save_in_time()
-            yield record
-
-    def _resumed(self, make: Callable[[], Trainer]) -> Trainer:
-        trainer = make()
-        if not self.checkpoint.exists():
-            return trainer
-        try:
-            self.history = load_training(trainer, self.checkpoint)
-            return trainer
-        except Exception:
-            remove_folder(self.checkpoint)
-            return make()  # the other may be half changed
-
-    def _after_step(self, tokens: int) -> None:
-        self.alive()
-        if not self.trainer.at_evaluation():  # its record comes first
-            self._save_in_time()
-
-    def _save_in_time(self) -> None:
-        if time.monotonic() - self._saved < self.seconds:
-            return
-        with suppress(OSError, UserError):  # a full disk: the last checkpoint stays good
-            save_training(self.trainer, self.checkpoint, self.history)
-            self.files.send_checkpoint(self.checkpoint)
-        self._saved = time.monotonic()

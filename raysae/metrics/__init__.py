@@ -17,7 +17,7 @@ from raysae.metrics.registry import (
     shown,
     volatile,
 )
-from raysae.metrics.tables import figures, floats, labels, merged, partly
+from raysae.metrics.tables import figures, floats, labels, mean, merged, partly
 
 _definitions.register_all()
 
@@ -34,6 +34,7 @@ __all__ = [
     "figures",
     "floats",
     "labels",
+    "mean",
     "merged",
     "objectives",
     "partly",

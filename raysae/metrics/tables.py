@@ -41,11 +41,12 @@ def merged(records: Sequence[Record]) -> dict[str, Any]:
     for name in records[0]:
         values = [record[name] for record in records]
         metric = known.get(name)
-        found[name] = any(values) if metric is not None and metric.merge == "any" else _mean(values)
+        found[name] = any(values) if metric is not None and metric.merge == "any" else mean(values)
     return found
 
 
-def _mean(values: Sequence[Any]) -> Any:
+def mean(values: Sequence[Any]) -> Any:
+    """The mean; of values that are all the same, the value; NaN where one is undefined."""
     if all(value == values[0] for value in values):
         return values[0]
     return math.nan if any(value is None for value in values) else fmean(values)

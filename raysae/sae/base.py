@@ -55,12 +55,12 @@ class SAE(nn.Module):
         raise AssertionError(f"{type(self).__name__} must define activate")
 
     def loss(
-        self, x_BD: Tensor, dead_F: Tensor, sparsity_share: float = 1.0
+        self, x_BD: Tensor, dead_F: Tensor, sparsity_fraction: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """The training loss (a scalar: sum over d_in, mean over the batch) and the features.
 
-        ``dead_F`` marks the latents that count as dead at this step; ``sparsity_share`` is the share
-        of the sparsity coefficient that holds at this step of its warm-up.
+        ``dead_F`` marks the latents that count as dead at this step; ``sparsity_fraction`` is how
+        much of the sparsity coefficient holds at this step of its warm-up.
         """
         raise AssertionError(f"{type(self).__name__} must define loss")
 

@@ -29,7 +29,7 @@ class GatedSAE(SAE):
         return magnitude_BF.relu() * (preactivations_BF > 0).to(magnitude_BF.dtype)
 
     def loss(
-        self, x_BD: Tensor, dead_F: Tensor, sparsity_share: float = 1.0
+        self, x_BD: Tensor, dead_F: Tensor, sparsity_fraction: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         gate_BF = self.preactivations(x_BD)
         features_BF = self.activate(gate_BF)
@@ -37,4 +37,4 @@ class GatedSAE(SAE):
         through_gate_BD = open_BF @ self.W_dec.detach() + self.b_dec.detach()
         l1 = open_BF.sum(dim=1).mean()  # decoder rows have unit norm
         loss = squared_error(x_BD, self.decode(features_BF)) + squared_error(x_BD, through_gate_BD)
-        return loss + sparsity_share * self.config.l1_coefficient * l1, features_BF
+        return loss + sparsity_fraction * self.config.l1_coefficient * l1, features_BF

@@ -72,13 +72,13 @@ class JumpReLUSAE(SAE):
         return preactivations_BF * above_BF.to(preactivations_BF.dtype)
 
     def loss(
-        self, x_BD: Tensor, dead_F: Tensor, sparsity_share: float = 1.0
+        self, x_BD: Tensor, dead_F: Tensor, sparsity_fraction: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         z_BF, bandwidth = self.preactivations(x_BD), self.config.bandwidth
         features_BF = _JumpReLU.apply(z_BF, self.threshold, bandwidth)
         # not differentiable in z: the penalty teaches the thresholds alone, as in the paper
         l0 = _L0.apply(z_BF.detach(), self.threshold, bandwidth).mean()
-        coefficient = sparsity_share * self.config.l0_coefficient
+        coefficient = sparsity_fraction * self.config.l0_coefficient
         return squared_error(x_BD, self.decode(features_BF)) + coefficient * l0, features_BF
 
     @torch.no_grad()

@@ -21,12 +21,12 @@ class ReLUL1SAE(SAE):
         return preactivations_BF.relu()
 
     def loss(
-        self, x_BD: Tensor, dead_F: Tensor, sparsity_share: float = 1.0
+        self, x_BD: Tensor, dead_F: Tensor, sparsity_fraction: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         features_BF = self.encode(x_BD)
         l1 = features_BF.sum(dim=1).mean()
         loss = squared_error(x_BD, self.decode(features_BF))
-        loss = loss + sparsity_share * self.config.l1_coefficient * l1
+        loss = loss + sparsity_fraction * self.config.l1_coefficient * l1
         if self.config.decorrelation_coefficient:
             correlation = mean_square_cosine(self.W_dec)
             loss = loss + self.config.decorrelation_coefficient * correlation

@@ -27,7 +27,7 @@ class KSAE(SAE):
         return self.activate(preactivations_BF)
 
     def loss(
-        self, x_BD: Tensor, dead_F: Tensor, sparsity_share: float = 1.0
+        self, x_BD: Tensor, dead_F: Tensor, sparsity_fraction: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         preactivations_BF = self.preactivations(x_BD)
         features_BF = self.select(preactivations_BF)

@@ -12,7 +12,8 @@ from raysae.config import Recipe, ResourcesConfig
 from raysae.errors import UserError
 from raysae.sae import SAEConfig
 from raysae.sweep.estimate import Needs
-from raysae.training import Trainer, TrainingConfig
+from raysae.training import TrainingConfig
+from raysae.training.ensemble import Member, train_members
 from raysae.training.rows import Rows
 
 BOUNDS = (0.6, 2.0)
@@ -101,15 +102,13 @@ def peak_memory(largest: tuple[SAEConfig, TrainingConfig], d_in: int, together: 
     few = replace(training, epochs=1, tokens=BATCHES * training.batch_size, evaluations=1)
     generator = torch.Generator().manual_seed(0)
     noise = Rows(torch.randn(BATCHES * training.batch_size, d_in, generator=generator))
-    trainers = [
-        Trainer(sae, few, noise, noise, seed=seed, device=device) for seed in range(together)
-    ]
-    for trainer in trainers:  # each keeps its working memory, as it does in a trial
-        for _ in trainer.rounds():
-            pass
-    for trainer in trainers:
-        trainer.final_metrics()
-        trainer.sae()
+    members = [Member(sae, few, noise, noise, seed) for seed in range(together)]
+    for member in train_members(members, device):  # each holds its memory, as it does in a trial
+        if member.failure is not None:
+            raise member.failure
+    for member in members:
+        member.trainer.final_metrics()
+        member.trainer.sae()
     if device == "cuda":
         return torch.cuda.max_memory_reserved()
     return memory_used(device) - before

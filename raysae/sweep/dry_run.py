@@ -22,7 +22,7 @@ from raysae.sweep.preflight import preflight
 from raysae.sweep.tuning import at_once
 from raysae.training import Trainer, TrainingConfig
 from raysae.training.memory import free_bytes
-from raysae.training.rows import Rows, RowSource
+from raysae.training.rows import IndexedRows, Rows
 
 CALIBRATION_SECONDS = 1.0
 """How long each of the two configs is trained to see how fast it goes."""
@@ -140,7 +140,7 @@ def _time(plan: RunPlan, placement: Placement, start: float) -> str:
     )
 
 
-def _rows(plan: RunPlan) -> tuple[RowSource, int | None, str]:
+def _rows(plan: RunPlan) -> tuple[IndexedRows, int | None, str]:
     """Rows to time a training on, how many the run will have, and what they are."""
     if plan.store is not None:
         return _first_rows(plan.store, plan.sites[0])
@@ -152,14 +152,14 @@ def _rows(plan: RunPlan) -> tuple[RowSource, int | None, str]:
     return Rows(noise), count, "noise, as the rows are not there yet"
 
 
-def _first_rows(store: Store, site: Site) -> tuple[RowSource, int, str]:
+def _first_rows(store: Store, site: Site) -> tuple[IndexedRows, int, str]:
     train = store.site(site).train
     first = train.read(0, min(len(train), CALIBRATION_ROWS))
     return Rows(first), len(train), f"{len(first):,} rows of {site}"
 
 
 def _tokens_per_second(
-    config: SAEConfig, training: TrainingConfig, rows: RowSource, device: str
+    config: SAEConfig, training: TrainingConfig, rows: IndexedRows, device: str
 ) -> float:
     long = replace(training, tokens=10**12, evaluations=1)
     trainer = Trainer(config, long, rows, rows, device=device)

@@ -1,7 +1,6 @@
-"""The trainings that make up one trial: its config at each of the sweep's sites, with each of its seeds.
+"""The members of one trial: trainings of its config at each of the sweep's sites, with each of its seeds.
 
-A trial's figures are means over them. Where they stand can be kept on disk, so that a trial that is cut
-off goes on from there, to the same bits. Shapes: B batch, D d_in.
+A trial's figures are means over them. ``raysae.training.ensemble`` trains them.
 """
 
 import itertools
@@ -11,13 +10,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from torch import Tensor
-
-from raysae.files import remove_folder
-from raysae.remote import discard_packed, push_packed
+from raysae.metrics import mean, merged
 from raysae.sae.dictionary import best_match
 from raysae.sites import Site
-from raysae.training import NonFiniteLossError, Trainer, has_training, load_training, save_training
+from raysae.training import NonFiniteLossError, Trainer
+from raysae.training.ensemble import Budget, Member
 
 Record = dict[str, Any]
 Key = tuple[Site, int]
@@ -31,22 +28,24 @@ class OutOfTimeError(Exception):
 
 
 class Members:
-    """The trainings of a trial, by site and seed; they go on from where ``kept`` has them.
+    """The members of a trial, by site and seed; each has its checkpoint in a folder of ``checkpoints``.
 
-    ``max_seconds`` is how long they may train together. Raises UserError when what was kept is of
-    another training, or damaged.
+    ``max_seconds`` is how long they may train together.
     """
 
     def __init__(
-        self, trainers: Mapping[Key, Trainer], kept: Path, max_seconds: float | None = None
+        self, members: Mapping[Key, Member], checkpoints: Path, max_seconds: float | None = None
     ):
-        self.trainers, self.kept, self.max_seconds = dict(trainers), kept, max_seconds
-        self.histories: dict[Key, list[Record]] = {key: [] for key in trainers}
-        self.failure: Exception | None = None
-        """What a training raised; the trial then goes no further."""
-        for key, trainer in self.trainers.items():
-            if has_training(self._folder(key)):
-                self.histories[key] = load_training(trainer, self._folder(key))
+        self.members, self.checkpoints = dict(members), checkpoints
+        self.budget = Budget(max_seconds, list(self.members.values()))
+        for (site, seed), member in self.members.items():
+            name = f"{site.folder.replace('/', ',')},seed={seed}"
+            member.budget, member.checkpoint = self.budget, checkpoints / name
+
+    @property
+    def trainers(self) -> dict[Key, Trainer]:
+        """The trainers of those that have begun."""
+        return {key: member.trainer for key, member in self.members.items() if member.begun}
 
     @property
     def first(self) -> Trainer:
@@ -56,14 +55,14 @@ class Members:
     @property
     def history(self) -> list[Record]:
         """The trial's record at each evaluation that all have passed."""
-        rounds = zip(*self.histories.values(), strict=False)
+        rounds = zip(*(member.history for member in self.members.values()), strict=False)
         return [self._record(records) for records in rounds]
 
     @property
     def cost(self) -> Record:
         """What all of them took together."""
         trainers = self.trainers.values()
-        seconds = sum(t.seconds + t.feed.waited for t in trainers)
+        seconds = sum(member.seconds for member in self.members.values())
         tokens = sum(t.tokens for t in trainers)
         return {
             "tokens_trained": tokens,
@@ -72,43 +71,17 @@ class Members:
         }
 
     @property
-    def share(self) -> float:
-        """How much of the training is done."""
-        return self.first.step / self.first.steps
-
-    @property
-    def sound(self) -> bool:
-        """Whether no training has failed."""
-        return self.failure is None
+    def failure(self) -> Exception | None:
+        """What ended the trial early: the error of a training, or OutOfTimeError."""
+        for key, member in self.members.items():
+            if member.failure is not None:
+                return self._named(key, member.failure)
+        return OutOfTimeError(self.budget.exceeded) if self.budget.exceeded is not None else None
 
     @property
     def going(self) -> bool:
         """Whether there are steps to come."""
-        return self.sound and any(t.step < t.steps for t in self.trainers.values())
-
-    @property
-    def passed(self) -> int:
-        """Evaluations that all have passed."""
-        return min(len(history) for history in self.histories.values())
-
-    def take(self, key: Key, batch_BD: Tensor) -> bool:
-        """Train one of them on a batch; whether it was measured then. What that raises is kept as
-        ``failure``."""
-        try:
-            record = self.trainers[key].take(batch_BD)
-            self._check_time()
-        except Exception as error:  # one bad trial must not take the others down
-            self.failure = self._named(key, error)
-            return False
-        if record is not None:
-            self.histories[key].append(record)
-        return record is not None
-
-    def end(self, key: Key) -> None:
-        """There are no more rows for one of them."""
-        trainer = self.trainers[key]
-        if self.sound and trainer.step < trainer.steps:
-            self.histories[key].append(trainer.end())
+        return any(member.active for member in self.members.values())
 
     def final_metrics(self) -> Record:
         """The trial's figures at its end: means, the worst site, the agreement of seeds."""
@@ -116,50 +89,32 @@ class Members:
         agreement = self._stability()
         return metrics if agreement is None else {**metrics, STABILITY: agreement}
 
-    def keep(self) -> None:
-        """Write where every training stands."""
-        begun = {key: trainer for key, trainer in self.trainers.items() if trainer.step}
-        for key, trainer in begun.items():
-            save_training(trainer, self._folder(key), self.histories[key])
-        if begun:
-            push_packed(self.kept)
-
-    def forget(self) -> None:
-        """Remove what was kept."""
-        remove_folder(self.kept)
-        discard_packed(self.kept)
-
-    def _check_time(self) -> None:
-        if self.max_seconds is None:
-            return
-        spent = sum(t.seconds + t.feed.waited for t in self.trainers.values())
-        if spent > self.max_seconds:
-            raise OutOfTimeError(f"it had trained for {spent:.1f} s of {self.max_seconds:g} s")
+    def discard_checkpoints(self) -> None:
+        """Remove the checkpoints, and save no others."""
+        for member in self.members.values():
+            member.discard_checkpoint()
 
     def _named(self, key: Key, error: Exception) -> Exception:
         """The error, with the site and seed where there are several."""
-        if len(self.trainers) == 1 or not isinstance(error, NonFiniteLossError):
+        if len(self.members) == 1 or not isinstance(error, NonFiniteLossError):
             return error
         site, seed = key
         return NonFiniteLossError(f"seed {seed} at {site}: {error}").with_traceback(
             error.__traceback__
         )
 
-    def _folder(self, key: Key) -> Path:
-        site, seed = key
-        return self.kept / f"{site.folder.replace('/', ',')},seed={seed}"
-
     def _record(self, records: Sequence[Record]) -> Record:
         """The mean over all, with the worst site's explained variance where there are several."""
         if len(records) == 1:
             return dict(records[0])
-        merged = {name: _mean([record[name] for record in records]) for name in records[0]}
+        together = merged(records)
         by_site: dict[Site, list[float]] = {}
-        for (site, _), record in zip(self.trainers, records, strict=True):
+        for (site, _), record in zip(self.members, records, strict=True):
             by_site.setdefault(site, []).append(record["explained_variance"])
         if len(by_site) > 1:
-            merged[WORST] = min((_mean(values) for values in by_site.values()), key=_nan_first)
-        return merged
+            means = (mean(values) for values in by_site.values())
+            together[WORST] = min(means, key=_nan_first)
+        return together
 
     def _stability(self) -> float | None:
         """The mean agreement of two seeds at one site, over the latents that are alive; None with one
@@ -173,15 +128,6 @@ class Members:
             for one, other in itertools.combinations(trainers, 2)
         ]
         return fmean(matches) if matches else None
-
-
-def _mean(values: Sequence[Any]) -> Any:
-    """The mean of numbers; of counts that are all the same, the count; whether any, of flags."""
-    if isinstance(values[0], bool):
-        return any(values)
-    if all(value == values[0] for value in values):
-        return values[0]
-    return math.nan if any(value is None for value in values) else fmean(values)
 
 
 def _nan_first(value: float) -> float:

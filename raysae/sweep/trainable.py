@@ -14,11 +14,11 @@ from raysae.records.products import seeds_of, stopping, trained
 from raysae.records.run_files import RunFiles
 from raysae.sae import SAEConfig
 from raysae.sites import Site
-from raysae.sweep.gang import GANG, Gang, takes
+from raysae.sweep.gang import GANG, Gang, shared_settings
 from raysae.sweep.members import Key
 from raysae.sweep.trial import Report, Trial
-from raysae.training import Trainer, TrainingConfig
-from raysae.training.initialisation import Footing, footing
+from raysae.training import TrainingConfig
+from raysae.training.ensemble import Member, StatisticsCache
 
 
 class SAETrials(tune.Trainable):
@@ -51,10 +51,10 @@ class SAETrials(tune.Trainable):
         if recipe.store_uri is not None:
             sites = {site: fetched_site(opened, recipe.store_uri) for site, opened in sites.items()}
         self.rows = {
-            site: {split: opened.rows(split) for split in ("train", "validation")}
+            site: {split: opened.rows(split).to(self.device) for split in ("train", "validation")}
             for site, opened in sites.items()
         }
-        self.footings: dict[tuple[Site, int, int], Footing] = {}
+        self.statistics = StatisticsCache()
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -110,7 +110,7 @@ class SAETrials(tune.Trainable):
         gangs: dict[tuple[object, ...], list[Trial]] = {}
         for trial in self.going:
             _, training = self._config(trial)
-            gangs.setdefault(takes(training), []).append(trial)
+            gangs.setdefault(shared_settings(training), []).append(trial)
         for gang in gangs.values():
             yield from self._train_gang(gang)
 
@@ -122,37 +122,27 @@ class SAETrials(tune.Trainable):
         begun = []
         for trial in trials:
             try:
-                trainers = self._trainers(*self._config(trial))
-                begun.append(trial.begin(trainers, self.recipe.sweep.max_seconds_per_trial))
+                members = self._members(*self._config(trial))
+                begun.append(trial.begin(members, self.recipe.sweep.max_seconds_per_trial))
             except Exception as error:
                 trial.fail(error)
-        gang = Gang(begun, self.recipe.resources.checkpoint_seconds, self.alarm.step)
+        gang = Gang(
+            begun, self.recipe.resources.checkpoint_seconds, self.alarm.step, self.device,
+            self.statistics, self.files.send_checkpoint,
+        )  # fmt: skip
         for _ in gang.rounds():
             for trial in trials:
                 if not trial.ended:
                     trial.advance(self.provenance)
             yield
             self.alarm.set()
-        for trial in trials:  # cut off after its last step, before its commit
-            if not trial.ended:
-                trial.advance(self.provenance)
 
-    def _trainers(self, sae_config: SAEConfig, training: TrainingConfig) -> dict[Key, Trainer]:
+    def _members(self, sae_config: SAEConfig, training: TrainingConfig) -> dict[Key, Member]:
         seeds = seeds_of(self.recipe)
         return {
-            (site, seed): Trainer(
-                sae_config, training, rows["train"], rows["validation"], seed=seed,
-                device=self.device, truth=self.truth,
-                footing=self._footing(site, seed, training.shuffle_rows),
+            (site, seed): Member(
+                sae_config, training, rows["train"], rows["validation"], seed, self.truth
             )
             for site, rows in self.rows.items()
             for seed in seeds
-        }  # fmt: skip
-
-    def _footing(self, site: Site, seed: int, shuffle_rows: int) -> Footing:
-        """The rows' scale, centre and mean, worked out once for all trials of this actor."""
-        key = site, seed, shuffle_rows
-        if key not in self.footings:
-            rows = self.rows[site]
-            self.footings[key] = footing(rows["train"], rows["validation"], seed, shuffle_rows)
-        return self.footings[key]
+        }

@@ -10,14 +10,14 @@ from typing import Any
 from raysae.cluster.alarm import hang_reason
 from raysae.cluster.worker import memory_used
 from raysae.errors import UserError
-from raysae.files import remove_folder
 from raysae.identity import Made
 from raysae.metrics import registered
 from raysae.records.commit import commit
 from raysae.records.run_files import RunFiles
 from raysae.sites import Site
 from raysae.sweep.members import Key, Members, OutOfTimeError
-from raysae.training import NonFiniteLossError, Trainer
+from raysae.training import NonFiniteLossError
+from raysae.training.ensemble import Member
 
 Report = dict[str, Any]
 
@@ -49,14 +49,9 @@ class Trial:
         """Whether nothing is left to do."""
         return bool(self.report.get("done"))
 
-    def begin(self, trainers: Mapping[Key, Trainer], max_seconds: float | None) -> Members:
-        """Its trainings, which go on from where an earlier go kept them."""
-        kept = self.files.checkpoint(self.folder)
-        try:
-            self.members = Members(trainers, kept, max_seconds)
-        except Exception:  # what was kept is of another trial, or damaged: from the start, then
-            remove_folder(kept)
-            self.members = Members(trainers, kept, max_seconds)
+    def begin(self, members: Mapping[Key, Member], max_seconds: float | None) -> Members:
+        """Its members, which continue from their checkpoints."""
+        self.members = Members(members, self.files.checkpoint(self.folder), max_seconds)
         return self.members
 
     def advance(self, provenance: Mapping[Site, dict[str, Any]]) -> None:
@@ -129,7 +124,8 @@ class Trial:
                 if trainer is not members.first
             },
         )  # fmt: skip
-        members.forget()
+        members.discard_checkpoints()
+        self.files.remove_checkpoint(members.checkpoints)
         self.members = None
         return record["metrics"]
 

@@ -7,8 +7,8 @@ from raysae.lazy import loader
 if TYPE_CHECKING:
     from raysae.training.checkpoint import has_training, load_training, save_training
     from raysae.training.config import TrainingConfig
+    from raysae.training.ensemble.fit_many import fit_many
     from raysae.training.fitting import Fit, fit
-    from raysae.training.many import fit_many
     from raysae.training.rows import Splits
     from raysae.training.trainer import NonFiniteLossError, Trainer
 
@@ -34,7 +34,7 @@ __getattr__ = loader(
         "TrainingConfig": "raysae.training.config",
         "Fit": "raysae.training.fitting",
         "fit": "raysae.training.fitting",
-        "fit_many": "raysae.training.many",
+        "fit_many": "raysae.training.ensemble.fit_many",
         "Splits": "raysae.training.rows",
         "NonFiniteLossError": "raysae.training.trainer",
         "Trainer": "raysae.training.trainer",

@@ -1,8 +1,9 @@
-"""A training on disk, to go on exactly where it stopped: ``training.json``, ``training.safetensors``.
+"""The checkpoint of a training, to continue exactly where it stopped: ``training.json``,
+``training.safetensors``.
 
-Weights, thresholds, Adam's moments, dead counters, position in the data, loss so far; schedules are
-functions of the step, and the order of the data one of seed, epoch and position, so no state of a
-random generator is left to keep. Never a pickle.
+Weights, thresholds, Adam's moments, tokens since each latent fired, position in the data, loss so far.
+Schedules are functions of the step, and the order of the data is one of seed, epoch and position, so no
+state of a random generator is saved. Never a pickle.
 """
 
 from collections.abc import Sequence
@@ -18,10 +19,11 @@ from raysae.sae.checkpoint import load_tensors, read_tensors, write_tensors
 from raysae.training.rows import StreamPosition
 from raysae.training.trainer import Trainer
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (2, 3)
 STATE_FILE, TENSORS_FILE = "training.json", "training.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-QUIET = "quiet_tokens"
+SINCE_FIRED, SINCE_FIRED_IN_VERSION_2 = "tokens_since_fired", "quiet_tokens"
 
 
 def save_training(trainer: Trainer, folder: str | Path, history: Sequence[Any] = ()) -> None:
@@ -65,7 +67,8 @@ def load_training(trainer: Trainer, folder: str | Path) -> list[dict[str, Any]]:
     tensors = read_tensors(folder / TENSORS_FILE)
     _load_model(trainer, tensors, folder / TENSORS_FILE)
     _load_moments(trainer, tensors, folder / TENSORS_FILE)
-    trainer.quiet_tokens_F.copy_(_named(tensors, QUIET, folder / TENSORS_FILE))
+    name = SINCE_FIRED if state["schema_version"] > 2 else SINCE_FIRED_IN_VERSION_2
+    trainer.tokens_since_fired_F.copy_(_named(tensors, name, folder / TENSORS_FILE))
     trainer.stream.position = StreamPosition(**state["position"])
     trainer.step, trainer.tokens = state["step"], state["tokens"]
     trainer.seconds, trainer.feed.waited = state["seconds"], state["waited"]
@@ -81,7 +84,7 @@ def _tensors(trainer: Trainer) -> dict[str, Tensor]:
         for moment in MOMENTS
     }
     model = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
-    return {**model, **moments, QUIET: trainer.quiet_tokens_F}
+    return {**model, **moments, SINCE_FIRED: trainer.tokens_since_fired_F}
 
 
 def _of_its_own(moment: Tensor) -> Tensor:
@@ -103,14 +106,14 @@ def _job(trainer: Trainer) -> dict[str, Any]:
 
 def _read_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path}: not found; the folder holds no training to go on with")
+        raise UserError(f"{path}: not found; the folder holds no training to continue")
     state = read_json(path)
     if not isinstance(state, dict) or state.get("format") != "raysae training":
         raise UserError(f"{path}: not a raysae training")
-    if state.get("schema_version") != SCHEMA_VERSION:
+    if state.get("schema_version") not in READABLE_VERSIONS:
         raise UserError(
             f"{path}: schema_version {state.get('schema_version')!r}; this raysae reads "
-            f"{SCHEMA_VERSION}; upgrade raysae"
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; upgrade raysae"
         )
     needed = {"job", "position", "step", "tokens", "loss", "seconds", "waited", "history"}
     if missing := sorted(needed - state.keys()):

@@ -21,8 +21,8 @@ from raysae.training.config import TrainingConfig
 from raysae.training.kernels import Adam, Kernels, kernels
 from raysae.training.step import BETAS, EPSILON, ReferenceStep, Step
 
-DENSE_SHARE = {torch.bfloat16: 1 / 16, torch.float32: 1 / 4}
-"""Share of active latents from which matrix products win; measured, with AMX and AVX-512."""
+DENSE_FRACTION = {torch.bfloat16: 1 / 16, torch.float32: 1 / 4}
+"""Fraction of active latents from which matrix products win; measured, with AMX and AVX-512."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 NO_EXTRA = (None,) * 5
 NO_CALL: tuple[tuple[object, ...], Callable[[], int]] = (), int
@@ -71,7 +71,7 @@ class CompiledStep(Step):
         self.kernels = kernels
         self.dtype = torch.bfloat16 if training.precision == "bfloat16" else torch.float32
         d_sae, d_in = model.W_dec.shape
-        self.dense = model.config.k >= DENSE_SHARE[self.dtype] * d_sae
+        self.dense = model.config.k >= DENSE_FRACTION[self.dtype] * d_sae
         self._copied: list[tuple[int, int]] = []
         self._views: dict[int, Views] = {}
         self._calls: dict[str, tuple[tuple[object, ...], Callable[[], int]]] = {}
@@ -86,18 +86,18 @@ class CompiledStep(Step):
         self.start_F = torch.empty(d_sae + 1, dtype=torch.int64)
         self.rows = self.room = 0
 
-    def dead(self, quiet_tokens_F: Tensor, window: int) -> Tensor | None:
+    def dead(self, since_fired_F: Tensor, window: int) -> Tensor | None:
         if not self.model.config.aux_coefficient:
             return None
-        count = self._run("mark_dead", quiet_tokens_F, len(quiet_tokens_F), window, self.dead_F)
+        count = self._run("mark_dead", since_fired_F, len(since_fired_F), window, self.dead_F)
         return self.dead_F if count else None
 
-    def count_quiet(self, quiet_tokens_F: Tensor, rows: int) -> None:
-        self._run("count_quiet", self.fired_F, len(quiet_tokens_F), rows, quiet_tokens_F)
+    def count_tokens_since_fired(self, since_fired_F: Tensor, rows: int) -> None:
+        self._run("count_tokens_since_fired", self.fired_F, len(since_fired_F), rows, since_fired_F)
 
     @torch.no_grad()
     def gradients(
-        self, x_BD: Tensor, dead_F: Tensor | None, sparsity_share: float
+        self, x_BD: Tensor, dead_F: Tensor | None, sparsity_fraction: float
     ) -> tuple[float, float]:
         self._lay_out()
         views, x_BD = self._room_for(len(x_BD)), x_BD.contiguous()

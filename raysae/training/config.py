@@ -70,15 +70,15 @@ class TrainingConfig:
         """``lr``, or where it is null the rule of Gao et al. 2024, 2e-4 / sqrt(d_sae / 2^14)."""
         return self.lr if self.lr is not None else 2e-4 / math.sqrt(d_sae / 2**14)
 
-    def lr_share(self, step: int, steps: int) -> float:
-        """The share of the peak learning rate at ``step`` (0-based) of ``steps``."""
+    def lr_fraction(self, step: int, steps: int) -> float:
+        """The fraction of the peak learning rate at ``step`` (0-based) of ``steps``."""
         warm_up_steps, decay_steps = self.warm_up * steps, self.decay * steps
         rising = (step + 1) / warm_up_steps if warm_up_steps else 1.0
         falling = (steps - step) / decay_steps if decay_steps else 1.0
         return min(1.0, rising, falling)
 
-    def sparsity_share(self, step: int, steps: int) -> float:
-        """The share of the sparsity coefficient at ``step`` (0-based) of ``steps``."""
+    def sparsity_fraction(self, step: int, steps: int) -> float:
+        """The fraction of the sparsity coefficient at ``step`` (0-based) of ``steps``."""
         rising_steps = self.sparsity_warm_up * steps
         return min(1.0, (step + 1) / rising_steps) if rising_steps else 1.0
 

@@ -11,12 +11,12 @@ from raysae.sae import SAE, SAEConfig
 from raysae.sae import sae_config as checked_config
 from raysae.training.checkpoint import has_training, load_training, save_training
 from raysae.training.config import TrainingConfig
-from raysae.training.passing import PassingRows
-from raysae.training.rows import Rows, RowSource, Splits
+from raysae.training.iterator_rows import IteratorRows
+from raysae.training.rows import IndexedRows, Rows, RowSource, Splits
 from raysae.training.trainer import NonFiniteLossError, Trainer
 
-Held = Tensor | Sequence[Tensor] | RowSource
-"""Rows ``[rows, d_in]`` in one tensor or in blocks, or a source of rows."""
+GivenRows = Tensor | Sequence[Tensor] | IndexedRows
+"""Rows ``[rows, d_in]`` in one tensor or in blocks, or a source that can be read anywhere."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,18 @@ class Fit:
     history: list[dict[str, Any]]
     """A record for each evaluation: step, tokens, training loss, validation metrics."""
     wait_seconds: float = 0.0
-    """How long the training stood still for its rows; a gang of ``fit_many`` waits together."""
+    """How long the training waited for its rows; members of ``fit_many`` on the same batches wait
+    together."""
     stopped: str | None = None
     """Why ``fit_many`` ended this training before its time."""
 
 
 def fit(
     sae_config: SAEConfig | Mapping[str, Any],
-    train: Held | Iterable[Tensor] | Splits,
+    train: GivenRows | RowSource | Iterable[Tensor] | Splits,
     training_config: TrainingConfig | Mapping[str, Any] | None = None,
     *,
-    validation: Held | None = None,
+    validation: GivenRows | None = None,
     seed: int = 0,
     device: str = "cpu",
     checkpoint: str | Path | None = None,
@@ -51,16 +52,16 @@ def fit(
     ``train`` is a tensor, blocks of rows, a source that streams them, an iterator over batches (which
     is read once, and needs ``tokens`` in the training config), or a store's site
     (``store.site(raysae.Site(8, 3))``), which brings its own validation rows. Configs are the
-    dataclasses or dicts of the same keys. ``checkpoint`` names a folder where the training is kept at
-    every evaluation; the same call goes on from there, to the same bits.
+    dataclasses or dicts of the same keys. ``checkpoint`` names a folder where the training is saved at
+    every evaluation; the same call continues from there, to the same bits.
 
     Raises ValueError on a config or rows that cannot train, NonFiniteLossError when the loss stops
     being finite (``checkpoint`` then holds the last good state).
     """
     training = checked_training(training_config or {})
-    rows, held_out = checked_splits(train, validation, training)
+    rows, measured = checked_splits(train, validation, training)
     trainer = Trainer(
-        checked_config(sae_config), training, rows, held_out, seed=seed, device=device,
+        checked_config(sae_config), training, rows, measured, seed=seed, device=device,
         truth=train.truth if isinstance(train, Splits) else None,
     )  # fmt: skip
     history: list[dict[str, Any]] = []
@@ -115,25 +116,29 @@ def checked_training(settings: TrainingConfig | Mapping[str, Any]) -> TrainingCo
 
 
 def checked_splits(
-    train: Held | Iterable[Tensor] | Splits, validation: Held | None, training: TrainingConfig
-) -> tuple[RowSource, RowSource]:
+    train: GivenRows | RowSource | Iterable[Tensor] | Splits,
+    validation: GivenRows | None,
+    training: TrainingConfig,
+) -> tuple[RowSource, IndexedRows]:
     """The rows to train on and those to measure on. Raises ValueError on what cannot be either."""
     if isinstance(train, Splits):
-        return train.train, train.validation if validation is None else _held(validation)
+        return train.train, train.validation if validation is None else _rows(validation)
     if validation is None:
         raise ValueError(
             "validation is missing: every figure is measured on held-out rows; give a tensor "
             "[rows, d_in] of them, of other sequences than the training rows"
         )
-    if isinstance(train, RowSource | Tensor | Sequence):
-        return _held(train), _held(validation)
+    if isinstance(train, RowSource):
+        return train, _rows(validation)
+    if isinstance(train, Tensor | Sequence):
+        return Rows(train), _rows(validation)
     if training.tokens is None:
         raise ValueError(
             "train is an iterator, whose length is not known before its end; say in the training "
             "config how many tokens to train on, such as {'tokens': 10_000_000}"
         )
-    return PassingRows(iter(train), training.tokens), _held(validation)
+    return IteratorRows(iter(train), training.tokens), _rows(validation)
 
 
-def _held(rows: Held) -> RowSource:
-    return rows if isinstance(rows, RowSource) else Rows(rows)
+def _rows(rows: GivenRows) -> IndexedRows:
+    return rows if isinstance(rows, IndexedRows) else Rows(rows)

@@ -12,15 +12,15 @@ from torch import Tensor
 from raysae.sae import SAE
 from raysae.sae.metrics import mean_of_rows
 from raysae.sae.topk import KSAE
-from raysae.training.rows import RowSource
+from raysae.training.rows import IndexedRows, RowSource
 
 MEDIAN_SAMPLE = 4096
 SCALE_SAMPLE = 262_144
 ENCODER_SIZE = 0.05
 
 
-class Footing(NamedTuple):
-    """What a training takes from its rows before the first step."""
+class InputStatistics(NamedTuple):
+    """What a training needs to know of its rows before the first step."""
 
     scale: float
     """Factor of the input."""
@@ -29,13 +29,33 @@ class Footing(NamedTuple):
     validation_mean_D: Tensor
 
 
-def footing(train: RowSource, validation: RowSource, seed: int, shuffle_rows: int) -> Footing:
-    """The footing of a training on ``train``, measured on ``validation``."""
-    return Footing(
+def input_statistics(
+    train: RowSource, validation: IndexedRows, seed: int, shuffle_rows: int
+) -> InputStatistics:
+    """The statistics of a training on ``train`` that is measured on ``validation``."""
+    return InputStatistics(
         input_scale(train),
         geometric_median(train.sample(MEDIAN_SAMPLE, seed, shuffle_rows).float()),
         mean_of_rows(batch_BD.float() for batch_BD in validation.batches()),
     )
+
+
+class StatisticsCache:
+    """The statistics of rows, worked out once for all trainings that start from the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int, int, int], InputStatistics] = {}
+        self._rows: list[RowSource] = []  # held, so that their ids stay theirs
+
+    def of(
+        self, train: RowSource, validation: IndexedRows, seed: int, shuffle_rows: int
+    ) -> InputStatistics:
+        """What ``input_statistics`` gives."""
+        key = id(train), id(validation), seed, shuffle_rows
+        if key not in self._known:
+            self._known[key] = input_statistics(train, validation, seed, shuffle_rows)
+            self._rows += [train, validation]
+        return self._known[key]
 
 
 def input_scale(rows: RowSource) -> float:
@@ -44,7 +64,7 @@ def input_scale(rows: RowSource) -> float:
     Measured on the first ``SCALE_SAMPLE`` rows.
     """
     square, count = 0.0, 0
-    for batch_BD in rows.batches():
+    for batch_BD in rows.head():
         if count >= SCALE_SAMPLE:
             break
         square += float(batch_BD.double().square().sum())

@@ -1,4 +1,5 @@
-"""N SAEs of one shape as one program, for GPUs: a launch serves all of them, and a step is one replay.
+"""The step of a packed program: N SAEs of one shape, for GPUs. A launch serves all of them, and a step is
+one replay.
 
 Where Triton is installed, TopK's selection and Adam are kernels of our own (``raysae.training.gpu``).
 
@@ -7,7 +8,7 @@ host, so that CUDA can capture it. It runs on any device; on a CPU there is noth
 Shapes: N SAEs, B batch, D d_in, F d_sae.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from raysae.training.config import TrainingConfig
 from raysae.training.step import BETAS, EPSILON
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
+AdamState = dict[Tensor, dict[str, Tensor]]
+"""Each parameter's moments, as torch's Adam names them."""
 WARM_STEPS = 2
 """Steps of a kind that run as they are before one is captured."""
 
@@ -32,38 +35,42 @@ def can_pack(config: SAEConfig) -> bool:
 
 
 class PackedStep:
-    """Trains ``models``, of one shape and variant, in place: their tensors become views of the pack's.
+    """Trains ``models``, of one shape and variant, in place: their tensors, their counters
+    ``tokens_since_fired [d_sae]`` and the moments of their ``adam_states`` become views of the program's.
 
-    ``steps`` is how many the whole training has; a model whose loss or gradient is not finite stays as it
-    was from then on, and ``failed_N`` holds the number of that step (-1: none).
+    ``steps`` is how many the whole training has, ``taken`` how many have been made. A model whose loss or
+    gradient is not finite stays as it was from then on, and ``failed_N`` holds the number of that step
+    (-1: none).
     """
 
     def __init__(
         self, models: Sequence[Any], trainings: Sequence[TrainingConfig],
-        aux_windows: Sequence[int], quiet_tokens: Sequence[Tensor], steps: int,
+        aux_windows: Sequence[int], tokens_since_fired: Sequence[Tensor], steps: int,
+        adam_states: Sequence[AdamState] | None = None, taken: int = 0,
     ):  # fmt: skip
         self.training, self.whole_batch = trainings[0], isinstance(models[0], BatchTopKSAE)
         device, d_sae = models[0].W_dec.device, models[0].config.d_sae
         self.aux_coefficient = models[0].config.aux_coefficient
         self.k_aux = min(max(models[0].d_in // 2, 1), d_sae)
         self.p = {name: _adopt(models, name) for name in PARAMETERS}
-        self.m = {name: torch.zeros_like(tensor) for name, tensor in self.p.items()}
-        self.v = {name: torch.zeros_like(tensor) for name, tensor in self.p.items()}
+        states = adam_states or [defaultdict(dict) for _ in models]
+        self.m = {name: _adopt_moments(models, states, name, "exp_avg") for name in PARAMETERS}
+        self.v = {name: _adopt_moments(models, states, name, "exp_avg_sq") for name in PARAMETERS}
         self.threshold_N = _adopt(models, "threshold") if self.whole_batch else None
         self.rate = models[0].config.threshold_rate if isinstance(models[0], BatchTopKSAE) else 0.0
-        self.quiet_NF = torch.stack(list(quiet_tokens))
-        for quiet_F, row_F in zip(quiet_tokens, self.quiet_NF, strict=True):
-            quiet_F.set_(row_F)
+        self.since_fired_NF = torch.stack(list(tokens_since_fired))
+        for since_fired_F, row_F in zip(tokens_since_fired, self.since_fired_NF, strict=True):
+            since_fired_F.set_(row_F)
         count = len(models)
         self.k_N = torch.tensor([model.config.k for model in models], device=device)
         self.k_max = int(self.k_N.max())
         self.window_N = torch.tensor(list(aux_windows), device=device)
-        shares = [
-            [training.peak_lr(d_sae) * training.lr_share(step, steps) for step in range(steps)]
+        rates = [
+            [training.peak_lr(d_sae) * training.lr_fraction(step, steps) for step in range(steps)]
             for training in trainings
         ]
-        self.lr_SN = torch.tensor(shares, device=device).T.contiguous()
-        self.step = torch.zeros((), dtype=torch.int64, device=device)
+        self.lr_SN = torch.tensor(rates, device=device).T.contiguous()
+        self.step = torch.tensor(taken, device=device)
         self.alive_N = torch.ones(count, dtype=torch.bool, device=device)
         self.failed_N = torch.full((count,), -1, dtype=torch.int64, device=device)
         self.loss_N = torch.zeros(count, device=device)
@@ -73,7 +80,7 @@ class PackedStep:
     @torch.no_grad()
     def take(self, x_NBD: Tensor) -> None:
         """Train each SAE on its batch, scaled, in float32."""
-        dead_NF = self.quiet_NF >= self.window_N[:, None]
+        dead_NF = self.since_fired_NF >= self.window_N[:, None]
         aux = bool(self.aux_coefficient) and bool(dead_NF.any())
         kind = x_NBD.shape[1], aux
         if x_NBD.is_cuda and self._seen[kind] >= WARM_STEPS:
@@ -111,8 +118,10 @@ class PackedStep:
         self.loss_N.copy_(torch.where(self.alive_N, loss_N, self.loss_N))
         self._adam(gradients, (self.training.gradient_clip / (norm_N + 1e-6)).clamp_max(1.0))
         fired_NF = (features_NBF > 0).any(dim=1)
-        counted_NF = torch.where(fired_NF, 0, self.quiet_NF + x_NBD.shape[1])
-        self.quiet_NF.copy_(torch.where(self.alive_N[:, None], counted_NF, self.quiet_NF))
+        counted_NF = torch.where(fired_NF, 0, self.since_fired_NF + x_NBD.shape[1])
+        self.since_fired_NF.copy_(
+            torch.where(self.alive_N[:, None], counted_NF, self.since_fired_NF)
+        )
         if self.threshold_N is not None:
             self._move_threshold(self.threshold_N, features_NBF)
         self.step += 1
@@ -162,7 +171,7 @@ class PackedStep:
 
     def _aux_k(self, pre_NBF: Tensor, error_NBD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The weighted AuxK loss, and the gradients by its pre-activations and decoder rows."""
-        dead_NF = self.quiet_NF >= self.window_N[:, None]
+        dead_NF = self.since_fired_NF >= self.window_N[:, None]
         of_dead_NBF = pre_NBF.masked_fill(~dead_NF[:, None], -torch.inf)
         values, indices = of_dead_NBF.topk(self.k_aux, dim=-1, sorted=False)
         features_NBF = torch.zeros_like(pre_NBF).scatter(-1, indices, values.relu())
@@ -216,4 +225,19 @@ def _adopt(models: Sequence[SAE], name: str) -> Tensor:
     stacked = torch.stack([model.get_parameter_or_buffer(name).detach() for model in models])
     for model, row in zip(models, stacked, strict=True):
         model.get_parameter_or_buffer(name).data = row
+    return stacked
+
+
+def _adopt_moments(
+    models: Sequence[SAE], states: Sequence[AdamState], name: str, moment: str
+) -> Tensor:
+    """That moment of the parameter of that name, of all models in one tensor; the states' become views
+    of it."""
+    parameters = [model.get_parameter(name) for model in models]
+    stacked = torch.stack([
+        state[parameter].get(moment, torch.zeros_like(parameter)).detach()
+        for parameter, state in zip(parameters, states, strict=True)
+    ])  # fmt: skip
+    for parameter, state, row in zip(parameters, states, stacked, strict=True):
+        state[parameter][moment] = row
     return stacked

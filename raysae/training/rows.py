@@ -68,30 +68,31 @@ def _permutation(count: int, seed: int) -> Tensor:
 
 
 class RowSource(ABC):
-    """Rows ``[rows, d_in]`` of one site and split, numbered from 0, in their storage dtype."""
+    """Rows ``[rows, d_in]`` to train on, in their storage dtype: what every kind of rows can do.
+
+    ``IndexedRows`` can be read anywhere and again; ``IteratorRows`` are taken once, as they come.
+    """
 
     d_in: int
 
     @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def read(self, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` in their own order, ``[stop - start, d_in]``."""
-
-    @abstractmethod
-    def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
-        """The rows of each window in its order, in the pieces of ``pieces``."""
+    def __len__(self) -> int:
+        """Rows of an epoch."""
 
     def to(self, device: str) -> "RowSource":
-        """These rows with their batches on ``device``, where they can be kept there."""
+        """These rows with their batches on ``device``, where they can be held there."""
         return self
 
-    def batches(self, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
-        """All rows in their own order, as batches that do not depend on how they are stored."""
-        for start in range(0, len(self), batch_size):
-            yield self.read(start, min(start + batch_size, len(self)))
+    @abstractmethod
+    def head(self) -> Iterator[Tensor]:
+        """The first rows ``[batch, d_in]`` in their own order, as far as they can be read before an
+        epoch begins."""
 
+    @abstractmethod
+    def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
+        """``count`` rows ``[count, d_in]`` drawn by ``seed`` (all, when there are fewer)."""
+
+    @abstractmethod
     def epoch(
         self,
         seed: int,
@@ -102,12 +103,44 @@ class RowSource(ABC):
     ) -> Iterator[Tensor]:
         """An epoch's batches ``[batch, d_in]`` from row ``taken`` of its order on; the last may be
         smaller."""
-        order = windows(len(self), shuffle_rows, seed, epoch, taken)
-        return rebatched(self.taken(order, batch_size), batch_size)
+
+
+class IndexedRows(RowSource):
+    """Rows of one site and split, numbered from 0, which can be read in any order and any number of
+    times."""
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` in their own order, ``[stop - start, d_in]``."""
+
+    @abstractmethod
+    def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
+        """The rows of each window in its order, in the pieces of ``pieces``."""
+
+    def to(self, device: str) -> "IndexedRows":
+        return self
+
+    def batches(self, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
+        """All rows in their own order, as batches that do not depend on how they are stored."""
+        for start in range(0, len(self), batch_size):
+            yield self.read(start, min(start + batch_size, len(self)))
+
+    def head(self) -> Iterator[Tensor]:
+        return self.batches()
 
     def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
-        """``count`` rows ``[count, d_in]`` drawn by ``seed`` (all, when there are fewer)."""
         return next(self.epoch(seed, -1, count, shuffle_rows))
+
+    def epoch(
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        shuffle_rows: int = SHUFFLE_ROWS,
+        taken: int = 0,
+    ) -> Iterator[Tensor]:
+        order = windows(len(self), shuffle_rows, seed, epoch, taken)
+        return rebatched(self.taken(order, batch_size), batch_size)
 
 
 class Stream:
@@ -133,8 +166,8 @@ class Stream:
             yield batch_BD
 
     def placed(self) -> Iterator[tuple[Tensor, StreamPosition]]:
-        """The batches from ``position`` on, each with the position after it, which is left to the
-        taker to set."""
+        """The batches from ``position`` on, each with the position after it; whoever takes a batch sets
+        ``position``."""
         epoch, taken = self.position.epoch, self.position.rows
         while epoch < self.epochs:
             for batch_BD in self.source.epoch(
@@ -152,19 +185,19 @@ class Stream:
 class Splits:
     """A site's rows: those to train on, and those to measure on."""
 
-    train: RowSource
-    validation: RowSource
+    train: IndexedRows
+    validation: IndexedRows
     truth: Tensor | None = None
     """The true atoms ``[atoms, d_in]``, where the rows are synthetic."""
 
 
-def same_d_in(train: RowSource, validation: RowSource) -> None:
+def same_d_in(train: RowSource, validation: IndexedRows) -> None:
     """Raises ValueError when they are rows of unlike width."""
     if validation.d_in != train.d_in:
         raise ValueError(f"training rows have d_in {train.d_in}, validation rows {validation.d_in}")
 
 
-class Rows(RowSource):
+class Rows(IndexedRows):
     """Rows in memory: one or more blocks, such as views of shared memory, never copied whole."""
 
     def __init__(self, blocks: Tensor | Sequence[Tensor]):
@@ -178,6 +211,11 @@ class Rows(RowSource):
         self.d_in = self.blocks[0].shape[1]
         self._starts = torch.tensor([0, *(len(block) for block in self.blocks)]).cumsum(0)
         self._rows = int(self._starts[-1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The storage dtype."""
+        return self.blocks[0].dtype
 
     def __len__(self) -> int:
         return self._rows

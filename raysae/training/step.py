@@ -30,17 +30,17 @@ class Step(ABC):
         self.adam_state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
         """Each parameter's moments and its count of steps, as torch's Adam names them."""
 
-    def dead(self, quiet_tokens_F: Tensor, window: int) -> Tensor | None:
+    def dead(self, since_fired_F: Tensor, window: int) -> Tensor | None:
         """Which latents have not fired for ``window`` tokens; None when it is known to be none."""
-        return quiet_tokens_F >= window
+        return since_fired_F >= window
 
-    def count_quiet(self, quiet_tokens_F: Tensor, rows: int) -> None:
+    def count_tokens_since_fired(self, since_fired_F: Tensor, rows: int) -> None:
         """Count the rows of the last update for the latents that did not fire in it."""
-        quiet_tokens_F.add_(rows).masked_fill_(self.fired_F, 0)
+        since_fired_F.add_(rows).masked_fill_(self.fired_F, 0)
 
     @abstractmethod
     def gradients(
-        self, x_BD: Tensor, dead_F: Tensor | None, sparsity_share: float
+        self, x_BD: Tensor, dead_F: Tensor | None, sparsity_fraction: float
     ) -> tuple[float, float]:
         """The loss of a batch and the norm of its gradient, before clipping; nothing moves yet."""
 
@@ -65,13 +65,13 @@ class ReferenceStep(Step):
         self.adam_state = self.optimizer.state
 
     def gradients(
-        self, x_BD: Tensor, dead_F: Tensor | None, sparsity_share: float
+        self, x_BD: Tensor, dead_F: Tensor | None, sparsity_fraction: float
     ) -> tuple[float, float]:
         if dead_F is None:
             dead_F = torch.zeros_like(self.model.b_enc, dtype=torch.bool)
         halved = self.training.precision == "bfloat16"
         with torch.autocast(x_BD.device.type, torch.bfloat16, enabled=halved):
-            loss, features_BF = self.model.loss(x_BD * self.scale, dead_F, sparsity_share)
+            loss, features_BF = self.model.loss(x_BD * self.scale, dead_F, sparsity_fraction)
         self._features_BF = features_BF.detach()
         self.optimizer.zero_grad()
         loss.backward()

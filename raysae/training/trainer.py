@@ -19,10 +19,9 @@ from raysae.sae.metrics import ReconstructionSums, evaluate
 from raysae.training.compiled import step_of
 from raysae.training.config import TrainingConfig
 from raysae.training.feeding import Feed
-from raysae.training.initialisation import Footing, shrink_encoder
-from raysae.training.initialisation import footing as footing_of
+from raysae.training.initialisation import InputStatistics, input_statistics, shrink_encoder
 from raysae.training.memory import require_room, training_bytes
-from raysae.training.rows import EVALUATION_BATCH, RowSource, Stream, same_d_in
+from raysae.training.rows import EVALUATION_BATCH, IndexedRows, RowSource, Stream, same_d_in
 
 EVALUATION_LATENTS = 2**18
 """Features held at a time while evaluating."""
@@ -36,8 +35,8 @@ class NonFiniteLossError(RuntimeError):
 class Trainer:
     """Trains one SAE on ``train`` and measures it on ``validation``.
 
-    ``truth`` are the true atoms ``[atoms, d_in]`` of synthetic rows; ``footing`` is what these rows
-    gave before, to spare working it out again. Iterate ``rounds()``; ``sae()``
+    ``truth`` are the true atoms ``[atoms, d_in]`` of synthetic rows; ``statistics`` are those of these
+    rows, where they are known already. Iterate ``rounds()``; ``sae()``
     and ``metrics()`` give the outcome at any time. Everything follows from the arguments: on a CPU,
     with one number of threads, to the bit.
     """
@@ -47,12 +46,12 @@ class Trainer:
         sae_config: SAEConfig,
         training: TrainingConfig,
         train: RowSource,
-        validation: RowSource,
+        validation: IndexedRows,
         *,
         seed: int = 0,
         device: str = "cpu",
         truth: Tensor | None = None,
-        footing: Footing | None = None,
+        statistics: InputStatistics | None = None,
     ):
         same_d_in(train, validation)
         self.training, self.seed, self.device, self.truth = training, seed, device, truth
@@ -61,7 +60,7 @@ class Trainer:
             self.train, seed=seed, epochs=training.passes(len(train)),
             batch_size=training.batch_size, shuffle_rows=training.shuffle_rows,
         )  # fmt: skip
-        self.scale, median_D, mean_D = footing or footing_of(
+        self.scale, median_D, mean_D = statistics or input_statistics(
             self.train, self.validation, seed, training.shuffle_rows
         )
         self._validation_mean = mean_D.to(device)
@@ -79,7 +78,7 @@ class Trainer:
         self.seconds = 0.0
         """Spent on steps; ``feed.waited`` was spent on waiting for data."""
         self.loss = math.nan
-        self.quiet_tokens_F = torch.zeros(sae_config.d_sae, dtype=torch.int64, device=device)
+        self.tokens_since_fired_F = torch.zeros(sae_config.d_sae, dtype=torch.int64, device=device)
         """Training tokens since each latent last fired."""
         self._evaluation: tuple[int, ReconstructionSums] | None = None
 
@@ -153,7 +152,7 @@ class Trainer:
         return frozen.fold_scale(self.scale)
 
     def metrics(self) -> dict[str, Any]:
-        """Validation metrics of the SAE as it stands, with the dead shares and their windows, and the
+        """Validation metrics of the SAE as it stands, with the dead fractions and their windows, and the
         estimate of what its training takes in memory.
 
         When no latent fires on the validation rows the SAE is ``degenerate`` and its explained
@@ -168,7 +167,7 @@ class Trainer:
         return {
             **metrics,
             "degenerate": degenerate,
-            "dead_fraction": float((self.quiet_tokens_F >= self.dead_window).double().mean()),
+            "dead_fraction": float((self.tokens_since_fired_F >= self.dead_window).double().mean()),
             "dead_window_tokens": self.dead_window,
             "dead_fraction_validation": sums.dead_fraction(),
             "dead_validation_tokens": sums.rows,
@@ -235,14 +234,14 @@ class Trainer:
         return (batch_BD.to(self.device).float() for batch_BD in self.validation.batches(rows))
 
     def _update(self, x_BD: Tensor) -> None:
-        dead_F = self._step.dead(self.quiet_tokens_F, self.aux_window)
-        share = self.training.sparsity_share(self.step, self.steps)
-        self.loss, norm = self._step.gradients(x_BD, dead_F, share)
+        dead_F = self._step.dead(self.tokens_since_fired_F, self.aux_window)
+        fraction = self.training.sparsity_fraction(self.step, self.steps)
+        self.loss, norm = self._step.gradients(x_BD, dead_F, fraction)
         self._stop_unless_finite("loss", self.loss, x_BD)
         self._stop_unless_finite("gradient norm", norm, x_BD)
         peak = self.training.peak_lr(self.model.config.d_sae)
-        self._step.update(peak * self.training.lr_share(self.step, self.steps))
-        self._step.count_quiet(self.quiet_tokens_F, len(x_BD))
+        self._step.update(peak * self.training.lr_fraction(self.step, self.steps))
+        self._step.count_tokens_since_fired(self.tokens_since_fired_F, len(x_BD))
         self.count(len(x_BD))
 
     def _stop_unless_finite(self, what: str, value: float, x_BD: Tensor) -> None:

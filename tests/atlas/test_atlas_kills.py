@@ -1,26 +1,20 @@
 """An atlas whose workers are killed: every site is done, to the same bits, and from its checkpoint on."""
 
-import shutil
 import threading
 import time
 
 import pytest
-import torch
 
 from raysae import Recipe, open_store
 from raysae.activations import Site
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.atlas.training import AtlasJob, train_atlas
-from raysae.atlas.worker import SiteSettings, SiteTraining
+from raysae.atlas.worker import SiteSettings
 from raysae.cluster.placement import Placement
 from raysae.files import read_json
 from raysae.records.commit import VOLATILE_COLUMNS
 from raysae.records.events import Events
 from raysae.records.folder import open_run
-from raysae.records.run_files import RunFiles
-from raysae.sae.config import TopKConfig
-from raysae.training import Trainer, TrainingConfig
-from raysae.training.rows import Rows
 from tests.processes import kill, processes_below
 
 SITES = 4
@@ -133,68 +127,6 @@ def test_a_site_goes_on_from_its_checkpoint(quiet, store, tmp_path):
     assert weights(folder)[name] == weights(quiet[1])[name]
     records = [read_json(one / site.folder / "metrics.json") for one in (folder, quiet[1])]
     assert records[0]["history"] == records[1]["history"] and len(records[0]["history"]) == 4
-
-
-class CutOffError(Exception):
-    pass
-
-
-def trainer(seed=0):
-    rows_ND = torch.randn(600, 16, generator=torch.Generator().manual_seed(1))
-    training = TrainingConfig(epochs=3, batch_size=50, lr=1e-3, evaluations=3)
-    return Trainer(
-        TopKConfig(d_sae=32, k=4), training, Rows([rows_ND[:500]]), Rows([rows_ND[500:]]), seed=seed
-    )
-
-
-def site_training(folder, make=trainer, ends_at=None):
-    """A training saved after every step to ``FOLDER.training``, cut off after step ``ends_at``."""
-    steps = []
-
-    def alive():
-        if ends_at is not None and len(steps) == ends_at:
-            raise CutOffError
-        steps.append(1)
-
-    return SiteTraining(make, RunFiles(folder.parent), folder, 0.0, alive)
-
-
-@pytest.mark.parametrize("ends_at", [1, 10, 15, 29])
-def test_a_training_that_was_cut_off_ends_the_same(tmp_path, ends_at):
-    whole = site_training(tmp_path / "whole")
-    list(whole.rounds())
-    with pytest.raises(CutOffError):
-        list(site_training(tmp_path / "cut", ends_at=ends_at).rounds())
-    again = site_training(tmp_path / "cut")
-    assert again.trainer.step == ends_at
-    list(again.rounds())
-    assert again.history == whole.history and len(whole.history) == 3
-    for one, other in zip(
-        again.trainer.model.parameters(), whole.trainer.model.parameters(), strict=True
-    ):
-        assert torch.equal(one, other)
-    RunFiles(tmp_path).remove_checkpoint(again.checkpoint)
-    assert not (tmp_path / "cut.training").exists()
-
-
-@pytest.mark.parametrize("trouble", ["damaged", "foreign", "no training"])
-def test_a_checkpoint_that_cannot_be_used_is_removed(tmp_path, trouble):
-    with pytest.raises(CutOffError):
-        list(site_training(tmp_path / "cut", ends_at=12).rounds())
-    make = trainer
-    if trouble == "damaged":
-        tensors = tmp_path / "cut.training" / "training.safetensors"
-        tensors.write_bytes(tensors.read_bytes()[:1000])
-    elif trouble == "foreign":
-        make = lambda: trainer(seed=5)  # noqa: E731
-    else:
-        shutil.rmtree(tmp_path / "cut.training")
-        (tmp_path / "cut.training").mkdir()
-        (tmp_path / "cut.training" / "note.txt").write_text("what is this?")
-    again = site_training(tmp_path / "cut", make)
-    assert again.trainer.step == 0 and again.history == [] and not (tmp_path / "cut.training").exists()
-    whole = site_training(tmp_path / "whole", make)
-    assert list(again.rounds()) == list(whole.rounds())
 
 
 def test_a_site_that_fails_leaves_its_traceback_beside_its_folder(connected_ray, store, tmp_path):

@@ -39,8 +39,8 @@ def trained(with_kernels: bool) -> PackedStep:
     config = sae_config({"variant": "topk", "d_sae": D_SAE, "k": 4})
     training = TrainingConfig(lr=1e-2, batch_size=ROWS)
     models = [build_sae(config, D_IN, seed) for seed in range(2)]
-    quiet = [torch.zeros(D_SAE, dtype=torch.int64) for _ in models]
-    step = PackedStep(models, [training] * 2, [3 * ROWS] * 2, quiet, STEPS)
+    since_fired = [torch.zeros(D_SAE, dtype=torch.int64) for _ in models]
+    step = PackedStep(models, [training] * 2, [3 * ROWS] * 2, since_fired, STEPS)
     rows_SNBD = torch.randn(STEPS, 2, ROWS, D_IN, generator=torch.Generator().manual_seed(1))
     for number, x_NBD in enumerate(rows_SNBD):
         if number == STEPS - 1:
@@ -55,7 +55,7 @@ def steps_are_those_of_torch() -> None:
         difference = float((ours.p[name] - expected).abs().max())
         assert difference < 2e-6, (name, difference)
     assert torch.allclose(ours.loss_N, theirs.loss_N, rtol=1e-5)
-    assert torch.equal(ours.quiet_NF, theirs.quiet_NF)
+    assert torch.equal(ours.since_fired_NF, theirs.since_fired_NF)
 
 
 selection_keeps_the_k_largest()

@@ -334,7 +334,9 @@ def test_the_sparsity_coefficient_warms_up(x):
     sae = filled(build_sae(config_of("relu_l1"), D_IN))
     none, half, whole = (float(sae.loss(x, NOBODY, share)[0].detach()) for share in (0, 0.5, 1))
     assert half - none == pytest.approx(whole - half, rel=1e-4) and half > none
-    shares = [TrainingConfig(sparsity_warm_up=0.1).sparsity_share(step, 100) for step in range(100)]
+    shares = [
+        TrainingConfig(sparsity_warm_up=0.1).sparsity_fraction(step, 100) for step in range(100)
+    ]
     assert shares[0] == pytest.approx(0.1) and shares[9] == shares[99] == 1.0
 
 

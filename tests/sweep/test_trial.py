@@ -1,4 +1,4 @@
-"""One trial where the disk is full: it says so, what was kept stays good, and another go is done."""
+"""One trial where the disk is full: it says so, its checkpoint stays, and the next attempt is done."""
 
 import shutil
 import subprocess
@@ -12,7 +12,8 @@ from raysae.sae import sae_config
 from raysae.sites import Site
 from raysae.sweep.gang import Gang
 from raysae.sweep.trial import Trial
-from raysae.training import Trainer, TrainingConfig
+from raysae.training import TrainingConfig
+from raysae.training.ensemble import Member
 from raysae.training.rows import Rows
 
 HERE = Site(0, "all")
@@ -35,31 +36,29 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def trainers():
+def members():
     training = TrainingConfig(epochs=4, batch_size=64, lr=3e-3, evaluations=2)
     config = sae_config({"variant": "topk", "d_sae": 512, "k": 2})
-    return {
-        (HERE, 0): Trainer(config, training, Rows(WORLD.rows(500, 0)), Rows(WORLD.rows(200, 1)))
-    }
+    return {(HERE, 0): Member(config, training, Rows(WORLD.rows(500, 0)), Rows(WORLD.rows(200, 1)))}
 
 
-def go(folder):
+def attempt(folder):
     trial = Trial(ASKED, RunFiles(folder.parents[1]), "cpu", MADE)
-    gang = Gang([trial.begin(trainers(), None)], 0)
+    gang = Gang([trial.begin(members(), None)], 0)
     for _ in gang.rounds():
         trial.advance({HERE: {}})
     return trial.report
 
 
-def test_a_full_disk_is_the_reason_and_another_go_is_done(small_disk):
+def test_a_full_disk_is_the_reason_and_another_attempt_is_done(small_disk):
     folder = small_disk / "trials" / "000"
     filler = small_disk / "filler"
     filler.write_bytes(bytes(1_000_000))
-    report = go(folder)
+    report = attempt(folder)
     assert report["done"] and "No space left" in report["failed"]
     assert not folder.exists()
     filler.unlink()
-    report = go(folder)
+    report = attempt(folder)
     assert report["committed"] and "failed" not in report
     assert read_json(folder / "metrics.json")["metrics"]["explained_variance"] > 0
     assert not (small_disk / "trials" / "000.training").exists()

@@ -1,6 +1,8 @@
-"""A training on disk: refused where it is not this one, damaged or of a newer schema."""
+"""A training on disk: refused where it is another, damaged or of a newer schema; an older one resumes."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,7 +53,7 @@ def test_everything_comes_back(rows, folder):
     history = load_training(trainer, folder)
     assert [row["step"] for row in history] == [12, 24] and trainer.step == 24
     assert trainer.tokens == trainer.stream.position.epoch * 1000 + trainer.stream.position.rows
-    assert trainer.quiet_tokens_F.max() < trainer.tokens
+    assert trainer.tokens_since_fired_F.max() < trainer.tokens
     moments = trainer.adam_state[trainer.model.W_enc]
     assert float(moments["step"]) == 24 and moments["exp_avg_sq"].max() > 0
 
@@ -114,7 +116,7 @@ def break_missing_weight(folder):
 
 
 def break_counter(folder):
-    change_tensors(folder, "quiet_tokens", None)
+    change_tensors(folder, "tokens_since_fired", None)
 
 
 def change_tensors(folder, name, tensor):
@@ -133,7 +135,7 @@ def change_tensors(folder, name, tensor):
         (break_missing_moment, "lacks the tensor adam.W_enc.exp_avg"),
         (break_shape_of_moment, r"adam.W_enc.exp_avg is \[2\], expected \[16, 32\]"),
         (break_missing_weight, r"b_enc is absent, expected \[32\]"),
-        (break_counter, "lacks the tensor quiet_tokens"),
+        (break_counter, "lacks the tensor tokens_since_fired"),
     ],
 )
 def test_damage_is_named(rows, folder, damage, words):
@@ -166,7 +168,7 @@ def test_a_non_finite_loss_keeps_the_last_good_state(rows, tmp_path):
     del settings["epochs"]
     # the head that is looked at before the training ends before the poisoned batch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raysae.training.passing.HEAD_ROWS", 64)
+        patch.setattr("raysae.training.iterator_rows.HEAD_ROWS", 64)
         with pytest.raises(NonFiniteLossError, match=r"kept holds the last good state, of step 36"):
             raysae.fit(
                 SMALL, batches(), settings, validation=rows[:300], checkpoint=tmp_path / "kept",
@@ -191,3 +193,44 @@ def test_saving_over_something_else_is_refused(rows, tmp_path):
     with pytest.raises(UserError, match="holds no training"):
         save_training(trainer_of(rows), tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+OF_VERSION_2 = Path(__file__).parent / "checkpoint_of_version_2"
+"""Step 8 of 15 of ``trainer_of_version_2``, written by raysae when the schema was 2."""
+
+
+def trainer_of_version_2():
+    numbers = torch.arange(300 * 8).reshape(300, 8)
+    rows = ((numbers * 37) % 101 - 50).float() / 32  # their scale is the same on every machine
+    settings = TrainingConfig(epochs=3, batch_size=64, lr=1e-2, evaluations=5, aux_window_tokens=64)
+    config = sae_config({"variant": "topk", "d_sae": 16, "k": 1})
+    return Trainer(config, settings, Rows(rows), Rows(rows[:100]), seed=7)
+
+
+def resumed(folder):
+    trainer = trainer_of_version_2()
+    history = load_training(trainer, folder)
+    return trainer, [*history, *trainer.rounds()]
+
+
+def test_a_checkpoint_of_schema_2_resumes_as_it_would_have_then(tmp_path):
+    shutil.copytree(OF_VERSION_2, tmp_path / "new")
+    tensors = load_file(OF_VERSION_2 / TENSORS_FILE)
+    assert "quiet_tokens" in tensors
+    loaded = trainer_of_version_2()
+    load_training(loaded, OF_VERSION_2)
+    assert torch.equal(loaded.tokens_since_fired_F, tensors["quiet_tokens"])
+    assert int(loaded.tokens_since_fired_F.max()) > 0 and loaded.step == 8
+    save_training(loaded, tmp_path / "new", [])
+    assert "quiet_tokens" not in load_file(tmp_path / "new" / TENSORS_FILE)
+    edit_state(
+        tmp_path / "new", history=json.loads((OF_VERSION_2 / STATE_FILE).read_text())["history"]
+    )
+    (old, history), (new, again) = resumed(OF_VERSION_2), resumed(tmp_path / "new")
+    assert history == again and len(history) == 5
+    whole = trainer_of_version_2()
+    list(whole.rounds())
+    for name, tensor in old.model.state_dict().items():
+        assert torch.equal(tensor, new.model.state_dict()[name])
+        # what was trained before was trained on another machine, perhaps
+        assert torch.allclose(tensor, whole.model.state_dict()[name], atol=1e-4)

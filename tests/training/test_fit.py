@@ -14,7 +14,7 @@ from raysae.sae.dictionary import mmcs
 from raysae.sae.metrics import evaluate
 from raysae.training import NonFiniteLossError, Trainer, TrainingConfig
 from raysae.training.initialisation import geometric_median, input_scale
-from raysae.training.passing import PassingRows
+from raysae.training.iterator_rows import IteratorRows
 from raysae.training.rows import Rows
 
 
@@ -90,9 +90,9 @@ def test_the_geometric_median_shrugs_off_outliers():
 
 def test_the_learning_rate_rises_and_falls():
     config = TrainingConfig(lr=1.0)
-    shares = [config.lr_share(step, 100) for step in range(100)]
-    assert shares[0] == pytest.approx(0.2) and max(shares) == shares[50] == 1.0
-    assert shares[99] == pytest.approx(0.05)
+    fractions = [config.lr_fraction(step, 100) for step in range(100)]
+    assert fractions[0] == pytest.approx(0.2) and max(fractions) == fractions[50] == 1.0
+    assert fractions[99] == pytest.approx(0.05)
 
 
 def test_the_automatic_learning_rate_follows_the_dictionary():
@@ -155,8 +155,8 @@ def test_an_iterator_is_shuffled_within_windows_and_resumed(rows):
     numbered = torch.arange(1000.0)[:, None].expand(-1, 4)
 
     def stream(taken=0):
-        passing = PassingRows(iter(numbered.split(77)), 1000)
-        return list(passing.epoch(3, 0, 64, shuffle_rows=200, taken=taken))
+        streamed = IteratorRows(iter(numbered.split(77)), 1000)
+        return list(streamed.epoch(3, 0, 64, shuffle_rows=200, taken=taken))
 
     batches = stream()
     assert [len(batch) for batch in batches] == [64] * 15 + [40]

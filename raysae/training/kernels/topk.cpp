@@ -622,15 +622,16 @@ void adam_vectors(const Adam* adam, int64_t F, float* p_F, const float* g_F, flo
     for (int64_t d = 0; d < D; d++) p_D[d] = adam->step(p_D[d], adam->clip * g_D[d], m_D + d, v_D + d);
 }
 
-// How many latents have been quiet for `window` tokens, and which.
-int64_t mark_dead(const int64_t* quiet, int64_t F, int64_t window, bool* dead, int64_t) {
+// How many latents have not fired for `window` tokens, and which.
+int64_t mark_dead(const int64_t* since_fired, int64_t F, int64_t window, bool* dead, int64_t) {
     int64_t count = 0;
-    for (int64_t f = 0; f < F; f++) dead[f] = quiet[f] >= window, count += dead[f];
+    for (int64_t f = 0; f < F; f++) dead[f] = since_fired[f] >= window, count += dead[f];
     return count;
 }
 
-void count_quiet(const bool* fired, int64_t F, int64_t B, int64_t* quiet, int64_t) {
-    for (int64_t f = 0; f < F; f++) quiet[f] = fired[f] ? 0 : quiet[f] + B;
+void count_tokens_since_fired(const bool* fired, int64_t F, int64_t B, int64_t* since_fired,
+                              int64_t) {
+    for (int64_t f = 0; f < F; f++) since_fired[f] = fired[f] ? 0 : since_fired[f] + B;
 }
 
 // The entries of the rows, in the order of their latents.

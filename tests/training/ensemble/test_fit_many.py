@@ -62,7 +62,7 @@ class CountedRows(Rows):
         return super().gather(index_B)
 
 
-def test_a_gang_of_unlike_saes_reads_each_batch_once():
+def test_unlike_saes_on_the_same_rows_read_each_batch_once():
     x = CountedRows(rows())
     configs = [{"variant": "topk", "d_sae": 16 * n, "k": n} for n in (1, 2, 3)]
     configs.append({"variant": "relu_l1", "d_sae": 24})
@@ -97,7 +97,7 @@ def test_a_degenerate_member_leaves():
     same(good, alone(SMALL, x))
 
 
-def test_who_is_not_kept_leaves_at_that_evaluation():
+def test_a_member_that_is_not_kept_leaves_at_that_evaluation():
     x = rows()
     first, second = many(SMALL, x, seeds=[0, 1], keep=lambda number, record: number == 1)
     assert first.stopped == "not kept at step 16 of 32" and len(first.history) == 1
@@ -145,7 +145,7 @@ PACKED = {**TRAINING, "compiled": False, "aux_window_tokens": 128}
 
 
 @pytest.mark.parametrize("variant", ["topk", "batch_topk"])
-def test_a_pack_is_its_members_alone(variant):
+def test_a_packed_program_is_its_members_alone(variant):
     """Rows, seeds, learning rates and k of their own, with dead latents for AuxK."""
     data = [rows(seed) for seed in range(3)]
     configs = [{"variant": variant, "d_sae": 64, "k": k} for k in (2, 3, 5)]
@@ -157,7 +157,7 @@ def test_a_pack_is_its_members_alone(variant):
         assert [r["tokens"] for r in fit.history] == [r["tokens"] for r in own.history]
 
 
-def test_a_pack_trains_seeds_on_shared_rows_and_what_cannot_be_packed_beside():
+def test_a_packed_program_trains_seeds_on_shared_rows_and_others_are_trained_beside():
     x = rows()
     configs = [SMALL, SMALL, {"variant": "relu_l1", "d_sae": 24}]
     fits = many(configs, x, PACKED, seeds=[0, 1, 2], pack=True)
@@ -165,7 +165,7 @@ def test_a_pack_trains_seeds_on_shared_rows_and_what_cannot_be_packed_beside():
         near(fit, alone(config, x, PACKED, seed=seed), 1e-4)
 
 
-def test_who_leaves_a_pack_leaves_the_others_as_they_are_to_the_bit():
+def test_a_member_that_leaves_a_packed_program_leaves_the_others_as_they_are_to_the_bit():
     x = rows()
     too_fast = {**PACKED, "lr": 1e30, "warm_up": 0.0}
     whole = many(SMALL, x, [PACKED, PACKED, PACKED], seeds=[0, 0, 1], pack=True)
@@ -188,9 +188,41 @@ def test_what_does_not_fit_is_refused_with_what_would():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_captured_pack_on_a_gpu_is_the_same():
+def test_a_captured_program_on_a_gpu_is_the_same():
     data = [rows(seed) for seed in range(4)]
     fits = many(SMALL, data, {**PACKED, "epochs": 12}, device="cuda")
     on_cpu = many(SMALL, data, {**PACKED, "epochs": 12}, pack=True)
     for fit, expected in zip(fits, on_cpu, strict=True):
         near(fit, expected, 1e-3)
+
+
+class LostRows(Rows):
+    """Rows that can no longer be read from the second epoch on."""
+
+    def epoch(self, seed, epoch, *args, **kwargs):
+        if epoch == 1:
+            raise OSError("the disk is gone")
+        return super().epoch(seed, epoch, *args, **kwargs)
+
+
+def test_rows_that_cannot_be_read_end_the_call():
+    with pytest.raises(OSError, match="the disk is gone"):
+        many([SMALL, SMALL], [rows(), LostRows(rows())])
+
+
+def test_an_iterator_serves_members_on_the_same_batches_and_no_others():
+    def batches():
+        return iter(rows(count=640).split(32))
+
+    settings = {"tokens": 640, "batch_size": 64, "lr": 1e-3, "shuffle_rows": 128}
+    configs = [SMALL, {**SMALL, "k": 2}]
+    for config, fit in zip(configs, many(configs, batches(), settings), strict=True):
+        same(fit, alone(config, batches(), settings))
+    with pytest.raises(ValueError, match="an iterator can be trained on once"):
+        many(SMALL, batches(), settings, seeds=[0, 1])
+
+
+def test_a_packed_program_has_its_time_measured_and_keeps_to_a_budget():
+    x = rows()
+    fits = many(SMALL, x, PACKED, seeds=[0, 1], pack=True, max_seconds=0.0)
+    assert all(fit.stopped.startswith("at step 1 of 32 it had trained for") for fit in fits)

@@ -1,4 +1,4 @@
-"""Rows that pass by once, such as a generator's: taken as they come, never all in memory.
+"""Rows of an iterator: taken once, as they come, never all in memory.
 
 Shapes: N rows, D d_in.
 """
@@ -10,17 +10,18 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from raysae.training.rows import EVALUATION_BATCH, RowSource, Window, rebatched, windows
+from raysae.training.rows import EVALUATION_BATCH, SHUFFLE_ROWS, RowSource, rebatched, windows
 
 HEAD_ROWS = 65_536
 """Rows taken ahead for the input scale and the geometric median; they are trained on like the rest."""
 
 
-class PassingRows(RowSource):
-    """The first ``rows`` rows of an iterator over batches ``[*, d_in]``: one pass, in its own order
-    but shuffled within windows.
+class IteratorRows(RowSource):
+    """The first ``rows`` rows of an iterator over batches ``[*, d_in]``: one epoch, in the order of the
+    iterator but shuffled within windows.
 
-    Raises ValueError when it gives nothing, or something else than rows of one d_in.
+    ``len`` is how many rows to train on, since how many there are is not known before the end. Raises
+    ValueError when the iterator gives nothing, or something else than rows of one d_in.
     """
 
     def __init__(self, batches: Iterator[Tensor], rows: int):
@@ -37,31 +38,23 @@ class PassingRows(RowSource):
     def __len__(self) -> int:
         return self.rows
 
-    def read(self, start: int, stop: int) -> Tensor:
-        """Rows of the head alone: the others have not come yet."""
-        return self._head_ND[start:stop]
+    def head(self) -> Iterator[Tensor]:
+        return iter(self._head_ND.split(EVALUATION_BATCH))
 
-    def batches(self, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
-        """The head, in batches."""
-        return iter(self._head_ND.split(batch_size))
-
-    def sample(self, count: int, seed: int, shuffle_rows: int = HEAD_ROWS) -> Tensor:
+    def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
         """``count`` rows of the head, drawn by ``seed``."""
         (window,) = windows(len(self._head_ND), len(self._head_ND), seed, -1)
         return self._head_ND[window.order[:count]]
-
-    def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
-        raise AssertionError("rows that pass by are taken by epoch() alone")
 
     def epoch(
         self,
         seed: int,
         epoch: int,
         batch_size: int,
-        shuffle_rows: int = HEAD_ROWS,
+        shuffle_rows: int = SHUFFLE_ROWS,
         taken: int = 0,
     ) -> Iterator[Tensor]:
-        """The batches ``[batch, d_in]`` from row ``taken`` on; there is one epoch."""
+        """The batches ``[batch, d_in]`` from row ``taken`` on. Raises ValueError the second time."""
         if self._begun:
             raise ValueError("an iterator can be trained on once; make it anew")
         self._begun = True

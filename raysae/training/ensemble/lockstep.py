@@ -1,0 +1,78 @@
+"""Members on the same batches: each batch is read once, and each member takes it in turn.
+
+On a CPU each step has all threads, as it has alone: one SAE a thread is no faster
+(scripts/bench_packing.py), and would not end at the same bits. Shapes: B batch, D d_in.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from raysae.training.ensemble.members import Member
+
+if TYPE_CHECKING:
+    from raysae.training.ensemble.engine import Ensemble
+
+
+class Lockstep:
+    """Trains ``members``, which take the same batches and have come equally far."""
+
+    def __init__(self, members: list[Member], ensemble: "Ensemble"):
+        self.members, self.ensemble = members, ensemble
+        for member in members[1:]:
+            member.trainer.follow(members[0].trainer)
+
+    @property
+    def active(self) -> list[Member]:
+        """Those that have steps to come."""
+        return [member for member in self.members if member.active]
+
+    def rounds(self) -> Iterator[None]:
+        """Train to the end, yielding after each batch at which a member was evaluated."""
+        batches = iter(self.members[0].trainer.feed)
+        while active := self.active:
+            batch_BD = self._read(batches)
+            if batch_BD is None:
+                break
+            seen = sum(len(member.history) for member in active)
+            trained = [member for member in active if self._take(member, batch_BD)]
+            self.ensemble.after_batch(len(batch_BD) * len(trained))
+            if sum(len(member.history) for member in active) > seen:
+                yield
+        for member in self.active:
+            self._end(member)
+        yield
+
+    def _end(self, member: Member) -> None:
+        """Evaluate a member whose rows have ended before its last step."""
+        try:
+            self.ensemble.record(member, member.trainer.end())
+        except Exception as error:
+            self.ensemble.fail(member, error)
+
+    def settle(self) -> None:
+        """The trainers are always where the training is."""
+
+    def _read(self, batches: Iterator[Tensor]) -> Tensor | None:
+        """The next batch ``[batch, d_in]``; None when there is no more, or reading has failed."""
+        try:
+            return next(batches, None)
+        except Exception as error:
+            for member in self.active:
+                self.ensemble.fail(member, error)
+            return None
+
+    def _take(self, member: Member, batch_BD: Tensor) -> bool:
+        """Train one member on the batch; whether that was done."""
+        if not member.active:  # another that failed has taken it along
+            return False
+        try:
+            record = member.trainer.take(batch_BD)
+        except Exception as error:  # one bad member must not take the others down
+            self.ensemble.fail(member, error)
+            return False
+        if record is not None:
+            self.ensemble.record(member, record)
+        self.ensemble.stop_by_rule(member, record)
+        return True

@@ -1,0 +1,123 @@
+"""Which members of an ensemble share what: batches that are read once, or one packed program."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from raysae.training.config import TrainingConfig
+from raysae.training.ensemble.members import Member
+from raysae.training.iterator_rows import IteratorRows
+from raysae.training.memory import free_bytes, training_bytes
+from raysae.training.packed import can_pack
+from raysae.training.rows import Rows
+
+
+@dataclass(frozen=True)
+class Group:
+    """Members that are trained in lockstep: on the same batches, or as one packed program."""
+
+    members: list[Member]
+    packed: bool = False
+
+    def equally_far(self) -> "list[Group]":
+        """The active members, which have trainers, by the step that they have come to."""
+        active = [member for member in self.members if member.active]
+        parts = _alike(active, [member.trainer.step for member in active])
+        return [Group(part, self.packed) for part in parts]
+
+
+def batch_settings(training: TrainingConfig) -> tuple[Hashable, ...]:
+    """What order and size of the batches follow from, beside the rows and the seed."""
+    return training.epochs, training.tokens, training.batch_size, training.shuffle_rows
+
+
+def plan(
+    members: Sequence[Member], device: str, pack: bool | None, *, side_by_side: bool
+) -> list[Group]:
+    """The groups to train ``members`` in.
+
+    With ``pack`` (None: on GPUs) those of one shape are packed programs, as far as the device has room:
+    for all of them at once where groups are trained ``side_by_side``, else for one program at a time.
+    Raises ValueError when rows that pass by once are wanted by more than one group.
+    """
+    if pack is None:
+        pack = torch.device(device).type == "cuda"
+    programs, rest = _programs(members, device, side_by_side) if pack else ([], list(members))
+    groups = [Group(part) for part in _alike(rest, [_batches(member) for member in rest])]
+    once = [group.members[0].rows for group in groups]
+    for rows in once:
+        if isinstance(rows, IteratorRows) and sum(rows is other for other in once) > 1:
+            raise ValueError("an iterator can be trained on once; make it anew")
+    return [*(Group(program, packed=True) for program in programs), *groups]
+
+
+def _alike(members: Sequence[Member], keys: Sequence[Hashable]) -> list[list[Member]]:
+    """The members of equal keys together, in the order in which they come."""
+    parts: dict[Hashable, list[Member]] = {}
+    for member, key in zip(members, keys, strict=True):
+        parts.setdefault(key, []).append(member)
+    return list(parts.values())
+
+
+def _batches(member: Member) -> tuple[Hashable, ...]:
+    """Equal for members that take the same batches: the one definition of it."""
+    return id(member.rows), member.seed, *batch_settings(member.training)
+
+
+def _programs(
+    members: Sequence[Member], device: str, side_by_side: bool
+) -> tuple[list[list[Member]], list[Member]]:
+    """The members of each packed program, and those that cannot be packed."""
+    shapes = [_shape(member) for member in members]
+    packable = [m for m, shape in zip(members, shapes, strict=True) if shape is not None]
+    alike = _alike(packable, [shape for shape in shapes if shape is not None])
+    free = free_bytes(device)
+    if free is None:
+        free = 2**63
+    if side_by_side:
+        packed = packable if sum(map(_bytes, alike)) <= free else []
+        programs = alike if packed else []
+    else:
+        programs = [part for program in alike for part in _parts_that_fit(program, free)]
+        packed = [member for program in programs for member in program]
+    return programs, [member for member in members if member not in packed]
+
+
+def _shape(member: Member) -> tuple[Any, ...] | None:
+    """What the members of a packed program have in common; None when it cannot be packed."""
+    rows, training, config = member.rows, member.training, member.config
+    if not isinstance(rows, Rows) or not can_pack(config):
+        return None
+    same = (
+        config.variant, config.d_sae, getattr(config, "aux_coefficient", None),
+        getattr(config, "threshold_rate", None),
+    )  # fmt: skip
+    of_training = (
+        training.epochs, training.tokens, training.batch_size, training.precision,
+        training.gradient_clip, training.evaluations, training.warm_up, training.decay,
+    )  # fmt: skip
+    return rows.d_in, len(rows), rows.dtype, *same, *of_training
+
+
+def _bytes(program: list[Member]) -> int:
+    """What a packed program takes: its rows once more, and twice what each training takes, since
+    gradients and Adam's temporaries are as large as the weights."""
+    sources = {id(member.rows): member.rows for member in program}
+    rows = sum(len(rows) * rows.d_in * rows.dtype.itemsize
+               for rows in sources.values() if isinstance(rows, Rows))  # fmt: skip
+    return rows + sum(
+        2 * training_bytes(member.rows.d_in, member.config.d_sae, member.training)
+        for member in program
+    )
+
+
+def _parts_that_fit(program: list[Member], free: int) -> list[list[Member]]:
+    """The program in as many parts as there must be, each no larger than ``free``; none when not even
+    one member fits."""
+    largest = max(_bytes([member]) for member in program)
+    size = min(free // largest, len(program))
+    if size < 1:
+        return []
+    return [program[start : start + size] for start in range(0, len(program), size)]

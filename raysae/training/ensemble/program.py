@@ -1,0 +1,165 @@
+"""A packed program: several SAEs of one shape, trained as one by ``PackedStep``.
+
+Shapes: N SAEs, U different sources of rows, R rows, B batch, D d_in.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from raysae.training.ensemble.members import Member
+from raysae.training.packed import PackedStep
+from raysae.training.rows import Rows, StreamPosition, windows
+from raysae.training.trainer import NonFiniteLossError
+
+if TYPE_CHECKING:
+    from raysae.training.ensemble.engine import Ensemble
+
+
+class PackedProgram:
+    """Trains ``members`` of one shape, which have come equally far.
+
+    Their weights, moments and counters are views of the program's, so that each can be saved alone. A
+    loss that is not finite is seen at the next evaluation or checkpoint; the SAE is that of the step
+    before it.
+    """
+
+    def __init__(self, members: list[Member], ensemble: "Ensemble"):
+        self.members, self.ensemble = members, ensemble
+        trainers = [member.trainer for member in members]
+        self.step = PackedStep(
+            [trainer.model for trainer in trainers], [member.training for member in members],
+            [trainer.aux_window for trainer in trainers],
+            [trainer.tokens_since_fired_F for trainer in trainers], trainers[0].steps,
+            adam_states=[trainer.adam_state for trainer in trainers], taken=trainers[0].step,
+        )  # fmt: skip
+        self.rows = _PackedRows(members)
+        self.position = trainers[0].stream.position
+        self._trained = set(members)
+
+    @property
+    def active(self) -> list[Member]:
+        """Those that have steps to come."""
+        return [member for member in self.members if member.active]
+
+    def rounds(self) -> Iterator[None]:
+        """Train to the end, yielding after each evaluation."""
+        batches = self.rows.placed(self.position)
+        while active := self.active:
+            if len(active) < len(self._trained):
+                self._let_go()
+            evaluation, rows = self._take(active, batches)
+            for member in active if evaluation else self._limited(active):
+                self._after_step(member, evaluation)
+            self.ensemble.after_batch(len(active) * rows)
+            if not self.active:
+                self._release()
+            if evaluation:
+                yield
+        yield
+
+    def settle(self) -> None:
+        """Bring the trainers to where the program stands; those whose loss is not finite fail."""
+        if not self._trained:
+            return
+        losses, failed = self.step.loss_N.tolist(), self.step.failed_N.tolist()
+        for number, member in enumerate(self.members):
+            if member not in self._trained or member.failure or member.stopped:
+                continue
+            trainer = member.trainer
+            trainer.loss, trainer.stream.position = losses[number], self.position
+            for state in trainer.adam_state.values():
+                state["step"] = torch.tensor(float(trainer.step), device=trainer.device)
+            if failed[number] >= 0:
+                trainer.step = failed[number]
+                hint = trainer.where_and_what_to_do()
+                self.ensemble.fail(
+                    member, NonFiniteLossError(f"loss or gradient not finite {hint}")
+                )
+
+    def _take(
+        self, active: list[Member], batches: Iterator[tuple[Tensor, StreamPosition]]
+    ) -> tuple[bool, int]:
+        """Train on the next batch; whether an evaluation follows, and the rows of each."""
+        started = time.perf_counter()
+        x_NBD, self.position = next(batches)
+        self.step.take(x_NBD)
+        for member in active:
+            member.trainer.count(x_NBD.shape[1])
+        evaluation = active[0].trainer.at_evaluation()
+        if evaluation:
+            self.settle()  # waits for the device, which is part of the training
+        each = (time.perf_counter() - started) / len(active)
+        for member in active:
+            member.trainer.seconds += each
+        return evaluation, x_NBD.shape[1]
+
+    def _let_go(self) -> None:
+        """Let those that have left stay as they are."""
+        for number, member in enumerate(self.members):
+            if member in self._trained and not member.active:
+                self.step.release(number)
+                self._trained.remove(member)
+
+    def _limited(self, active: list[Member]) -> list[Member]:
+        """Those that may be stopped after any step."""
+        return [m for m in active if m.budget is not None and m.budget.seconds is not None]
+
+    def _after_step(self, member: Member, evaluation: bool) -> None:
+        if member.failure is not None or member.stopped is not None:
+            return
+        record = member.trainer.record() if evaluation else None
+        if record is not None:
+            self.ensemble.record(member, record)
+        self.ensemble.stop_by_rule(member, record)
+
+    def _release(self) -> None:
+        """Give up the working memory: the members hold their weights and nothing else."""
+        self._trained.clear()
+        for member in self.members:
+            member.trainer.adam_state.clear()
+        del self.step, self.rows
+
+
+class _PackedRows:
+    """Every member's batches side by side; rows that members share are held once."""
+
+    def __init__(self, members: list[Member]):
+        self.members = members
+        sources = {id(member.rows): member.trainer.train for member in members}
+        blocks = [_block(rows) for rows in sources.values()]
+        self.rows_URD = blocks[0][None] if len(blocks) == 1 else torch.stack(blocks)
+        device, places = self.rows_URD.device, list(sources)
+        self.source_N1 = torch.tensor([[places.index(id(m.rows))] for m in members], device=device)
+        self.scale_N = torch.tensor([m.trainer.scale for m in members], device=device)
+
+    def placed(self, position: StreamPosition) -> Iterator[tuple[Tensor, StreamPosition]]:
+        """Batches ``[N, batch, d_in]``, scaled, in float32, from ``position`` on, each with the position
+        after it; the last of an epoch may be smaller."""
+        training, rows = self.members[0].training, self.rows_URD.shape[1]
+        taken = position.rows
+        for epoch in range(position.epoch, training.passes(rows)):
+            order_NR = torch.stack([self._order(member, epoch, taken) for member in self.members])
+            for index_NB in order_NR.to(self.rows_URD.device).split(training.batch_size, dim=1):
+                taken += index_NB.shape[1]
+                x_NBD = self.rows_URD[self.source_N1, index_NB].float()
+                following = StreamPosition(epoch + 1) if taken == rows else None
+                yield (
+                    x_NBD * self.scale_N[:, None, None],
+                    following or StreamPosition(epoch, taken),
+                )
+            taken = 0
+
+    def _order(self, member: Member, epoch: int, taken: int) -> Tensor:
+        """The row numbers of that epoch without the first ``taken``, as ``RowSource.epoch`` has them."""
+        every = windows(len(member.rows), member.training.shuffle_rows, member.seed, epoch, taken)
+        return torch.cat([window.start + window.order for window in every])
+
+
+def _block(rows: object) -> Tensor:
+    """All rows ``[rows, d_in]`` in one tensor, which is no copy where they are in one."""
+    assert isinstance(rows, Rows)
+    return rows.blocks[0] if len(rows.blocks) == 1 else rows.read(0, len(rows))

@@ -1,0 +1,87 @@
+"""The plan: one definition of the same batches, of one shape, and of what fits."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from raysae.sae import sae_config
+from raysae.training import TrainingConfig
+from raysae.training.ensemble import Member
+from raysae.training.ensemble import plan as plan_module
+from raysae.training.ensemble.plan import batch_settings, plan
+from raysae.training.iterator_rows import IteratorRows
+from raysae.training.rows import Rows
+
+TRAINING = TrainingConfig(epochs=2, batch_size=64)
+NUMBERS = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+ROWS, OTHER_ROWS = Rows(NUMBERS), Rows(NUMBERS)
+
+
+def member(rows=ROWS, seed=0, k=2, variant="topk", **training):
+    config = sae_config(
+        {"variant": variant, "d_sae": 16, **({"k": k} if "topk" in variant else {})}
+    )
+    return Member(config, dataclasses.replace(TRAINING, **training), rows, ROWS, seed)
+
+
+def groups(*members, pack=False, side_by_side=True):
+    planned = plan(members, "cpu", pack, side_by_side=side_by_side)
+    return [([members.index(m) for m in group.members], group.packed) for group in planned]
+
+
+def test_the_same_batches_are_those_of_equal_rows_seed_size_passes_and_window():
+    settings = [{"epochs": 3}, {"tokens": 500}, {"batch_size": 32}, {"shuffle_rows": 100}]
+    same = [member(), member(k=3), member(variant="gated"), member(lr=1.0, evaluations=3)]
+    other = [member(seed=1), member(rows=OTHER_ROWS), *(member(**one) for one in settings)]
+    planned = groups(*same, *other)
+    assert planned == [([0, 1, 2, 3], False), *(([4 + n], False) for n in range(len(other)))]
+
+
+def test_the_settings_of_the_batches_are_all_that_change_them():
+    """Any setting that changes the batches which the rows give is among ``batch_settings``."""
+
+    def batches(training):
+        passes = range(training.passes(len(ROWS)))
+        every = [ROWS.epoch(0, n, training.batch_size, training.shuffle_rows) for n in passes]
+        taken = [batch for epoch in every for batch in epoch][: training.steps(len(ROWS))]
+        return [batch.tolist() for batch in taken]
+
+    changes = {
+        "epochs": 3, "tokens": 500, "batch_size": 32, "shuffle_rows": 100, "lr": 1.0,
+        "warm_up": 0.1, "decay": 0.1, "evaluations": 2, "gradient_clip": 1.0,
+        "precision": "bfloat16", "compiled": False, "dead_window_tokens": 5,
+        "aux_window_tokens": 5, "sparsity_warm_up": 0.3,
+    }  # fmt: skip
+    assert set(changes) == {field.name for field in dataclasses.fields(TrainingConfig)}
+    for name, value in changes.items():
+        changed = dataclasses.replace(TRAINING, **{name: value})
+        alike = batch_settings(changed) == batch_settings(TRAINING)
+        assert alike == (batches(changed) == batches(TRAINING)), name
+
+
+def test_members_of_one_shape_are_one_packed_program():
+    members = [member(), member(rows=OTHER_ROWS, seed=3, k=5, lr=0.1), member(variant="gated")]
+    assert groups(*members, pack=True) == [([0, 1], True), ([2], False)]
+    assert groups(*members, pack=None) == [([0, 2], False), ([1], False)]
+    half = Rows(NUMBERS.half())
+    assert groups(member(), member(rows=half), pack=True) == [([0], True), ([1], True)]
+
+
+def test_what_does_not_fit_is_packed_in_parts_or_not_at_all(monkeypatch):
+    members = [member(seed=seed) for seed in range(5)]
+    room = 2 * plan_module._bytes(members[:1]) + 1
+    monkeypatch.setattr(plan_module, "free_bytes", lambda device: room)
+    assert groups(*members, pack=True, side_by_side=False) == [
+        ([0, 1], True), ([2, 3], True), ([4], True)
+    ]  # fmt: skip
+    assert groups(*members, pack=True) == [([seed], False) for seed in range(5)]
+    room //= 4
+    assert groups(*members, pack=True, side_by_side=False) == groups(*members)
+
+
+def test_rows_that_pass_by_once_serve_one_group():
+    once = IteratorRows(iter([NUMBERS]), 300)
+    assert groups(member(rows=once), member(rows=once, k=3)) == [([0, 1], False)]
+    with pytest.raises(ValueError, match="an iterator can be trained on once"):
+        groups(member(rows=once), member(rows=once, seed=1))

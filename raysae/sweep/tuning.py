@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from ray import tune
 from raysae.activations import Site, Store
 from raysae.activations.reading import OpenSite, check_windows, choose_reading, open_site
 from raysae.board import Board, console, figures, speeds
-from raysae.cluster.lean import lean_tune
 from raysae.cluster.placement import Placement, place_streaming
+from raysae.cluster.ray_internals import run_tune
 from raysae.config import Recipe
 from raysae.files import read_json, write_json
 from raysae.records.commit import COST_COLUMNS, committed, provenance, state_of
@@ -78,19 +78,30 @@ def run_trials(job: SweepJob) -> list[dict[str, Any]]:
         ),
         placement.resources,
     )
-    with study_copied(proposer, job.run.study_file, recipe.name) as ended:
-        searcher = OrderedSearcher(proposer, _budget(recipe.sweep), recipe.resources.gang, ended)
-        with watcher.board, lean_tune():
-            results = _tuner(job, trainable, searcher, proposer, watcher, placement).fit()
+    tuned = partial(_tuned, job, trainable, watcher, placement)
+    results, ended_early = run_tune(tuned, recipe.resources, lambda: watcher.begun)
     rows = [row for result in results for row in _rows(job, result)]
     rows.sort(key=lambda row: row["trial"])
-    if searcher.ended_early:
-        console.print(f"{len(rows)} of {recipe.sweep.trials} trials: {searcher.ended_early}")
+    if ended_early:
+        console.print(f"{len(rows)} of {recipe.sweep.trials} trials: {ended_early}")
     write_table(job.run.trials_file, rows)
     for alarm in (job.run.path / "trials").glob("*.hung-*.txt"):
         if not alarm.stat().st_size:  # of a worker that was killed, not hung
             alarm.unlink()
     return rows
+
+
+def _tuned(
+    job: SweepJob, trainable: Any, watcher: "_Watcher", placement: Placement
+) -> tuple[Any, str | None]:
+    """Tune's results, and why there are fewer than were asked for; each call proposes from the start."""
+    recipe = job.run.recipe
+    proposer = make_proposer(recipe, job.known, job.store.d_in)
+    with study_copied(proposer, job.run.study_file, recipe.name) as ended:
+        searcher = OrderedSearcher(proposer, _budget(recipe.sweep), recipe.resources.gang, ended)
+        with watcher.board:
+            results = _tuner(job, trainable, searcher, proposer, watcher, placement).fit()
+    return results, searcher.ended_early
 
 
 def _tuner(
@@ -247,9 +258,15 @@ class _Watcher(tune.Callback):
         self.board = Board(f"Sweep at {job.where}", trials)
         self.told: set[int] = set()
         """Trials whose end has been shown and recorded."""
+        self.begun = False
+        """Whether any trial has started."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks to restore an experiment, which we never do
+
+    @_harmless
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.begun = True
 
     @_harmless
     def on_trial_result(

@@ -103,6 +103,23 @@ def pull(path: Path, last: str = "") -> bool:
     return home is not None and home.fetch(path, last)
 
 
+def move(path: Path, to: Path) -> None:
+    """Move a file or folder to another place within the same copy, here and at home."""
+    home = _home(path)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(path, to)
+    if home is not None:
+        push(to)
+        home.remove_all(path)
+
+
+def discard(path: Path) -> None:
+    """Remove at home what was a file or folder ``path`` here."""
+    home = _home(path)
+    if home is not None:
+        home.remove_all(path)
+
+
 def fetched(uri: str) -> Path:
     """This node's copy of a folder, with all that is there. Others on this node wait meanwhile."""
     folder = bind(uri)
@@ -278,6 +295,17 @@ class _Home:
 
         place = self.place(path)
         if self.filesystem.get_file_info(place).type == fs.FileType.File:
+            self.filesystem.delete_file(place)
+
+    def remove_all(self, path: Path) -> None:
+        """Remove a file, or a folder with all that is in it."""
+        from pyarrow import fs
+
+        place = self.place(path)
+        kind = self.filesystem.get_file_info(place).type
+        if kind == fs.FileType.Directory:
+            self.filesystem.delete_dir(place)
+        elif kind == fs.FileType.File:
             self.filesystem.delete_file(place)
 
 

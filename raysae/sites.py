@@ -48,7 +48,12 @@ class Site:
         if not found:
             raise ValueError(f"{folder!r} is not a site's folder, such as layer=08/position=03")
         layer, position = found.groups()
-        return cls(int(layer), int(position) if position.lstrip("-").isdigit() else position)
+        return cls.of_columns(int(layer), position)
+
+    @classmethod
+    def of_columns(cls, layer: int, position: str) -> "Site":
+        """The site of a table's row, where every position is text."""
+        return cls(layer, int(position) if position.lstrip("-").isdigit() else position)
 
     def __str__(self) -> str:
         return f"layer {self.layer}, position {self.position}"

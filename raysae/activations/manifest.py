@@ -97,8 +97,11 @@ class Manifest(_Record):
     sites: list[SiteEntry]
 
     def digest(self) -> str:
-        """A hash of the whole manifest, and through its checksums of every byte in the store."""
-        text = json.dumps(self.model_dump(), sort_keys=True)
+        """A hash of the whole manifest, and through its checksums of every byte in the store.
+
+        Keys that the file does not have, as they did not exist when it was written, do not count.
+        """
+        text = json.dumps(self.model_dump(exclude_unset=True), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def write(self, store: Path) -> None:

@@ -14,11 +14,11 @@ from raysae.board import Board, figures
 from raysae.cluster.placement import Placement
 from raysae.cluster.worker import prepare_worker
 from raysae.config import Recipe
-from raysae.records.commit import COST_COLUMNS, committed, provenance, state_of, train_to_commit
-from raysae.records.folder import RunFolder, atlas_folder
-from raysae.records.tables import write_table
+from raysae.records.commit import COST_COLUMNS, provenance, state_of, train_to_commit
+from raysae.records.folder import RunFolder
+from raysae.records.products import trained
+from raysae.records.run_files import RunFiles
 from raysae.records.tracking import Recorder
-from raysae.remote import bind, pull
 from raysae.sae import SAEConfig
 from raysae.training import Trainer, TrainingConfig
 
@@ -31,16 +31,16 @@ class AtlasJob:
     store: Store
     sae: SAEConfig
     training: TrainingConfig
-    fingerprint: str
     parameters: dict[str, Any]
 
     def of(self, site: Site) -> dict[str, Any]:
-        """What identifies the site's commit."""
+        """The site with its settings, and what makes its SAE, as its commit has them."""
+        seeds = [self.run.recipe.seed]
         return {
             "layer": site.layer,
             "position": site.position,
             "parameters": self.parameters,
-            "fingerprint": self.fingerprint,
+            "made": trained("site", self.store.digest, [site], seeds, self.sae, self.training),
         }
 
 
@@ -58,10 +58,10 @@ def train_atlas(
             else:
                 board.update(str(site), figures(record["metrics"]), 1.0)
                 if not job.run.atlas_site(site).is_dir():  # another node's
-                    pull(job.run.atlas_site(site))
+                    job.run.fetch(job.run.atlas_site(site))
                 recorder.sae_done(_key(site), str(site), record, job.run.atlas_site(site))
     rows = [_row(site, records[site]) for site in sites]
-    write_table(job.run.atlas_metrics_file, rows)
+    job.run.write_table(job.run.atlas_metrics_file, rows)
     return rows
 
 
@@ -71,7 +71,7 @@ def _records(
     """Each site's record as it becomes ready: those committed before, then those trained now."""
     missing = []
     for site in sites:
-        record = committed(job.run.atlas_site(site), job.of(site))
+        record = job.run.committed(job.run.atlas_site(site), job.of(site)["made"])
         if record is None:
             missing.append(site)
         else:
@@ -86,7 +86,7 @@ def _trained(
     worker = ray.remote(**placement.ray_options)(AtlasWorker)
     memory = memory_each(job.run.recipe.resources, placement.workers)
     actors = [
-        worker.remote(job.run.recipe, job.run.path, job.store.path, memory)
+        worker.remote(job.run.recipe, job.run.for_workers(), job.store.path, memory)
         for _ in range(min(placement.workers, len(sites)))
     ]
     waiting, running = list(sites), {}
@@ -117,9 +117,9 @@ def _outcome(reference: Any) -> dict[str, Any]:
 class AtlasWorker:
     """Trains one site after another; reads each site's shards itself, once."""
 
-    def __init__(self, recipe: Recipe, run: Path, store: Path, memory: float):
+    def __init__(self, recipe: Recipe, files: RunFiles, store: Path, memory: float):
         self.device = prepare_worker()
-        self.run = run if recipe.run_uri is None else bind(recipe.run_uri)
+        self.files = files.on_this_node()
         self.store, self.memory = open_store(recipe.store_uri or store), memory
 
     def train(self, job: AtlasJob, site: Site) -> dict[str, Any]:
@@ -130,8 +130,9 @@ class AtlasWorker:
             device=self.device, truth=rows.truth,
         )  # fmt: skip
         return train_to_commit(
-            trainer, atlas_folder(self.run, site), job.of(site), provenance(self.store, site)
-        )
+            self.files, trainer, self.files.atlas_site(site), job.of(site),
+            provenance(self.store, site),
+        )  # fmt: skip
 
 
 def _key(site: Site) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from raysae.activations import Site, Store
 from raysae.files import read_json
-from raysae.remote import pull, push
+from raysae.records.run_files import MEMBERS, RunFiles
 from raysae.sae import save_sae
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.training import Trainer
@@ -26,15 +26,16 @@ VOLATILE_COLUMNS = (
 
 
 def train_to_commit(
-    trainer: Trainer, folder: Path, job: dict[str, Any], provenance: dict[str, Any]
+    files: RunFiles, trainer: Trainer, folder: Path, job: dict[str, Any], provenance: dict[str, Any]
 ) -> dict[str, Any]:
     """Train to the end and commit. Returns what ``commit`` returns."""
     started = time.time()
     history = list(trainer.rounds())
-    return commit(trainer, folder, job, provenance, history, started)
+    return commit(files, trainer, folder, job, provenance, history, started)
 
 
 def commit(
+    files: RunFiles,
     trainer: Trainer,
     folder: Path,
     job: dict[str, Any],
@@ -48,9 +49,9 @@ def commit(
 ) -> dict[str, Any]:
     """Write a trained SAE's folder, weights and figures together or not at all; the figures.
 
-    ``job`` identifies what was asked for; ``provenance`` says where the data came from. An SAE that
-    stands for several has their ``metrics`` and ``cost``, and the others, each with its provenance,
-    ``beside`` it, by name, in ``FOLDER.members``.
+    ``job`` is the trial or site with its settings, and what makes it (``made``); ``provenance`` says
+    where the data came from. An SAE that stands for several has their ``metrics`` and ``cost``, and the
+    others, each with its provenance, ``beside`` it, by name, in ``FOLDER.members``.
     """
     seconds = time.time() - started
     trainer.release()
@@ -63,7 +64,7 @@ def commit(
             "training": other.sae().metadata["training"],
             "metrics": figures,
         }
-        save_sae(other.sae(), folder.with_suffix(".members") / name, described, metrics=figures)
+        save_sae(other.sae(), folder.with_suffix(MEMBERS) / name, described, metrics=figures)
     record = {
         **job,
         "metrics": own if metrics is None else metrics,
@@ -83,8 +84,7 @@ def commit(
     sae = trainer.sae()
     metadata = {**provenance, **sae.metadata, "metrics": own}
     save_sae(sae, folder, metadata, metrics=record)
-    push(folder.with_suffix(".members"))
-    push(folder, last=METRICS_FILE)
+    files.send_commit(folder)
     return read_json(folder / METRICS_FILE)  # as a later reader sees it: undefined figures are None
 
 
@@ -97,17 +97,6 @@ def state_of(record: dict[str, Any]) -> dict[str, str]:
             "lower lr usually helps",
         }
     return {"state": "done", "reason": ""}
-
-
-def committed(folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
-    """The figures of the SAE in ``folder`` when it was made for this very job."""
-    file = folder / METRICS_FILE
-    if not file.is_file():
-        pull(folder, last=METRICS_FILE)  # of another node, or another day
-    if not file.is_file():
-        return None
-    record = read_json(file)
-    return record if all(record.get(key) == value for key, value in job.items()) else None
 
 
 def provenance(store: Store, site: Site) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import raysae
-from raysae.files import write_json
+from raysae.records.run_files import RunFiles
 
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "pyarrow", "transformers", "datasets", "numpy")
 
 
-def write_environment(folder: Path, store_digest: str, seed: int) -> None:
-    """Write ``environment.json``; an earlier one, of an interrupted go, is replaced."""
-    write_json(
-        folder / "environment.json",
+def write_environment(files: RunFiles, store_digest: str, seed: int) -> None:
+    """Write ``environment.json``; an earlier one, of another attempt, is replaced."""
+    files.write_json(
+        files.path / "environment.json",
         {
             "raysae": raysae.__version__,
             "commit": _commit(),

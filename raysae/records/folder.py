@@ -1,12 +1,11 @@
 """The run folder: what a run wrote, how far it came, and who may write to it."""
 
-import difflib
-import hashlib
-import json
+import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,46 @@ import raysae
 from raysae.config import Recipe, parse_recipe
 from raysae.errors import UserError
 from raysae.files import locked, read_json, write_json, write_text
-from raysae.remote import HOME_FILE, bind, claimed, pull, push
-from raysae.sites import Site
+from raysae.identity import Made, differences, lines, union
+from raysae.records.earlier import earlier_version, upgrade
+from raysae.records.products import (
+    Identities,
+    defaults_of,
+    search_differences,
+    shared_differences,
+    shared_settings,
+)
+from raysae.records.run_files import RunFiles
+from raysae.remote import HOME_FILE, claimed
+from raysae.sites import Position, Site
 
 STAGES = ("extract", "sweep", "select", "atlas", "report")
 RESULTS = ("trials", "trials.parquet", "selection.json", "sweet_spot", "atlas", "report")
 """What a run has earned; while none of it is there, another recipe may take the folder."""
-FREE_SECTIONS = ("resources", "records", "runs_dir", "select")
-"""Recipe sections that may change between two goes at one run: they touch no training."""
-AFTER_TRIALS = ("select", "atlas", "report")
-"""Stages that another choice begins again."""
 
 
-class RunFolder:
+@dataclass(frozen=True)
+class Data:
+    """The activations that a run is about, as far as they are known."""
+
+    store: str | None = None
+    """The store's digest; None before the store is there."""
+    layers: Sequence[int] = ()
+    positions: Sequence[Position] = ()
+
+    def sites(self, recipe: Recipe) -> list[Site]:
+        """Where the recipe sweeps; nowhere while layers and positions are not known."""
+        if not self.layers or not self.positions:
+            return []
+        return recipe.sites_of(self.layers, self.positions)
+
+
+class RunFolder(RunFiles):
     """One run on disk. ``open_run`` makes it; ``stage`` keeps its ``status.json``."""
 
     def __init__(self, path: Path, recipe: Recipe, forced: bool = False):
-        self.path, self.recipe, self.forced = path, recipe, forced
+        super().__init__(path, recipe.run_uri)
+        self.recipe, self.forced = recipe, forced
         self.status: dict[str, Any] = read_json(path / "status.json")
 
     @property
@@ -44,76 +66,54 @@ class RunFolder:
         return self.status["created"]
 
     @property
-    def selection_file(self) -> Path:
-        return self.path / "selection.json"
+    def identities(self) -> Identities:
+        return Identities(self.status.get("same", {}), earlier_version(self.status))
 
     @property
-    def trials_file(self) -> Path:
-        return self.path / "trials.parquet"
+    def store_digest(self) -> str:
+        """The digest of the store that the run is tied to; empty before there is one."""
+        return self.status.get("shared", {}).get("store", "")
 
-    @property
-    def study_file(self) -> Path:
-        return self.path / "study.db"
+    def bind_data(self, data: Data) -> None:
+        """Tie the run to its data, once the store is there.
 
-    @property
-    def sweet_spot(self) -> Path:
-        return self.path / "sweet_spot"
+        Raises UserError when what the run has made came from another store or other settings, unless
+        this attempt was forced: what is there then counts as made so.
+        """
+        wanted = shared_settings(self.recipe, data.store, data.sites(self.recipe))
+        found = _shared_differences(self.path, self.status, self.recipe, data)
+        if found and _has_results(self.path):
+            if not self.forced:
+                raise _other_run(self.path, found)
+            self.accept(found)
+        self.status["shared"] = wanted
+        self._write()
 
-    @property
-    def atlas_metrics_file(self) -> Path:
-        return self.path / "atlas" / "metrics.parquet"
-
-    @property
-    def report_page(self) -> Path:
-        return self.path / "report" / "index.html"
-
-    def trial(self, number: int) -> Path:
-        return trial_folder(self.path, number)
-
-    def atlas_site(self, site: Site) -> Path:
-        return atlas_folder(self.path, site)
+    def accept(self, found: dict[str, tuple[Any, Any]]) -> None:
+        """Let what was made with other settings count as made with these, and record it."""
+        self.status["same"] = union(self.status.get("same", {}), found)
+        forced = self.status.setdefault("forced", [])
+        change = lines(found)
+        forced.append({"at": time.time(), "version": raysae.__version__, "change": change})
+        self._write()
 
     def state(self, stage: str) -> str:
         return self.status["stages"][stage]["state"]
 
-    @property
-    def finished(self) -> bool:
-        return all(self.state(stage) == "done" for stage in STAGES)
+    def made(self, stage: str) -> Made | None:
+        """What made the product of a stage, when it began or ended; None when that is not known."""
+        return self.status["stages"][stage].get("made")
 
-    def bind_store(self, digest: str) -> str:
-        """Tie the run to its data; the fingerprint of config, data and code that commits carry.
-
-        Raises UserError when an earlier go at this run used other data or another version, unless
-        this go was forced: what is there then counts as this recipe's.
-        """
-        fingerprint = _fingerprint(self.recipe, digest)
-        known = self.status.setdefault(
-            "fingerprint",
-            {"value": fingerprint, "store": digest, "version": raysae.__version__, "accepted": []},
-        )
-        if fingerprint not in (known["value"], *known.get("accepted", [])):
-            self._accept(fingerprint, digest, known)
-        self._write()
-        return known["value"]
-
-    def _accept(self, fingerprint: str, digest: str, known: dict[str, Any]) -> None:
-        """Let a forced go count what is there as its own. Raises UserError when it is not forced."""
-        change = (
-            f"an earlier go at this run used raysae {known['version']} and store "
-            f"{known['store'][:12]}; now they are {raysae.__version__} and {digest[:12]}"
-        )
-        if not self.forced:
-            raise UserError(
-                f"{self.path}: {change}; take another name=NAME, remove the run folder, or go on "
-                "all the same with --force, which is recorded"
-            )
-        known.setdefault("accepted", []).append(fingerprint)
-        if (known["version"], known["store"]) != (raysae.__version__, digest):
-            self.record_force(change)  # a changed recipe is recorded where the run is opened
+    def has(self, stage: str, wanted: Made, *products: Path) -> bool:
+        """Whether a stage is done, its ``products`` are there, and were made as ``wanted``."""
+        made, same = self.made(stage), self.identities.same
+        if self.state(stage) != "done" or made is None or not all(p.exists() for p in products):
+            return False
+        return not differences(made, wanted, defaults_of({**made, **wanted}), same)
 
     @property
     def records_lost(self) -> int:
-        """Records that MLflow had not taken when the last go ended."""
+        """Records that MLflow had not taken when the last attempt ended."""
         return self.status.get("records_lost", 0)
 
     @records_lost.setter
@@ -122,39 +122,58 @@ class RunFolder:
             self.status["records_lost"] = count
             self._write()
 
-    def record_force(self, change: str) -> None:
-        """Keep what went on with ``--force`` although it had changed."""
-        forced = self.status.setdefault("forced", [])
-        forced.append({"at": time.time(), "version": raysae.__version__, "change": change})
-        self._write()
+    def begin_search(self, search: Made) -> None:
+        """Make room for a search: trials of one that proposes other configs are set aside.
+
+        Those that the new one proposes, too, are taken back in their turn.
+        """
+        before = self.made("sweep")
+        if before is None or not search_differences(before, search, self.identities.same):
+            return
+        for folder in sorted((self.path / "trials").glob("[0-9]*")):
+            if not folder.suffix:
+                self.set_aside(folder)
+        for rest in (self.path / "trials").glob("[0-9]*"):
+            self.remove(rest)
+
+    def copy_sweet_spot(self, number: int | None) -> None:
+        """Let the sweet spot be the SAE of trial ``number``; without a number there is none."""
+        if number is None:
+            self.remove(self.sweet_spot)
+            return
+        with self.replacing_folder(self.sweet_spot) as temporary:
+            shutil.copytree(self.trial(number), temporary, dirs_exist_ok=True)
 
     def begin_again(self, *stages: str) -> None:
-        """Let ``stages`` be done anew."""
+        """Let ``stages`` be done anew; what made their products stays known."""
         for name in stages:
-            self._set(name, state="pending")
+            made = self.made(name)
+            self._set(name, state="pending", **({} if made is None else {"made": made}))
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[list[str]]:
-        """Mark a stage running, then done, or failed with its reason.
+    def stage(self, name: str, made: Made | None = None) -> Iterator[list[str]]:
+        """Mark a stage running, then done, or failed with its reason; ``made`` is what makes its product.
 
         What the block puts into the list it is given was not done; the stage is then ``partial``,
-        and another go at the run tries it again.
+        and another attempt at the run tries it again.
         """
-        started = time.time()
+        entry: dict[str, Any] = {"started": time.time()}
+        if made is not None:
+            entry["made"] = made
         undone: list[str] = []
-        self._set(name, state="running", started=started)
+        self._set(name, state="running", **entry)
         try:
             yield undone
         except BaseException as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self._set(name, state="failed", started=started, ended=time.time(), reason=reason)
+            self._set(name, state="failed", **entry, ended=time.time(), reason=reason)
             raise
-        ended = {"started": started, "ended": time.time()}
-        push(self.path)
+        entry["ended"] = time.time()
+        self.send()
         if undone:
-            self._set(name, state="partial", **ended, reason="; ".join(undone))
+            self._set(name, state="partial", **entry, reason="; ".join(undone))
         else:
-            self._set(name, state="done", **ended)
+            self._set(name, state="done", **entry)
 
     def seconds(self, name: str) -> float | None:
         """How long a stage took, when it has run to its end."""
@@ -166,48 +185,41 @@ class RunFolder:
         self._write()
 
     def _write(self) -> None:
-        write_json(self.path / "status.json", self.status)
-        push(self.path / "status.json")
-
-
-def trial_folder(run: Path, number: int) -> Path:
-    """Where trial ``number`` of the run in folder ``run`` commits."""
-    return run / "trials" / f"{number:03d}"
-
-
-def atlas_folder(run: Path, site: Site) -> Path:
-    """Where the atlas of the run in folder ``run`` commits ``site``."""
-    return run / "atlas" / site.folder
+        self.write_json(self.path / "status.json", self.status)
 
 
 @contextmanager
-def open_run(recipe: Recipe, forced: bool = False) -> Iterator[RunFolder]:
+def open_run(recipe: Recipe, forced: bool = False, data: Data = Data()) -> Iterator[RunFolder]:
     """The recipe's run folder, made or taken up again, locked for the block.
 
-    A recipe that selects otherwise takes the run's trials as they are and chooses again. ``forced``
-    goes on with a run of another recipe, and records how they differ.
+    Only what all products of a run share has to be as it was; see ``products.shared_settings``.
+    ``forced`` goes on although that has changed, and records how.
     Raises UserError when the folder holds another run, foreign files, or a run that some other
     process is working on; nothing is changed then.
     """
-    path = recipe.run_folder
-    if recipe.run_uri is not None:
-        pull(bind(recipe.run_uri))
-    difference = _difference(path, recipe) if (path / "config.yaml").exists() else ""
+    files = RunFiles.of(recipe)
+    files.fetch()
+    path = files.path
+    found: dict[str, tuple[Any, Any]] = {}
+    if (path / "config.yaml").exists():
+        found = _shared_differences(path, read_json(path / "status.json"), recipe, data)
     if not (path / "config.yaml").exists():
         _create(path, recipe)
-    elif difference and not forced:
-        _refuse_unless_empty(path, recipe)
+    elif found and not forced:
+        _refuse_unless_empty(path, found)
         _create(path, recipe)
+        found = {}
     with _locked(path), claimed(path):
         run = RunFolder(path, recipe, forced)
-        if difference and forced:
-            run.record_force(difference)
+        there = read_recipe(path)
+        if upgrade(run.status, run, there, data.sites(there)):
+            run._write()
+        if found:
+            run.accept(found)
             run.begin_again(*STAGES)
-        elif read_recipe(path).select != recipe.select:
-            run.begin_again(*AFTER_TRIALS)
-        if read_recipe(path) != recipe:
-            write_text(path / "config.yaml", recipe.to_yaml())
-        push(path / "config.yaml")
+        if there != recipe:
+            run.write_text(path / "config.yaml", recipe.to_yaml())
+        run.send(path / "config.yaml")
         yield run
 
 
@@ -248,32 +260,34 @@ def _create(path: Path, recipe: Recipe) -> None:
         ) from None
 
 
-def _difference(path: Path, recipe: Recipe) -> str:
-    """How the recipe there differs from ``recipe``, a line each; empty when it does not."""
-    there, wanted = _comparable(read_recipe(path)), _comparable(recipe)
-    lines = difflib.unified_diff(
-        there.to_yaml().splitlines(), wanted.to_yaml().splitlines(), n=0, lineterm=""
-    )
-    return "\n".join(f"  {line}" for line in lines if not line.startswith(("@@", "---", "+++")))
+def _shared_differences(
+    path: Path, status: dict[str, Any], recipe: Recipe, data: Data
+) -> dict[str, tuple[Any, Any]]:
+    """How what all products of the run there share differs from what ``recipe`` asks for."""
+    there = status.get("shared")
+    if there is None:  # nothing was made yet, or by version 0.1.0
+        old = read_recipe(path)
+        digest = status.get("fingerprint", {}).get("store")
+        there = shared_settings(old, digest, data.sites(old))
+    wanted = shared_settings(recipe, data.store, data.sites(recipe))
+    return shared_differences(there, wanted, status.get("same", {}))
 
 
-def _refuse_unless_empty(path: Path, recipe: Recipe) -> None:
+def _has_results(path: Path) -> bool:
+    return any((path / name).exists() for name in RESULTS)
+
+
+def _refuse_unless_empty(path: Path, found: dict[str, tuple[Any, Any]]) -> None:
     """Raise UserError unless the other run there came to nothing and nobody works on it."""
-    if any((path / name).exists() for name in RESULTS) or _is_locked(path):
-        raise UserError(
-            f"{path}: holds another run; take another name=NAME, remove the folder, or go on all the "
-            f"same with --force, which is recorded (- there, + asked for):\n{_difference(path, recipe)}"
-        )
+    if _has_results(path) or _is_locked(path):
+        raise _other_run(path, found)
 
 
-def _comparable(recipe: Recipe) -> Recipe:
-    defaults = Recipe()
-    return recipe.model_copy(update={name: getattr(defaults, name) for name in FREE_SECTIONS})
-
-
-def _fingerprint(recipe: Recipe, digest: str) -> str:
-    content = [_comparable(recipe).dump(), digest, raysae.__version__]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _other_run(path: Path, found: dict[str, tuple[Any, Any]]) -> UserError:
+    return UserError(
+        f"{path}: holds another run; take another name=NAME, remove the folder, or go on all the "
+        f"same with --force, which is recorded (- there, + asked for):\n{lines(found)}"
+    )
 
 
 def _is_locked(path: Path) -> bool:

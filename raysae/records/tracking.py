@@ -227,7 +227,7 @@ class _Writer:
         """Name the store as the run's input, so that runs on the same data can be told."""
         from mlflow.entities import Dataset, DatasetInput
 
-        digest = self.run.status.get("fingerprint", {}).get("store", "")[:12]
+        digest = self.run.store_digest[:12]
         source = json.dumps({"path": str(self.run.recipe.store_folder)})
         store = Dataset(self.run.recipe.store_folder.name, digest, "local", source)
         self.client.log_inputs(run_id, [DatasetInput(store)])

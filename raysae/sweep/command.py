@@ -97,15 +97,17 @@ def _run_models(recipe: "Recipe", force: bool) -> int:
 def _recipe(resume: str | None, config: str | None, overrides: list[str]) -> "Recipe":
     from raysae.config import load_recipe
     from raysae.records.folder import read_recipe
-    from raysae.remote import bind, is_uri, pull, split
+    from raysae.records.run_files import RunFiles
+    from raysae.remote import is_uri, split
 
     if resume is None:
         return load_recipe(config, overrides)
     if config is not None:
         raise UserError("--resume takes its recipe from the run folder; leave out the config file")
     if is_uri(resume):
-        folder = bind(resume)
-        if not pull(folder / "config.yaml"):
+        files = RunFiles.at(resume)
+        folder = files.path
+        if not files.fetch(folder / "config.yaml"):
             raise UserError(f"{resume.partition('?')[0]}: not a run (no config.yaml there)")
         runs_dir, name = split(resume)
     else:

@@ -16,11 +16,10 @@ from raysae.config import Recipe
 from raysae.sae import SAEConfig
 from raysae.search import Choices
 from raysae.sweep.admission import Admission, admit
-from raysae.sweep.estimate import Needs, configs_of, existing_parent, needs
-from raysae.sweep.preflight import Preflight, atlas_sites_of, preflight
-from raysae.sweep.proposals import make_proposer
+from raysae.sweep.estimate import Needs, configs_of, existing_parent
+from raysae.sweep.plan import RunPlan
+from raysae.sweep.preflight import preflight
 from raysae.sweep.tuning import at_once
-from raysae.sweep.warm import known_trials
 from raysae.training import Trainer, TrainingConfig
 from raysae.training.memory import free_bytes
 from raysae.training.rows import Rows, RowSource
@@ -36,23 +35,22 @@ LISTED = 12
 
 def dry_run(recipe: Recipe) -> None:
     """Print the resolved recipe and what its run would do. Raises UserError as the run would."""
-    checked, begun = preflight(recipe), time.monotonic()
-    atlas = atlas_sites_of(recipe, checked)
+    plan, begun = preflight(recipe), time.monotonic()
     print(recipe.to_yaml())
     with ray_session(recipe.resources):
         start = time.monotonic() - begun
-        wanted = needs(recipe, checked.store, checked.plan, atlas)
+        wanted = plan.needs
         admitted = admit(recipe, wanted)
         placement = admitted.placement
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         rows = {
             "Trials": _trials(recipe, wanted.d_in),
-            "Sites": _sites(checked.sites, atlas),
+            "Sites": _sites(plan.sites, plan.atlas_sites),
             "Placement": f"{placement}",
             "Memory": _memory(wanted, admitted),
             "Disk": _disk(recipe, wanted),
-            "Reading": _reading(recipe, checked),
-            "Time": _time(recipe, checked, placement, len(atlas), start),
+            "Reading": _reading(plan),
+            "Time": _time(plan, placement, start),
         }
         for name, text in rows.items():
             table.add_row(name, text)
@@ -104,18 +102,17 @@ def _disk(recipe: Recipe, wanted: Needs) -> str:
     return f"{store}SAEs up to {wanted.run_bytes / 1e6:,.0f} MB; {free / 1e9:,.1f} GB free"
 
 
-def _reading(recipe: Recipe, checked: Preflight) -> str:
-    if checked.store is None:
-        return f"extracted first, to {recipe.store_folder}"
-    return str(choose_reading(checked.store, checked.sites, recipe.resources))
+def _reading(plan: RunPlan) -> str:
+    if plan.store is None:
+        return f"extracted first, to {plan.recipe.store_folder}"
+    return str(choose_reading(plan.store, plan.sites, plan.recipe.resources))
 
 
-def _time(
-    recipe: Recipe, checked: Preflight, placement: Placement, atlas: int, start: float
-) -> str:
+def _time(plan: RunPlan, placement: Placement, start: float) -> str:
     """From a short training of the smallest and the largest config, and how long Ray took to start: the
     workers of the trials, and those of the atlas, take about as long."""
-    rows, count, what = _rows(recipe, checked)
+    recipe, atlas = plan.recipe, len(plan.atlas_sites)
+    rows, count, what = _rows(plan)
     if count is None:
         return "not known before the extraction, as source.sequences is not given"
     configs = sorted(
@@ -130,13 +127,12 @@ def _time(
         training.training_tokens(count) / speed
         for (_, training), speed in zip(ends, speeds, strict=True)
     ]
-    trials = len(configs) if recipe.sweep.sampler in ("list", "grid") else recipe.sweep.trials
-    members = recipe.sweep.seeds_per_trial * max(len(checked.sites), 1)
-    workers = at_once(recipe, placement, make_proposer(recipe, known_trials(recipe)).lag)
-    sweep = trials * (members * sum(each) / 2 + TRIAL_SECONDS) / workers + start
+    members = recipe.sweep.seeds_per_trial * max(len(plan.sites), 1)
+    workers = at_once(recipe, placement, plan.proposer.lag)
+    sweep = plan.proposer.trials * (members * sum(each) / 2 + TRIAL_SECONDS) / workers + start
     atlas_seconds = atlas * max(each) / placement.workers + (start if atlas else 0)
     whole = 2 * start + sweep + atlas_seconds  # started, then stopped and reported
-    untimed = "" if checked.store is not None else "; the extraction comes on top"
+    untimed = "" if plan.store is not None else "; the extraction comes on top"
     return (
         f"about {seconds(whole)}: sweep {seconds(sweep)}, atlas at most {seconds(atlas_seconds)}, "
         f"starting and reporting the rest{untimed} ({speeds[0]:,.0f} tokens/s at "
@@ -144,15 +140,15 @@ def _time(
     )
 
 
-def _rows(recipe: Recipe, checked: Preflight) -> tuple[RowSource, int | None, str]:
+def _rows(plan: RunPlan) -> tuple[RowSource, int | None, str]:
     """Rows to time a training on, how many the run will have, and what they are."""
-    if checked.store is not None:
-        return _first_rows(checked.store, checked.sites[0])
-    assert checked.plan is not None
-    source = checked.plan.source
+    if plan.store is not None:
+        return _first_rows(plan.store, plan.sites[0])
+    assert plan.extraction is not None
+    source = plan.extraction.source
     share = 1 - source.validation - source.test
     count = None if source.sequences is None else max(int(source.sequences * share), 1)
-    noise = torch.randn(min(count or CALIBRATION_ROWS, CALIBRATION_ROWS), checked.plan.d_in)
+    noise = torch.randn(min(count or CALIBRATION_ROWS, CALIBRATION_ROWS), plan.extraction.d_in)
     return Rows(noise), count, "noise, as the rows are not there yet"
 
 

@@ -10,7 +10,7 @@ from raysae.activations.schema import ITEM_BYTES
 from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.sae import SAEConfig
-from raysae.sites import ALL, Site
+from raysae.sites import ALL
 from raysae.sweep.space import MEMORY, Parameters, Space
 from raysae.training import TrainingConfig
 from raysae.training.memory import FLOAT, largest_d_sae, training_bytes
@@ -42,41 +42,36 @@ def configs_of(recipe: Recipe, d_in: int | None = None) -> list[Parameters]:
     return space.grid() if recipe.sweep.sampler == "grid" else space.valid_corners()
 
 
-def width(store: Store | None, plan: ExtractionPlan | None) -> int:
-    """The width of the activations: the store's, or what the plan will make."""
-    if store is not None:
-        return store.d_in
-    assert plan is not None
-    return plan.d_in
-
-
-def needs(
-    recipe: Recipe, store: Store | None, plan: ExtractionPlan | None, atlas: list[Site]
-) -> Needs:
-    """What the run that ``recipe`` describes takes, on ``store`` or on the one that ``plan`` makes."""
-    d_in = width(store, plan)
+def needs(recipe: Recipe, where: Store | ExtractionPlan, atlas_sites: int) -> Needs:
+    """What the run that ``recipe`` describes takes, on a store or on the one that a plan makes."""
     listed = recipe.sweep.sampler in ("list", "grid")
     configs = [
         recipe.with_parameters(parameters)
-        for parameters in configs_of(recipe, d_in if listed else None)
+        for parameters in configs_of(recipe, where.d_in if listed else None)
     ]
-    largest = max(configs, key=lambda pair: training_bytes(d_in, pair[0].d_sae, pair[1]))
+    largest = max(configs, key=lambda pair: training_bytes(where.d_in, pair[0].d_sae, pair[1]))
     if not listed:  # ranges hold more than their ends
-        largest = _within(recipe, d_in, *largest)
+        largest = _within(recipe, where.d_in, *largest)
     members = recipe.sweep.seeds_per_trial * max(len(recipe.sweep.sites), 1)
     together = members * recipe.resources.gang
-    sae_bytes = 2 * d_in * largest[0].d_sae * FLOAT
-    written = recipe.sweep.trials * members + KEPT_COPIES * together + 1 + len(atlas)
-    store_bytes = 0
-    if store is None and plan is not None and plan.source.sequences is not None:
-        rows = plan.source.sequences * len(plan.layers) * sum(
-            plan.source.context_length if position == ALL else 1 for position in plan.positions
-        )  # fmt: skip
-        store_bytes = rows * d_in * ITEM_BYTES.get(plan.source.dtype, 4)
+    sae_bytes = 2 * where.d_in * largest[0].d_sae * FLOAT
+    written = recipe.sweep.trials * members + KEPT_COPIES * together + 1 + atlas_sites
     return Needs(
-        d_in, largest, together, together * training_bytes(d_in, largest[0].d_sae, largest[1]),
-        written * sae_bytes, store_bytes,
+        where.d_in, largest, together,
+        together * training_bytes(where.d_in, largest[0].d_sae, largest[1]),
+        written * sae_bytes, 0 if isinstance(where, Store) else _store_bytes(where),
     )  # fmt: skip
+
+
+def _store_bytes(plan: ExtractionPlan) -> int:
+    """What the store to be extracted takes; 0 where the number of its texts is not known."""
+    source = plan.source
+    if source.sequences is None:
+        return 0
+    rows = source.sequences * len(plan.layers) * sum(
+        source.context_length if position == ALL else 1 for position in plan.positions
+    )  # fmt: skip
+    return rows * plan.d_in * ITEM_BYTES.get(source.dtype, 4)
 
 
 def _within(

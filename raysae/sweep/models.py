@@ -10,13 +10,12 @@ from rich.table import Table
 from raysae.board import console
 from raysae.config import Recipe
 from raysae.errors import UserError
-from raysae.files import write_text
-from raysae.records.tables import config_of, write_table
-from raysae.remote import bind, push
+from raysae.records.run_files import RunFiles
+from raysae.records.tables import config_of
 from raysae.report.models import write_comparison
 from raysae.sweep.preflight import preflight
 from raysae.sweep.result import SweepResult
-from raysae.sweep.run import run_sweep, trial_session
+from raysae.sweep.run import run_plan, trial_session
 
 TABLE_FILE = "models.parquet"
 COMPARED = (
@@ -56,29 +55,29 @@ def run_models(recipe: Recipe, *, force: bool = False) -> ModelsResult:
     Each is a run of its own, in a folder of the recipe's; one that fails leaves the others alone.
     Raises UserError, before any work, when one of them cannot be run at all.
     """
-    recipes = {name: recipe.of_model(name) for name in recipe.models}
-    for name, own in recipes.items():
+    plans = {}
+    for name in recipe.models:
         try:
-            preflight(own)
+            plans[name] = preflight(recipe.of_model(name))
         except UserError as error:
             raise UserError(f"models.{name}: {error}") from None
-    folder = recipe.run_folder if recipe.run_uri is None else bind(recipe.run_uri)
-    write_text(folder / "config.yaml", recipe.to_yaml())
-    result = ModelsResult(folder)
+    files = RunFiles.of(recipe)
+    files.write_text(files.path / "config.yaml", recipe.to_yaml())
+    result = ModelsResult(files.path)
     with trial_session(recipe.resources):
-        for name, own in recipes.items():
+        for name, plan in plans.items():
             console.rule(name, style="dim")
             try:
-                result.results[name] = run_sweep(own, force=force)
+                result.results[name] = run_plan(plan, force=force)
             except UserError as error:
                 result.refused[name] = str(error)
                 console.print(f"{name}: {error}", style="red")
     result.rows = [_row(name, one) for name, one in result.results.items()]
     if result.rows:
-        write_table(folder / TABLE_FILE, result.rows)
+        files.write_table(files.path / TABLE_FILE, result.rows)
         runs = {name: one.run for name, one in result.results.items()}
         write_comparison(result.page, recipe.name, result.rows, runs, result.refused)
-    push(folder)
+    files.send()
     return result
 
 

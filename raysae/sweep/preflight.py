@@ -1,84 +1,53 @@
-"""Everything that can be refused, refused before any work."""
-
-from dataclasses import dataclass
+"""Everything that can be refused, refused before any work; what it finds is the run's plan."""
 
 from raysae.activations import Site, Store, open_store
 from raysae.activations.extraction.plan import ExtractionPlan, existing_store, plan_extraction
-from raysae.atlas.sites import atlas_sites
 from raysae.cluster.session import check_address, check_dashboard, check_job_folders
 from raysae.config import Recipe
 from raysae.errors import UserError
-from raysae.sweep.estimate import check_disk, needs, width
-from raysae.sweep.proposals import make_proposer
+from raysae.sweep.estimate import check_disk, needs
+from raysae.sweep.plan import RunPlan, sites_of_atlas
+from raysae.sweep.proposals import check_search, make_proposer
 from raysae.sweep.warm import known_trials
 
 NO_VARIANCE = 1e-10
-"""Share of the mean square norm up to which a variance is rounding."""
+"""Fraction of the mean square norm up to which a variance is rounding."""
 
 
-@dataclass(frozen=True)
-class Preflight:
-    """A checked recipe: its store when there is one, else how to extract it; where to sweep."""
-
-    store: Store | None
-    plan: ExtractionPlan | None
-    sites: list[Site]
-
-
-def preflight(recipe: Recipe) -> Preflight:
+def preflight(recipe: Recipe) -> RunPlan:
     """Check recipe, model, data and sites. Raises UserError at the first thing that cannot work."""
+    check_search(recipe)  # what contradicts itself is told before a store is looked at
     known = known_trials(recipe)
-    make_proposer(recipe, known)  # what contradicts itself is told before a store is looked at
     check_dashboard(recipe.resources)
     check_address(recipe.resources)
     check_job_folders(recipe)
     if recipe.store_uri is not None:
         open_store(recipe.store_uri)  # it is extracted to folders only
-    plan = plan_extraction(recipe) if recipe.source is not None else None
-    store = existing_store(plan) if plan is not None else open_store(recipe.store_place)
-    make_proposer(recipe, known, width(store, plan))
-    if store is not None:
-        sites = recipe.sites_of(store.layers, store.positions)
+    extraction = plan_extraction(recipe) if recipe.source is not None else None
+    store = existing_store(extraction) if extraction is not None else open_store(recipe.store_place)
+    where = store or extraction
+    assert where is not None
+    sites = recipe.sites_of(where.layers, where.positions)
+    atlas = sites_of_atlas(recipe, where)
+    _check_sites(where, sites, atlas)
+    proposer = make_proposer(recipe, known, where.d_in)
+    wanted = needs(recipe, where, len(atlas))
+    check_disk(recipe, wanted)
+    if isinstance(where, ExtractionPlan):
+        from raysae.activations.extraction.sequences import peek  # with torch, not needed before
+
+        peek(where)
+        return RunPlan(recipe, None, where, sites, atlas, known, proposer, wanted)
+    return RunPlan(recipe, where, None, sites, atlas, known, proposer, wanted)
+
+
+def _check_sites(where: Store | ExtractionPlan, sites: list[Site], atlas: list[Site]) -> None:
+    if isinstance(where, Store):
         for site in sites:
-            store.entry(site)
-            check_site(store, site)
-        atlas_sites(store, recipe.atlas.layers, recipe.atlas.positions)
-        checked = Preflight(store, None, sites)
-        _check_room(recipe, checked)
-        return checked
-    from raysae.activations.extraction.sequences import (
-        peek,  # with torch, which a store does not need
-    )
-
-    assert plan is not None
-    sites = recipe.sites_of(plan.layers, plan.positions)
-    for wanted in (*sites, *_atlas_sites_of_plan(recipe, plan)):
-        _check_in_plan(plan, wanted)
-    checked = Preflight(None, plan, sites)
-    _check_room(recipe, checked)
-    peek(plan)
-    return checked
-
-
-def atlas_sites_of(recipe: Recipe, checked: Preflight) -> list[Site]:
-    """Where the atlas will be trained."""
-    if not recipe.atlas.enabled:
-        return []
-    if checked.store is not None:
-        return atlas_sites(checked.store, recipe.atlas.layers, recipe.atlas.positions)
-    assert checked.plan is not None
-    return _atlas_sites_of_plan(recipe, checked.plan)
-
-
-def _check_room(recipe: Recipe, checked: Preflight) -> None:
-    atlas = atlas_sites_of(recipe, checked)
-    check_disk(recipe, needs(recipe, checked.store, checked.plan, atlas))
-
-
-def _atlas_sites_of_plan(recipe: Recipe, plan: ExtractionPlan) -> list[Site]:
-    layers = plan.layers if recipe.atlas.layers is None else recipe.atlas.layers
-    positions = plan.positions if recipe.atlas.positions is None else recipe.atlas.positions
-    return [Site(layer, position) for layer in layers for position in positions]
+            check_site(where, site)
+    else:
+        for site in (*sites, *atlas):
+            _check_in_plan(where, site)
 
 
 def _check_in_plan(plan: ExtractionPlan, site: Site) -> None:

@@ -53,6 +53,32 @@ def make_proposer(recipe: Recipe, known: Known = (), d_in: int | None = None) ->
     return Searched(recipe, known, d_in)
 
 
+def check_search(recipe: Recipe) -> None:
+    """Raise UserError when the search contradicts itself, whatever the activations are."""
+    sweep = recipe.sweep
+    if sweep.sampler == "list":
+        _Listed(recipe, list(sweep.configs))
+    elif sweep.sampler == "grid":
+        _Listed(recipe, Space(recipe).grid())
+    else:
+        space = Space(recipe)
+        space.valid_corners()
+        for number, point in enumerate(sweep.first):
+            checked_point(recipe, space, number, point)
+
+
+def checked_point(recipe: Recipe, space: Space, number: int, point: Parameters) -> dict[str, Any]:
+    """Point ``number`` of ``sweep.first`` in Optuna's terms. Raises UserError on one outside the
+    space."""
+    try:
+        drawn = space.drawn(point)
+    except UserError as error:
+        raise UserError(f"sweep.first[{number}]: {error}") from None
+    if len(drawn) == len(space.space):
+        recipe.with_parameters(space.relevant(point))
+    return drawn
+
+
 class _Listed:
     """Configs written down beforehand."""
 
@@ -80,7 +106,10 @@ class Searched:
         self.lag = sweep.proposal_lag if follows else sweep.trials + 1
         self._space = Space(recipe, d_in)
         self._space.valid_corners()
-        self._first = [self._checked(number, point) for number, point in enumerate(sweep.first)]
+        self._first = [
+            checked_point(recipe, self._space, number, point)
+            for number, point in enumerate(sweep.first)
+        ]
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.study = optuna.create_study(
             directions=[objective.goal for objective in sweep.objectives], sampler=_sampler(recipe)
@@ -180,16 +209,6 @@ class Searched:
             )
         )  # fmt: skip
         return True
-
-    def _checked(self, number: int, point: Parameters) -> dict[str, Any]:
-        """A point of ``sweep.first`` in Optuna's terms."""
-        try:
-            drawn = self._space.drawn(point)
-        except UserError as error:
-            raise UserError(f"sweep.first[{number}]: {error}") from None
-        if len(drawn) == len(self._space.space):
-            self.recipe.with_parameters(self._space.relevant(point))
-        return drawn
 
     def _fresh_and_valid(self, parameters: Parameters) -> bool:
         return text(parameters) not in self._seen and self._space.valid(parameters)

@@ -1,21 +1,33 @@
-"""The main job: a recipe is checked, its run folder opened, Ray started, and the stages are run."""
+"""The main job: a recipe is checked, its run folder opened, and the stages are run that it lacks."""
 
 import importlib
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from raysae.activations import open_store
 from raysae.cluster.session import ray_session
 from raysae.config import Recipe, ResourcesConfig, load_recipe, parse_recipe
 from raysae.errors import UserError
-from raysae.records.folder import open_run
-from raysae.records.tables import read_table
+from raysae.records.folder import RunFolder, open_run
+from raysae.records.run_files import RunFiles
 from raysae.records.tracking import Recorder, make_recorder
-from raysae.remote import bind, pull, push
+from raysae.sweep.plan import RunPlan
 from raysae.sweep.preflight import preflight
-from raysae.sweep.result import SweepResult, read_result
+from raysae.sweep.result import SweepResult
+from raysae.sweep.stages import (
+    ATLAS,
+    HEAVY_MODULES,
+    REPORT,
+    SELECT,
+    SWEEP,
+    Attempt,
+    bring_store,
+    is_finished,
+    record_again,
+    run_stage,
+    run_stages,
+)
 
 
 def run_sweep(
@@ -24,56 +36,47 @@ def run_sweep(
     """Run the main job: extract, sweep, select, train the atlas, report.
 
     ``recipe`` is a Recipe, a dict of its keys, or a YAML file; None is the quickstart. A run that
-    was interrupted goes on where it stopped; a finished one is only read; ``force`` goes on although
-    recipe, store or version have changed, and records it. Raises UserError on unusable input, before
-    any work.
+    was interrupted goes on where it stopped, one that has less than the recipe asks for is extended, a
+    finished one is only read. ``force`` goes on although settings that its products share have changed,
+    and records it. Raises UserError on unusable input, before any work.
     """
-    recipe = as_recipe(recipe)
-    checked = preflight(recipe)
-    with open_run(recipe, force) as run:
-        recorder = make_recorder(run) if not run.finished or run.records_lost else Recorder()
-        if run.finished:
-            result = read_result(run)
-            if run.records_lost:
-                from raysae.sweep.stages import record_again
+    return run_plan(preflight(as_recipe(recipe)), force=force)
 
-                record_again(result, recorder)
-            result.records_lost = run.records_lost = recorder.close()
-            return result
-        result = SweepResult(run)
-        try:
-            with trial_session(recipe.resources) as stop_ray:
-                from raysae.sweep.stages import run_stages
 
-                run_stages(result, checked, recorder, stop_ray)
-        finally:
-            result.records_lost = run.records_lost = recorder.close()
-        return result
+def run_plan(plan: RunPlan, *, force: bool = False) -> SweepResult:
+    """Run the main job by a plan that preflight made."""
+    with open_run(plan.recipe, force, plan.data) as run, _attempt(plan, run) as attempt:
+        if not is_finished(attempt):
+            if attempt.plan.store is None or SWEEP.is_missing(attempt):
+                _ = attempt.placement  # Ray is wanted for certain: let it start first
+            run_stages(attempt)
+        elif run.records_lost:
+            record_again(attempt.result, attempt.recorder)
+        return attempt.result
 
 
 def select_again(recipe: Recipe) -> SweepResult:
     """Choose anew among the trials of the recipe's run, by its ``select``, without training.
 
-    The sweet spot and the report follow; another go at the run trains the atlas. Raises UserError when
-    the run has no trials yet.
+    The sweet spot and the report follow; another attempt at the run trains the atlas that the choice
+    lacks. Raises UserError when the run has no trials yet.
     """
-    from raysae.report.page import write_report
-    from raysae.sweep.selection import write_selection
-    from raysae.sweep.stages import take_sweet_spot
-
-    if recipe.run_uri is not None:
-        pull(bind(recipe.run_uri))
-    if not (recipe.run_folder / "trials.parquet").is_file():
-        raise UserError(f"{recipe.run_folder}: has no trials.parquet yet; finish the sweep first")
-    with open_run(recipe) as run:
-        result = SweepResult(run, read_table(run.trials_file))
-        with run.stage("select") as undone:
-            result.selection = write_selection(run.selection_file, result.trials, recipe)
-            take_sweet_spot(run, result.selection)
-            undone.extend(result.missing_choice)
-        write_report(run, open_store(recipe.store_place))
-        push(run.path)
-        return result
+    files = RunFiles.of(recipe)
+    files.fetch()
+    if not files.trials_file.is_file():
+        raise UserError(f"{files.path}: has no trials.parquet yet; finish the sweep first")
+    plan = preflight(recipe)
+    with open_run(recipe, data=plan.data) as run, _attempt(plan, run) as attempt:
+        bring_store(attempt)
+        SWEEP.read(attempt)
+        run_stage(SELECT, attempt)
+        if ATLAS.is_missing(attempt):
+            ATLAS.prepare(attempt)
+            run.begin_again(ATLAS.name)
+        else:
+            ATLAS.read(attempt)
+        run_stage(REPORT, attempt)
+        return attempt.result
 
 
 def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None) -> Recipe:
@@ -85,10 +88,32 @@ def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None) -> Recipe:
 
 def trial_session(resources: ResourcesConfig) -> AbstractContextManager[Callable[[], None]]:
     """A Ray for trials; what driver and workers have to import for them is imported while it starts."""
-    return ray_session(resources, _load_stages, workers_import="raysae.sweep.trainable")
+    return ray_session(resources, _import_stages, workers_import="raysae.sweep.trainable")
 
 
-def _load_stages() -> None:
+@contextmanager
+def _attempt(plan: RunPlan, run: RunFolder) -> Iterator[Attempt]:
+    """An attempt at a run: Ray starts when it is asked for, records are all written at the end."""
+    recorder = make_recorder(run) if plan.recipe.records.mlflow else Recorder()
+    result = SweepResult(run)
+    with ExitStack() as stack:
+        stops: list[Callable[[], None]] = []
+
+        def start_ray() -> None:
+            if not stops:
+                stops.append(stack.enter_context(trial_session(plan.recipe.resources)))
+
+        def stop_ray() -> None:
+            for stop in stops:
+                stop()
+
+        try:
+            yield Attempt(plan, result, recorder, start_ray, stop_ray)
+        finally:
+            result.records_lost = run.records_lost = recorder.close()
+
+
+def _import_stages() -> None:
     """Import what the stages need, which takes seconds."""
-    for name in ("raysae.sweep.stages", "raysae.report.plots"):
+    for name in HEAVY_MODULES:
         importlib.import_module(name)

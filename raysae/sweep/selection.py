@@ -14,11 +14,8 @@ A rule that finds nothing to go by says so and chooses nothing.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from raysae.config import Recipe
-from raysae.files import write_json
 from raysae.records.tables import config_of
 from raysae.search import Constraint, Objective, SelectConfig, SweepConfig
 from raysae.sweep.knee import Knee, find_knee, find_stable_knee
@@ -78,13 +75,6 @@ def select(
         "choices": {name: {"trial": c.trial, "reason": c.reason} for name, c in choices.items()},
         "choice": {"trial": choice.trial, "reason": choice.reason},
     }
-
-
-def write_selection(path: Path, trials: list[Row], recipe: Recipe) -> dict[str, Any]:
-    sweep = recipe.sweep
-    selection = select(trials, recipe.select, sweep.constraints, sweep.objectives)
-    write_json(path, selection)
-    return selection
 
 
 def _admitted(row: Row, settings: SelectConfig, constraints: Sequence[Constraint]) -> bool:

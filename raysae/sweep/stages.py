@@ -1,112 +1,328 @@
-"""The stages of a run, one after the other: ``run_stages`` reads as their table of contents.
+"""The stages of a run. Each says what makes its product; only what is missing is made.
 
-Ray Tune and what else takes long to import is imported here, while Ray starts.
+A stage imports what takes seconds to import when it works: a run that has everything is read at once.
 """
 
-import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from raysae.activations import Site, Store
-from raysae.activations.extraction.command import extract_with
+from raysae.activations import Store
 from raysae.activations.manifest import MANIFEST_FILE
-from raysae.activations.reading import check_sites
-from raysae.atlas.sites import atlas_sites
-from raysae.atlas.training import AtlasJob, train_atlas
 from raysae.board import console
-from raysae.cluster.nodes import check_nodes
-from raysae.cluster.placement import Placement
-from raysae.cluster.session import dashboard_url
 from raysae.config import Recipe
-from raysae.files import read_json, replacing_folder
+from raysae.files import read_json
+from raysae.identity import Made
+from raysae.records import products
 from raysae.records.environment import write_environment
 from raysae.records.folder import RunFolder
+from raysae.records.tables import read_table
 from raysae.records.tracking import Recorder
-from raysae.report.page import write_report
 from raysae.sae.checkpoint import METRICS_FILE
-from raysae.sweep.admission import admit
-from raysae.sweep.estimate import needs
-from raysae.sweep.preflight import Preflight, atlas_sites_of, check_site
+from raysae.sites import Site
+from raysae.sweep.plan import RunPlan
 from raysae.sweep.result import SweepResult
-from raysae.sweep.selection import write_selection
-from raysae.sweep.tuning import SweepJob, run_trials
-from raysae.sweep.warm import known_trials
+
+if TYPE_CHECKING:
+    from raysae.cluster.placement import Placement
+
+HEAVY_MODULES = (
+    "raysae.activations.extraction.command", "raysae.atlas.training", "raysae.report.page",
+    "raysae.report.plots", "raysae.sweep.admission", "raysae.sweep.preflight", "raysae.sweep.tuning",
+)  # fmt: skip
+"""What the stages import when they work."""
 
 
-def run_stages(
-    result: SweepResult, checked: Preflight, recorder: Recorder, stop_ray: Callable[[], None]
-) -> None:
-    """Run what is left of the run; ``stop_ray`` is called when Ray is no longer needed."""
-    run, recipe = result.run, result.run.recipe
-    wanted = needs(recipe, checked.store, checked.plan, atlas_sites_of(recipe, checked))
-    admitted = admit(recipe, wanted)
-    placement = admitted.placement
-    stored = None if checked.store is None else checked.store.path / MANIFEST_FILE
-    check_nodes(run.path, stored, [uri for uri in (recipe.run_uri, recipe.store_uri) if uri])
-    _say(f"Ray: {admitted}" + (f"; dashboard {url}" if (url := dashboard_url()) else ""))
-    with run.stage("extract"):
-        store = _store(checked, run.recipe)
-        for site in checked.sites:
-            check_site(store, site)
-        check_sites(store, [*checked.sites, *_atlas_sites(run.recipe, store)])
-    fingerprint = run.bind_store(store.digest)
-    write_environment(run.path, store.digest, run.recipe.seed)
-    with run.stage("sweep") as undone:
-        known = known_trials(run.recipe)
-        job = SweepJob(run, store, checked.sites, fingerprint, placement, recorder, known)
-        result.trials = run_trials(job)
-        undone.extend(result.failed_trials)
-    if not recipe.atlas.enabled:
-        stop_ray()
-    with run.stage("select") as undone:
-        result.selection = write_selection(run.selection_file, result.trials, run.recipe)
-        take_sweet_spot(run, result.selection)
-        undone.extend(result.missing_choice)
-    with run.stage("atlas") as undone:
-        result.atlas = _atlas(result, store, fingerprint, placement, recorder)
-        undone.extend(result.failed_sites)
-    stop_ray()
-    with run.stage("report"):
-        write_report(run, store)
-        _record_outcome(result, recorder)
+@dataclass
+class Attempt:
+    """One attempt at a run: its plan, what it has come to so far, and a Ray that starts when needed."""
+
+    plan: RunPlan
+    result: SweepResult
+    recorder: Recorder
+    start_ray: Callable[[], None]
+    """Connects to Ray, unless that was done."""
+    stop_ray: Callable[[], None]
+
+    @property
+    def run(self) -> RunFolder:
+        return self.result.run
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.plan.recipe
+
+    @property
+    def store(self) -> Store:
+        """The store, which is there from the first stage on."""
+        assert self.plan.store is not None
+        return self.plan.store
+
+    @cached_property
+    def checked_store(self) -> Store:
+        """The store, whose shards at all sites of this run are unaltered.
+
+        Raises UserError, naming the first shard that is not.
+        """
+        from raysae.activations.reading import check_sites
+
+        check_sites(self.store, list(self.plan.all_sites()))
+        return self.store
+
+    @cached_property
+    def placement(self) -> "Placement":
+        """What a worker reserves; Ray is started for it, and trials are admitted to it."""
+        from raysae.cluster.nodes import check_nodes
+        from raysae.cluster.session import dashboard_url
+        from raysae.sweep.admission import admit
+
+        self.start_ray()
+        admitted = admit(self.recipe, self.plan.needs)
+        stored = None if self.plan.store is None else self.plan.store.path / MANIFEST_FILE
+        uris = [uri for uri in (self.recipe.run_uri, self.recipe.store_uri) if uri]
+        check_nodes(self.run.path, stored, uris)
+        url = dashboard_url()
+        console.print(f"Ray: {admitted}" + (f"; dashboard {url}" if url else ""))
+        return admitted.placement
 
 
-def _store(checked: Preflight, recipe: Recipe) -> Store:
-    if checked.store is not None:
-        _say(f"Store: {checked.store.path} is there already")
-        return checked.store
-    assert checked.plan is not None
-    return extract_with(checked.plan, recipe)
+class Stage(ABC):
+    """One stage: what makes its product, where that lies, how it is made."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def made(self, attempt: Attempt) -> Made:
+        """What makes the product, all that it needs being there."""
+
+    @abstractmethod
+    def products(self, attempt: Attempt) -> list[Path]:
+        """The files that it leaves."""
+
+    def prepare(self, attempt: Attempt) -> None:  # noqa: B027  (most have nothing to prepare)
+        """Make room for the product that is wanted, where another one lies."""
+
+    @abstractmethod
+    def work(self, attempt: Attempt) -> list[str]:
+        """Make what is missing of the product; what could not be made, a line each."""
+
+    @abstractmethod
+    def read(self, attempt: Attempt) -> None:
+        """Take from the run folder what an earlier attempt left."""
+
+    def is_missing(self, attempt: Attempt) -> bool:
+        """Whether there is something to make."""
+        return not attempt.run.has(self.name, self.made(attempt), *self.products(attempt))
 
 
-def take_sweet_spot(run: RunFolder, selection: dict[str, Any]) -> None:
-    number = selection["choice"]["trial"]
-    if number is not None:
-        with replacing_folder(run.sweet_spot) as temporary:
-            shutil.copytree(run.trial(number), temporary, dirs_exist_ok=True)
+class Extract(Stage):
+    name = "extract"
 
+    def made(self, attempt: Attempt) -> Made:
+        extraction = attempt.plan.extraction
+        return {} if extraction is None else extraction.identity()
 
-def _atlas(
-    result: SweepResult, store: Store, fingerprint: str, placement: Placement, recorder: Recorder
-) -> list[dict[str, Any]]:
-    recipe, number = result.run.recipe, result.selection["choice"]["trial"]
-    if number is None or not recipe.atlas.enabled:
+    def products(self, attempt: Attempt) -> list[Path]:
         return []
-    parameters = read_json(result.run.trial(number) / "metrics.json")["parameters"]
-    sae, training = recipe.with_parameters(parameters)
-    job = AtlasJob(result.run, store, sae, training, fingerprint, parameters)
-    sites = _atlas_sites(recipe, store)
-    _say(f"Training trial {number}'s config at {len(sites)} sites")
-    return train_atlas(job, sites, placement, recorder)
 
+    def is_missing(self, attempt: Attempt) -> bool:
+        return attempt.plan.store is None or attempt.run.state(self.name) != "done"
 
-def _atlas_sites(recipe: Recipe, store: Store) -> list[Site]:
-    if not recipe.atlas.enabled:
+    def work(self, attempt: Attempt) -> list[str]:
+        from raysae.activations.extraction.command import extract_with
+        from raysae.sweep.preflight import check_site
+
+        plan = attempt.plan
+        if plan.store is None:
+            assert plan.extraction is not None
+            _ = attempt.placement  # what does not fit is refused before the extraction
+            attempt.plan = plan.with_store(extract_with(plan.extraction, attempt.recipe))
+        else:
+            console.print(f"Store: {plan.store.path} is there already")
+        for site in attempt.plan.sites:
+            check_site(attempt.store, site)
         return []
-    return atlas_sites(store, recipe.atlas.layers, recipe.atlas.positions)
+
+    def read(self, attempt: Attempt) -> None:
+        console.print(f"Store: {attempt.store.path} is there already")
 
 
-def _record_outcome(result: SweepResult, recorder: Recorder) -> None:
+class Sweep(Stage):
+    name = "sweep"
+
+    def made(self, attempt: Attempt) -> Made:
+        extent = products.extent(attempt.recipe, attempt.plan.proposer.trials)
+        return {**self._search(attempt), **extent}
+
+    def products(self, attempt: Attempt) -> list[Path]:
+        return [attempt.run.trials_file]
+
+    def prepare(self, attempt: Attempt) -> None:
+        attempt.run.begin_search(self._search(attempt))
+
+    def work(self, attempt: Attempt) -> list[str]:
+        from raysae.sweep.tuning import SweepJob, run_trials
+
+        plan, store = attempt.plan, attempt.checked_store
+        job = SweepJob(
+            attempt.run, store, plan.sites, plan.proposer, attempt.placement, attempt.recorder
+        )
+        attempt.result.trials = run_trials(job)
+        return attempt.result.failed_trials
+
+    def read(self, attempt: Attempt) -> None:
+        attempt.result.trials = read_table(attempt.run.trials_file)
+
+    def _search(self, attempt: Attempt) -> Made:
+        plan = attempt.plan
+        return products.search(plan.recipe, attempt.store.digest, plan.sites, plan.known)
+
+
+class Select(Stage):
+    name = "select"
+
+    def made(self, attempt: Attempt) -> Made:
+        return products.selection(attempt.recipe, attempt.run.trials_file)
+
+    def products(self, attempt: Attempt) -> list[Path]:
+        return [attempt.run.selection_file]
+
+    def work(self, attempt: Attempt) -> list[str]:
+        from raysae.sweep.selection import select
+
+        run, result, sweep = attempt.run, attempt.result, attempt.recipe.sweep
+        result.selection = select(
+            result.trials, attempt.recipe.select, sweep.constraints, sweep.objectives
+        )
+        run.write_json(run.selection_file, result.selection)
+        run.copy_sweet_spot(result.selection["choice"]["trial"])
+        return result.missing_choice
+
+    def read(self, attempt: Attempt) -> None:
+        attempt.result.selection = read_json(attempt.run.selection_file)
+
+
+class Atlas(Stage):
+    name = "atlas"
+
+    def made(self, attempt: Attempt) -> Made:
+        choice = chosen_parameters(attempt)
+        if choice is None:
+            return products.no_atlas()
+        recipe, plan = attempt.recipe, attempt.plan
+        settings = recipe.with_parameters(choice)
+        digest = attempt.store.digest
+        return products.trained("site", digest, plan.atlas_sites, [recipe.seed], *settings)
+
+    def products(self, attempt: Attempt) -> list[Path]:
+        wanted = chosen_parameters(attempt) is not None
+        return [attempt.run.atlas_metrics_file] if wanted else []
+
+    def prepare(self, attempt: Attempt) -> None:
+        """Set aside the sites of another choice; the table is of this choice alone."""
+        run, wanted = attempt.run, self.made(attempt)
+        run.remove(run.atlas_metrics_file)
+        for folder in run.committed_sites():
+            site = folder.relative_to(run.path / "atlas").as_posix()
+            record = run.record(folder)
+            if record is None or not run.identities.is_wanted(record, {**wanted, "sites": [site]}):
+                run.set_aside(folder)
+
+    def work(self, attempt: Attempt) -> list[str]:
+        from raysae.atlas.training import AtlasJob, train_atlas
+
+        choice, recipe = chosen_parameters(attempt), attempt.recipe
+        if choice is None:
+            return []
+        job = AtlasJob(attempt.run, attempt.checked_store, *recipe.with_parameters(choice), choice)
+        sites = attempt.plan.atlas_sites
+        number = attempt.result.selection["choice"]["trial"]
+        console.print(f"Training trial {number}'s config at {len(sites)} sites")
+        attempt.result.atlas = train_atlas(job, sites, attempt.placement, attempt.recorder)
+        return attempt.result.failed_sites
+
+    def read(self, attempt: Attempt) -> None:
+        file = attempt.run.atlas_metrics_file
+        attempt.result.atlas = read_table(file) if self.products(attempt) else []
+
+
+def chosen_parameters(attempt: Attempt) -> dict[str, Any] | None:
+    """The settings of the chosen trial; None when there is no choice, or no atlas is wanted."""
+    number = attempt.result.selection["choice"]["trial"]
+    if number is None or not attempt.recipe.atlas.enabled:
+        return None
+    return read_json(attempt.run.trial(number) / METRICS_FILE)["parameters"]
+
+
+class Report(Stage):
+    name = "report"
+
+    def made(self, attempt: Attempt) -> Made:
+        run = attempt.run
+        return products.report(run.trials_file, run.selection_file, run.atlas_metrics_file)
+
+    def products(self, attempt: Attempt) -> list[Path]:
+        return [attempt.run.report_page]
+
+    def read(self, attempt: Attempt) -> None:
+        """Nothing of the page is needed again."""
+
+    def work(self, attempt: Attempt) -> list[str]:
+        from raysae.report.page import write_report
+
+        write_report(attempt.run, attempt.store)
+        record_outcome(attempt.result, attempt.recorder)
+        return []
+
+
+EXTRACT, SWEEP, SELECT, ATLAS, REPORT = Extract(), Sweep(), Select(), Atlas(), Report()
+
+
+def run_stages(attempt: Attempt) -> None:
+    """Run what is missing of the main job, stage by stage."""
+    bring_store(attempt)
+    run_stage(SWEEP, attempt)
+    if not attempt.recipe.atlas.enabled:
+        attempt.stop_ray()
+    run_stage(SELECT, attempt)
+    run_stage(ATLAS, attempt)
+    attempt.stop_ray()
+    run_stage(REPORT, attempt)
+
+
+def bring_store(attempt: Attempt) -> None:
+    """See that the store is there, and tie the run to it."""
+    run_stage(EXTRACT, attempt)
+    attempt.run.bind_data(attempt.plan.data)
+    write_environment(attempt.run, attempt.store.digest, attempt.recipe.seed)
+
+
+def run_stage(stage: Stage, attempt: Attempt) -> None:
+    """Make what is missing of a stage's product; read it where nothing is."""
+    if not stage.is_missing(attempt):
+        stage.read(attempt)
+        return
+    stage.prepare(attempt)
+    with attempt.run.stage(stage.name, stage.made(attempt)) as undone:
+        undone.extend(stage.work(attempt))
+
+
+def is_finished(attempt: Attempt) -> bool:
+    """Whether the run has everything; it is then read into the attempt's result."""
+    if EXTRACT.is_missing(attempt):
+        return False
+    for stage in (SWEEP, SELECT, ATLAS, REPORT):
+        if stage.is_missing(attempt):
+            return False
+        stage.read(attempt)
+    return True
+
+
+def record_outcome(result: SweepResult, recorder: Recorder) -> None:
+    """Tell MLflow what the run came to."""
     run, choice = result.run, result.selection["choice"]
     chosen = next((row for row in result.trials if row["trial"] == choice["trial"]), {})
     tags = {"raysae.choice": str(choice["trial"]), "raysae.reason": choice["reason"]}
@@ -125,11 +341,9 @@ def record_again(result: SweepResult, recorder: Recorder) -> None:
             recorder.sae_done(key, name, read_json(folder / METRICS_FILE), folder)
         else:
             recorder.failed(key, name, row["reason"])
-    for path in sorted((run.path / "atlas").glob(f"layer=*/position=*/{METRICS_FILE}")):
-        site = Site.of_folder(path.parent.relative_to(run.path / "atlas").as_posix())
-        recorder.sae_done(f"atlas/{site.folder}", str(site), read_json(path), path.parent)
-    _record_outcome(result, recorder)
-
-
-def _say(text: str) -> None:
-    console.print(text)
+    for folder in run.committed_sites():
+        site = Site.of_folder(folder.relative_to(run.path / "atlas").as_posix())
+        recorder.sae_done(
+            f"atlas/{site.folder}", str(site), read_json(folder / METRICS_FILE), folder
+        )
+    record_outcome(result, recorder)

@@ -10,7 +10,6 @@ from typing import Any
 import optuna
 
 from raysae.board import console
-from raysae.remote import push
 from raysae.sweep.proposals import Outcome, Proposer, Searched
 
 Ended = Callable[[int, Outcome], None]
@@ -18,13 +17,15 @@ Ended = Callable[[int, Outcome], None]
 
 
 @contextmanager
-def study_copied(proposer: Proposer, path: Path, name: str) -> Iterator[Ended]:
+def study_copied(
+    proposer: Proposer, path: Path, name: str, send: Callable[[Path], None] = lambda path: None
+) -> Iterator[Ended]:
     """What is told inside of trials that have ended is in the SQLite file ``path`` afterwards, where
     Optuna searches; lists and grids have no study."""
     if not isinstance(proposer, Searched):
         yield lambda number, outcome: None
         return
-    copy = StudyCopy(proposer, path, name)
+    copy = StudyCopy(proposer, path, name, send)
     try:
         yield copy.add
     finally:
@@ -38,8 +39,8 @@ class StudyCopy:
     writes the file anew. What goes wrong with it is said once and never stops a sweep.
     """
 
-    def __init__(self, proposer: Searched, path: Path, name: str):
-        self.proposer, self.path, self.name = proposer, path, name
+    def __init__(self, proposer: Searched, path: Path, name: str, send: Callable[[Path], None]):
+        self.proposer, self.path, self.name, self.send = proposer, path, name, send
         self._thread = ThreadPoolExecutor(1, "raysae-study")
         self._copy: optuna.Study | None = None
         self._waiting: dict[int, optuna.trial.FrozenTrial] = {}
@@ -65,7 +66,7 @@ class StudyCopy:
             self._thread.submit(self._write, self._waiting[number])
         self._thread.shutdown()
         if self._copy is not None and not self._broken:
-            push(self.path)
+            self.send(self.path)
 
     def _write(self, trial: optuna.trial.FrozenTrial) -> None:
         if self._broken:

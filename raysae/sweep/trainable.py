@@ -4,7 +4,6 @@ import faulthandler
 import time
 from collections.abc import Iterator, Mapping
 from io import TextIOWrapper
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -13,8 +12,8 @@ from torch import Tensor
 from raysae.activations.reading import OpenSite, fetched_site
 from raysae.cluster.worker import prepare_worker
 from raysae.config import Recipe
-from raysae.records.folder import trial_folder
-from raysae.remote import bind
+from raysae.records.products import seeds_of, stopping, trained
+from raysae.records.run_files import RunFiles
 from raysae.sae import SAEConfig
 from raysae.sites import Site
 from raysae.sweep.gang import GANG, Gang, takes
@@ -40,21 +39,20 @@ class SAETrials(tune.Trainable):
         *,
         recipe: Recipe,
         sites: Mapping[Site, OpenSite],
-        run_path: Path,
-        go: str,
-        fingerprint: str,
+        files: RunFiles,
+        attempt: str,
+        store: str,
         provenance: Mapping[Site, dict[str, Any]],
         truth: Tensor | None,
     ) -> None:
         """Open the rows, once an actor; ``config`` holds the trials' numbers and parameters.
 
-        ``go`` names this go at the run: what hung in another is tried again.
+        ``attempt`` names this attempt at the run: what hung in another is tried again. ``store`` is the
+        store's digest.
         """
-        self.recipe, self.run_path, self.go = recipe, run_path, go
-        self.fingerprint, self.provenance, self.truth = fingerprint, provenance, truth
+        self.recipe, self.attempt, self.store = recipe, attempt, store
+        self.files, self.provenance, self.truth = files.on_this_node(), provenance, truth
         self.device = prepare_worker()
-        if recipe.run_uri is not None:
-            self.run_path = bind(recipe.run_uri)
         if recipe.store_uri is not None:
             sites = {site: fetched_site(opened, recipe.store_uri) for site, opened in sites.items()}
         self.rows = {
@@ -91,16 +89,15 @@ class SAETrials(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._forget()
         self.alarmed = time.time()
-        self.trials: list[Trial] = [
-            Trial(
-                {**asked, "fingerprint": self.fingerprint},
-                trial_folder(self.run_path, asked["trial"]),
-                self.device,
-            )
-            for asked in config[GANG]
-        ]
-        self.hung = self.trials[0].folder.with_suffix(f".hung-{self.go}.txt")
+        self.trials: list[Trial] = [self._trial(asked) for asked in config[GANG]]
+        self.hung = self.trials[0].folder.with_suffix(f".hung-{self.attempt}.txt")
         self.rounds: Iterator[None] = self._train()
+
+    def _trial(self, asked: dict[str, Any]) -> Trial:
+        settings = self.recipe.with_parameters(asked["parameters"])
+        sites, seeds = list(self.rows), seeds_of(self.recipe)
+        made = trained("trial", self.store, sites, seeds, *settings)
+        return Trial(asked, self.files, self.device, made, stopping(self.recipe))
 
     def _forget(self) -> None:
         self.trials, self.rounds = [], iter(())
@@ -147,7 +144,7 @@ class SAETrials(tune.Trainable):
                 trial.advance(self.provenance)
 
     def _trainers(self, sae_config: SAEConfig, training: TrainingConfig) -> dict[Key, Trainer]:
-        seeds = range(self.recipe.seed, self.recipe.seed + self.recipe.sweep.seeds_per_trial)
+        seeds = seeds_of(self.recipe)
         return {
             (site, seed): Trainer(
                 sae_config, training, rows["train"], rows["validation"], seed=seed,

@@ -4,14 +4,15 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from raysae.cluster.worker import memory_used
 from raysae.errors import UserError
-from raysae.files import read_json, remove_folder, write_text
-from raysae.records.commit import commit, committed
-from raysae.remote import KEPT, pull, pull_packed, push
-from raysae.sae.checkpoint import METRICS_FILE
+from raysae.files import remove_folder
+from raysae.identity import Made
+from raysae.records.commit import commit
+from raysae.records.run_files import RunFiles
 from raysae.sites import Site
 from raysae.sweep.members import Key, Members, OutOfTimeError
 from raysae.training import NonFiniteLossError, Trainer
@@ -22,12 +23,21 @@ Report = dict[str, Any]
 class Trial:
     """One config of the sweep; its ``report`` says how far it has come, to Tune and all who watch.
 
-    ``asked`` are its number, its parameters and the fingerprint of its data; the SAEs go to ``folder``.
-    A trial that was committed or stopped before only reports.
+    ``asked`` are its number and its parameters, ``made`` what makes its SAEs, ``stopping`` the rules by
+    which it may be stopped early. A trial that was committed or stopped before only reports.
     """
 
-    def __init__(self, asked: Mapping[str, Any], folder: Path, device: str):
-        self.asked, self.folder, self.device = dict(asked), folder, device
+    def __init__(
+        self,
+        asked: Mapping[str, Any],
+        files: RunFiles,
+        device: str,
+        made: Made,
+        stopping: Made = MappingProxyType({}),
+    ):
+        self.asked, self.files, self.device = dict(asked), files, device
+        self.made, self.stopping = dict(made), dict(stopping)
+        self.folder = files.trial(self.asked["trial"])
         self.started = time.time()
         self.members: Members | None = None
         self.report: Report = self._ended_before() or {}
@@ -39,8 +49,7 @@ class Trial:
 
     def begin(self, trainers: Mapping[Key, Trainer], max_seconds: float | None) -> Members:
         """Its trainings, which go on from where an earlier go kept them."""
-        kept = self.folder.with_suffix(KEPT)
-        pull_packed(kept)
+        kept = self.files.checkpoint(self.folder)
         try:
             self.members = Members(trainers, kept, max_seconds)
         except Exception:  # what was kept is of another trial, or damaged: from the start, then
@@ -83,8 +92,7 @@ class Trial:
         hint = "" if "; " in reason else f"; its traceback is in trials/{file.name}"
         self.report = {"done": True, "failed": reason + hint}
         try:
-            write_text(file, trace)
-            push(file)
+            self.files.write_text(file, trace)
         except (OSError, UserError) as error:  # a full disk may be the very reason
             self.report["failed"] += f" (the traceback could not be written: {error})"
 
@@ -95,16 +103,13 @@ class Trial:
 
     def _ended_before(self) -> Report | None:
         """The last report of a trial that came to its end in an earlier go."""
-        record = committed(self.folder, self.asked)
+        record = self.files.committed(self.folder, self.made)
         if record is not None:
-            push(self.folder, last=METRICS_FILE)  # an earlier go may not have come to that
+            self.files.send_commit(self.folder)  # an earlier attempt may not have come to that
             return {**_live(record), "done": True, "committed": True}
-        stopped = self.folder.with_suffix(".stopped.json")
-        pull(stopped)
-        if stopped.is_file():
-            record = read_json(stopped)
-            if all(record.get(key) == value for key, value in self.asked.items()):
-                return {**record["last"], "done": True, "stopped": record["reason"]}
+        record = self.files.stopped(self.folder, {**self.made, **self.stopping})
+        if record is not None:
+            return {**record["last"], "done": True, "stopped": record["reason"]}
         return None
 
     def _commit(
@@ -112,8 +117,9 @@ class Trial:
     ) -> dict[str, Any]:
         cost = {**members.cost, "memory_bytes": memory_used(self.device)}
         (first_site, _), *_ = members.trainers
+        job = {**self.asked, "made": self.made}
         record = commit(
-            members.first, self.folder, self.asked, provenance[first_site], members.history,
+            self.files, members.first, self.folder, job, provenance[first_site], members.history,
             self.started, metrics=members.final_metrics(), cost=cost,
             beside={
                 f"{site.folder},seed={seed}": (trainer, provenance[site])

@@ -4,6 +4,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -17,16 +18,16 @@ from raysae.board import Board, console, figures, speeds
 from raysae.cluster.placement import Placement, place_streaming
 from raysae.cluster.ray_internals import run_tune
 from raysae.config import Recipe
-from raysae.files import read_json, write_json
-from raysae.records.commit import COST_COLUMNS, committed, provenance, state_of
+from raysae.files import read_json
+from raysae.records.commit import COST_COLUMNS, provenance, state_of
 from raysae.records.folder import RunFolder
-from raysae.records.tables import write_table
+from raysae.records.products import seeds_of, stopping, trained
+from raysae.records.run_files import STOPPED
 from raysae.records.tracking import Recorder
-from raysae.remote import pull, push
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.search import SweepConfig
 from raysae.sweep.gang import GANG
-from raysae.sweep.proposals import Known, Proposer, make_proposer
+from raysae.sweep.proposals import Proposer
 from raysae.sweep.searcher import OrderedSearcher, Outcomes
 from raysae.sweep.study import study_copied
 from raysae.sweep.trainable import SAETrials
@@ -47,11 +48,15 @@ class SweepJob:
     run: RunFolder
     store: Store
     sites: list[Site]
-    fingerprint: str
+    proposer: Proposer
     placement: Placement
     recorder: Recorder
-    known: Known = ()
-    """Trials of earlier runs, for the sampler to learn from."""
+
+    def made(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """What makes the trial with these parameters."""
+        recipe = self.run.recipe
+        settings = recipe.with_parameters(parameters)
+        return trained("trial", self.store.digest, self.sites, seeds_of(recipe), *settings)
 
     @property
     def where(self) -> str:
@@ -62,17 +67,16 @@ class SweepJob:
 def run_trials(job: SweepJob) -> list[dict[str, Any]]:
     """Run every trial (those committed before only report) and write ``trials.parquet``; its rows."""
     recipe = job.run.recipe
-    proposer = make_proposer(recipe, job.known, job.store.d_in)
-    watcher = _Watcher(job, proposer.trials)
-    sites, placement = _open_sites(job, proposer.lag)
+    watcher = _Watcher(job, job.proposer.trials)
+    sites, placement = _open_sites(job, job.proposer.lag)
     trainable = tune.with_resources(
         tune.with_parameters(
             SAETrials,
             recipe=recipe,
             sites=sites,
-            run_path=job.run.path,
-            go=uuid.uuid4().hex[:8],
-            fingerprint=job.fingerprint,
+            files=job.run.for_workers(),
+            attempt=uuid.uuid4().hex[:8],
+            store=job.store.digest,
             provenance={site: provenance(job.store, site) for site in job.sites},
             truth=job.store.truth(),
         ),
@@ -84,7 +88,7 @@ def run_trials(job: SweepJob) -> list[dict[str, Any]]:
     rows.sort(key=lambda row: row["trial"])
     if ended_early:
         console.print(f"{len(rows)} of {recipe.sweep.trials} trials: {ended_early}")
-    write_table(job.run.trials_file, rows)
+    job.run.write_table(job.run.trials_file, rows)
     for alarm in (job.run.path / "trials").glob("*.hung-*.txt"):
         if not alarm.stat().st_size:  # of a worker that was killed, not hung
             alarm.unlink()
@@ -94,13 +98,16 @@ def run_trials(job: SweepJob) -> list[dict[str, Any]]:
 def _tuned(
     job: SweepJob, trainable: Any, watcher: "_Watcher", placement: Placement
 ) -> tuple[Any, str | None]:
-    """Tune's results, and why there are fewer than were asked for; each call proposes from the start."""
-    recipe = job.run.recipe
-    proposer = make_proposer(recipe, job.known, job.store.d_in)
-    with study_copied(proposer, job.run.study_file, recipe.name) as ended:
+    """Tune's results, and why there are fewer than were asked for.
+
+    A proposer remembers what it has proposed, so that each call takes a new copy of the job's.
+    """
+    recipe, proposer = job.run.recipe, deepcopy(job.proposer)
+    with study_copied(proposer, job.run.study_file, recipe.name, job.run.send) as ended:
         searcher = OrderedSearcher(proposer, _budget(recipe.sweep), recipe.resources.gang, ended)
         with watcher.board:
             results = _tuner(job, trainable, searcher, proposer, watcher, placement).fit()
+    job.proposer.trials = proposer.trials  # fewer where the space holds no further config
     return results, searcher.ended_early
 
 
@@ -196,9 +203,8 @@ def _row(
     job: SweepJob, number: int, parameters: dict[str, Any], last: Mapping[str, Any], error: Any
 ) -> dict[str, Any]:
     """A trial's row: what was asked, what came out, what it cost."""
-    asked = {"trial": number, "parameters": parameters, "fingerprint": job.fingerprint}
-    record = committed(job.run.trial(number), asked)
     sae, training = job.run.recipe.with_parameters(parameters)
+    record = job.run.committed(job.run.trial(number), job.made(parameters))
     row = {
         "trial": number,
         **(_end(last, error) if record is None else state_of(record)),
@@ -303,16 +309,11 @@ class _Watcher(tune.Callback):
         if last.get("failed") or "step" not in last or (folder / METRICS_FILE).is_file():
             return
         kept = {key: value for key, value in last.items() if isinstance(value, int | float | str)}
-        write_json(
-            folder.with_suffix(".stopped.json"),
-            {
-                **asked,
-                "fingerprint": self.job.fingerprint,
-                "reason": _why_stopped(last),
-                "last": kept,
-            },
+        made = {**self.job.made(asked["parameters"]), **stopping(self.job.run.recipe)}
+        self.job.run.write_json(
+            folder.with_suffix(STOPPED),
+            {**asked, "made": made, "reason": _why_stopped(last), "last": kept},
         )
-        push(folder.with_suffix(".stopped.json"))
         self.board.update(f"trial {number}", {"stopped": _why_stopped(last)}, 1.0)
 
     def _record(self, number: int, parameters: dict[str, Any], result: dict[str, Any]) -> None:
@@ -322,7 +323,7 @@ class _Watcher(tune.Callback):
             recorder.failed(key, name, result["failed"])
         elif result.get("committed"):
             if not (folder / METRICS_FILE).is_file():  # another node's
-                pull(folder, last=METRICS_FILE)
+                self.job.run.fetch(folder)
             recorder.sae_done(key, name, read_json(folder / METRICS_FILE), folder)
         else:
             recorder.trial_progress(key, name, parameters, result)

@@ -270,13 +270,14 @@ def test_a_json_log_is_a_line_an_event(finished, tmp_path, capsys):
 
 def test_a_changed_config_is_refused_unless_forced(finished, tmp_path):
     folder = copied(finished, tmp_path)
-    changed = ["--resume", str(folder), "sweep.trials=9"]
-    with pytest.raises(raysae.UserError, match=r"(?s)--force.*trials: 9"):
+    changed = ["--resume", str(folder), "training.epochs=9"]
+    both_sides = r"(?s)--force.*- training.epochs: 6.*\+ training.epochs: 9"
+    with pytest.raises(raysae.UserError, match=both_sides):
         main(changed)
     assert main([*changed, "--force"]) == 0
     assert main(["--resume", str(folder)]) == 0, "forced once is enough"
     forced = read_json(folder / "status.json")["forced"]
-    assert len(forced) == 1 and "trials: 9" in forced[0]["change"]
+    assert len(forced) == 1 and "training.epochs: 9" in forced[0]["change"]
 
 
 def test_a_dry_run_says_what_the_run_would_do_and_writes_nothing(store, tmp_path, capsys):

@@ -150,7 +150,7 @@ def test_what_takes_more_memory_than_is_allowed_is_not_tried(sampler, tmp_path):
     world = SuperpositionWorld(d_in=32, atoms=40, p=0.05)
     write_synthetic_store(tmp_path / "store", world, 100, validation=0.2, test=0.0)
     assert {one["sae.d_sae"] for one in configs_of(limited, d_in=32)} <= set(tried)
-    wanted = needs(limited, open_store(tmp_path / "store"), None, [])
+    wanted = needs(limited, open_store(tmp_path / "store"), 0)
     assert wanted.largest[0].d_sae == (max(tried) if sampler == "grid" else largest)
     assert wanted.memory_per_trial <= 400_000
 

@@ -7,6 +7,7 @@ import pytest
 
 from raysae.activations.synthetic import SuperpositionWorld
 from raysae.files import read_json
+from raysae.records.run_files import RunFiles
 from raysae.sae import sae_config
 from raysae.sites import Site
 from raysae.sweep.gang import Gang
@@ -15,7 +16,8 @@ from raysae.training import Trainer, TrainingConfig
 from raysae.training.rows import Rows
 
 HERE = Site(0, "all")
-ASKED = {"trial": 0, "parameters": {}, "fingerprint": "f"}
+ASKED = {"trial": 0, "parameters": {}}
+MADE = {"store": "s", "seeds": [0]}
 WORLD = SuperpositionWorld(d_in=32, atoms=48, p=0.05)
 
 
@@ -42,7 +44,7 @@ def trainers():
 
 
 def go(folder):
-    trial = Trial(ASKED, folder, "cpu")
+    trial = Trial(ASKED, RunFiles(folder.parents[1]), "cpu", MADE)
     gang = Gang([trial.begin(trainers(), None)], 0)
     for _ in gang.rounds():
         trial.advance({HERE: {}})

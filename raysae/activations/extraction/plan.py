@@ -10,6 +10,7 @@ from raysae.activations.reader import Store, open_store
 from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.files import read_json, remove_folder
+from raysae.identity import differences, flat, lines
 from raysae.sites import Position, Site
 from raysae.source import SourceConfig
 
@@ -51,6 +52,12 @@ class ExtractionPlan:
     def identity(self) -> dict[str, Any]:
         """What decides the store's content, to tell one store from another."""
         return {**self.source.model_dump(mode="json"), "seed": self.seed}
+
+    def differences(self, found: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """How the source of another store, or extraction, differs from this plan's. Settings that did
+        not exist when it was made count as their defaults."""
+        defaults = flat(SourceConfig().model_dump(mode="json"))
+        return differences(flat(found), flat(self.identity()), defaults)
 
 
 def plan_extraction(recipe: Recipe) -> ExtractionPlan:
@@ -117,11 +124,9 @@ def _check_context(source: SourceConfig, config: Any) -> None:
 
 
 def _refuse_other(plan: ExtractionPlan, found: dict[str, Any], what: str) -> None:
-    wanted = plan.identity()
-    keys = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-    if keys:
-        rows = [f"  {key}: there {found.get(key)!r}, asked for {wanted.get(key)!r}" for key in keys]
+    different = plan.differences(found)
+    if different:
         raise UserError(
-            f"{plan.folder}: holds {what}; name another folder with store=FOLDER, or remove it\n"
-            + "\n".join(rows)
+            f"{plan.folder}: holds {what}; name another folder with store=FOLDER, or remove it (- there, "
+            f"+ asked for):\n{lines(different)}"
         )

@@ -61,7 +61,7 @@ def _take_up(plan: ExtractionPlan) -> None:
     """Go on with what this plan has done here; what another one began (and may be lost) is removed."""
     remove_temporary(plan.folder)
     identity = plan.work / IDENTITY_FILE
-    if identity.exists() and read_json(identity) != plan.identity():
+    if identity.exists() and plan.differences(read_json(identity)):
         _empty(plan)
     (plan.work / REFUSED_FILE).unlink(missing_ok=True)
     write_json(identity, plan.identity())

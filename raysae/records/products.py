@@ -1,0 +1,216 @@
+"""What makes each product of a run, and when one that is there is the one that is wanted.
+
+Store, site, SAE and training settings, seeds, and the generation of the code that makes that kind of
+product. Names, places, resources and records never count.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raysae.config import Recipe
+from raysae.files import sha256_of
+from raysae.identity import Made, Same, differences, flat, identifier
+from raysae.sae.config import CONFIGS, SAEConfig
+from raysae.search import SelectConfig, SweepConfig
+from raysae.sites import Site
+from raysae.source import SourceConfig
+from raysae.training.config import TrainingConfig
+
+GENERATIONS = {"trial": 1, "site": 1, "sweep": 1, "selection": 1, "report": 1}
+"""Raised on purpose when the code of that kind of product gives other results than before."""
+STEERING = ("objectives", "constraints")
+"""Settings of the search that steer it from the first trials on, and that the choice depends on."""
+NOT_SEARCH = (
+    "trials", "max_seconds", "max_tokens", "max_seconds_per_trial", "early_stopping", "grace",
+    "warm_start", "layer", "position", "sites", "seeds_per_trial",
+)  # fmt: skip
+"""Settings of ``sweep`` that say how far a search or a trial goes, or where, not which configs it
+tries."""
+STOPPING = ("sweep.early_stopping", "sweep.grace", "sweep.max_seconds_per_trial")
+"""Settings by which a trial may be stopped before its end."""
+EXTENT = (*STOPPING, "sweep.max_seconds", "sweep.max_tokens")
+"""Settings by which a search or its trials may end early."""
+
+
+def trained(
+    kind: str,
+    store: str,
+    sites: Sequence[Site],
+    seeds: Sequence[int],
+    sae: SAEConfig,
+    training: TrainingConfig,
+) -> dict[str, Any]:
+    """What makes a trial or a site of the atlas: SAEs of one config at ``sites`` with ``seeds``."""
+    return {
+        f"generation.{kind}": GENERATIONS[kind],
+        "store": store,
+        "sites": [site.folder for site in sites],
+        "seeds": list(seeds),
+        **flat({"sae": asdict(sae), "training": asdict(training)}),
+    }
+
+
+def seeds_of(recipe: Recipe) -> list[int]:
+    """The seeds that each config of the search is trained with."""
+    return list(range(recipe.seed, recipe.seed + recipe.sweep.seeds_per_trial))
+
+
+def stopping(recipe: Recipe) -> dict[str, Any]:
+    """The rules by which a trial may be stopped; they make a stopped trial, beside its settings."""
+    return {key: getattr(recipe.sweep, key.removeprefix("sweep.")) for key in STOPPING}
+
+
+def defaults_of(made: Made) -> dict[str, Any]:
+    """Defaults of the settings in ``made``, for products that were made before a setting existed."""
+    variant: Any = CONFIGS.get(made.get("sae.variant", ""))
+    sections: dict[str, Any] = {
+        "training": asdict(TrainingConfig()),
+        "source": SourceConfig().model_dump(mode="json"),
+        "sweep": SweepConfig().model_dump(mode="json", exclude={"space"}),
+        "select": SelectConfig().model_dump(mode="json"),
+    }
+    if variant is not None:
+        sections["sae"] = asdict(variant())
+    return flat(sections)
+
+
+def searched_keys(recipe: Recipe) -> set[str]:
+    """The settings that the search replaces."""
+    if recipe.sweep.sampler == "list":
+        return {key for config in recipe.sweep.configs for key in config}
+    return set(recipe.sweep.space)
+
+
+def shared_settings(recipe: Recipe, store: str | None, sites: Sequence[Site]) -> dict[str, Any]:
+    """What all trained products of a run have in common; under its name none of it may change.
+
+    Settings that the search replaces are left out, and named under ``searched``.
+    """
+    searched = searched_keys(recipe)
+    made = trained("trial", store or "", sites, seeds_of(recipe), recipe.sae, recipe.training)
+    made["generation.site"] = GENERATIONS["site"]
+    made = {key: value for key, value in made.items() if key not in searched}
+    if store is None:
+        del made["store"]
+    source = recipe.source.model_dump(mode="json") if recipe.source is not None else {}
+    return {**made, **flat({"source": source}), "searched": sorted(searched)}
+
+
+def shared_differences(there: Made, wanted: Made, same: Same) -> dict[str, tuple[Any, Any]]:
+    """Settings that all products of a run share and that are not what they were.
+
+    Where both name a store, the store says what the source was.
+    """
+    ignored = {"searched", *there.get("searched", []), *wanted.get("searched", [])}
+    keys = {*there, *wanted}
+    stores = "store" in there and "store" in wanted
+    if not stores:
+        ignored.add("store")
+    if stores or not any(key.startswith("source.") for key in wanted):
+        ignored |= {key for key in keys if key.startswith("source.")}
+    if "sae.variant" in ignored:
+        ignored |= {key for key in keys if key.startswith("sae.")}
+    found = differences(there, wanted, defaults_of({**there, **wanted}), same)
+    return {key: pair for key, pair in found.items() if key not in ignored}
+
+
+def search(
+    recipe: Recipe, store: str, sites: Sequence[Site], known: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """What makes a search's proposals and outcomes, however long it is; ``known`` are trials of
+    earlier runs that it learns from."""
+    unused = {"space"} if recipe.sweep.sampler == "list" else set()
+    settings = recipe.sweep.model_dump(mode="json", exclude={*NOT_SEARCH, *unused})
+    shared = shared_settings(recipe, store, sites)
+    own = {key: value for key, value in shared.items() if not key.startswith("source.")}
+    learnt = [[dict(parameters), dict(figures)] for parameters, figures in known]
+    return {
+        "generation.sweep": GENERATIONS["sweep"],
+        **own,
+        **flat({"sweep": settings}),
+        "known": identifier({"trials": learnt}) if learnt else "",
+    }
+
+
+def search_differences(there: Made, wanted: Made, same: Same) -> dict[str, tuple[Any, Any]]:
+    """What makes two searches propose other configs; a list that is only longer does not."""
+    found = differences(there, wanted, defaults_of({**there, **wanted}), same)
+    ignored = {"searched", "trials", *EXTENT, *there.get("searched", []), *wanted["searched"]}
+    found = {key: pair for key, pair in found.items() if key not in ignored}
+    lists = [made.get("sweep.configs") or [] for made in (there, wanted)]
+    shorter = min(map(len, lists))
+    if lists[0][:shorter] == lists[1][:shorter]:
+        found.pop("sweep.configs", None)
+    return found
+
+
+def selection(recipe: Recipe, trials: Path) -> dict[str, Any]:
+    """What makes the choice: the table of trials, the rule and its settings."""
+    sweep = recipe.sweep.model_dump(mode="json")
+    return {
+        "generation.selection": GENERATIONS["selection"],
+        "trials": sha256_of(trials),
+        **flat({"select": recipe.select.model_dump(mode="json")}),
+        **{f"sweep.{name}": sweep[name] for name in STEERING},
+    }
+
+
+def extent(recipe: Recipe, trials: int) -> dict[str, Any]:
+    """How far a search goes: to so many trials, and within which budgets."""
+    return {
+        "trials": trials,
+        **{key: getattr(recipe.sweep, key.removeprefix("sweep.")) for key in EXTENT},
+    }
+
+
+def no_atlas() -> dict[str, Any]:
+    """What makes an atlas that is not wanted, or has no choice to be trained with."""
+    return {"generation.site": GENERATIONS["site"], "sites": []}
+
+
+def report(*tables: Path) -> dict[str, Any]:
+    """What makes the report: the tables and the choice that it tells of."""
+    digests = {path.name: sha256_of(path) for path in tables if path.is_file()}
+    return {"generation.report": GENERATIONS["report"], **digests}
+
+
+@dataclass(frozen=True)
+class EarlierVersion:
+    """How to tell what made the products of a run of version 0.1.0: their records hold a fingerprint."""
+
+    fingerprints: tuple[str, ...]
+    recipe: Recipe
+    store: str
+    sites: tuple[Site, ...]
+
+    def made(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What made a trial or a site, from its record; None when it is not of that run."""
+        if record.get("fingerprint") not in self.fingerprints or "parameters" not in record:
+            return None
+        settings = self.recipe.with_parameters(record["parameters"])
+        if "trial" in record:
+            return trained("trial", self.store, self.sites, seeds_of(self.recipe), *settings)
+        site = Site(record["layer"], record["position"])
+        return trained("site", self.store, [site], [self.recipe.seed], *settings)
+
+
+@dataclass(frozen=True)
+class Identities:
+    """Tells whether a product that is there is the one that is wanted, in one run."""
+
+    same: Same = field(default_factory=dict)
+    """Values that count as equal since the run went on with ``--force``."""
+    earlier: EarlierVersion | None = None
+
+    def made(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What made the product of a record; None when it does not say."""
+        if "made" in record:
+            return record["made"]
+        return self.earlier.made(record) if self.earlier is not None else None
+
+    def is_wanted(self, record: Mapping[str, Any], wanted: Made) -> bool:
+        """Whether the product of a record was made as ``wanted``."""
+        made = self.made(record)
+        return made is not None and not differences(made, wanted, defaults_of(wanted), self.same)

@@ -98,6 +98,9 @@ class ResourcesConfig(Section):
     """A Ray cluster to join (``auto`` finds it); null takes RAY_ADDRESS, or starts Ray here."""
     dashboard: bool = False
     """Whether the Ray started here serves its dashboard, on loopback."""
+    lean: bool = True
+    """Whether the Ray started here leaves out processes and steps that a sweep does not use, which saves
+    seconds of each start. This changes Ray's internals; when it fails, Ray starts plainly."""
 
     @field_validator("gpus_per_trial")
     @classmethod

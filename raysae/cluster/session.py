@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from raysae.cluster.lean import lean_ray, ready_workers
+from raysae.cluster.ray_internals import start_ray, warn_of_plain
 from raysae.config import Recipe, ResourcesConfig
 from raysae.errors import UserError
 from raysae.remote import is_uri
@@ -76,23 +76,24 @@ def _start_ray(
     resources: ResourcesConfig, meanwhile: Callable[[], object], workers_import: str, **options: Any
 ) -> None:
     """Start Ray, most of which is waiting for its processes; ``meanwhile`` is called beside it."""
-    import ray
-
     if not _home_is_writable() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # Ray guards a cluster by a token in the home folder; without one, by the environment
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with stderr_held_back(), lean_ray(resources), ThreadPoolExecutor(1) as beside:
+    with stderr_held_back(), ThreadPoolExecutor(1) as beside:
         # not Ray in the thread: its processes would end with it, and all wait for them
         called = beside.submit(_politely, meanwhile)
-        ray.init(
+        plain_because = start_ray(
+            resources,
+            workers_import,
             address="local",
             num_cpus=resources.cpus,
             include_dashboard=resources.dashboard,
             dashboard_host="127.0.0.1",
-            _system_config=ready_workers(resources, workers_import),
             **options,
         )
         called.result()
+    if plain_because is not None:  # here, where stderr is shown again
+        warn_of_plain("Ray", plain_because)
 
 
 def _politely(call: Callable[[], object]) -> None:

@@ -4,8 +4,9 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from ray import tune
 from raysae.activations import Site, Store
 from raysae.activations.reading import OpenSite, check_windows, choose_reading, open_site
 from raysae.board import console
-from raysae.cluster.lean import lean_tune
 from raysae.cluster.placement import Placement, place_streaming
+from raysae.cluster.ray_internals import run_tune
 from raysae.config import Recipe
 from raysae.files import read_json
 from raysae.metrics import PROGRESS, TABLE, partly
@@ -63,9 +64,8 @@ class SweepJob:
 def run_trials(job: SweepJob) -> list[TrialRow]:
     """Run every trial (those committed before only report) and write ``trials.parquet``; its rows."""
     recipe = job.run.recipe
-    proposer = job.proposer
     watcher = _Watcher(job)
-    sites, placement = _open_sites(job, proposer.lag)
+    sites, placement = _open_sites(job, job.proposer.lag)
     trainable = tune.with_resources(
         tune.with_parameters(
             SAETrials,
@@ -79,19 +79,33 @@ def run_trials(job: SweepJob) -> list[TrialRow]:
         ),
         placement.resources,
     )
-    with study_copied(proposer, job.run.study_file, recipe.name, job.run.send) as ended:
-        searcher = OrderedSearcher(proposer, _budget(recipe.sweep), recipe.resources.gang, ended)
-        with job.events.work(f"Sweep at {job.where}", proposer.trials), lean_tune():
-            results = _tuner(job, trainable, searcher, proposer, watcher, placement).fit()
+    tuned = partial(_tuned, job, trainable, watcher, placement)
+    results, ended_early = run_tune(tuned, recipe.resources, lambda: watcher.begun)
     rows = [row for result in results for row in _rows(job, result)]
     rows.sort(key=lambda row: row.trial)
-    if searcher.ended_early:
-        console.print(f"{len(rows)} of {recipe.sweep.trials} trials: {searcher.ended_early}")
+    if ended_early:
+        console.print(f"{len(rows)} of {recipe.sweep.trials} trials: {ended_early}")
     job.run.write_table(job.run.trials_file, rows)
     for alarm in (job.run.path / "trials").glob("*.hung-*.txt"):
         if not alarm.stat().st_size:  # of a worker that was killed, not hung
             alarm.unlink()
     return rows
+
+
+def _tuned(
+    job: SweepJob, trainable: Any, watcher: "_Watcher", placement: Placement
+) -> tuple[Any, str | None]:
+    """Tune's results, and why there are fewer than were asked for.
+
+    A proposer remembers what it has proposed, so that each call takes a new copy of the job's.
+    """
+    recipe, proposer = job.run.recipe, deepcopy(job.proposer)
+    with study_copied(proposer, job.run.study_file, recipe.name, job.run.send) as ended:
+        searcher = OrderedSearcher(proposer, _budget(recipe.sweep), recipe.resources.gang, ended)
+        with job.events.work(f"Sweep at {job.where}", proposer.trials):
+            results = _tuner(job, trainable, searcher, proposer, watcher, placement).fit()
+    job.proposer.trials = proposer.trials  # fewer where the space holds no further config
+    return results, searcher.ended_early
 
 
 def _tuner(
@@ -244,9 +258,15 @@ class _Watcher(tune.Callback):
         self.job = job
         self.ended: set[int] = set()
         """Trials whose end has been told."""
+        self.begun = False
+        """Whether any trial has started."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks to restore an experiment, which we never do
+
+    @_harmless
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.begun = True
 
     @_harmless
     def on_trial_result(

@@ -1,6 +1,5 @@
 """The atlas's worker without Ray: groups of sites end as each site alone; what is committed stays."""
 
-
 import pytest
 
 from raysae import open_store

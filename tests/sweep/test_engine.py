@@ -11,6 +11,7 @@ import time
 import pytest
 import ray
 import yaml
+from ray.tune.execution import class_cache
 
 import raysae
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
@@ -91,6 +92,30 @@ def test_a_gang_of_trials_comes_to_the_same_table(finished, store, tmp_path):
     assert weights[0] == weights[1]
     again = raysae.sweep(gang.run.recipe, force=True)
     assert again.trials == gang.trials
+
+
+@pytest.mark.parametrize("sampler", ["list", "tpe"])
+def test_a_tune_that_fails_with_what_is_left_out_runs_plainly(
+    store, tmp_path, monkeypatch, caplog, sampler
+):
+    asked = {"sampler": sampler, "trials": 4, "configs": CONFIGS if sampler == "list" else []}
+    space = {"sae.d_sae": {"choices": [16, 24]}, "sae.k": {"choices": [1, 2]}}
+    asked |= {"space": space, "startup_trials": 2}
+    plain = sweep(store, tmp_path / "plain", sweep=asked, resources={"lean": False})
+    get = class_cache._ActorClassCache.get
+
+    def get_with_variable(cache, trainable):  # raises once Tune has asked for the first trial
+        class_cache.DEFAULT_ENV_VARS["PL_DISABLE_FORK"]
+        return get(cache, trainable)
+
+    monkeypatch.setattr(class_cache._ActorClassCache, "get", get_with_variable)
+    repeated = sweep(store, tmp_path / "repeated", sweep=asked)
+    (note,) = [one.getMessage() for one in caplog.records if "plainly" in one.getMessage()]
+    assert note.startswith("Tune was started plainly") and "PL_DISABLE_FORK" in note
+    assert [row["state"] for row in repeated.trials] == ["done"] * 4
+    for row, expected in zip(repeated.trials, plain.trials, strict=True):
+        for column in expected.keys() - set(VOLATILE_COLUMNS):
+            assert row[column] == expected[column], column
 
 
 class BadRows(Rows):

@@ -1,0 +1,177 @@
+"""Starts Ray and runs Tune without the parts that a sweep does not use; this saves seconds of each start.
+
+This replaces names inside Ray. Any release of Ray may change them, so that every failure here leads to
+one more attempt without replacements, and to a warning in the log. ``resources.lean=false`` never
+replaces anything.
+"""
+
+import logging
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from importlib import import_module
+from inspect import signature
+from typing import Any, TypeVar
+
+from raysae.config import ResourcesConfig
+
+LOGGER = logging.getLogger(__name__)
+MAX_PRELOADED = 8
+"""Workers that may import what trials need before there are any trials; each holds some 300 MB."""
+IDLE_MS = 5_000
+"""How long a worker without a task lives; Ray's own second is over before the first trial starts."""
+
+T = TypeVar("T")
+
+
+def start_ray(resources: ResourcesConfig, workers_import: str, **options: Any) -> str | None:
+    """Start Ray with ``ray.init(**options)``, without what ``resources.lean`` leaves out.
+
+    ``workers_import`` names a module that workers import while they are idle, or is empty. Returns None,
+    or the reason why Ray was started plainly although ``resources.lean`` is set. Raises what the plain
+    start raises.
+    """
+    import ray
+
+    reason = None
+    if resources.lean:
+        try:
+            with fewer_processes(resources):
+                ray.init(_system_config=preloading(resources, workers_import), **options)
+            return None
+        except Exception as error:
+            reason = _in_words(error)
+            _stop_what_started(error)
+    ray.init(**options)
+    return reason
+
+
+def run_tune(call: Callable[[], T], resources: ResourcesConfig, begun: Callable[[], bool]) -> T:
+    """What ``call`` returns, which runs Tune, without what ``resources.lean`` leaves out.
+
+    If it fails before ``begun`` says that a trial has started, it is called once more, plainly. Raises
+    what ``call`` raises.
+    """
+    import ray
+
+    if resources.lean:
+        try:
+            with fewer_tune_steps():
+                return call()
+        except Exception as error:
+            if begun() or not ray.is_initialized():
+                raise
+            reason = _in_words(error)
+        warn_of_plain("Tune", reason)
+    return call()
+
+
+def warn_of_plain(what: str, reason: str) -> None:
+    """Say in the log that ``what`` was started plainly, and why."""
+    LOGGER.warning(
+        "%s was started plainly, without the time savings of resources.lean, because this release of Ray "
+        "did not take them (%s); resources.lean=false skips the attempt",
+        what,
+        reason,
+    )
+
+
+def preloading(resources: ResourcesConfig, module: str) -> dict[str, Any]:
+    """Ray's settings that make its idle workers, one a CPU, import ``module``; empty on a machine with
+    more CPUs than MAX_PRELOADED, whose workers would take too much memory."""
+    if not module or (resources.cpus or os.cpu_count() or 1) > MAX_PRELOADED:
+        return {}
+    return {"preload_python_modules": [module], "idle_worker_killing_time_threshold_ms": IDLE_MS}
+
+
+@contextmanager
+def fewer_processes(resources: ResourcesConfig) -> Iterator[None]:
+    """A Ray that starts inside has no processes that only a dashboard or an autoscaler needs.
+
+    Without a dashboard, Ray starts and awaits a server all the same, which counts its users. Raises
+    ImportError, AttributeError, TypeError or ValueError if this release of Ray has other names.
+    """
+    if resources.dashboard:
+        yield
+        return
+    with ExitStack() as stack:
+        stack.enter_context(_replaced("ray._private.parameter", "RayParams", _without_monitors))
+        stack.enter_context(_replaced("ray._private.services", "start_api_server", _no_api_server))
+        yield
+
+
+@contextmanager
+def fewer_tune_steps() -> Iterator[None]:
+    """A sweep inside skips two steps of Tune.
+
+    Tune sets a variable in its workers' environment that keeps PyTorch Lightning from forking: Ray then
+    starts new workers, although some are ready. And Tune imports MLflow, and every other library that
+    has a logger for Tune, to count who uses them. Raises as ``fewer_processes`` does.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(
+            _replaced("ray.tune.execution.class_cache", "DEFAULT_ENV_VARS", _without_fork_variable)
+        )
+        stack.enter_context(_replaced("ray.air._internal.usage", "tag_callbacks", _no_counting))
+        yield
+
+
+def _without_monitors(parameters: Any) -> Any:
+    fewer = {"no_monitor": True, "include_log_monitor": False}
+    signature(parameters).bind_partial(**fewer)  # raises TypeError when it does not take them
+    return partial(parameters, **fewer)
+
+
+def _no_api_server(start: Any) -> Any:
+    _check_callable(start)
+    return lambda *args, **kwargs: (None, None)  # Ray's own result when a dashboard fails to start
+
+
+def _without_fork_variable(variables: Any) -> Any:
+    return {name: value for name, value in variables.items() if name != "PL_DISABLE_FORK"}
+
+
+def _no_counting(tag: Any) -> Any:
+    _check_callable(tag)
+    return lambda *args, **kwargs: False
+
+
+def _check_callable(value: Any) -> None:
+    if not callable(value):
+        raise TypeError(f"{value!r} is not callable")
+
+
+@contextmanager
+def _replaced(module_name: str, name: str, replacement: Callable[[Any], Any]) -> Iterator[None]:
+    """Inside, ``name`` of the module is what ``replacement`` makes of it."""
+    module = import_module(module_name)
+    original = getattr(module, name)
+    setattr(module, name, replacement(original))
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+def _stop_what_started(error: BaseException) -> None:
+    """Stop the processes of a Ray whose start ended with ``error``.
+
+    ``ray.shutdown`` knows them only once all have started; before, only the frames of the failed start
+    know the node.
+    """
+    import ray
+
+    with suppress(Exception):
+        ray.shutdown()
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        kill = getattr(frame.f_locals.get("self"), "kill_all_processes", None)
+        if callable(kill):
+            with suppress(Exception):
+                kill(check_alive=False)
+
+
+def _in_words(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

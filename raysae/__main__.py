@@ -3,12 +3,12 @@
 import sys
 from importlib import import_module
 
-from raysae.cli import REFUSED, run_command
+from raysae.console.command_line import REFUSED, run_command
 
 VERBS = {
-    "extract": "raysae.activations.extraction.command",
-    "sweep": "raysae.sweep.command",
-    "report": "raysae.report.command",
+    "extract": "raysae.extraction.extract_command",
+    "sweep": "raysae.pipeline.sweep_command",
+    "report": "raysae.report.report_command",
     "store": "raysae.activations.store_command",
     "export": "raysae.export",
 }

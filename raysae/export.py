@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from raysae.cli import DONE, run_command
+from raysae.console.command_line import DONE, run_command
 
 
 def main(arguments: list[str]) -> int:

@@ -2,8 +2,8 @@
 
 import sys
 
-from raysae.activations.extraction.command import main
-from raysae.cli import run_command
+from raysae.console.command_line import run_command
+from raysae.extraction.extract_command import main
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

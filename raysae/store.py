@@ -3,7 +3,7 @@
 import sys
 
 from raysae.activations.store_command import main
-from raysae.cli import run_command
+from raysae.console.command_line import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

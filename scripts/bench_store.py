@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysae.cluster.session import quiet_environment
+from raysae.console.quiet import quiet_environment
 
 quiet_environment()
 
@@ -31,9 +31,9 @@ import torch  # noqa: E402
 
 import raysae  # noqa: E402
 from raysae.activations import Site, Store  # noqa: E402
-from raysae.activations.shared import SharedSite, share_site  # noqa: E402
 from raysae.activations.streaming import StreamedRows  # noqa: E402
 from raysae.activations.writer import write_store  # noqa: E402
+from raysae.cluster.sharing import SharedSite, share_site  # noqa: E402
 from raysae.training.rows import IndexedRows  # noqa: E402
 
 BATCH = 1024

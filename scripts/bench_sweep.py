@@ -26,7 +26,7 @@ from machine import machine
 import raysae
 from raysae.activations import Site
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
-from raysae.cluster.session import QUIET_ENVIRONMENT
+from raysae.console.quiet import QUIET_ENVIRONMENT
 from raysae.records.tables import read_table
 from raysae.sae import build_sae, sae_config
 from raysae.training import TrainingConfig

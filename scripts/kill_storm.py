@@ -27,11 +27,11 @@ from typing import Any
 
 import yaml
 
-from raysae.activations.extraction.plan import WORK_FOLDER
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
-from raysae.files import read_json
+from raysae.extraction.plan import WORK_FOLDER
 from raysae.records.commit import VOLATILE_COLUMNS
 from raysae.records.tables import read_table
+from raysae.storage.files import read_json
 
 TRIAL = re.compile(r"ray::\w*Trainable")
 POOL_WORKER = re.compile(r"ray::PoolWorker")

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from raysae.cluster.session import quiet_environment
+from raysae.console.quiet import quiet_environment
 
 quiet_environment()
 
@@ -32,7 +32,7 @@ import ray  # noqa: E402
 
 import raysae  # noqa: E402
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store  # noqa: E402
-from raysae.board import console  # noqa: E402
+from raysae.console.board import console  # noqa: E402
 
 ATOMS, P, ROWS = 128, 0.03, 120_000
 ACTIVE, NEAREST_K = ATOMS * P, 4

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from raysae.cluster.session import quiet_environment
+from raysae.console.quiet import quiet_environment
 
 quiet_environment()
 # small matrices on shared cores: threads that wait for one another made the tests 20 times slower

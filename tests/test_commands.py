@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from raysae.cli import REFUSED, run_command
+from raysae.console.command_line import REFUSED, run_command
+from raysae.pipeline.sweep_command import main
 from raysae.pocket import POCKET_FOLDER
-from raysae.sweep.command import main
 
 
 def refused(capsys, *arguments):

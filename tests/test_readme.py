@@ -71,8 +71,8 @@ def test_store_commands(connected_ray, tmp_path, monkeypatch, capsys):
     """The tour of the store in its order, placeholders filled in, in an empty folder."""
     import numpy as np
 
-    from raysae.activations.extraction.command import main as extract
     from raysae.activations.store_command import main as store
+    from raysae.extraction.extract_command import main as extract
 
     (arguments,) = EXTRACTS
     config = Path(arguments[0]).absolute()
@@ -86,7 +86,7 @@ def test_store_commands(connected_ray, tmp_path, monkeypatch, capsys):
     for words in STORES:
         assert store([*words, *(["--rows", "500"] if words[0] == "synthetic" else [])]) == 0
         assert capsys.readouterr().out
-    from raysae.sweep.command import main as sweep
+    from raysae.pipeline.sweep_command import main as sweep
 
     (last,) = [words for words in SWEEPS if "source=null" in words]
     quick = ["sweep.trials=2", "training.epochs=1", "records.mlflow=false", "atlas.enabled=false"]
@@ -96,7 +96,7 @@ def test_store_commands(connected_ray, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("arguments", [w for w in SWEEPS if "source=null" not in w], ids=" ".join)
 def test_sweep_commands(arguments, connected_ray, small_run, tmp_path, capsys):
     """Each as written, its placeholders filled in and its sizes cut down."""
-    from raysae.sweep.command import main
+    from raysae.pipeline.sweep_command import main
 
     if "--help" in arguments:
         with pytest.raises(SystemExit) as leaving:
@@ -139,7 +139,7 @@ def test_export_command(small_run, tmp_path, monkeypatch, capsys):
 
 
 def test_report_command(small_run, capsys):
-    from raysae.report.command import main
+    from raysae.report.report_command import main
 
     page = small_run.folder / "report" / "index.html"
     page.unlink()

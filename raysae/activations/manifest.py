@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raysae.activations.schema import Dtype
 from raysae.errors import UserError
-from raysae.files import read_json, write_json
 from raysae.sites import POOL_NAME, Site
+from raysae.storage.files import read_json, write_json
 
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"

@@ -33,9 +33,9 @@ from raysae.activations.schema import (
 )
 from raysae.activations.splits import SPLITS
 from raysae.errors import UserError
-from raysae.files import sha256_of
-from raysae.remote import fetched, is_uri
 from raysae.sites import Position, Site
+from raysae.storage.files import sha256_of
+from raysae.storage.remote import fetched, is_uri
 
 if TYPE_CHECKING:  # a worker that only hands shards on need not import torch
     from torch import Tensor

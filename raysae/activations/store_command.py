@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raysae.activations.importing import command as import_command
-from raysae.board import console, seconds
-from raysae.cli import DONE, PARTLY
+from raysae.activations.importing import import_command
+from raysae.console.board import console, seconds
+from raysae.console.command_line import DONE, PARTLY
 
 if TYPE_CHECKING:
     from rich.table import Table

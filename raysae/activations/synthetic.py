@@ -18,8 +18,8 @@ from raysae.activations.manifest import Manifest
 from raysae.activations.schema import Dtype
 from raysae.activations.writer import write_store
 from raysae.errors import UserError
-from raysae.files import replacing
 from raysae.sites import ALL, Site
+from raysae.storage.files import replacing
 
 TRUTH_FILE = "truth.safetensors"
 PART_ROWS = 65_536

@@ -34,8 +34,8 @@ from raysae.activations.schema import SEQUENCES_SCHEMA, shard_schema, to_torch
 from raysae.activations.show import Texts
 from raysae.activations.splits import SPLITS, split_of
 from raysae.activations.writer import STATISTICS_ROWS, WrittenShard, row_sums, site_entry
-from raysae.files import sha256_of
 from raysae.sites import ALL, Position
+from raysae.storage.files import sha256_of
 
 RELATIVE, ABSOLUTE = 1e-9, 1e-12
 """How far a statistic may be off: relative to itself, or to the rows' root mean square norm."""

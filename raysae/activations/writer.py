@@ -36,8 +36,8 @@ from raysae.activations.schema import (
 )
 from raysae.activations.splits import SPLITS, split_of
 from raysae.errors import UserError
-from raysae.files import replacing, sha256_of
 from raysae.sites import Site
+from raysae.storage.files import replacing, sha256_of
 
 ROW_GROUP_BYTES = 32 * 2**20
 SHARD_BYTES = 256 * 2**20

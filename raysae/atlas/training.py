@@ -5,10 +5,10 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from raysae.activations import Site, Store
-from raysae.activations.reading import memory_each
 from raysae.atlas.worker import AtlasWork, AtlasWorker, Record, Sites, SiteSettings
 from raysae.cluster.placement import Placement
 from raysae.cluster.pool import Outcome, Work, map_committed
+from raysae.cluster.reading import memory_each
 from raysae.records.commit import figures_of, state_of
 from raysae.records.events import Committed, Event, Events, Failed, Progressed
 from raysae.records.folder import RunFolder

@@ -11,11 +11,11 @@ from raysae.activations import Site, open_store
 from raysae.activations.streaming import rows_within
 from raysae.cluster.worker import prepare_worker
 from raysae.errors import UserError
-from raysae.files import remove_folder
 from raysae.records.commit import commit, provenance
 from raysae.records.products import trained
 from raysae.records.run_files import RunFiles
 from raysae.sae import SAEConfig
+from raysae.storage.files import remove_folder
 from raysae.training import TrainingConfig
 from raysae.training.ensemble import Ensemble, Member
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raysae.errors import UserError
-from raysae.files import write_text
-from raysae.remote import bind, is_copy
+from raysae.storage.files import write_text
+from raysae.storage.remote import bind, is_copy
 
 LOOK_SECONDS = 120
 

@@ -8,11 +8,11 @@ from types import MappingProxyType
 from typing import Any
 
 from raysae.activations import Site, Store
-from raysae.files import read_json
 from raysae.metrics import registered, volatile
 from raysae.records.run_files import MEMBERS, RunFiles
 from raysae.sae import save_sae
 from raysae.sae.checkpoint import METRICS_FILE
+from raysae.storage.files import read_json
 from raysae.training import Trainer
 
 VOLATILE_COLUMNS = volatile()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from raysae.board import Board, emit
+from raysae.console.board import Board, emit
 from raysae.metrics import CONSOLE, LOG, PROGRESS, figures, partly
 from raysae.records.events import Began, Committed, Ended, Event, Failed, Item, Progressed, Stopped
 

@@ -4,13 +4,13 @@ from typing import Any
 
 from raysae.config import Recipe, parse_recipe
 from raysae.errors import UserError
-from raysae.files import read_json
 from raysae.identity import Made
 from raysae.records import products
 from raysae.records.products import EarlierVersion
 from raysae.records.run_files import RunFiles
 from raysae.records.tables import read_table
 from raysae.sites import Site
+from raysae.storage.files import read_json
 
 DONE_STAGES = ("sweep", "select", "atlas", "report")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from raysae.board import console
+from raysae.console.board import console
 from raysae.identity import Made, identifier
 from raysae.sites import Site
 

@@ -12,7 +12,6 @@ from typing import Any
 import raysae
 from raysae.config import Recipe, parse_recipe
 from raysae.errors import UserError
-from raysae.files import locked, read_json, write_json, write_text
 from raysae.identity import Made, differences, lines, union
 from raysae.records.earlier import earlier_version, upgrade
 from raysae.records.events import Item
@@ -24,8 +23,9 @@ from raysae.records.products import (
     shared_settings,
 )
 from raysae.records.run_files import RunFiles
-from raysae.remote import HOME_FILE, claimed
 from raysae.sites import Position, Site
+from raysae.storage.files import locked, read_json, write_json, write_text
+from raysae.storage.remote import HOME_FILE, claimed
 
 STAGES = ("extract", "sweep", "select", "atlas", "report")
 RESULTS = ("trials", "trials.parquet", "selection.json", "sweet_spot", "atlas", "report")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from raysae.config import Recipe
-from raysae.files import sha256_of
+from raysae.config.search import SelectConfig, SweepConfig
+from raysae.config.source import SourceConfig
 from raysae.identity import Made, Same, differences, flat, identifier
 from raysae.sae.config import CONFIGS, SAEConfig
-from raysae.search import SelectConfig, SweepConfig
 from raysae.sites import Site
-from raysae.source import SourceConfig
+from raysae.storage.files import sha256_of
 from raysae.training.config import TrainingConfig
 
 GENERATIONS = {"trial": 1, "site": 1, "sweep": 1, "selection": 1, "report": 1}

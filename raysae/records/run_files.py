@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from raysae.config import Recipe
-from raysae.files import read_json, remove_folder, replacing_folder, write_json, write_text
 from raysae.identity import Made, identifier
 from raysae.records.products import Identities
 from raysae.records.tables import write_table
-from raysae.remote import (
+from raysae.sae.checkpoint import METRICS_FILE
+from raysae.sites import Site
+from raysae.storage.files import read_json, remove_folder, replacing_folder, write_json, write_text
+from raysae.storage.remote import (
     KEPT,
     bind,
     discard,
@@ -26,8 +28,6 @@ from raysae.remote import (
     push,
     push_packed,
 )
-from raysae.sae.checkpoint import METRICS_FILE
-from raysae.sites import Site
 
 ASIDE = "aside"
 """The folder, beside trials or sites, of those that are not wanted at present."""

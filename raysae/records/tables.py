@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysae.files import replacing
 from raysae.records.rows import SiteRow, TrialRow
+from raysae.storage.files import replacing
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:

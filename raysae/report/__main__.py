@@ -1,9 +1,9 @@
-"""A thin shim; see ``raysae.report.command``."""
+"""A thin shim; see ``raysae.report.report_command``."""
 
 import sys
 
-from raysae.cli import run_command
-from raysae.report.command import main
+from raysae.console.command_line import run_command
+from raysae.report.report_command import main
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

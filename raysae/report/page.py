@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raysae.activations import Store
-from raysae.board import seconds
-from raysae.files import read_json
+from raysae.console.board import seconds
 from raysae.metrics import PAGE, labels
 from raysae.records.folder import RunFolder
 from raysae.records.rows import SPARSITY_LABELS, Row, SiteRow, TrialRow
 from raysae.records.tables import read_sites, read_trials
 from raysae.records.tracking import tracking_uri
 from raysae.sae.checkpoint import METRICS_FILE
+from raysae.storage.files import read_json
 
 SomeRow = TypeVar("SomeRow", bound=Row)
 SUMMARISED = ("explained_variance", "l0", "dead_fraction")

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from raysae.errors import UserError
-from raysae.files import read_json, refuse_other_content, replacing_folder, write_json
 from raysae.sae.base import SAE
 from raysae.sae.config import sae_config
 from raysae.sae.jumprelu import JumpReLUSAE
 from raysae.sae.variants import build_sae
+from raysae.storage.files import read_json, refuse_other_content, replacing_folder, write_json
 
 SCHEMA_VERSION = 2
 """Version 1 held TopK alone; its files are read, too."""

@@ -9,14 +9,14 @@ class _CallableModule(ModuleType):
     """Lets the package that ``python -m raysae.sweep`` runs serve as the function of that name."""
 
     def __call__(self, recipe: Any = None, **options: Any) -> Any:
-        from raysae.cluster.session import quiet_environment
+        from raysae.console.quiet import quiet_environment
 
         quiet_environment()  # before Ray is imported
-        from raysae.sweep.run import as_recipe, run_sweep
+        from raysae.pipeline.run import as_recipe, run_sweep
 
         recipe = as_recipe(recipe)
         if recipe.models:
-            from raysae.sweep.models import run_models
+            from raysae.pipeline.several_models import run_models
 
             return run_models(recipe, **options)
         return run_sweep(recipe, **options)

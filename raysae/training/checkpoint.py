@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from raysae.errors import UserError
-from raysae.files import read_json, refuse_other_content, replacing_folder, write_json
 from raysae.sae.checkpoint import load_tensors, read_tensors, write_tensors
+from raysae.storage.files import read_json, refuse_other_content, replacing_folder, write_json
 from raysae.training.rows import StreamPosition
 from raysae.training.trainer import Trainer
 

@@ -13,15 +13,15 @@ import torch
 
 import raysae
 from raysae.activations import Site, store_command
-from raysae.activations.extraction import command as extract_command
 from raysae.activations.schema import D_IN_KEY, DTYPE_KEY
 from raysae.activations.splits import split_of
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.activations.verify import verify
-from raysae.cli import DONE, PARTLY, REFUSED, run_command
-from raysae.files import sha256_of
+from raysae.console.command_line import DONE, PARTLY, REFUSED, run_command
+from raysae.extraction import extract_command
+from raysae.pipeline import sweep_command
 from raysae.pocket import POCKET_FOLDER
-from raysae.sweep import command as sweep_command
+from raysae.storage.files import sha256_of
 
 SHARD = "layer=00/position=all/part-00000.parquet"
 OTHER_SITE = "layer=01/position=all/part-00000.parquet"

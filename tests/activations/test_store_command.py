@@ -15,7 +15,7 @@ from raysae.activations.show import (
     sites_table,
 )
 from raysae.activations.store_command import main
-from raysae.cli import DONE, PARTLY, REFUSED, run_command
+from raysae.console.command_line import DONE, PARTLY, REFUSED, run_command
 from raysae.sites import Site
 from tests.activations.test_verify import FIRST, TEXTS, edit, write_text_store
 

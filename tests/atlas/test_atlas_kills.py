@@ -11,10 +11,10 @@ from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_sto
 from raysae.atlas.training import AtlasJob, train_atlas
 from raysae.atlas.worker import SiteSettings
 from raysae.cluster.placement import Placement
-from raysae.files import read_json
 from raysae.records.commit import VOLATILE_COLUMNS
 from raysae.records.events import Events
 from raysae.records.folder import open_run
+from raysae.storage.files import read_json
 from tests.processes import kill, processes_below
 
 SITES = 4

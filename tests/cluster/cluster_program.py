@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from raysae.cluster.session import quiet_environment
+from raysae.console.quiet import quiet_environment
 
 quiet_environment()
 

@@ -11,8 +11,9 @@ from importlib import import_module
 from pathlib import Path
 
 from raysae.cluster import ray_internals
-from raysae.cluster.session import quiet_environment, ray_session
+from raysae.cluster.session import ray_session
 from raysae.config import ResourcesConfig
+from raysae.console.quiet import quiet_environment
 
 quiet_environment()
 

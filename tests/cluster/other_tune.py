@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from raysae.cluster.ray_internals import run_tune
-from raysae.cluster.session import quiet_environment, ray_session
+from raysae.cluster.session import ray_session
 from raysae.config import ResourcesConfig
+from raysae.console.quiet import quiet_environment
 from tests.cluster.other_ray import rewrite
 
 quiet_environment()

@@ -11,7 +11,7 @@ from ray._private.runtime_env.packaging import create_package
 
 import raysae
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
-from raysae.sweep.preflight import preflight
+from raysae.pipeline.preflight import preflight
 
 ROOT = Path(__file__).parents[2]
 

@@ -25,7 +25,8 @@ MONITORS = {"dashboard", "monitor", "log_monitor"}
 
 STARTED = """
 import sys
-from raysae.cluster.session import quiet_environment, ray_session
+from raysae.cluster.session import ray_session
+from raysae.console.quiet import quiet_environment
 quiet_environment()
 from raysae.config import ResourcesConfig
 import time
@@ -169,5 +170,5 @@ def test_what_was_replaced_is_put_back():
     ("cpus", "ready"), [(2, True), (MAX_PRELOADED, True), (MAX_PRELOADED + 1, False)]
 )
 def test_a_large_machine_keeps_no_workers_ready(cpus, ready):
-    settings = preloading(ResourcesConfig(cpus=cpus), "raysae.sweep.trainable")
+    settings = preloading(ResourcesConfig(cpus=cpus), "raysae.sweep.trials.trainable")
     assert bool(settings) == ready

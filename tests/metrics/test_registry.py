@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import raysae
-from raysae.board import set_log
+from raysae.console.board import set_log
 from raysae.metrics import (
     CANDIDATES,
     CONSOLE,
@@ -24,8 +24,8 @@ from raysae.metrics import (
 )
 from raysae.metrics.definitions import markdown, seconds
 from raysae.metrics.registry import unregister
+from raysae.pipeline.sweep_command import main
 from raysae.records.tables import read_table
-from raysae.sweep.command import main
 
 README = Path(__file__).parents[2] / "README.md"
 

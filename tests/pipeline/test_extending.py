@@ -9,9 +9,9 @@ import pytest
 
 import raysae
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
-from raysae.files import read_json, write_json
+from raysae.pipeline import run as main_job
 from raysae.records.commit import VOLATILE_COLUMNS
-from raysae.sweep import run as main_job
+from raysae.storage.files import read_json, write_json
 
 EARLIER = Path(__file__).parent / "run_of_version_0_1_0"
 WORLD = SuperpositionWorld(d_in=16, atoms=24, p=0.08)

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from raysae import board
+from raysae.console import board
 from raysae.records.console import ConsoleListener
 from raysae.records.events import (
     Began,

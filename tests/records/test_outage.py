@@ -15,9 +15,9 @@ from mlflow import MlflowClient
 
 import raysae
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
-from raysae.files import read_json, write_json
 from raysae.records import tracking
-from raysae.sweep.searcher import OrderedSearcher
+from raysae.storage.files import read_json, write_json
+from raysae.sweep.search.searcher import OrderedSearcher
 
 
 def start_server(folder, port):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from raysae.cli import REFUSED, run_command
+from raysae.console.command_line import REFUSED, run_command
 from raysae.errors import UserError
 from raysae.export import main as export_command
 from raysae.sae import export_sae, load_sae, save_sae

@@ -15,12 +15,12 @@ from ray.tune.execution import class_cache
 
 import raysae
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
-from raysae.board import set_log
-from raysae.files import read_json, write_json
+from raysae.console.board import set_log
+from raysae.pipeline.sweep_command import main
 from raysae.records.commit import VOLATILE_COLUMNS
 from raysae.records.tables import read_table
-from raysae.sweep import tuning
-from raysae.sweep.command import main
+from raysae.storage.files import read_json, write_json
+from raysae.sweep.trials import tuning
 from raysae.training.rows import Rows
 
 WORLD = SuperpositionWorld(d_in=16, atoms=24, p=0.08)
@@ -281,7 +281,7 @@ def test_a_changed_config_is_refused_unless_forced(finished, tmp_path):
 
 
 def test_a_dry_run_says_what_the_run_would_do_and_writes_nothing(store, tmp_path, capsys):
-    from raysae.sweep.dry_run import dry_run
+    from raysae.pipeline.dry_run import dry_run
 
     recipe = raysae.Recipe.model_validate(
         {**BASE, "name": "dry", "store": str(store), "runs_dir": str(tmp_path / "runs")}

@@ -12,7 +12,7 @@ from raysae.sites import Site
 
 SCRIPT = """
 import json, sys, threading, time
-from raysae.cluster.session import quiet_environment
+from raysae.console.quiet import quiet_environment
 quiet_environment()
 import ray
 ray.init("local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)

@@ -21,8 +21,8 @@ from raysae.activations.importing.names import find_activation, find_role
 from raysae.activations.importing.request import Request
 from raysae.activations.importing.source import Source, as_sequences, make_column
 from raysae.errors import UserError
-from raysae.files import read_json
 from raysae.sites import ALL
+from raysae.storage.files import read_json
 
 STATE_FILE, INFO_FILE, SPLITS_FILE = "state.json", "dataset_info.json", "dataset_dict.json"
 HOOK = re.compile(r"blocks\.(\d+)\.(?:hook_(resid_pre|resid_post|attn_out|mlp_out)$)?")

@@ -7,8 +7,8 @@ from typing import Any
 
 from raysae.activations.manifest import MANIFEST_FILE, Manifest, read_manifest
 from raysae.errors import UserError
-from raysae.files import locked, read_json, remove_folder, remove_temporary, write_json
 from raysae.sites import Site
+from raysae.storage.files import locked, read_json, remove_folder, remove_temporary, write_json
 
 WORK_FOLDER = ".import"
 """Stands in a store's folder from before the first shard until after the manifest."""

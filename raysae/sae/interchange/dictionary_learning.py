@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from raysae.errors import UserError
-from raysae.files import write_json
 from raysae.sae.base import SAE
 from raysae.sae.checkpoint import made_sae, require, whole_numbers
 from raysae.sae.config import CONFIGS
@@ -29,6 +28,7 @@ from raysae.sae.interchange.settings import (
     read_settings,
     transposed,
 )
+from raysae.storage.files import write_json
 
 WEIGHTS_FILE, SETTINGS_FILE = "ae.pt", "config.json"
 Tensors = dict[str, Tensor]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from raysae.errors import UserError
-from raysae.files import read_json, replacing_folder
 from raysae.sae.base import SAE
 from raysae.sae.checkpoint import CONFIG_FILE, read_sae
 from raysae.sae.interchange import dictionary_learning, saelens, sparsify
+from raysae.storage.files import read_json, replacing_folder
 
 OWN = "raysae"
 

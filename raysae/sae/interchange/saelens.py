@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from raysae.errors import UserError
-from raysae.files import write_json
 from raysae.sae.base import SAE
 from raysae.sae.checkpoint import (
     CONFIG_FILE,
@@ -32,6 +31,7 @@ from raysae.sae.interchange.settings import (
     read_settings,
     yes_or_no,
 )
+from raysae.storage.files import write_json
 
 WEIGHTS_FILE = "sae_weights.safetensors"
 ARCHITECTURES = {

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from raysae.errors import UserError
-from raysae.files import read_json
 from raysae.sae.base import SAE
+from raysae.storage.files import read_json
 
 
 def read_settings(path: Path) -> dict[str, Any]:

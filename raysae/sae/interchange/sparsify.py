@@ -6,7 +6,6 @@ It knows TopK alone: other variants are refused.
 from pathlib import Path
 
 from raysae.errors import UserError
-from raysae.files import write_json
 from raysae.sae.base import SAE
 from raysae.sae.checkpoint import (
     CONFIG_FILE,
@@ -19,6 +18,7 @@ from raysae.sae.checkpoint import (
 )
 from raysae.sae.interchange.settings import read_settings, transposed
 from raysae.sae.topk import TopKSAE
+from raysae.storage.files import write_json
 
 
 def write(sae: SAE, folder: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from raysae.errors import UserError
-from raysae.files import remove_folder
+from raysae.storage.files import remove_folder
 from raysae.training.checkpoint import has_training, load_training, save_training
 from raysae.training.ensemble.members import Member
 from raysae.training.trainer import Trainer

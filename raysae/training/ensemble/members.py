@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from raysae.files import remove_folder
 from raysae.sae import SAEConfig
+from raysae.storage.files import remove_folder
 from raysae.training.config import TrainingConfig
 from raysae.training.ensemble.stopping import Budget
 from raysae.training.rows import IndexedRows, RowSource

@@ -1,0 +1,152 @@
+"""``python -m raysae.store import FILE --out STORE``: foreign activations into a store."""
+
+import argparse
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raysae.console.board import console, seconds
+from raysae.console.command_line import DONE
+
+if TYPE_CHECKING:
+    from raysae.activations.importing.options import ImportOptions
+    from raysae.activations.importing.run import Imported, ImportPlan
+
+LINE_SECONDS = 5.0
+DESCRIPTION = """\
+Bring activations that another tool wrote into a store, or add their sites to an imported store.
+FILE is a .pt, .npy, .safetensors or Parquet file, a raw memory map (.bin .dat .mmap .raw), a folder of
+Parquet files, or a folder of SAELens' cached activations. Rows are [rows, d_in] or
+[sequences, tokens, d_in]. Pickled code is never run.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.description = DESCRIPTION
+    parser.add_argument("file", type=Path, metavar="FILE", help="what to import")
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="STORE", help="the store's folder")
+    add("--layer", type=int, metavar="L", help="the layer, where the file does not say it")
+    add("--position", metavar="P", help="a token's number (-1 is the last), all, or a pool's name")
+    add("--key", action="append", default=[], dest="keys", metavar="ROLE=NAME",
+        help="the tensor or column that is the activation, sequence, layer, position, token_index "
+        "or token_id; NAME none leaves it out; may be repeated")  # fmt: skip
+    add("--sequences", type=Path, metavar="FILE.npy", help="sequence ids, one a row or a sequence")
+    add("--d-in", type=int, metavar="N", help="raw files: values a row")
+    add("--raw-dtype", metavar="DTYPE", help="raw files: float16, bfloat16 or float32")
+    add(
+        "--dtype",
+        metavar="DTYPE",
+        help="the store's: float16, bfloat16, float32; as the file has it",
+    )
+    add("--validation", type=float, default=0.1, metavar="SHARE", help="of the sequences (0.1)")
+    add("--test", type=float, default=0.1, metavar="SHARE", help="of the sequences (0.1)")
+    add("--seed", type=int, default=0, help="decides the order of the rows (0)")
+    add("--non-finite", default="refuse", metavar="refuse|drop", help="rows with NaN or infinity")
+    add("--shard-rows", type=int, metavar="N", help="rows a shard, at most; as many as fit 256 MiB")
+    add("--model", metavar="ID", help="the transformer, for the manifest")
+    add("--dataset", metavar="ID", help="the texts, for the manifest")
+    add("--hookpoint", metavar="NAME", help="for the manifest; unknown, unless the file says it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the import; its exit code. Raises UserError on unusable input."""
+    from raysae.activations.importing.run import plan_import, run_import
+
+    started, meter = time.monotonic(), Meter()
+    plan = plan_import(args.file, args.out, options_of(args), meter)
+    _say(found(plan))
+    _tell(run_import(plan, meter), time.monotonic() - started)
+    return DONE
+
+
+def options_of(args: argparse.Namespace) -> "ImportOptions":
+    from raysae.activations.importing.options import ImportOptions
+
+    values = {field.name: getattr(args, field.name) for field in fields(ImportOptions)}
+    return ImportOptions(**{**values, "keys": _keys(args.keys)})
+
+
+def found(plan: "ImportPlan") -> str:
+    """What is in the file, in words."""
+    from raysae.activations.importing.source import dtype_name
+
+    source = plan.source
+    columns = [f"{role} from {column.name}" for role, column in (source.columns or {}).items()]
+    named = [f"activations from {source.activation}"] if source.activation else []
+    lines = [
+        f"Found: {source.path} ({source.format}), {source.rows:,} rows, d_in {source.d_in}, "
+        f"{dtype_name(source.dtype)}, shape {list(source.shape)}",
+        *([f"  {', '.join([*named, *columns])}"] if named or columns else []),
+        f"  {_sites(plan)}: {plan.rows:,} rows, {plan.bytes / 1e9:.3f} GB as {plan.dtype}",
+    ]
+    return "\n".join(lines)
+
+
+class Meter:
+    """Prints now and then how far a long import is."""
+
+    def __init__(self) -> None:
+        self._stage, self._started, self._told = "", 0.0, 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._started, self._told = stage, now, now
+        if now - self._told < LINE_SECONDS:
+            return
+        self._told = now
+        passed = max(now - self._started, 1e-9)
+        left = passed * (total - done) / max(done, 1)
+        _say(
+            f"  {stage}: {done:,} of {total:,} rows, {done / passed:,.0f} rows/s, "
+            f"ETA {seconds(left)}"
+        )
+
+
+def _keys(pairs: list[str]) -> dict[str, str]:
+    from raysae.errors import UserError
+
+    keys: dict[str, str] = {}
+    for pair in pairs:
+        role, equals, name = pair.partition("=")
+        if not equals or not name:
+            raise UserError(f"--key {pair}: expected ROLE=NAME, such as activation=acts")
+        if role in keys:
+            raise UserError(f"--key {role}=...: given twice ({keys[role]} and {name})")
+        keys[role] = name
+    return keys
+
+
+def _sites(plan: "ImportPlan") -> str:
+    if len(plan.sites) == 1:
+        return str(plan.sites[0])
+    layers = len({site.layer for site in plan.sites})
+    positions = len({site.position for site in plan.sites})
+    return f"{len(plan.sites)} sites ({layers} layers, {positions} positions)"
+
+
+def _tell(done: "Imported", passed: float) -> None:
+    for note in done.notes:
+        _say(f"  note: {note}")
+    size = done.bytes / 1e9
+    _say(
+        f"Store: {done.store}\n"
+        f"  {_count(len(done.entries), 'site')} added, {_count(done.rows, 'row')} of {done.d_in} "
+        f"{done.dtype}, {_count(done.dropped, 'row')} dropped\n"
+        f"  {size:.3f} GB in {seconds(passed)}, {size / max(passed, 1e-9):.2f} GB/s\n"
+        f"  look:   python -m raysae.store show {done.store}\n"
+        f"  check:  python -m raysae.store verify {done.store}\n"
+        f"  sweep:  python -m raysae.sweep source=null store={done.store} name=NAME"
+    )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _say(text: str) -> None:
+    """Print text as it is: brackets in a path are no markup."""
+    console.print(text, markup=False)

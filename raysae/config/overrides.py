@@ -1,0 +1,53 @@
+"""Dotted keys: how ``key=value`` is read, and how values replace those of a recipe."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from raysae.config.search import SweepConfig
+from raysae.errors import UserError
+
+TEMPLATE_KEY = "source.text"
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"{override!r}: expected key=value, such as sweep.trials=16")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = None
+        if key != TEMPLATE_KEY:
+            raise UserError(f"{override!r}: {value!r} is not a valid YAML value") from None
+    # "Question: {question}" is a template to whoever types it, and no text to YAML
+    return key, value if key == TEMPLATE_KEY and not isinstance(parsed, str) else parsed
+
+
+def overridden(data: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """``data`` with dotted keys replaced; keys of ``sweep.space`` keep their own dots."""
+    result = dict(data)
+    for key, value in overrides.items():
+        head, _, rest = key.partition(".")
+        if not rest:
+            result[head] = value
+        elif key.startswith("sweep.space.") and head == "sweep":
+            sweep = dict(result.get("sweep") or {})
+            default = {k: v.model_dump() for k, v in SweepConfig().space.items()}
+            sweep["space"] = {**(sweep.get("space") or default), key[len("sweep.space.") :]: value}
+            result["sweep"] = sweep
+        else:
+            inner = result.get(head)
+            result[head] = overridden(inner if isinstance(inner, dict) else {}, {rest: value})
+    return result
+
+
+def merged(data: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    """``data`` with the keys of ``more`` replaced, section by section; a search space as a whole."""
+    result = dict(data or {})
+    for key, value in more.items():
+        inner = result.get(key)
+        whole = key == "space" or not isinstance(value, Mapping) or not isinstance(inner, Mapping)
+        result[key] = value if whole else merged(inner, value)
+    return result

@@ -1,0 +1,251 @@
+"""The recipe: one typed, frozen description of a run. Its defaults are the quickstart.
+
+YAML in, dotted ``key=value`` overrides on top, a resolved copy out. Unknown keys are refused with
+the nearest known one, and the field docstrings are the command's help.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+import yaml
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from raysae.config.keys import Row, describe
+from raysae.config.mistakes import explain, field_names, refuse_unknown
+from raysae.config.overrides import merged, overridden
+from raysae.config.resources import ResourcesConfig
+from raysae.config.search import Choices, SelectConfig, SweepConfig
+from raysae.config.section import PositionKey, Section
+from raysae.config.source import SourceConfig
+from raysae.errors import UserError
+from raysae.sae.config import CONFIGS, DEFAULT_VARIANT, SAEConfig, TopKConfig
+from raysae.sites import Position, Site
+from raysae.storage.remote import is_uri, join, local_copy
+from raysae.training.config import TrainingConfig
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+
+
+def _variant_of(value: Any) -> str:
+    named = value.get("variant", DEFAULT_VARIANT) if isinstance(value, dict) else value
+    return named.variant if isinstance(named, SAEConfig) else str(named)
+
+
+if TYPE_CHECKING:
+    AnySAEConfig = SAEConfig
+else:
+    AnySAEConfig = Annotated[
+        Union[tuple(Annotated[config, Tag(name)] for name, config in CONFIGS.items())],  # noqa: UP007
+        Discriminator(
+            _variant_of,
+            custom_error_type="unknown_variant",
+            custom_error_message=f"variant is unknown; known are {', '.join(CONFIGS)}",
+        ),
+    ]
+
+
+class AtlasConfig(Section):
+    """Where the sweet spot is trained."""
+
+    enabled: bool = True
+    """Whether to train the atlas."""
+    layers: tuple[int, ...] | None = None
+    """Layers of the store; null takes every one."""
+    positions: tuple[PositionKey, ...] | None = None
+    """Positions of the store; null takes every one."""
+
+
+class RecordsConfig(Section):
+    """MLflow."""
+
+    mlflow: bool = True
+    """Whether to record the run in MLflow."""
+    tracking_uri: str | None = None
+    """Where; null takes MLFLOW_TRACKING_URI, or a SQLite file in ``runs_dir``."""
+    experiment: str = "raysae"
+    """The MLflow experiment."""
+
+
+QUICKSTART_TRAINING = TrainingConfig(epochs=12, batch_size=256, lr=3e-3)
+
+
+class Recipe(Section):
+    """Everything that a run is made from."""
+
+    name: Annotated[str, Field(pattern=f"^{NAME}$", max_length=100)] = "quickstart"
+    """The run's name and folder; a config file without one lends its own."""
+    runs_dir: str = "runs"
+    """The folder of run folders, or a URI such as ``s3://BUCKET/runs``."""
+    store: str | None = None
+    """The activation store's folder, or the URI of one that is there; null takes ``stores/NAME``."""
+    seed: int = 0
+    """The seed of everything random."""
+    source: SourceConfig | None = SourceConfig()
+    """What to extract the store from; null when the store is there already."""
+    models: dict[str, dict[str, Any]] = {}  # noqa: RUF012  (pydantic copies it)
+    """Several models in one recipe: for each name the keys of the recipe that are its own, such as
+    ``{source: {model: gpt2}, sweep: {layer: 8}}``; a run for each, in a folder of this one."""
+    sae: AnySAEConfig = TopKConfig()
+    """The SAE, with the keys of its variant; the search replaces the keys in ``sweep.space``."""
+    training: TrainingConfig = QUICKSTART_TRAINING
+    """How every SAE is trained."""
+    sweep: SweepConfig = SweepConfig()
+    """The search."""
+    select: SelectConfig = SelectConfig()
+    """The choice."""
+    atlas: AtlasConfig = AtlasConfig()
+    """The sweet spot at every site."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """The machine."""
+    records: RecordsConfig = RecordsConfig()
+    """The records."""
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _on_top_of_the_quickstart(cls, value: Any) -> Any:
+        return {**asdict(QUICKSTART_TRAINING), **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _store_or_source(self) -> "Recipe":
+        if self.source is None and self.store is None:
+            raise ValueError("neither source nor store is given; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _gangs(self) -> "Recipe":
+        gang, sweep = self.resources.gang, self.sweep
+        if gang > 1 and sweep.early_stopping is not None:
+            raise ValueError(
+                f"resources.gang is {gang}, but sweep.early_stopping ends trials one by one; give up "
+                "one of them"
+            )
+        follows = sweep.sampler in ("tpe", "nsga2") and sweep.reproducible
+        if follows and gang > sweep.proposal_lag:
+            raise ValueError(
+                f"resources.gang is {gang}, but sweep.proposal_lag is {sweep.proposal_lag}: trials that "
+                f"train together are proposed together; give sweep.proposal_lag={gang} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _models(self) -> "Recipe":
+        for name in self.models:
+            if not re.fullmatch(NAME, name):
+                raise ValueError(f"models: {name!r} is no name of a folder")
+            try:
+                self.of_model(name)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+    def of_model(self, name: str) -> "Recipe":
+        """The recipe of one of ``models``."""
+        own = self.models[name]
+        data = {
+            **self.dump(),
+            "models": {},
+            "name": name,
+            "runs_dir": self.run_uri or str(self.run_folder),
+        }
+        if "store" not in own:
+            data["store"] = None if self.store is None else join(self.store, name)
+            data["store"] = data["store"] or f"stores/{self.name}/{name}"
+        reserved = sorted({"models", "name", "runs_dir"} & own.keys())
+        if reserved:
+            raise UserError(f"models.{name}: {', '.join(reserved)} cannot be a model's own")
+        return parse_recipe(merged(data, own), f"models.{name}")
+
+    @property
+    def run_folder(self) -> Path:
+        """The run's folder; of a run that lives at a URI, this node's copy."""
+        return _folder(join(self.runs_dir, self.name))
+
+    @property
+    def store_folder(self) -> Path:
+        """The store's folder; of a store that lives at a URI, this node's copy."""
+        return _folder(self.store or f"stores/{self.name}")
+
+    @property
+    def run_uri(self) -> str | None:
+        """Where the run lives, when that is no folder here."""
+        return join(self.runs_dir, self.name) if is_uri(self.runs_dir) else None
+
+    @property
+    def run_place(self) -> str | Path:
+        """Where the run is to be found: its URI, or its folder."""
+        return self.run_uri or self.run_folder
+
+    @property
+    def store_uri(self) -> str | None:
+        """Where the store lives, when that is no folder here."""
+        return self.store if is_uri(self.store) else None
+
+    @property
+    def store_place(self) -> str | Path:
+        """What opens the store: its URI, or its folder."""
+        return self.store_uri or self.store_folder
+
+    @property
+    def variants_searched(self) -> tuple[str, ...]:
+        """The variants that the search may propose."""
+        values = self.sweep.space.get("sae.variant")
+        named = values.choices if isinstance(values, Choices) else (self.sae.variant,)
+        return tuple(str(name) for name in named)
+
+    def with_parameters(self, parameters: Mapping[str, Any]) -> tuple[SAEConfig, TrainingConfig]:
+        """The SAE and training configs with dotted ``sae.`` and ``training.`` keys replaced.
+
+        Raises UserError when a key is unknown or the values cannot be together (``k > d_sae``).
+        """
+        data, variant = self.dump(), parameters.get("sae.variant", self.sae.variant)
+        if variant in CONFIGS:
+            refuse_unknown(parameters, variant)
+            # another variant is tried with those of the recipe's settings that it has, too
+            kept = field_names(CONFIGS[variant])
+            data["sae"] = {key: value for key, value in data["sae"].items() if key in kept}
+        replaced = parse_recipe(overridden(data, parameters), "sweep")
+        return replaced.sae, replaced.training
+
+    def dump(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
+
+    def sites_of(self, layers: Sequence[int], positions: Sequence[Position]) -> list[Site]:
+        """The sites that the sweep runs at, given the store's layers and positions."""
+        if self.sweep.sites:
+            return [Site(site.layer, site.position) for site in self.sweep.sites]
+        layer = layers[(len(layers) - 1) // 2] if self.sweep.layer is None else self.sweep.layer
+        position = positions[-1] if self.sweep.position is None else self.sweep.position
+        return [Site(layer, position)]
+
+
+def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from plain data. Raises UserError, a line for each thing that is wrong."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        known = [row[0] for row in describe_fields()]
+        lines = [explain(dict(item), known) for item in error.errors(include_url=False)]
+        raise UserError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
+
+
+def describe_fields() -> list[Row]:
+    """Every key of a recipe with its default and its meaning, for ``--help``."""
+    return describe(Recipe, Recipe().dump())
+
+
+def _folder(name: str) -> Path:
+    """The folder that ``name`` is, or this node's copy of the one that lives at a URI."""
+    return local_copy(name) if is_uri(name) else Path(name).expanduser().absolute()

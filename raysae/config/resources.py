@@ -1,0 +1,48 @@
+"""The recipe's resources: what a trial gets, and which Ray it runs on."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from raysae.config.section import Positive, Section, Size
+
+
+class ResourcesConfig(Section):
+    """What a trial gets, and which Ray it runs on."""
+
+    cpus_per_trial: Annotated[float, Field(gt=0)] = 1
+    """CPU cores a trial (and a worker of the atlas and of extraction) reserves; its threads."""
+    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """GPUs or a fraction of one a trial reserves; ``auto``: a quarter where Ray has any, else none."""
+    reading: Literal["auto", "shared", "streaming"] = "auto"
+    """How trials come by their rows: one shared copy in memory, or streamed from disk; ``auto``
+    shares what fits. The results are the same to the bit."""
+    memory: Size | None = None
+    """Bytes that shared rows may take, such as ``8 GB``; null takes 80% of Ray's object store."""
+    max_concurrent: Positive | None = None
+    """Trials at once; null takes what fits."""
+    cpus: Positive | None = None
+    """CPU cores of the Ray started here; null takes the machine's."""
+    gang: Positive = 1
+    """Trials that are trained side by side in one worker, each batch read once for all of them, for
+    where reading costs more than training. Proposed together, so at most ``sweep.proposal_lag``."""
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 60
+    """How often a running trial or site is saved, so that it goes on from there when cut off."""
+    hang_seconds: Annotated[float, Field(gt=0)] | None = 1800
+    """A trial, site or shard that has made no step for so long is given up; null waits for ever."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """How often a trial, a site or a shard whose worker was lost is given to another worker."""
+    address: str | None = None
+    """A Ray cluster to join (``auto`` finds it); null takes RAY_ADDRESS, or starts Ray here."""
+    dashboard: bool = False
+    """Whether the Ray started here serves its dashboard, on loopback."""
+    lean: bool = True
+    """Whether the Ray started here leaves out processes and steps that a sweep does not use, which saves
+    seconds of each start. This changes Ray's internals; when it fails, Ray starts plainly."""
+
+    @field_validator("gpus_per_trial")
+    @classmethod
+    def _whole_or_a_part_of_one(cls, value: float | str) -> float | str:
+        if isinstance(value, float | int) and value > 1 and value != int(value):
+            raise ValueError("a trial takes a fraction of one GPU, or whole ones, such as 2")
+        return value

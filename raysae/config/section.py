@@ -1,0 +1,30 @@
+"""What all sections of a recipe share: their base class and the types of their values."""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from raysae.sites import POOL_NAME
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+PositionKey = int | Annotated[str, Field(pattern=f"^{POOL_NAME}$")]
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def _number_with_unit(value: Any) -> Any:
+    found = re.fullmatch(r"\s*([\d._]+(?:e\d+)?)\s*([kmgt]?b?)\s*", str(value).lower())
+    if not isinstance(value, str) or not found:
+        return value
+    return round(float(found[1].replace("_", "")) * UNITS[found[2].rstrip("b")])
+
+
+Size = Annotated[int, BeforeValidator(_number_with_unit), Field(ge=1)]
+"""A count, or bytes with a unit such as ``50 GB``."""
+
+
+class Section(BaseModel):
+    """What every section of a recipe keeps to: frozen, no unknown keys, docstrings as help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

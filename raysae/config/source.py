@@ -1,0 +1,133 @@
+"""The recipe's source: which model, which texts, which activations."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from raysae.config.section import PositionKey, Positive, Section, Share, Size
+from raysae.sites import ALL, PATTERNS, POOL_NAME
+
+
+class SourceConfig(Section):
+    """Where the activations come from."""
+
+    model: str = "pocket"
+    """``pocket``, a folder in Hugging Face format, or a hub id."""
+    revision: str | None = None
+    """The hub model's revision."""
+    dataset: str = "pocket"
+    """``pocket``, a local .jsonl, .json, .csv, .tsv, .parquet or .txt file, or a hub id."""
+    dataset_config: str | None = None
+    """The hub data set's configuration."""
+    dataset_split: str = "train"
+    """The hub data set's split."""
+    dataset_revision: str | None = None
+    """The hub data set's revision."""
+    text: str = "{prompt}"
+    """How a row becomes a text: a template over the data set's columns, or one column's name."""
+    sequences: Positive | None = 4000
+    """Rows of the data set to read, at most; null reads on to the end, or to another limit below."""
+    max_tokens: Size | None = None
+    """Tokens that the model reads, at most, special ones included."""
+    max_rows: Size | None = None
+    """Rows a site, at most."""
+    max_bytes: Size | None = None
+    """Size of the store, at most; such as ``50 GB``."""
+    context_length: Positive = 128
+    """Tokens a sequence, at most; a longer text is cut at the end, or with ``packing`` goes on in
+    the next sequence."""
+    packing: bool = False
+    """Whether texts are joined, with the model's separator between, into sequences of full length;
+    texts of different splits never meet in one."""
+    hookpoint: Literal["resid_pre", "resid_post", "mlp_out", "attn_out"] = "resid_post"
+    """Where in each layer the activations are taken."""
+    layers: Literal["all"] | tuple[int, ...] = "all"
+    """Layers to read, counted from 0."""
+    positions: tuple[PositionKey, ...] = (-6, -5, -4, -3, -2, -1)
+    """Text tokens to read, one site each: from 0, or from the end from -1; ``all`` pools them, a
+    pattern's name (``numbers``, ``operators``, ``answer`` or your own) those that it matches."""
+    patterns: dict[Annotated[str, Field(pattern=f"^{POOL_NAME}$")], str] = {}  # noqa: RUF012  (pydantic copies it)
+    """Patterns of your own: names with regular expressions (a first group, where there is one, is
+    what counts)."""
+    special_tokens: bool = False
+    """Whether BOS and other special tokens count as tokens of a text; padding never does."""
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """The store's number format."""
+    model_dtype: Literal["float16", "bfloat16", "float32"] = "float32"
+    """The number format in which the model computes."""
+    non_finite: Literal["refuse", "drop"] = "refuse"
+    """What becomes of rows with NaN or infinite values; what is dropped is counted in the manifest."""
+    validation: Share = 0.1
+    """Share of the sequences held out for validation."""
+    test: Share = 0.1
+    """Share of the sequences kept for a last test."""
+    sequences_per_shard: Positive = 2000
+    """Sequences whose activations go into one file a site, at most."""
+    shard_bytes: Size = 512_000_000
+    """Bytes that go into one file of every site together, at most: what a worker holds in memory."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _another_limit_stands_alone(cls, data: Any) -> Any:
+        limits = ("max_tokens", "max_rows", "max_bytes")
+        if isinstance(data, dict) and "sequences" not in data and any(map(data.get, limits)):
+            return {**data, "sequences": None}
+        return data
+
+    @field_validator("positions", mode="before")
+    @classmethod
+    def _one_alone(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int | str) else value
+
+    @field_validator("layers", "positions")
+    @classmethod
+    def _some_and_once(cls, value: Any) -> Any:
+        if not value:
+            raise ValueError("names nothing; give at least one, or 'all'")
+        if isinstance(value, tuple) and len(set(value)) != len(value):
+            raise ValueError(f"names one twice: {list(value)}")
+        return value
+
+    @field_validator("patterns")
+    @classmethod
+    def _compile(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, pattern in value.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{name}: {pattern!r} is no regular expression: {error}") from None
+        if ALL in value:
+            raise ValueError("'all' means every token and cannot be a pattern's name")
+        return value
+
+    @model_validator(mode="after")
+    def _known_names(self) -> "SourceConfig":
+        known = [ALL, *sorted({*PATTERNS, *self.patterns})]
+        for name in self.positions:
+            if isinstance(name, str) and name not in known:
+                raise ValueError(
+                    f"positions names {name!r}, which is no pattern; known are {', '.join(known)} "
+                    "(source.patterns adds more)"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _leave_something_to_train_on(self) -> "SourceConfig":
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation {self.validation} and test {self.test} leave nothing to train on"
+            )
+        if not self.validation:
+            raise ValueError("validation is 0; every figure is measured on held-out sequences")
+        return self
+
+    @property
+    def used_patterns(self) -> dict[str, str]:
+        """The patterns that ``positions`` names, by name in sorted order."""
+        known = {**PATTERNS, **self.patterns}
+        return {name: known[name] for name in sorted(known) if name in self.positions}

@@ -1,0 +1,54 @@
+"""What libraries read from the environment: to be quiet, and to work in a plain container."""
+
+import os
+import tempfile
+from pathlib import Path
+
+QUIET_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # nothing of ours reads what they write of each report
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would end early and call what there is the result
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # records wait for a server that is away by themselves
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+"""Set before Ray, MLflow and tokenizers are imported; what the user has set stays."""
+
+
+CACHE_VARIABLES = ("HF_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME")
+
+
+def quiet_environment() -> None:
+    """Set what libraries read from the environment: to be quiet, and to work in a plain container.
+
+    To be called before Ray, MLflow, transformers or matplotlib is imported.
+    """
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if _has_token():  # `ray start` asks for it, but `ray.init` does not offer it unless told to
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if not home_is_writable():
+        for name in CACHE_VARIABLES:
+            os.environ.setdefault(name, str(_own_temporary_folder() / name.lower()))
+
+
+def _has_token() -> bool:
+    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
+
+
+def home_is_writable() -> bool:
+    return os.access(Path.home(), os.W_OK)
+
+
+def _own_temporary_folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"raysae-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder

@@ -1,0 +1,80 @@
+"""``python -m raysae.extract``: a recipe's source in, a store out."""
+
+from typing import TYPE_CHECKING
+
+from raysae.console.board import console
+from raysae.console.command_line import DONE, recipe_parser, split_config
+
+if TYPE_CHECKING:
+    from raysae.activations.reader import Store
+    from raysae.config import Recipe
+    from raysae.extraction.plan import ExtractionPlan
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; its exit code. Raises UserError on unusable input."""
+    parser = recipe_parser(
+        "python -m raysae.extract",
+        "Read a transformer's activations over a data set into a store. Only the recipe's name, "
+        "store, seed, source and resources count. Interrupted, the same command goes on.",
+    )
+    parser.add_argument("--address", help="a Ray cluster to join; the same as resources.address=")
+    args = parser.parse_args(arguments)
+    config, overrides = split_config(args)
+    if args.address:
+        overrides = [*overrides, f"resources.address={args.address}"]
+    from raysae.config import load_recipe
+
+    recipe = load_recipe(config, overrides)
+    if args.print_config:
+        print(recipe.to_yaml(), end="")
+        return DONE
+    _tell(run_extraction(recipe))
+    return DONE
+
+
+def run_extraction(recipe: "Recipe") -> "Store":
+    """Extract a recipe's store, or open it when it is there. Raises UserError on unusable input."""
+    from raysae.cluster.session import check_address, ray_session
+    from raysae.errors import UserError
+    from raysae.extraction.plan import existing_store, plan_extraction
+    from raysae.extraction.sequences import peek
+
+    if recipe.source is None:
+        raise UserError("source is null: there is nothing to extract; give the recipe a source")
+    check_address(recipe.resources)
+    plan = plan_extraction(recipe)
+    store = existing_store(plan)
+    if store is not None:
+        console.print(f"Store: {store.path} is there already")
+        return store
+    peek(plan)
+    with ray_session(recipe.resources):
+        return extract_with(plan, recipe)
+
+
+def extract_with(plan: "ExtractionPlan", recipe: "Recipe") -> "Store":
+    """Run a checked extraction on the connected Ray, telling what it does."""
+    from raysae.cluster.placement import place_extraction
+    from raysae.extraction.run import extract
+
+    source, placement = plan.source, place_extraction(recipe.resources)
+    console.print(
+        f"Extracting {source.hookpoint} of {source.model} ({plan.architecture}) over "
+        f"{source.dataset}: {len(plan.layers)} layers x {len(plan.positions)} positions; workers: "
+        f"{placement}"
+    )
+    return extract(plan, placement, recipe.resources)
+
+
+def _tell(store: "Store") -> None:
+    size = sum(shard.bytes for entry in store.manifest.sites for shard in entry.shards)
+    rows = sum(entry.rows.total for entry in store.manifest.sites)
+    console.print(
+        f"Store: {store.path}\n"
+        f"  {len(store.sites)} sites, {rows:,} rows of {store.d_in} {store.manifest.dtype}, "
+        f"{size / 1e9:.3f} GB\n"
+        f"  look:   python -m raysae.store show {store.path}\n"
+        f"  check:  python -m raysae.store verify {store.path}\n"
+        f"  sweep:  python -m raysae.sweep source=null store={store.path} name=NAME"
+    )

@@ -1,0 +1,132 @@
+"""What an extraction will do, settled and checked before any work."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysae.activations.manifest import MANIFEST_FILE, read_manifest
+from raysae.activations.reader import Store, open_store
+from raysae.config import Recipe
+from raysae.config.source import SourceConfig
+from raysae.errors import UserError
+from raysae.identity import differences, flat, lines
+from raysae.sites import Position, Site
+from raysae.storage.files import read_json, remove_folder
+from raysae.transformer.loading import load_model_config, with_absolute_paths
+
+WORK_FOLDER = "extraction"
+"""Stands in a store's folder from the start of an extraction until the manifest is written."""
+IDENTITY_FILE = "identity.json"
+REFUSED_FILE = "refused.txt"
+"""There when activations were refused: as it stands, that recipe cannot be finished."""
+
+
+@dataclass(frozen=True)
+class ExtractionPlan:
+    """A checked recipe's extraction."""
+
+    source: SourceConfig
+    """As the recipe has it."""
+    readable: SourceConfig
+    """The same, with paths that any worker can read."""
+    seed: int
+    folder: Path
+    layers: tuple[int, ...]
+    architecture: str
+    model_layers: int
+    d_in: int
+
+    @property
+    def positions(self) -> list[Position]:
+        return [site.position for site in sorted(Site(0, p) for p in self.source.positions)]
+
+    @property
+    def sites(self) -> list[Site]:
+        return [Site(layer, position) for layer in self.layers for position in self.positions]
+
+    @property
+    def work(self) -> Path:
+        """Where the extraction keeps what it has done, until it is finished."""
+        return self.folder / WORK_FOLDER
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the store's content, to tell one store from another."""
+        return {**self.source.model_dump(mode="json"), "seed": self.seed}
+
+    def differences(self, found: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """How the source of another store, or extraction, differs from this plan's. Settings that did
+        not exist when it was made count as their defaults."""
+        defaults = flat(SourceConfig().model_dump(mode="json"))
+        return differences(flat(found), flat(self.identity()), defaults)
+
+
+def plan_extraction(recipe: Recipe) -> ExtractionPlan:
+    """Check the source and settle its layers. Raises UserError when something cannot be."""
+    source = recipe.source
+    assert source is not None, "planned only for recipes with a source"
+    config = load_model_config(source).get_text_config()
+    _check_layers(source, config.num_hidden_layers)
+    _check_context(source, config)
+    layers = range(config.num_hidden_layers) if source.layers == "all" else sorted(source.layers)
+    return ExtractionPlan(
+        source=source,
+        readable=with_absolute_paths(source),
+        seed=recipe.seed,
+        folder=recipe.store_folder,
+        layers=tuple(layers),
+        architecture=(config.architectures or [type(config).__name__])[0],
+        model_layers=config.num_hidden_layers,
+        d_in=config.hidden_size,
+    )
+
+
+def existing_store(plan: ExtractionPlan) -> Store | None:
+    """The store, when it is there and made by this very plan; None when there is none yet, or when
+    an extraction of this plan was interrupted.
+
+    Raises UserError when the folder holds another store, the beginning of one, or foreign files.
+    """
+    if plan.folder.exists() and not plan.folder.is_dir():
+        raise UserError(f"{plan.folder}: is a file; name a folder for the store with store=FOLDER")
+    if (plan.folder / MANIFEST_FILE).exists():
+        _refuse_other(plan, read_manifest(plan.folder).source, "a store made from another source")
+        remove_folder(plan.work)  # killed between the manifest and the end
+        return open_store(plan.folder)
+    if (plan.work / IDENTITY_FILE).exists():
+        if any(plan.work.glob("shard-*.json")) and not (plan.work / REFUSED_FILE).exists():
+            begun = read_json(plan.work / IDENTITY_FILE)
+            _refuse_other(plan, begun, "an unfinished extraction of another source")
+    elif plan.folder.exists() and {path.name for path in plan.folder.iterdir()} - {WORK_FOLDER}:
+        raise UserError(
+            f"{plan.folder}: holds files but no activation store; name another folder with "
+            "store=FOLDER"
+        )
+    return None
+
+
+def _check_layers(source: SourceConfig, there: int) -> None:
+    wanted = () if source.layers == "all" else source.layers
+    beyond = [layer for layer in wanted if not 0 <= layer < there]
+    if beyond:
+        raise UserError(
+            f"source.layers: {source.model!r} has {there} layers, 0 to {there - 1}; "
+            f"found {', '.join(map(str, beyond))}"
+        )
+
+
+def _check_context(source: SourceConfig, config: Any) -> None:
+    longest = getattr(config, "max_position_embeddings", None) or source.context_length
+    if source.context_length > longest:
+        raise UserError(
+            f"source.context_length is {source.context_length}; {source.model!r} reads at most "
+            f"{longest} tokens"
+        )
+
+
+def _refuse_other(plan: ExtractionPlan, found: dict[str, Any], what: str) -> None:
+    different = plan.differences(found)
+    if different:
+        raise UserError(
+            f"{plan.folder}: holds {what}; name another folder with store=FOLDER, or remove it (- there, "
+            f"+ asked for):\n{lines(different)}"
+        )

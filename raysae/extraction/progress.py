@@ -1,0 +1,117 @@
+"""What an extraction tells while it runs: tokens per second, bytes written, time left."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from raysae.console.board import console, seconds
+from raysae.extraction.plan import ExtractionPlan
+from raysae.extraction.sequences import TokenPlan
+from raysae.extraction.shards import report_file, tokens_file
+
+LINE_SECONDS = 10.0
+"""How often a line is printed where there is no terminal to redraw."""
+
+
+class ExtractionProgress:
+    """Reads how far the workers are from the files that they leave, and shows it."""
+
+    def __init__(self, plan: ExtractionPlan):
+        self.plan = plan
+        self._told = time.monotonic()
+
+    def reading(self, sequences: int, tokens: int) -> None:
+        """Tell now and then how much text has been read."""
+        if time.monotonic() - self._told > LINE_SECONDS:
+            self._told = time.monotonic()
+            console.print(f"  {sequences:,} sequences, {tokens:,} tokens read")
+
+    @contextmanager
+    def watching(self, tokens: TokenPlan) -> Iterator[None]:
+        """Show the progress of the forward passes inside the block."""
+        size = tokens.bytes(self.plan)
+        console.print(
+            f"  {_number(tokens.sequences, 'sequence')}, {tokens.tokens:,} tokens in "
+            f"{_number(len(tokens.parts), 'shard')}; {_number(len(self.plan.sites), 'site')}, "
+            f"{size / 1e9:.3f} GB"
+        )
+        self._tell_losses(tokens.counts)
+        watch = _Watch(self.plan, tokens, size)
+        stop = threading.Event()
+        thread = threading.Thread(target=watch.run, args=(stop,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+        watch.tell("done")
+
+    def _tell_losses(self, counts: dict[str, int]) -> None:
+        """Say what of the texts is not in the store, when anything is not."""
+        if counts["cut"]:
+            console.print(
+                f"  {counts['cut']:,} of {counts['documents']:,} texts are longer than "
+                f"{self.plan.source.context_length} tokens and were cut there"
+            )
+        if counts["too_short"]:
+            console.print(
+                f"  {_number(counts['too_short'], 'sequence')} left out: too short for the positions, "
+                "or no pattern matches"
+            )
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+class _Watch:
+    """Looks at the work folder every second."""
+
+    def __init__(self, plan: ExtractionPlan, tokens: TokenPlan, size: int):
+        self.plan, self.parts, self.size = plan, tokens.parts, size
+        self.total = tokens.tokens
+        self.before = self.count()
+        self.started = time.monotonic()
+
+    def run(self, stop: threading.Event) -> None:
+        from rich.live import Live
+
+        if console.is_terminal:
+            with Live(console=console, transient=True, refresh_per_second=2) as live:
+                while not stop.wait(1.0):
+                    live.update(self.line())
+            return
+        while not stop.wait(LINE_SECONDS):
+            self.tell()
+
+    def tell(self, last: str = "") -> None:
+        console.print(f"  {self.line(last)}")
+
+    def count(self) -> int:
+        """Tokens that have run: those of finished shards, and what the others say so far."""
+        return sum(self._tokens_of(number) for number in range(len(self.parts)))
+
+    def line(self, last: str = "") -> str:
+        """How far it is: tokens, rate, size, and the time left, or ``last`` and the time taken."""
+        now = self.count()
+        passed = max(time.monotonic() - self.started, 1e-9)
+        rate = (now - self.before) / passed
+        written = self.size * now / self.total / 1e9
+        if last:
+            left = f"{last} in {seconds(passed)}"
+        else:
+            left = f"ETA {seconds((self.total - now) / rate)}" if rate else "starting"
+        return (
+            f"{now:,} of {self.total:,} tokens, {rate:,.0f} tokens/s, {written:.3f} of "
+            f"{self.size / 1e9:.3f} GB, {left}"
+        )
+
+    def _tokens_of(self, shard: int) -> int:
+        if report_file(self.plan.work, shard).exists():
+            return self.parts[shard].tokens
+        try:
+            return int(tokens_file(self.plan.work, shard).read_text() or 0)
+        except (FileNotFoundError, ValueError):
+            return 0

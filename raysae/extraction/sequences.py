@@ -1,0 +1,231 @@
+"""The first half of an extraction: all tokens on disk, in their final order, cut into shards.
+
+What a shard holds is settled here, by the recipe alone, before any forward pass: the store comes out
+the same whatever the number of workers and however often it is interrupted.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from raysae.activations.manifest import SEQUENCES_FOLDER, SequencesEntry
+from raysae.activations.schema import ITEM_BYTES
+from raysae.activations.splits import SPLITS, split_of
+from raysae.activations.writer import write_sequences
+from raysae.errors import UserError
+from raysae.extraction.plan import ExtractionPlan
+from raysae.sites import Position
+from raysae.storage.files import read_json, remove_folder, write_json
+from raysae.transformer.loading import load_tokenizer
+from raysae.transformer.texts import read_documents
+from raysae.transformer.tokens import (
+    Tokenizer,
+    TokenSequence,
+    to_table,
+    tokenizer_hash,
+)
+
+SEQUENCES_FILE = "sequences.json"
+SHUFFLED_TOKENS = 4_000_000
+"""Tokens of the sequences that are shuffled together, in memory, when they are written."""
+OTHER_COLUMNS_BYTES = 16
+"""Bytes of a row beside its activation."""
+
+
+@dataclass(frozen=True)
+class TokenPlan:
+    """The sequences on disk, and what they come to."""
+
+    parts: list[SequencesEntry]
+    """One for each shard, in order."""
+    rows: dict[str, dict[str, int]]
+    """Rows a site will have at each position (as text), by split."""
+    counts: dict[str, int]
+    texts_sha256: str
+    tokenizer_sha256: str
+
+    @property
+    def tokens(self) -> int:
+        return sum(part.tokens for part in self.parts)
+
+    @property
+    def sequences(self) -> int:
+        return sum(part.sequences for part in self.parts)
+
+    def bytes(self, plan: ExtractionPlan) -> int:
+        """What all sites take on disk."""
+        rows = sum(sum(splits.values()) for splits in self.rows.values())
+        return rows * len(plan.layers) * _row_bytes(plan)
+
+
+Report = Callable[[int, int], None]
+"""Called with sequences and tokens so far."""
+
+
+def write_tokens(plan: ExtractionPlan, report: Report) -> TokenPlan:
+    """Read and tokenize the texts and write the sequences, unless an earlier go has done so.
+
+    Raises UserError when the data set cannot be read or leaves nothing to train on.
+    """
+    file = plan.work / SEQUENCES_FILE
+    if file.exists():
+        record = read_json(file)
+        parts = [SequencesEntry(**part) for part in record.pop("parts")]
+        return TokenPlan(parts, **record)
+    remove_folder(plan.folder / SEQUENCES_FOLDER)
+    tokens = _Writing(plan, report).run()
+    _refuse_unusable(plan, tokens)
+    record = {**asdict(tokens), "parts": [part.model_dump() for part in tokens.parts]}
+    write_json(file, record)
+    return tokens
+
+
+def peek(plan: ExtractionPlan) -> None:
+    """Read the first text. Raises UserError when the data set cannot be read."""
+    next(iter(read_documents(plan.source)))
+
+
+@dataclass
+class _Writing:
+    """One pass over the data set."""
+
+    plan: ExtractionPlan
+    report: Report
+    parts: list[SequencesEntry] = field(default_factory=list)
+    rows: dict[Position, dict[str, int]] = field(default_factory=dict)
+    tokens: int = 0
+    sequences: int = 0
+    documents: int = 0
+
+    def __post_init__(self) -> None:
+        self.rows = {p: dict.fromkeys(SPLITS, 0) for p in self.plan.positions}
+
+    def run(self) -> TokenPlan:
+        """Read, tokenize, shuffle, cut and write; what it came to."""
+        transformers_tokenizer = load_tokenizer(self.plan.readable)
+        sha256 = tokenizer_hash(
+            transformers_tokenizer
+        )  # using it changes it: it keeps its last cut
+        tokenizer = Tokenizer(transformers_tokenizer, self.plan.source)
+        documents = read_documents(self.plan.readable)
+        within = self._within_budget(self._usable(tokenizer, tokenizer.sequences(documents)))
+        for shard in self._shards(_shuffled(within, self.plan.seed)):
+            self.parts.append(write_sequences(self.plan.folder, len(self.parts), to_table(shard)))
+            self.report(self.sequences, self.tokens)
+        return TokenPlan(
+            self.parts,
+            {str(position): counts for position, counts in self.rows.items()},
+            {**asdict(tokenizer.counts), "sequences": self.sequences, "tokens": self.tokens},
+            tokenizer.texts.hexdigest(),
+            sha256,
+        )
+
+    def _usable(
+        self, tokenizer: Tokenizer, sequences: Iterable[TokenSequence]
+    ) -> Iterator[tuple[TokenSequence, dict[Position, int]]]:
+        """The sequences with a row at every numbered position and one row at all, and their rows."""
+        names = self.plan.source.used_patterns
+        for sequence in sequences:
+            rows = {p: len(sequence.places(p, names)) for p in self.rows}
+            if any(rows.values()) and all(rows[p] for p in rows if not isinstance(p, str)):
+                yield sequence, rows
+            else:
+                tokenizer.counts.too_short += 1
+
+    def _within_budget(
+        self, sequences: Iterable[tuple[TokenSequence, dict[Position, int]]]
+    ) -> Iterator[TokenSequence]:
+        """The sequences until one more would go beyond a limit; counts them."""
+        source = self.plan.source
+        for sequence, rows in sequences:
+            code = split_of(np.array([sequence.sequence]), source.validation, source.test)[0]
+            for position, count in rows.items():
+                self.rows[position][SPLITS[code]] += count
+            if self._beyond(len(sequence)):
+                for position, count in rows.items():
+                    self.rows[position][SPLITS[code]] -= count
+                return
+            self.tokens += len(sequence)
+            self.sequences += 1
+            yield sequence
+
+    def _beyond(self, more_tokens: int) -> bool:
+        source = self.plan.source
+        rows = [sum(splits.values()) for splits in self.rows.values()]
+        size = sum(rows) * len(self.plan.layers) * _row_bytes(self.plan)
+        limits = (
+            (source.max_tokens, self.tokens + more_tokens),
+            (source.max_rows, max(rows)),
+            (source.max_bytes, size),
+        )
+        return any(limit is not None and found > limit for limit, found in limits)
+
+    def _shards(self, sequences: Iterable[TokenSequence]) -> Iterator[list[TokenSequence]]:
+        """The sequences cut into shards: so many, or so many bytes at all sites together."""
+        source, names = self.plan.source, self.plan.source.used_patterns
+        shard: list[TokenSequence] = []
+        size = 0
+        for sequence in sequences:
+            rows = sum(len(sequence.places(p, names)) for p in self.rows)
+            more = rows * len(self.plan.layers) * _row_bytes(self.plan)
+            if shard and (
+                len(shard) == source.sequences_per_shard or size + more > source.shard_bytes
+            ):
+                yield shard
+                shard, size = [], 0
+            shard.append(sequence)
+            size += more
+        if shard:
+            yield shard
+
+
+def _shuffled(sequences: Iterable[TokenSequence], seed: int) -> Iterator[TokenSequence]:
+    """The sequences in a seeded random order, shuffled a window of tokens at a time."""
+    window: list[TokenSequence] = []
+    tokens = number = 0
+    for sequence in sequences:
+        window.append(sequence)
+        tokens += len(sequence)
+        if tokens >= SHUFFLED_TOKENS:
+            yield from _permuted(window, seed, number)
+            window, tokens, number = [], 0, number + 1
+    yield from _permuted(window, seed, number)
+
+
+def _permuted(window: list[TokenSequence], seed: int, number: int) -> Iterator[TokenSequence]:
+    for i in np.random.default_rng([seed, number]).permutation(len(window)):
+        yield window[i]
+
+
+def _row_bytes(plan: ExtractionPlan) -> int:
+    return plan.d_in * ITEM_BYTES[plan.source.dtype] + OTHER_COLUMNS_BYTES
+
+
+def _refuse_unusable(plan: ExtractionPlan, tokens: TokenPlan) -> None:
+    source = plan.source
+    if not tokens.sequences:
+        limits = {
+            n: v for n in ("max_tokens", "max_rows", "max_bytes") if (v := getattr(source, n))
+        }
+        held = f" within {limits}" if limits else ""
+        raise UserError(
+            f"source.positions {list(source.positions)}: none of the {tokens.counts['documents']} "
+            f"texts of {source.dataset!r} is long enough or matches{held}; ask for fewer tokens, "
+            "another pattern or a larger limit"
+        )
+    for position, splits in tokens.rows.items():
+        if not any(splits.values()):
+            pattern = source.used_patterns[position]
+            raise UserError(
+                f"source.positions: {position} ({pattern!r}) matches no token of the "
+                f"{tokens.counts['documents']} texts of {source.dataset!r}; leave it out, or give "
+                "another pattern (source.patterns)"
+            )
+        for name in ("train", "validation"):
+            if not splits[name]:
+                raise UserError(
+                    f"source: position {position} has no {name} rows ({sum(splits.values())} rows "
+                    "in all); read more of the data set (source.sequences), or raise the split's "
+                    "share"
+                )

@@ -1,0 +1,137 @@
+"""A worker's part of an extraction: one shard's sequences in, that shard's file at every site out."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from raysae.activations.manifest import SEQUENCES_FOLDER, ShardEntry, SiteEntry
+from raysae.activations.writer import (
+    ShardFormat,
+    SiteRows,
+    WrittenShard,
+    site_entry,
+    write_shard,
+)
+from raysae.cluster.worker import prepare_worker
+from raysae.extraction.plan import ExtractionPlan
+from raysae.sites import Site
+from raysae.storage.files import read_json, write_json
+from raysae.transformer.loading import load_model
+from raysae.transformer.tokens import from_table
+
+REPORT_SECONDS = 0.5
+
+
+def report_file(work: Path, shard: int) -> Path:
+    """A shard's commit marker: it is there once all the shard's files are, and says what they are."""
+    return work / f"shard-{shard:05d}.json"
+
+
+def tokens_file(work: Path, shard: int) -> Path:
+    """How many tokens of a shard have run so far."""
+    return work / f"shard-{shard:05d}.tokens"
+
+
+def committed_shard(plan: ExtractionPlan, shard: int) -> dict[str, Any] | None:
+    """A shard's report, when all its files are in place."""
+    file = report_file(plan.work, shard)
+    if not file.is_file():
+        return None
+    report = read_json(file)
+    for site in report["sites"]:
+        path = plan.folder / site["entry"]["file"]
+        if not path.is_file() or path.stat().st_size != site["entry"]["bytes"]:
+            return None
+    return report
+
+
+def site_entries(reports: list[dict[str, Any]]) -> list[SiteEntry]:
+    """The manifest entries of all sites from all shards' reports, in shard order."""
+    shards: dict[Site, list[WrittenShard]] = {}
+    for report in reports:
+        for row in report["sites"]:
+            written = WrittenShard(
+                ShardEntry.model_validate(row["entry"]), np.array(row["sum"]), row["square_sum"],
+                row["dropped"],
+            )  # fmt: skip
+            shards.setdefault(Site(row["layer"], row["position"]), []).append(written)
+    return [site_entry(site, written) for site, written in sorted(shards.items())]
+
+
+class ShardExtractor:
+    """A worker of the pool: holds the transformer, turns a shard of sequences into its sites' files.
+
+    Raises UserError when the model cannot be loaded, or gives activations that cannot be stored.
+    """
+
+    def __init__(self, plan: ExtractionPlan):
+        from raysae.transformer.capture import Capturer, weights_hash
+
+        self.plan = plan
+        device = prepare_worker()
+        model = load_model(plan.readable)
+        self.weights_sha256 = weights_hash(model)
+        self.capturer = Capturer(
+            model.to(device),
+            hookpoint=plan.source.hookpoint,
+            layers=plan.layers,
+            dtype=plan.source.dtype,
+        )
+
+    def hung_file(self, shard: int) -> Path:
+        return self.plan.work / f"shard-{shard:05d}.hung.txt"
+
+    def do(self, shard: int, alive: Callable[[], None]) -> None:
+        """Extract and commit the shard of that number; ``alive`` is called after every batch."""
+        plan, source = self.plan, self.plan.source
+        started = time.time()
+        part = plan.folder / SEQUENCES_FOLDER / f"part-{shard:05d}.parquet"
+        sequences = from_table(pq.read_table(part, partitioning=None))
+        rows = self.capturer.rows(
+            sequences, plan.positions, source.used_patterns, _Progress(plan.work, shard, alive)
+        )
+        written = [self._write(shard, site, rows.pop(site)) for site in plan.sites]
+        report = {
+            "weights_sha256": self.weights_sha256,
+            "tokens": sum(map(len, sequences)),
+            "sites": [site for site in written if site],
+            "seconds": time.time() - started,
+        }
+        write_json(report_file(plan.work, shard), report)
+        tokens_file(plan.work, shard).unlink(missing_ok=True)
+
+    def _write(self, shard: int, site: Site, rows: SiteRows) -> dict[str, Any] | None:
+        """Write the shard's file at one site, unless a pattern matched nothing in it."""
+        if not len(rows):
+            return None
+        source = self.plan.source
+        split = {"validation": source.validation, "test": source.test}
+        form = ShardFormat(source.dtype, split, self.plan.seed, source.non_finite)
+        written = write_shard(self.plan.folder, site, shard, rows, form)
+        return {
+            **asdict(site),
+            "entry": written.entry.model_dump(),
+            "sum": written.sum_D.tolist(),
+            "square_sum": written.square_sum,
+            "dropped": written.dropped,
+        }
+
+
+class _Progress:
+    """Leaves a shard's token count where the driver looks for it, now and then."""
+
+    def __init__(self, work: Path, shard: int, alive: Callable[[], None]):
+        self.file, self.alive = tokens_file(work, shard), alive
+        self.tokens, self.told = 0, 0.0
+
+    def __call__(self, tokens: int) -> None:
+        self.alive()
+        self.tokens += tokens
+        if time.monotonic() - self.told > REPORT_SECONDS:
+            self.told = time.monotonic()
+            self.file.write_text(str(self.tokens))

@@ -1,0 +1,111 @@
+"""What a run will need: the configs at the ends of its search, memory, disk. Upper estimates."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from raysae.activations import Store
+from raysae.activations.schema import ITEM_BYTES
+from raysae.config import Recipe
+from raysae.errors import UserError
+from raysae.extraction.plan import ExtractionPlan
+from raysae.sae import SAEConfig
+from raysae.sites import ALL
+from raysae.sweep.search.space import MEMORY, Parameters, Space
+from raysae.training import TrainingConfig
+from raysae.training.memory import FLOAT, largest_d_sae, training_bytes
+
+KEPT_COPIES = 4
+"""Weights, Adam's two moments and the state before, of a trial that is kept while it runs."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the largest trial holds in memory, and what the whole run writes."""
+
+    d_in: int
+    largest: tuple[SAEConfig, TrainingConfig]
+    trained_together: int
+    """SAEs that a worker trains side by side: the trials of a gang, at every site with every seed."""
+    memory_per_trial: int
+    run_bytes: int
+    store_bytes: int
+    """Of a store that is still to be extracted; 0 where the number of its texts is not known."""
+
+
+def configs_of(recipe: Recipe, d_in: int | None = None) -> list[Parameters]:
+    """Every config of a list or grid, of a search those at the ends of its ranges; all valid, and with
+    ``d_in`` none that takes more memory than the recipe allows."""
+    if recipe.sweep.sampler == "list":
+        return list(recipe.sweep.configs)
+    space = Space(recipe, d_in)
+    return space.grid() if recipe.sweep.sampler == "grid" else space.valid_corners()
+
+
+def needs(recipe: Recipe, where: Store | ExtractionPlan, atlas_sites: int) -> Needs:
+    """What the run that ``recipe`` describes takes, on a store or on the one that a plan makes."""
+    listed = recipe.sweep.sampler in ("list", "grid")
+    configs = [
+        recipe.with_parameters(parameters)
+        for parameters in configs_of(recipe, where.d_in if listed else None)
+    ]
+    largest = max(configs, key=lambda pair: training_bytes(where.d_in, pair[0].d_sae, pair[1]))
+    if not listed:  # ranges hold more than their ends
+        largest = _within(recipe, where.d_in, *largest)
+    members = recipe.sweep.seeds_per_trial * max(len(recipe.sweep.sites), 1)
+    together = members * recipe.resources.gang
+    sae_bytes = 2 * where.d_in * largest[0].d_sae * FLOAT
+    written = recipe.sweep.trials * members + KEPT_COPIES * together + 1 + atlas_sites
+    return Needs(
+        where.d_in, largest, together,
+        together * training_bytes(where.d_in, largest[0].d_sae, largest[1]),
+        written * sae_bytes, 0 if isinstance(where, Store) else _store_bytes(where),
+    )  # fmt: skip
+
+
+def _store_bytes(plan: ExtractionPlan) -> int:
+    """What the store to be extracted takes; 0 where the number of its texts is not known."""
+    source = plan.source
+    if source.sequences is None:
+        return 0
+    rows = source.sequences * len(plan.layers) * sum(
+        source.context_length if position == ALL else 1 for position in plan.positions
+    )  # fmt: skip
+    return rows * plan.d_in * ITEM_BYTES.get(source.dtype, 4)
+
+
+def _within(
+    recipe: Recipe, d_in: int, sae: SAEConfig, training: TrainingConfig
+) -> tuple[SAEConfig, TrainingConfig]:
+    """The config, or one as large as the search's constraints on memory allow."""
+    bounds = [c.at_most for c in recipe.sweep.constraints if c.metric == MEMORY and c.at_most]
+    d_sae = min((largest_d_sae(d_in, bound, training) for bound in bounds), default=sae.d_sae)
+    if not 1 <= d_sae < sae.d_sae:
+        return sae, training
+    kept = {"k": min(sae.k, d_sae)} if hasattr(sae, "k") else {}
+    return replace(sae, d_sae=d_sae, **kept), training
+
+
+def check_disk(recipe: Recipe, wanted: Needs) -> None:
+    """Raise UserError when the disks will not hold what the run writes."""
+    asked: dict[int, tuple[Path, int]] = {}
+    folders = (recipe.run_folder, wanted.run_bytes), (recipe.store_folder, wanted.store_bytes)
+    for folder, size in folders:
+        there = existing_parent(folder)
+        device = there.stat().st_dev
+        asked[device] = there, asked.get(device, (there, 0))[1] + size
+    for folder, size in asked.values():
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise UserError(
+                f"{folder}: the run writes up to {size / 1e9:.2f} GB there (SAEs of d_sae up to "
+                f"{wanted.largest[0].d_sae:,}), and {free / 1e9:.2f} GB are free; free some, take other "
+                "folders (runs_dir=, store=), or a smaller search"
+            )
+
+
+def existing_parent(folder: Path) -> Path:
+    """The nearest folder above that is there."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder

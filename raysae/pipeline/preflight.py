@@ -1,0 +1,74 @@
+"""Everything that can be refused, refused before any work; what it finds is the run's plan."""
+
+from raysae.activations import Site, Store, open_store
+from raysae.cluster.session import check_address, check_dashboard, check_job_folders
+from raysae.config import Recipe
+from raysae.errors import UserError
+from raysae.extraction.plan import ExtractionPlan, existing_store, plan_extraction
+from raysae.pipeline.estimate import check_disk, needs
+from raysae.pipeline.plan import RunPlan, sites_of_atlas
+from raysae.sweep.search.earlier_trials import known_trials
+from raysae.sweep.search.proposals import check_search, make_proposer
+
+NO_VARIANCE = 1e-10
+"""Fraction of the mean square norm up to which a variance is rounding."""
+
+
+def preflight(recipe: Recipe) -> RunPlan:
+    """Check recipe, model, data and sites. Raises UserError at the first thing that cannot work."""
+    check_search(recipe)  # what contradicts itself is told before a store is looked at
+    known = known_trials(recipe)
+    check_dashboard(recipe.resources)
+    check_address(recipe.resources)
+    check_job_folders(recipe)
+    if recipe.store_uri is not None:
+        open_store(recipe.store_uri)  # it is extracted to folders only
+    extraction = plan_extraction(recipe) if recipe.source is not None else None
+    store = existing_store(extraction) if extraction is not None else open_store(recipe.store_place)
+    where = store or extraction
+    assert where is not None
+    sites = recipe.sites_of(where.layers, where.positions)
+    atlas = sites_of_atlas(recipe, where)
+    _check_sites(where, sites, atlas)
+    proposer = make_proposer(recipe, known, where.d_in)
+    wanted = needs(recipe, where, len(atlas))
+    check_disk(recipe, wanted)
+    if isinstance(where, ExtractionPlan):
+        from raysae.extraction.sequences import peek  # with torch, not needed before
+
+        peek(where)
+        return RunPlan(recipe, None, where, sites, atlas, known, proposer, wanted)
+    return RunPlan(recipe, where, None, sites, atlas, known, proposer, wanted)
+
+
+def _check_sites(where: Store | ExtractionPlan, sites: list[Site], atlas: list[Site]) -> None:
+    if isinstance(where, Store):
+        for site in sites:
+            check_site(where, site)
+    else:
+        for site in (*sites, *atlas):
+            _check_in_plan(where, site)
+
+
+def _check_in_plan(plan: ExtractionPlan, site: Site) -> None:
+    if site.layer not in plan.layers or site.position not in plan.positions:
+        raise UserError(
+            f"{plan.folder}: the store to be extracted will have no site {site}; its layers are "
+            f"{', '.join(map(str, plan.layers))}; its positions are "
+            f"{', '.join(map(str, plan.positions))}"
+        )
+
+
+def check_site(store: Store, site: Site) -> None:
+    """Raise UserError when nothing can be trained at ``site``: a split is empty or all rows equal."""
+    entry = store.entry(site)
+    for split in ("train", "validation"):
+        if not getattr(entry.rows, split):
+            raise UserError(
+                f"{store.path}: {site} has no {split} rows; nothing can be trained there"
+            )
+    if entry.total_variance <= NO_VARIANCE * entry.mean_square_norm:
+        raise UserError(
+            f"{store.path}: at {site} all {entry.rows.total} rows are the same, so there is nothing "
+            "to explain; are the texts alike up to that token?"
+        )

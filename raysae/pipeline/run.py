@@ -1,0 +1,122 @@
+"""The main job: a recipe is checked, its run folder opened, and the stages are run that it lacks."""
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from raysae.cluster.session import ray_session
+from raysae.config import Recipe, ResourcesConfig, load_recipe, parse_recipe
+from raysae.errors import UserError
+from raysae.pipeline.plan import RunPlan
+from raysae.pipeline.preflight import preflight
+from raysae.pipeline.result import SweepResult
+from raysae.pipeline.stages import (
+    ATLAS,
+    HEAVY_MODULES,
+    REPORT,
+    SELECT,
+    SWEEP,
+    Attempt,
+    bring_store,
+    is_finished,
+    run_stage,
+    run_stages,
+    tell_again,
+)
+from raysae.records.console import ConsoleListener
+from raysae.records.events import Events
+from raysae.records.folder import RunFolder, open_run
+from raysae.records.run_files import RunFiles
+from raysae.records.tracking import make_recorder
+
+
+def run_sweep(
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None, *, force: bool = False
+) -> SweepResult:
+    """Run the main job: extract, sweep, select, train the atlas, report.
+
+    ``recipe`` is a Recipe, a dict of its keys, or a YAML file; None is the quickstart. A run that
+    was interrupted goes on where it stopped, one that has less than the recipe asks for is extended, a
+    finished one is only read. ``force`` goes on although settings that its products share have changed,
+    and records it. Raises UserError on unusable input, before any work.
+    """
+    return run_plan(preflight(as_recipe(recipe)), force=force)
+
+
+def run_plan(plan: RunPlan, *, force: bool = False) -> SweepResult:
+    """Run the main job by a plan that preflight made."""
+    with open_run(plan.recipe, force, plan.data) as run, _attempt(plan, run) as attempt:
+        if not is_finished(attempt):
+            if attempt.plan.store is None or SWEEP.is_missing(attempt):
+                _ = attempt.placement  # Ray is wanted for certain: let it start first
+            run_stages(attempt)
+        elif run.records_lost:
+            tell_again(attempt.result, Events(*attempt.events.listeners[1:]))  # shown it was
+        return attempt.result
+
+
+def select_again(recipe: Recipe) -> SweepResult:
+    """Choose anew among the trials of the recipe's run, by its ``select``, without training.
+
+    The sweet spot and the report follow; another attempt at the run trains the atlas that the choice
+    lacks. Raises UserError when the run has no trials yet.
+    """
+    files = RunFiles.of(recipe)
+    files.fetch()
+    if not files.trials_file.is_file():
+        raise UserError(f"{files.path}: has no trials.parquet yet; finish the sweep first")
+    plan = preflight(recipe)
+    with open_run(recipe, data=plan.data) as run, _attempt(plan, run) as attempt:
+        bring_store(attempt)
+        SWEEP.read(attempt)
+        run_stage(SELECT, attempt)
+        if ATLAS.is_missing(attempt):
+            ATLAS.prepare(attempt)
+            run.begin_again(ATLAS.name)
+        else:
+            ATLAS.read(attempt)
+        run_stage(REPORT, attempt)
+        return attempt.result
+
+
+def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None) -> Recipe:
+    """The recipe that was meant: itself, its keys, a YAML file; None is the quickstart."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    return parse_recipe(recipe) if isinstance(recipe, Mapping) else load_recipe(recipe)
+
+
+def trial_session(resources: ResourcesConfig) -> AbstractContextManager[Callable[[], None]]:
+    """A Ray for trials; what driver and workers have to import for them is imported while it starts."""
+    return ray_session(resources, _import_stages, workers_import="raysae.sweep.trials.trainable")
+
+
+@contextmanager
+def _attempt(plan: RunPlan, run: RunFolder) -> Iterator[Attempt]:
+    """An attempt at a run: Ray starts when it is asked for, records are all written at the end."""
+    recorder = make_recorder(run)
+    result = SweepResult(run)
+    with ExitStack() as stack:
+        stops: list[Callable[[], None]] = []
+
+        def start_ray() -> None:
+            if not stops:
+                stops.append(stack.enter_context(trial_session(plan.recipe.resources)))
+
+        def stop_ray() -> None:
+            for stop in stops:
+                stop()
+
+        try:
+            events = Events(ConsoleListener(), recorder)
+            yield Attempt(plan, result, events, start_ray, stop_ray)
+        finally:
+            result.records_lost = run.records_lost = recorder.close()
+
+
+def _import_stages() -> None:
+    """Import what the stages need, which takes seconds."""
+    for name in HEAVY_MODULES:
+        importlib.import_module(name)

@@ -1,0 +1,121 @@
+"""Several models in one recipe: a run for each, and one table that compares them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from raysae.config import Recipe
+from raysae.console.board import console
+from raysae.errors import UserError
+from raysae.metrics import MODELS, registered, shown
+from raysae.pipeline.preflight import preflight
+from raysae.pipeline.result import SweepResult
+from raysae.pipeline.run import run_plan, trial_session
+from raysae.records.run_files import RunFiles
+from raysae.report.comparison import write_comparison
+
+TABLE_FILE = "models.parquet"
+FIGURES = ("explained_variance", "l0", "dead_fraction")
+"""What the last screen compares."""
+
+
+@dataclass
+class ModelsResult:
+    """What the runs of a recipe with ``models`` came to."""
+
+    folder: Path
+    results: dict[str, SweepResult] = field(default_factory=dict)
+    """Each model's own result, by its name."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Models that could not be run, and why."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """The rows of ``models.parquet``: each model's sweet spot and atlas."""
+
+    @property
+    def page(self) -> Path:
+        """The page that compares the models."""
+        return self.folder / "report" / "index.html"
+
+    @property
+    def failures(self) -> list[str]:
+        refused = [f"{name}: {reason}" for name, reason in self.refused.items()]
+        return refused + [
+            f"{name}: {line}" for name, one in self.results.items() for line in one.failures
+        ]
+
+
+def run_models(recipe: Recipe, *, force: bool = False) -> ModelsResult:
+    """Run the main job for each of ``recipe.models``, on one Ray, and compare the outcomes.
+
+    Each is a run of its own, in a folder of the recipe's; one that fails leaves the others alone.
+    Raises UserError, before any work, when one of them cannot be run at all.
+    """
+    plans = {}
+    for name in recipe.models:
+        try:
+            plans[name] = preflight(recipe.of_model(name))
+        except UserError as error:
+            raise UserError(f"models.{name}: {error}") from None
+    files = RunFiles.of(recipe)
+    files.write_text(files.path / "config.yaml", recipe.to_yaml())
+    result = ModelsResult(files.path)
+    with trial_session(recipe.resources):
+        for name, plan in plans.items():
+            console.rule(name, style="dim")
+            try:
+                result.results[name] = run_plan(plan, force=force)
+            except UserError as error:
+                result.refused[name] = str(error)
+                console.print(f"{name}: {error}", style="red")
+    result.rows = [_row(name, one) for name, one in result.results.items()]
+    if result.rows:
+        files.write_table(files.path / TABLE_FILE, result.rows)
+        runs = {name: one.run for name, one in result.results.items()}
+        write_comparison(result.page, recipe.name, result.rows, runs, result.refused)
+    files.send()
+    return result
+
+
+def print_comparison(result: ModelsResult) -> None:
+    """The models side by side, and what failed."""
+    table = Table(box=None, padding=(0, 2, 0, 0), title="Models", title_justify="left")
+    figures = [registered()[key].title for key in FIGURES]
+    for name in ("model", "d_in", "sweet spot", *figures, "atlas EV", "lowest", "sites"):
+        table.add_column(name, justify="left" if name in ("model", "sweet spot") else "right")
+    for row in result.rows:
+        known = registered()
+        cells = [known[key].text(row.get(key)) for key in FIGURES]
+        cells += [known[FIGURES[0]].text(row.get(f"atlas.{key}")) for key in ("mean", "lowest")]
+        sites = str(row["atlas.sites"])
+        table.add_row(row["model"], str(row["d_in"]), row["config"] or "none", *cells, sites)
+    console.print(table)
+    for line in result.failures:
+        console.print(f"  {line}", style="red")
+    console.print(f"Table    {result.folder / TABLE_FILE}")
+    if result.rows:
+        console.print(f"Page     {result.page}")
+    for name, one in result.results.items():
+        console.print(f"Report   {name}: {one.run.report_page}")
+
+
+def _row(name: str, result: SweepResult) -> dict[str, Any]:
+    number = result.selection["choice"]["trial"]
+    chosen = next((row for row in result.trials if row.trial == number), None)
+    atlas = [row.explained_variance for row in result.atlas if row.measured]
+    columns = {} if chosen is None else chosen.columns
+    return {
+        "model": name,
+        "d_in": result.d_in,
+        "trials": len(result.trials),
+        "trial": number,
+        "config": "" if chosen is None else chosen.config,
+        "reason": result.selection["choice"]["reason"],
+        **{metric.name: columns.get(metric.name) for metric in shown(MODELS)},
+        "atlas.sites": len(atlas),
+        "atlas.mean": sum(atlas) / len(atlas) if atlas else None,
+        "atlas.lowest": min(atlas, default=None),
+        "atlas.highest": max(atlas, default=None),
+        "folder": str(result.folder),
+    }

@@ -1,0 +1,355 @@
+"""The stages of a run. Each says what makes its product; only what is missing is made.
+
+A stage imports what takes seconds to import when it works: a run that has everything is read at once.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from raysae.activations import Store
+from raysae.activations.manifest import MANIFEST_FILE
+from raysae.config import Recipe
+from raysae.console.board import console
+from raysae.identity import Made
+from raysae.pipeline.plan import RunPlan
+from raysae.pipeline.result import SweepResult
+from raysae.records import products
+from raysae.records.environment import write_environment
+from raysae.records.events import Committed, Events, Failed, RunEnded
+from raysae.records.folder import RunFolder
+from raysae.records.tables import read_sites, read_trials
+from raysae.sae.checkpoint import METRICS_FILE
+from raysae.sites import Site
+from raysae.storage.files import read_json
+
+if TYPE_CHECKING:
+    from raysae.cluster.placement import Placement
+
+HEAVY_MODULES = (
+    "raysae.extraction.extract_command", "raysae.atlas.training", "raysae.report.page",
+    "raysae.report.plots", "raysae.pipeline.admission", "raysae.pipeline.preflight",
+    "raysae.sweep.trials.tuning",
+)  # fmt: skip
+"""What the stages import when they work."""
+
+
+@dataclass
+class Attempt:
+    """One attempt at a run: its plan, what it has come to so far, and a Ray that starts when needed."""
+
+    plan: RunPlan
+    result: SweepResult
+    events: Events
+    start_ray: Callable[[], None]
+    """Connects to Ray, unless that was done."""
+    stop_ray: Callable[[], None]
+
+    @property
+    def run(self) -> RunFolder:
+        return self.result.run
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.plan.recipe
+
+    @property
+    def store(self) -> Store:
+        """The store, which is there from the first stage on."""
+        assert self.plan.store is not None
+        return self.plan.store
+
+    @cached_property
+    def checked_store(self) -> Store:
+        """The store, whose shards at all sites of this run are unaltered.
+
+        Raises UserError, naming the first shard that is not.
+        """
+        from raysae.cluster.reading import check_sites
+
+        check_sites(self.store, list(self.plan.all_sites()))
+        return self.store
+
+    @cached_property
+    def placement(self) -> "Placement":
+        """What a worker reserves; Ray is started for it, and trials are admitted to it."""
+        from raysae.cluster.nodes import check_nodes
+        from raysae.cluster.session import dashboard_url
+        from raysae.pipeline.admission import admit
+
+        self.start_ray()
+        admitted = admit(self.recipe, self.plan.needs)
+        stored = None if self.plan.store is None else self.plan.store.path / MANIFEST_FILE
+        uris = [uri for uri in (self.recipe.run_uri, self.recipe.store_uri) if uri]
+        check_nodes(self.run.path, stored, uris)
+        url = dashboard_url()
+        console.print(f"Ray: {admitted}" + (f"; dashboard {url}" if url else ""))
+        return admitted.placement
+
+
+class Stage(ABC):
+    """One stage: what makes its product, where that lies, how it is made."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def made(self, attempt: Attempt) -> Made:
+        """What makes the product, all that it needs being there."""
+
+    @abstractmethod
+    def products(self, attempt: Attempt) -> list[Path]:
+        """The files that it leaves."""
+
+    def prepare(self, attempt: Attempt) -> None:  # noqa: B027  (most have nothing to prepare)
+        """Make room for the product that is wanted, where another one lies."""
+
+    @abstractmethod
+    def work(self, attempt: Attempt) -> list[str]:
+        """Make what is missing of the product; what could not be made, a line each."""
+
+    @abstractmethod
+    def read(self, attempt: Attempt) -> None:
+        """Take from the run folder what an earlier attempt left."""
+
+    def is_missing(self, attempt: Attempt) -> bool:
+        """Whether there is something to make."""
+        return not attempt.run.has(self.name, self.made(attempt), *self.products(attempt))
+
+
+class Extract(Stage):
+    name = "extract"
+
+    def made(self, attempt: Attempt) -> Made:
+        extraction = attempt.plan.extraction
+        return {} if extraction is None else extraction.identity()
+
+    def products(self, attempt: Attempt) -> list[Path]:
+        return []
+
+    def is_missing(self, attempt: Attempt) -> bool:
+        return attempt.plan.store is None or attempt.run.state(self.name) != "done"
+
+    def work(self, attempt: Attempt) -> list[str]:
+        from raysae.extraction.extract_command import extract_with
+        from raysae.pipeline.preflight import check_site
+
+        plan = attempt.plan
+        if plan.store is None:
+            assert plan.extraction is not None
+            _ = attempt.placement  # what does not fit is refused before the extraction
+            attempt.plan = plan.with_store(extract_with(plan.extraction, attempt.recipe))
+        else:
+            console.print(f"Store: {plan.store.path} is there already")
+        for site in attempt.plan.sites:
+            check_site(attempt.store, site)
+        return []
+
+    def read(self, attempt: Attempt) -> None:
+        console.print(f"Store: {attempt.store.path} is there already")
+
+
+class Sweep(Stage):
+    name = "sweep"
+
+    def made(self, attempt: Attempt) -> Made:
+        extent = products.extent(attempt.recipe, attempt.plan.proposer.trials)
+        return {**self._search(attempt), **extent}
+
+    def products(self, attempt: Attempt) -> list[Path]:
+        return [attempt.run.trials_file]
+
+    def prepare(self, attempt: Attempt) -> None:
+        attempt.run.begin_search(self._search(attempt))
+
+    def work(self, attempt: Attempt) -> list[str]:
+        from raysae.sweep.trials.tuning import SweepJob, run_trials
+
+        plan, store = attempt.plan, attempt.checked_store
+        job = SweepJob(
+            attempt.run, store, plan.sites, plan.proposer, attempt.placement, attempt.events
+        )
+        attempt.result.trials = run_trials(job)
+        return attempt.result.failed_trials
+
+    def read(self, attempt: Attempt) -> None:
+        attempt.result.trials = read_trials(attempt.run.trials_file)
+
+    def _search(self, attempt: Attempt) -> Made:
+        plan = attempt.plan
+        return products.search(plan.recipe, attempt.store.digest, plan.sites, plan.known)
+
+
+class Select(Stage):
+    name = "select"
+
+    def made(self, attempt: Attempt) -> Made:
+        return products.selection(attempt.recipe, attempt.run.trials_file)
+
+    def products(self, attempt: Attempt) -> list[Path]:
+        return [attempt.run.selection_file]
+
+    def work(self, attempt: Attempt) -> list[str]:
+        from raysae.sweep.selection.rules import select
+
+        run, result, sweep = attempt.run, attempt.result, attempt.recipe.sweep
+        result.selection = select(
+            result.trials, attempt.recipe.select, sweep.constraints, sweep.objectives
+        )
+        run.write_json(run.selection_file, result.selection)
+        run.copy_sweet_spot(result.selection["choice"]["trial"])
+        return result.missing_choice
+
+    def read(self, attempt: Attempt) -> None:
+        attempt.result.selection = read_json(attempt.run.selection_file)
+
+
+class Atlas(Stage):
+    name = "atlas"
+
+    def made(self, attempt: Attempt) -> Made:
+        choice = chosen_parameters(attempt)
+        if choice is None:
+            return products.no_atlas()
+        recipe, plan = attempt.recipe, attempt.plan
+        settings = recipe.with_parameters(choice)
+        digest = attempt.store.digest
+        return products.trained("site", digest, plan.atlas_sites, [recipe.seed], *settings)
+
+    def products(self, attempt: Attempt) -> list[Path]:
+        wanted = chosen_parameters(attempt) is not None
+        return [attempt.run.atlas_metrics_file] if wanted else []
+
+    def prepare(self, attempt: Attempt) -> None:
+        """Set aside the sites of another choice; the table is of this choice alone."""
+        run, wanted = attempt.run, self.made(attempt)
+        run.remove(run.atlas_metrics_file)
+        for folder in run.committed_sites():
+            site = folder.relative_to(run.path / "atlas").as_posix()
+            record = run.record(folder)
+            if record is None or not run.identities.is_wanted(record, {**wanted, "sites": [site]}):
+                run.set_aside(folder)
+
+    def work(self, attempt: Attempt) -> list[str]:
+        from raysae.atlas.training import AtlasJob, train_atlas
+        from raysae.atlas.worker import SiteSettings
+
+        choice, recipe = chosen_parameters(attempt), attempt.recipe
+        if choice is None:
+            return []
+        store = attempt.checked_store
+        settings = SiteSettings(
+            store.digest, recipe.seed, *recipe.with_parameters(choice), parameters=choice
+        )
+        job = AtlasJob(attempt.run, store, settings)
+        sites = attempt.plan.atlas_sites
+        number = attempt.result.selection["choice"]["trial"]
+        console.print(f"Training trial {number}'s config at {len(sites)} sites")
+        attempt.result.atlas = train_atlas(job, sites, attempt.placement, attempt.events)
+        return attempt.result.failed_sites
+
+    def read(self, attempt: Attempt) -> None:
+        file = attempt.run.atlas_metrics_file
+        attempt.result.atlas = read_sites(file) if self.products(attempt) else []
+
+
+def chosen_parameters(attempt: Attempt) -> dict[str, Any] | None:
+    """The settings of the chosen trial; None when there is no choice, or no atlas is wanted."""
+    number = attempt.result.selection["choice"]["trial"]
+    if number is None or not attempt.recipe.atlas.enabled:
+        return None
+    return read_json(attempt.run.trial(number) / METRICS_FILE)["parameters"]
+
+
+class Report(Stage):
+    name = "report"
+
+    def made(self, attempt: Attempt) -> Made:
+        run = attempt.run
+        return products.report(run.trials_file, run.selection_file, run.atlas_metrics_file)
+
+    def products(self, attempt: Attempt) -> list[Path]:
+        return [attempt.run.report_page]
+
+    def read(self, attempt: Attempt) -> None:
+        """Nothing of the page is needed again."""
+
+    def work(self, attempt: Attempt) -> list[str]:
+        from raysae.report.page import write_report
+
+        write_report(attempt.run, attempt.store)
+        tell_outcome(attempt.result, attempt.events)
+        return []
+
+
+EXTRACT, SWEEP, SELECT, ATLAS, REPORT = Extract(), Sweep(), Select(), Atlas(), Report()
+
+
+def run_stages(attempt: Attempt) -> None:
+    """Run what is missing of the main job, stage by stage."""
+    bring_store(attempt)
+    run_stage(SWEEP, attempt)
+    if not attempt.recipe.atlas.enabled:
+        attempt.stop_ray()
+    run_stage(SELECT, attempt)
+    run_stage(ATLAS, attempt)
+    attempt.stop_ray()
+    run_stage(REPORT, attempt)
+
+
+def bring_store(attempt: Attempt) -> None:
+    """See that the store is there, and tie the run to it."""
+    run_stage(EXTRACT, attempt)
+    attempt.run.bind_data(attempt.plan.data)
+    write_environment(attempt.run, attempt.store.digest, attempt.recipe.seed)
+
+
+def run_stage(stage: Stage, attempt: Attempt) -> None:
+    """Make what is missing of a stage's product; read it where nothing is."""
+    if not stage.is_missing(attempt):
+        stage.read(attempt)
+        return
+    stage.prepare(attempt)
+    with attempt.run.stage(stage.name, stage.made(attempt)) as undone:
+        undone.extend(stage.work(attempt))
+
+
+def is_finished(attempt: Attempt) -> bool:
+    """Whether the run has everything; it is then read into the attempt's result."""
+    if EXTRACT.is_missing(attempt):
+        return False
+    for stage in (SWEEP, SELECT, ATLAS, REPORT):
+        if stage.is_missing(attempt):
+            return False
+        stage.read(attempt)
+    return True
+
+
+def tell_outcome(result: SweepResult, events: Events) -> None:
+    """Tell what the run came to."""
+    run, choice = result.run, result.selection["choice"]
+    chosen = [row for row in result.trials if row.trial == choice["trial"]]
+    tags = {"raysae.choice": str(choice["trial"]), "raysae.reason": choice["reason"]}
+    files = [run.path / "config.yaml", run.path / "environment.json", run.trials_file]
+    files += [run.selection_file, run.report_page.parent, run.sweet_spot, run.atlas_metrics_file]
+    events.emit(
+        RunEnded(chosen[0] if chosen else {}, tags, [file for file in files if file.exists()])
+    )
+
+
+def tell_again(result: SweepResult, events: Events) -> None:
+    """Tell what a finished run's files hold, for records that were not taken."""
+    run = result.run
+    for row in result.trials:
+        record = run.record(run.trial(row.trial))
+        item = run.trial_item(row.trial, {} if record is None else record["parameters"])
+        if record is None:
+            events.emit(Failed(item, row.reason))
+        else:
+            events.emit(Committed(item, record, run.trial(row.trial)))
+    for folder in run.committed_sites():
+        site = Site.of_folder(folder.relative_to(run.path / "atlas").as_posix())
+        events.emit(Committed(run.site_item(site), read_json(folder / METRICS_FILE), folder))
+    tell_outcome(result, events)

@@ -1,0 +1,124 @@
+"""The last screen: the trials, the choice and why, the time, what to do next."""
+
+from typing import Any
+
+from rich.table import Table
+
+from raysae.console.board import console, seconds
+from raysae.metrics import CONSOLE, labels, registered
+from raysae.pipeline.result import SweepResult
+from raysae.records.folder import STAGES
+from raysae.records.rows import SiteRow, TrialRow
+
+
+def print_summary(result: SweepResult, total_seconds: float, short: bool = False) -> None:
+    """The last screen; ``short``: the choice, what failed, and where the report lies."""
+    if short:
+        console.print(f"Rule {result.selection['rule']}: {result.selection['choice']['reason']}")
+        _print_failures(result)
+        console.print(f"Report   {result.run.report_page}")
+        return
+    chosen = result.selection["choice"]["trial"]
+    _print_choice(result)
+    _print_atlas(result.atlas)
+    _print_failures(result)
+    _print_time(result, total_seconds)
+    _print_next(result, chosen)
+
+
+def print_selection(result: SweepResult) -> None:
+    """The screen after choosing anew."""
+    _print_choice(result)
+    console.print(f"\nReport   {result.run.report_page}")
+    if result.selection["choice"]["trial"] is not None and result.run.recipe.atlas.enabled:
+        console.print(
+            f"Atlas    python -m raysae.sweep --resume {result.run.recipe.run_place} trains it"
+        )
+
+
+def _print_choice(result: SweepResult) -> None:
+    console.print(_trials(result.trials, result.selection["choice"]["trial"]))
+    console.print(f"\nRule {result.selection['rule']}: {result.selection['choice']['reason']}")
+    for name, choice in result.selection["choices"].items():
+        if name != result.selection["rule"]:
+            console.print(f"  {name}: {_short(choice)}", style="dim")
+
+
+def _trials(trials: list[TrialRow], chosen: int | None) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    several = len({row.variant for row in trials}) > 1
+    sparsity = {row.sparsity_setting[0] for row in trials}
+    shown = [*labels(CONSOLE, trials), registered()["seconds"]]
+    keys = ["variant"] if several else []
+    keys += ["d_sae", sparsity.pop() if len(sparsity) == 1 else "K or λ"]
+    table.add_column("trial", justify="right")
+    for key in [*keys, *(metric.title for metric in shown)]:
+        table.add_column(key, justify="right")
+    table.add_column("")
+    for row in trials:
+        note = "<- chosen" if row.trial == chosen else ""
+        note = note if row.done else row.state
+        cells = [row.variant] if several else []
+        cells += [str(row.d_sae), str(row.sparsity_setting[1])]
+        cells += [metric.text(row.get(metric.name)) for metric in shown]
+        style = "bold" if row.trial == chosen else ""
+        table.add_row(str(row.trial), *cells, note, style=style)
+    return table
+
+
+def _short(choice: dict[str, Any]) -> str:
+    return f"none ({choice['reason']})" if choice["trial"] is None else f"trial {choice['trial']}"
+
+
+def _print_atlas(atlas: list[SiteRow]) -> None:
+    done = [row.explained_variance for row in atlas if row.measured]
+    if done:
+        console.print(
+            f"Atlas: {len(done)} sites, explained variance {sum(done) / len(done):.3f} on average, "
+            f"{min(done):.3f} to {max(done):.3f}"
+        )
+
+
+def _print_failures(result: SweepResult) -> None:
+    if result.failures:
+        console.print("\nNot done (the same command tries what failed again):", style="bold red")
+        console.print(_failures(result.failures))
+    if result.records_lost:
+        console.print(
+            f"MLflow at {result.tracking_uri} did not take {result.records_lost} records; the run "
+            "folder has them all", style="yellow",
+        )  # fmt: skip
+
+
+def _failures(lines: list[str]) -> Table:
+    """What failed, why, and what helps: ``what: why; what helps``, a line each."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for _ in ("what", "why", "what helps"):
+        table.add_column(overflow="fold")
+    for line in lines:
+        what, _, reason = line.partition(": ")
+        why, _, helps = reason.partition("; ")
+        table.add_row(what, why, helps, style="red")
+    return table
+
+
+def _print_time(result: SweepResult, total: float) -> None:
+    stages = {stage: result.run.seconds(stage) for stage in STAGES}
+    parts = {stage: value for stage, value in stages.items() if value is not None}
+    if sum(parts.values()) <= total:  # else the stages ran in an earlier attempt
+        parts = {"start": total - sum(parts.values()), **parts}
+    text = ", ".join(f"{stage} {seconds(value)}" for stage, value in parts.items())
+    console.print(f"\nTime: {text}; this command {seconds(total)} in all")
+
+
+def _print_next(result: SweepResult, chosen: int | None) -> None:
+    if result.run.recipe.run_uri is not None:
+        console.print(f"\nRun      {result.run.recipe.run_uri}, of which these files are a copy:")
+    console.print(f"\nReport   {result.run.report_page}")
+    if result.tracking_uri:
+        uri = result.tracking_uri
+        command = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
+        console.print(f"MLflow   {command}")
+    if chosen is not None:
+        load = f"import raysae; sae = raysae.load_sae({str(result.run.sweet_spot)!r})"
+        console.print(f"Load     {load}; reconstruction, features, metrics = sae(x)")

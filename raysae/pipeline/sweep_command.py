@@ -1,0 +1,117 @@
+"""``python -m raysae.sweep``: arguments in, the main job, the last screen."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raysae.console.command_line import DONE, INTERRUPTED, PARTLY, recipe_parser, split_config
+from raysae.errors import UserError
+
+if TYPE_CHECKING:
+    from raysae.config import Recipe
+
+STARTED = time.time()
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; its exit code. Raises UserError on unusable input."""
+    parser = recipe_parser(
+        "python -m raysae.sweep",
+        "Extract activations, sweep SAE configs over them, choose the sweet spot, train it at "
+        "every layer and position, report.",
+    )
+    parser.add_argument(
+        "--resume", metavar="RUN", help="go on with a run folder, or the URI of one"
+    )
+    parser.add_argument(
+        "--force", action="store_true",
+        help="with --resume: go on although config, store or version changed; recorded",
+    )  # fmt: skip
+    parser.add_argument("--select", metavar="RULE", help="choose anew by RULE, without training")
+    parser.add_argument("--run", metavar="RUN", help="the run folder (or URI) for --select")
+    parser.add_argument("--dry-run", action="store_true", help="say what the run would do")
+    parser.add_argument(
+        "--log", choices=["auto", "quiet", "json"], default="auto",
+        help="quiet: only the outcome; json: a JSON line for everything",
+    )  # fmt: skip
+    parser.add_argument("--address", help="a Ray cluster to join; the same as resources.address=")
+    args = parser.parse_args(arguments)
+    config, overrides = split_config(args)
+    if args.address:
+        overrides = [*overrides, f"resources.address={args.address}"]
+    if (args.select is None) != (args.run is None):
+        raise UserError("--select RULE and --run RUN go together")
+    if args.select is not None:
+        overrides = [*overrides, f"select.rule={args.select}"]
+    recipe = _recipe(args.run or args.resume, config, overrides)
+    if args.print_config:
+        print(recipe.to_yaml(), end="")
+        return DONE
+    from raysae.console.board import console, emit, set_log
+    from raysae.pipeline.run import run_sweep, select_again
+    from raysae.pipeline.summary import print_selection, print_summary
+
+    if args.select is not None:
+        result = select_again(recipe)
+        print_selection(result)
+        return PARTLY if result.missing_choice else DONE
+    if args.dry_run:
+        from raysae.pipeline.dry_run import dry_run
+
+        dry_run(recipe)
+        return DONE
+    set_log(args.log)
+    try:
+        if recipe.models:
+            return _run_models(recipe, args.force)
+        result = run_sweep(recipe, force=args.force)
+    except KeyboardInterrupt:
+        print(
+            f"interrupted; python -m raysae.sweep --resume {recipe.run_place} goes on",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    console.quiet = False
+    outcome = {
+        "run": result.folder,
+        "choice": result.selection["choice"],
+        "failures": result.failures,
+    }
+    emit("outcome", **outcome)
+    print_summary(result, time.time() - STARTED, short=args.log == "quiet")
+    return PARTLY if result.failures else DONE
+
+
+def _run_models(recipe: "Recipe", force: bool) -> int:
+    from raysae.console.board import console, emit
+    from raysae.pipeline.several_models import print_comparison, run_models
+
+    result = run_models(recipe, force=force)
+    console.quiet = False
+    emit("outcome", run=result.folder, models=result.rows, failures=result.failures)
+    print_comparison(result)
+    return PARTLY if result.failures else DONE
+
+
+def _recipe(resume: str | None, config: str | None, overrides: list[str]) -> "Recipe":
+    from raysae.config import load_recipe
+    from raysae.records.folder import read_recipe
+    from raysae.records.run_files import RunFiles
+    from raysae.storage.remote import is_uri, split
+
+    if resume is None:
+        return load_recipe(config, overrides)
+    if config is not None:
+        raise UserError("--resume takes its recipe from the run folder; leave out the config file")
+    if is_uri(resume):
+        files = RunFiles.at(resume)
+        folder = files.path
+        if not files.fetch(folder / "config.yaml"):
+            raise UserError(f"{resume.partition('?')[0]}: not a run (no config.yaml there)")
+        runs_dir, name = split(resume)
+    else:
+        folder = Path(resume).absolute()
+        runs_dir, name = str(folder.parent), folder.name
+    read_recipe(folder)
+    return load_recipe(folder / "config.yaml", [f"name={name}", f"runs_dir={runs_dir}", *overrides])

@@ -1,0 +1,26 @@
+"""``python -m raysae.report RUN [RUN ...]``: write a run's page again from its records."""
+
+import argparse
+from pathlib import Path
+
+from raysae.console.command_line import DONE
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; its exit code. Raises UserError on what is not a finished run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m raysae.report", description="Write the report of finished runs again."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
+    args = parser.parse_args(arguments)
+    from raysae.activations import open_store
+    from raysae.errors import UserError
+    from raysae.records.folder import read_run
+    from raysae.report.page import write_report
+
+    for path in args.runs:
+        run = read_run(path.absolute())
+        if not run.selection_file.exists():
+            raise UserError(f"{path}: the run has no selection.json yet; finish it first")
+        print(write_report(run, open_store(run.recipe.store_place)))
+    return DONE

@@ -1,0 +1,1 @@
+"""The trials: Ray Tune around them, and the trainings that make up each."""

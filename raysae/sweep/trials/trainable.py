@@ -1,0 +1,148 @@
+"""What Ray Tune runs on a fraction of the machine: a trial, or a gang of trials on the same batches."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ray import tune
+from torch import Tensor
+
+from raysae.cluster.alarm import HangAlarm
+from raysae.cluster.reading import OpenSite, fetched_site
+from raysae.cluster.worker import prepare_worker
+from raysae.config import Recipe
+from raysae.records.products import seeds_of, stopping, trained
+from raysae.records.run_files import RunFiles
+from raysae.sae import SAEConfig
+from raysae.sites import Site
+from raysae.sweep.trials.gang import GANG, Gang, shared_settings
+from raysae.sweep.trials.members import Key
+from raysae.sweep.trials.trial import Report, Trial
+from raysae.training import TrainingConfig
+from raysae.training.ensemble import Member, StatisticsCache
+
+
+class SAETrials(tune.Trainable):
+    """Trains the proposed configs of a gang round by round; the folders they commit are the record.
+
+    A trial that fails says why, and ends; the actor, and its mapped data, serve the next one. One that
+    hangs takes its worker, and its gang, with it; they end as failed where they are taken up again.
+    """
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        *,
+        recipe: Recipe,
+        sites: Mapping[Site, OpenSite],
+        files: RunFiles,
+        attempt: str,
+        store: str,
+        provenance: Mapping[Site, dict[str, Any]],
+        truth: Tensor | None,
+    ) -> None:
+        """Open the rows, once an actor; ``config`` holds the trials' numbers and parameters.
+
+        ``attempt`` names this attempt at the run: what hung in another is tried again. ``store`` is the
+        store's digest.
+        """
+        self.recipe, self.attempt, self.store = recipe, attempt, store
+        self.files, self.provenance, self.truth = files.on_this_node(), provenance, truth
+        self.device = prepare_worker()
+        if recipe.store_uri is not None:
+            sites = {site: fetched_site(opened, recipe.store_uri) for site, opened in sites.items()}
+        self.rows = {
+            site: {split: opened.rows(split).to(self.device) for split in ("train", "validation")}
+            for site, opened in sites.items()
+        }
+        self.statistics = StatisticsCache()
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._begin(new_config)
+        return True
+
+    def step(self) -> Report:
+        try:
+            next(self.rounds, None)
+        except Exception as error:  # what they share; the actor serves on
+            for trial in self.going:
+                trial.fail(error)
+        finally:
+            self.alarm.cancel()
+        reports = [{"trial": trial.asked["trial"], **trial.report} for trial in self.trials]
+        alone = reports[0] if len(reports) == 1 else {}  # where a scheduler looks
+        return {**alone, GANG: reports, "done": not self.going}
+
+    def cleanup(self) -> None:
+        self._forget()
+
+    @property
+    def going(self) -> list[Trial]:
+        """The trials that have not ended."""
+        return [trial for trial in self.trials if not trial.ended]
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._forget()
+        self.trials: list[Trial] = [self._trial(asked) for asked in config[GANG]]
+        hung = self.trials[0].folder.with_suffix(f".hung-{self.attempt}.txt")
+        self.alarm = HangAlarm(hung, self.recipe.resources.hang_seconds)
+        self.rounds: Iterator[None] = self._train()
+
+    def _trial(self, asked: dict[str, Any]) -> Trial:
+        settings = self.recipe.with_parameters(asked["parameters"])
+        sites, seeds = list(self.rows), seeds_of(self.recipe)
+        made = trained("trial", self.store, sites, seeds, *settings)
+        return Trial(asked, self.files, self.device, made, stopping(self.recipe))
+
+    def _forget(self) -> None:
+        self.trials, self.rounds = [], iter(())
+        if getattr(self, "device", "cpu") == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def _train(self) -> Iterator[None]:
+        """Train the trials that are left, those together that take the same batches."""
+        if self.alarm.rang:
+            for trial in self.going:
+                trial.hang(self.alarm.seconds, self.alarm.file)
+        gangs: dict[tuple[object, ...], list[Trial]] = {}
+        for trial in self.going:
+            _, training = self._config(trial)
+            gangs.setdefault(shared_settings(training), []).append(trial)
+        for gang in gangs.values():
+            yield from self._train_gang(gang)
+
+    def _config(self, trial: Trial) -> tuple[SAEConfig, TrainingConfig]:
+        return self.recipe.with_parameters(trial.asked["parameters"])
+
+    def _train_gang(self, trials: list[Trial]) -> Iterator[None]:
+        self.alarm.set()
+        begun = []
+        for trial in trials:
+            try:
+                members = self._members(*self._config(trial))
+                begun.append(trial.begin(members, self.recipe.sweep.max_seconds_per_trial))
+            except Exception as error:
+                trial.fail(error)
+        gang = Gang(
+            begun, self.recipe.resources.checkpoint_seconds, self.alarm.step, self.device,
+            self.statistics, self.files.send_checkpoint,
+        )  # fmt: skip
+        for _ in gang.rounds():
+            for trial in trials:
+                if not trial.ended:
+                    trial.advance(self.provenance)
+            yield
+            self.alarm.set()
+
+    def _members(self, sae_config: SAEConfig, training: TrainingConfig) -> dict[Key, Member]:
+        seeds = seeds_of(self.recipe)
+        return {
+            (site, seed): Member(
+                sae_config, training, rows["train"], rows["validation"], seed, self.truth
+            )
+            for site, rows in self.rows.items()
+            for seed in seeds
+        }

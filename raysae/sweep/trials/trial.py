@@ -1,0 +1,150 @@
+"""One trial, from what was asked to what it came to: one SAE config, committed as a folder."""
+
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from raysae.cluster.alarm import hang_reason
+from raysae.cluster.worker import memory_used
+from raysae.errors import UserError
+from raysae.identity import Made
+from raysae.metrics import registered
+from raysae.records.commit import commit
+from raysae.records.run_files import RunFiles
+from raysae.sites import Site
+from raysae.sweep.trials.members import Key, Members, OutOfTimeError
+from raysae.training import NonFiniteLossError
+from raysae.training.ensemble import Member
+
+Report = dict[str, Any]
+
+
+class Trial:
+    """One config of the sweep; its ``report`` says how far it has come, to Tune and all who watch.
+
+    ``asked`` are its number and its parameters, ``made`` what makes its SAEs, ``stopping`` the rules by
+    which it may be stopped early. A trial that was committed or stopped before only reports.
+    """
+
+    def __init__(
+        self,
+        asked: Mapping[str, Any],
+        files: RunFiles,
+        device: str,
+        made: Made,
+        stopping: Made = MappingProxyType({}),
+    ):
+        self.asked, self.files, self.device = dict(asked), files, device
+        self.made, self.stopping = dict(made), dict(stopping)
+        self.folder = files.trial(self.asked["trial"])
+        self.started = time.time()
+        self.members: Members | None = None
+        self.report: Report = self._ended_before() or {}
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to do."""
+        return bool(self.report.get("done"))
+
+    def begin(self, members: Mapping[Key, Member], max_seconds: float | None) -> Members:
+        """Its members, which continue from their checkpoints."""
+        self.members = Members(members, self.files.checkpoint(self.folder), max_seconds)
+        return self.members
+
+    def advance(self, provenance: Mapping[Site, dict[str, Any]]) -> None:
+        """Report the evaluation just passed; commit where it was the last."""
+        members = self.members
+        assert members is not None
+        if members.failure is not None:
+            self.fail(members.failure)
+            return
+        self.report = {**members.history[-1], **self._cost(members)}
+        if members.going:
+            return
+        try:
+            self.report |= self._commit(members, provenance)
+            self.report |= {"done": True, "committed": True}
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """End as failed, or as stopped where the budget is spent; the traceback goes beside the
+        folder."""
+        if isinstance(error, OutOfTimeError):
+            assert self.members is not None
+            self.report |= {**self._cost(self.members), "done": True, "stopped": str(error)}
+        else:
+            self._failed(_reason(error), "".join(traceback.format_exception(error)))
+        self.members = None
+
+    def hang(self, seconds: float | None, trace: Path) -> None:
+        """End as failed: its worker made no step for ``seconds``."""
+        self.report = {"done": True, "failed": hang_reason(seconds, trace)}
+
+    def _failed(self, reason: str, trace: str) -> None:
+        file = self.folder.with_suffix(".failure.txt")
+        hint = "" if "; " in reason else f"; its traceback is in trials/{file.name}"
+        self.report = {"done": True, "failed": reason + hint}
+        try:
+            self.files.write_text(file, trace)
+        except (OSError, UserError) as error:  # a full disk may be the very reason
+            self.report["failed"] += f" (the traceback could not be written: {error})"
+
+    def _cost(self, members: Members) -> Report:
+        """How far the trial has come, and what that took."""
+        came = {"step": members.first.step, "steps": members.first.steps}
+        return {**members.cost, **came, "memory_bytes": memory_used(self.device)}
+
+    def _ended_before(self) -> Report | None:
+        """The last report of a trial that came to its end in an earlier go."""
+        record = self.files.committed(self.folder, self.made)
+        if record is not None:
+            self.files.send_commit(self.folder)  # an earlier attempt may not have come to that
+            return {**_live(record), "done": True, "committed": True}
+        record = self.files.stopped(self.folder, {**self.made, **self.stopping})
+        if record is not None:
+            return {**record["last"], "done": True, "stopped": record["reason"]}
+        return None
+
+    def _commit(
+        self, members: Members, provenance: Mapping[Site, dict[str, Any]]
+    ) -> dict[str, Any]:
+        cost = {**members.cost, "memory_bytes": memory_used(self.device)}
+        (first_site, _), *_ = members.trainers
+        job = {**self.asked, "made": self.made}
+        record = commit(
+            self.files, members.first, self.folder, job, provenance[first_site], members.history,
+            self.started, metrics=members.final_metrics(), cost=cost,
+            beside={
+                f"{site.folder},seed={seed}": (trainer, provenance[site])
+                for (site, seed), trainer in members.trainers.items()
+                if trainer is not members.first
+            },
+        )  # fmt: skip
+        members.discard_checkpoints()
+        self.files.remove_checkpoint(members.checkpoints)
+        self.members = None
+        return record["metrics"]
+
+
+def _live(record: dict[str, Any]) -> Report:
+    """A committed trial's figures in the form of a last report."""
+    costs = [metric.name for metric in registered().values() if metric.cost]
+    counts = {name: record[name] for name in costs if name in record and name != "wait_seconds"}
+    return {**record["metrics"], **counts, "step": record["steps"]}
+
+
+def _reason(error: Exception) -> str:
+    import torch
+
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, NonFiniteLossError):
+        return text
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of GPU memory: {text}; raise resources.gpus_per_trial or lower batch_size"
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return f"out of memory: {text}; lower d_sae, batch_size or resources.max_concurrent"
+    return f"{type(error).__name__}: {text}"

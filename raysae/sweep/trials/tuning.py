@@ -1,0 +1,319 @@
+"""Running the trials: Ray Tune around the proposer, each site read once for all, one table out."""
+
+import math
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from raysae.activations import Site, Store
+from raysae.cluster.placement import Placement, place_streaming
+from raysae.cluster.ray_internals import run_tune
+from raysae.cluster.reading import OpenSite, check_windows, choose_reading, open_site
+from raysae.config import Recipe
+from raysae.config.search import SweepConfig
+from raysae.console.board import console
+from raysae.metrics import PROGRESS, TABLE, partly
+from raysae.records.commit import figures_of, provenance, state_of
+from raysae.records.events import Committed, Event, Events, Failed, Item, Progressed, Stopped
+from raysae.records.folder import RunFolder
+from raysae.records.products import seeds_of, stopping, trained
+from raysae.records.rows import TrialRow
+from raysae.records.run_files import STOPPED
+from raysae.sae.checkpoint import METRICS_FILE
+from raysae.storage.files import read_json
+from raysae.sweep.search.proposals import Proposer
+from raysae.sweep.search.searcher import OrderedSearcher, Outcomes
+from raysae.sweep.search.study import study_copied
+from raysae.sweep.trials.gang import GANG
+from raysae.sweep.trials.trainable import SAETrials
+
+HALVING = 3
+"""ASHA lets one of so many go on."""
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """What the trials share."""
+
+    run: RunFolder
+    store: Store
+    sites: list[Site]
+    proposer: Proposer
+    placement: Placement
+    events: Events
+
+    def made(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """What makes the trial with these parameters."""
+        recipe = self.run.recipe
+        settings = recipe.with_parameters(parameters)
+        return trained("trial", self.store.digest, self.sites, seeds_of(recipe), *settings)
+
+    @property
+    def where(self) -> str:
+        """The sites in words."""
+        return str(self.sites[0]) if len(self.sites) == 1 else f"{len(self.sites)} sites"
+
+
+def run_trials(job: SweepJob) -> list[TrialRow]:
+    """Run every trial (those committed before only report) and write ``trials.parquet``; its rows."""
+    recipe = job.run.recipe
+    watcher = _Watcher(job)
+    sites, placement = _open_sites(job, job.proposer.lag)
+    trainable = tune.with_resources(
+        tune.with_parameters(
+            SAETrials,
+            recipe=recipe,
+            sites=sites,
+            files=job.run.for_workers(),
+            attempt=uuid.uuid4().hex[:8],
+            store=job.store.digest,
+            provenance={site: provenance(job.store, site) for site in job.sites},
+            truth=job.store.truth(),
+        ),
+        placement.resources,
+    )
+    tuned = partial(_tuned, job, trainable, watcher, placement)
+    results, ended_early = run_tune(tuned, recipe.resources, lambda: watcher.begun)
+    rows = [row for result in results for row in _rows(job, result)]
+    rows.sort(key=lambda row: row.trial)
+    if ended_early:
+        console.print(f"{len(rows)} of {recipe.sweep.trials} trials: {ended_early}")
+    job.run.write_table(job.run.trials_file, rows)
+    for alarm in (job.run.path / "trials").glob("*.hung-*.txt"):
+        if not alarm.stat().st_size:  # of a worker that was killed, not hung
+            alarm.unlink()
+    return rows
+
+
+def _tuned(
+    job: SweepJob, trainable: Any, watcher: "_Watcher", placement: Placement
+) -> tuple[Any, str | None]:
+    """Tune's results, and why there are fewer than were asked for.
+
+    A proposer remembers what it has proposed, so that each call takes a new copy of the job's.
+    """
+    recipe, proposer = job.run.recipe, deepcopy(job.proposer)
+    with study_copied(proposer, job.run.study_file, recipe.name, job.run.send) as ended:
+        searcher = OrderedSearcher(proposer, _budget(recipe.sweep), recipe.resources.gang, ended)
+        with job.events.work(f"Sweep at {job.where}", proposer.trials):
+            results = _tuner(job, trainable, searcher, proposer, watcher, placement).fit()
+    job.proposer.trials = proposer.trials  # fewer where the space holds no further config
+    return results, searcher.ended_early
+
+
+def _tuner(
+    job: SweepJob, trainable: Any, searcher: OrderedSearcher, proposer: Proposer,
+    watcher: "_Watcher", placement: Placement,
+) -> tune.Tuner:  # fmt: skip
+    recipe = job.run.recipe
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=_scheduler(job),
+            num_samples=math.ceil(proposer.trials / recipe.resources.gang),
+            max_concurrent_trials=at_once(recipe, placement, proposer.lag),
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(_scratch(job.run.path)),
+            callbacks=[watcher],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=recipe.resources.retries),
+            verbose=0,
+            log_to_file=False,
+        ),
+    )
+
+
+def at_once(recipe: Recipe, placement: Placement, lag: int) -> int:
+    """Gangs that may be trained at a time."""
+    return min(placement.workers, max(lag // recipe.resources.gang, 1))
+
+
+def _scheduler(job: SweepJob) -> Any:
+    """What ends poor trials early, by the first objective over their tokens; None: nothing does."""
+    recipe, sweep = job.run.recipe, job.run.recipe.sweep
+    if sweep.early_stopping is None:
+        return None
+    (objective,) = sweep.objectives
+    rows = job.store.entry(job.sites[0]).rows.train
+    tokens = recipe.training.training_tokens(rows)
+    common = {
+        "time_attr": "tokens",
+        "metric": objective.metric,
+        "mode": objective.goal[:3],
+        "grace_period": max(int(sweep.grace * tokens), 1),
+    }
+    if sweep.early_stopping == "asha":
+        return tune.schedulers.ASHAScheduler(max_t=tokens + 1, reduction_factor=HALVING, **common)
+    return tune.schedulers.MedianStoppingRule(min_samples_required=3, **common)
+
+
+def _budget(sweep: SweepConfig) -> Any:
+    """Says from the outcomes so far why no further trial may begin."""
+    started = time.monotonic()
+
+    def spent(outcomes: Outcomes) -> str | None:
+        seconds = time.monotonic() - started
+        if sweep.max_seconds is not None and seconds > sweep.max_seconds:
+            return f"sweep.max_seconds {sweep.max_seconds:g} have passed"
+        tokens = sum((outcome or {}).get("tokens_trained", 0) for outcome in outcomes.values())
+        if sweep.max_tokens is not None and tokens >= sweep.max_tokens:
+            return f"{tokens:,} tokens were trained on; sweep.max_tokens is {sweep.max_tokens:,}"
+        return None
+
+    return spent
+
+
+def _open_sites(job: SweepJob, lag: int) -> tuple[dict[Site, OpenSite], Placement]:
+    """The sites' rows by the path that suits them, and what a trial reserves on that path."""
+    recipe = job.run.recipe
+    reading = choose_reading(job.store, job.sites, recipe.resources)
+    placement = job.placement
+    if reading.how == "streaming":
+        placement = place_streaming(recipe.resources)
+        rows = max(job.store.entry(site).rows.train for site in job.sites)
+        streams = at_once(recipe, placement, lag) * len(job.sites) * recipe.sweep.seeds_per_trial
+        check_windows(job.store, recipe.training.shuffle_rows, rows, streams)
+    console.print(f"Reading: {reading}; trials: {placement}")
+    return {site: open_site(reading, job.store, site) for site in job.sites}, placement
+
+
+def _rows(job: SweepJob, result: Any) -> Iterator[TrialRow]:
+    """The rows of a gang's trials."""
+    reports = {report["trial"]: report for report in (result.metrics or {}).get(GANG, [])}
+    for asked in (result.config or {})[GANG]:
+        report = reports.get(asked["trial"], {})
+        yield _row(job, asked["trial"], asked["parameters"], report, result.error)
+
+
+def _row(
+    job: SweepJob, number: int, parameters: dict[str, Any], last: Mapping[str, Any], error: Any
+) -> TrialRow:
+    """A trial's row: what was asked, what came out, what it cost."""
+    sae, training = job.run.recipe.with_parameters(parameters)
+    record = job.run.committed(job.run.trial(number), job.made(parameters))
+    settings = {
+        "sae.variant": sae.variant,
+        "sae.d_sae": sae.d_sae,
+        f"sae.{sae.sparsity_key}": getattr(sae, sae.sparsity_key),
+        **parameters,
+        "training.lr": training.peak_lr(sae.d_sae),
+        "training.batch_size": training.batch_size,
+        "training.epochs": training.epochs,
+    }
+    ended = _end(last, error) if record is None else state_of(record)
+    figures = partly(last, TABLE) if record is None else figures_of(record)
+    return TrialRow(number, ended["state"], ended["reason"], settings, figures)
+
+
+def _end(last: Mapping[str, Any], error: Any) -> dict[str, str]:
+    """How a trial without a commit ended, and why."""
+    if last.get("failed"):
+        return {"state": "failed", "reason": str(last["failed"])}
+    if error is not None and not last.get("stopped"):
+        lines = str(error).strip().splitlines()
+        return {"state": "failed", "reason": f"worker lost: {lines[-1] if lines else 'no word'}"}
+    if "step" in last:
+        return {"state": "stopped", "reason": _why_stopped(last)}
+    return {"state": "failed", "reason": "ended without a result"}
+
+
+def _why_stopped(last: Mapping[str, Any]) -> str:
+    at = f"at step {last['step']} of {last['steps']}"
+    return f"{at}: {last['stopped']}" if last.get("stopped") else f"early stopping, {at}"
+
+
+def _scratch(run: Path) -> Path:
+    """Where Tune keeps its own bookkeeping, which nothing of ours reads."""
+    return run / ".ray"
+
+
+def _harmless(method: Callable[..., None]) -> Callable[..., None]:
+    """An exception in a callback would end the whole sweep; it is printed instead."""
+
+    @wraps(method)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            method(*args, **kwargs)
+        except Exception as error:
+            console.print(f"a report was not shown or recorded: {error!r}", style="yellow")
+
+    return guarded
+
+
+class _Watcher(tune.Callback):
+    """Tells the run's events from what Tune reports. Its own troubles never stop a sweep."""
+
+    def __init__(self, job: SweepJob):
+        self.job = job
+        self.ended: set[int] = set()
+        """Trials whose end has been told."""
+        self.begun = False
+        """Whether any trial has started."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks to restore an experiment, which we never do
+
+    @_harmless
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.begun = True
+
+    @_harmless
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        for asked, report in zip(trial.config[GANG], result[GANG], strict=True):
+            if report.keys() > {"trial"} and report["trial"] not in self.ended:
+                self.job.events.emit(self._event(asked, report))
+                if report.get("done"):
+                    self.ended.add(report["trial"])
+
+    @_harmless
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note where trials were stopped early, so that they are not begun again."""
+        reports = (trial.last_result or {}).get(GANG, [])
+        for asked, report in zip(trial.config[GANG], reports, strict=False):
+            self._note_stopped(asked, report)
+
+    @_harmless
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        for asked in trial.config[GANG]:
+            if asked["trial"] not in self.ended:
+                self.job.events.emit(Failed(self._item(asked), "worker lost"))
+
+    def _item(self, asked: dict[str, Any]) -> Item:
+        parameters = asked["parameters"]
+        return self.job.run.trial_item(asked["trial"], parameters, self.job.made(parameters))
+
+    def _event(self, asked: dict[str, Any], report: dict[str, Any]) -> Event:
+        """What a trial's report tells."""
+        item, folder = self._item(asked), self.job.run.trial(asked["trial"])
+        if report.get("failed"):
+            return Failed(item, report["failed"])
+        if report.get("committed"):
+            if not (folder / METRICS_FILE).is_file():  # another node's
+                self.job.run.fetch(folder)
+            record = read_json(folder / METRICS_FILE)
+            return Committed(item, {**record, **partly(report, PROGRESS)}, folder)
+        fraction = report["step"] / report["steps"] if "steps" in report else 1.0
+        return Progressed(item, report, 1.0 if report.get("done") else fraction)
+
+    def _note_stopped(self, asked: dict[str, Any], last: dict[str, Any]) -> None:
+        folder = self.job.run.trial(asked["trial"])
+        if last.get("failed") or "step" not in last or (folder / METRICS_FILE).is_file():
+            return
+        plain = {key: value for key, value in last.items() if isinstance(value, int | float | str)}
+        made = {**self.job.made(asked["parameters"]), **stopping(self.job.run.recipe)}
+        record = {**asked, "made": made, "reason": _why_stopped(last), "last": plain}
+        self.job.run.write_json(folder.with_suffix(STOPPED), record)
+        self.job.events.emit(Stopped(self._item(asked), _why_stopped(last)))

@@ -1,0 +1,1 @@
+"""Transformers: loading them, their texts and tokens, and reading their activations."""

@@ -1,0 +1,159 @@
+"""The texts to read: the pocket problems, a local file, or any Hugging Face data set."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from raysae.config.source import SourceConfig
+from raysae.errors import UserError
+from raysae.pocket.problems import stream
+
+FILE_KINDS = {
+    ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
+    ".txt": "text",
+}  # fmt: skip
+POCKET_SEED = 1  # not the seed that the pocket GPT-2 was trained on
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text of a data set."""
+
+    row: int
+    """Its row in the data set."""
+    text: str
+
+
+def read_documents(source: SourceConfig) -> Iterator[Document]:
+    """The data set's texts in its order, read as they are asked for; rows without text are left out.
+
+    At most ``source.sequences`` of them, unless they are to be packed. Raises UserError when the
+    data set is missing, unreachable, empty, breaks off, or lacks a column.
+    """
+    rows = _told(source, _pocket_rows() if source.dataset == "pocket" else _dataset_rows(source))
+    found = False
+    for number, text in enumerate(_fill(source, islice(rows, source.sequences))):
+        if text.strip():
+            found = True
+            yield Document(number, text)
+    if not found:
+        raise UserError(
+            f"source.dataset {source.dataset!r}: empty, no text to read; "
+            "name a data set with at least one row of text"
+        )
+
+
+def _told(source: SourceConfig, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows; what goes wrong between two of them becomes a message that names the row."""
+    number = 0
+    try:
+        for row in rows:
+            yield row
+            number += 1
+    except UserError:
+        raise
+    except Exception as error:  # files and networks break in a dozen unrelated ways
+        reason = str(error.__cause__ or error).splitlines()[0] if str(error) else repr(error)
+        raise UserError(
+            f"source.dataset {source.dataset!r}: cannot be read beyond row {number} ({reason}); "
+            "check the file or the network, then repeat the command"
+        ) from None
+
+
+def _pocket_rows() -> Iterator[dict[str, Any]]:
+    return (problem.row() for problem in stream(POCKET_SEED, held_out=True))
+
+
+def _dataset_rows(source: SourceConfig) -> Iterable[dict[str, Any]]:
+    path = Path(source.dataset).expanduser()
+    if source.dataset_revision is not None and (path.suffix in FILE_KINDS or path.is_dir()):
+        raise UserError(
+            f"source.dataset_revision {source.dataset_revision!r}: {source.dataset!r} is on this "
+            "machine and has no revisions; leave it out, or name a hub data set"
+        )
+    if path.suffix in FILE_KINDS:
+        return _file_rows(path)
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        return _saved_rows(source, path)
+    return _hub_rows(source)
+
+
+def _saved_rows(source: SourceConfig, path: Path) -> Iterable[dict[str, Any]]:
+    """A folder that ``save_to_disk`` wrote."""
+    from datasets import load_from_disk
+
+    saved = load_from_disk(str(path))
+    if not isinstance(saved, dict):
+        return saved
+    if source.dataset_split not in saved:
+        raise UserError(
+            f"source.dataset_split {source.dataset_split!r}: {source.dataset!r} has "
+            f"{', '.join(saved)}"
+        )
+    return saved[source.dataset_split]
+
+
+def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"source.dataset {str(path)!r}: no such file")
+    if not path.stat().st_size:
+        raise UserError(f"source.dataset {str(path)!r}: the file is empty, no text to read")
+    from datasets import Dataset, disable_progress_bars, logging
+    from datasets.exceptions import DatasetGenerationError
+
+    disable_progress_bars()  # a local file is read at once
+    logging.set_verbosity(logging.CRITICAL)  # what is wrong with it is told below
+    read = getattr(Dataset, f"from_{FILE_KINDS[path.suffix]}")
+    options = {"sep": "\t"} if path.suffix == ".tsv" else {}
+    try:
+        return read(str(path), **options)
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"source.dataset {str(path)!r}: cannot be read ({reason})") from None
+
+
+def _hub_rows(source: SourceConfig) -> Iterable[dict[str, Any]]:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(
+            source.dataset, source.dataset_config, split=source.dataset_split,
+            revision=source.dataset_revision, streaming=True,
+        )  # fmt: skip
+    except Exception as error:  # the hub client raises a dozen unrelated kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"source.dataset {source.dataset!r}: neither 'pocket', nor a file "
+            f"({', '.join(FILE_KINDS)}), nor a folder or a hub data set that can be loaded "
+            f"({reason}); check the name, the network, source.dataset_config and dataset_split"
+        ) from None
+
+
+def _fill(source: SourceConfig, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    template = source.text if "{" in source.text else f"{{{source.text}}}"
+    try:
+        columns = [name for _, name, *_ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise _no_template(source, error) from None
+    for number, row in enumerate(rows):
+        missing = [name for name in columns if name not in row]
+        if missing:
+            raise UserError(
+                f"source.text {source.text!r}: row {number} of {source.dataset!r} has no column "
+                f"{', '.join(map(repr, missing))}; it has {', '.join(map(repr, row))}"
+            )
+        values = {name: "" if row[name] is None else row[name] for name in columns}
+        try:
+            yield template.format(**values)
+        except (ValueError, LookupError, TypeError) as error:
+            raise _no_template(source, error) from None
+
+
+def _no_template(source: SourceConfig, error: Exception) -> UserError:
+    return UserError(
+        f"source.text {source.text!r}: cannot be filled in ({error}); expected columns in braces, "
+        "such as {question} (a brace of the text itself is written twice: {{)"
+    )

@@ -1,0 +1,331 @@
+"""From documents to sequences: what the transformer reads, and which of its tokens count as what."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raysae.activations.schema import SEQUENCES_SCHEMA
+from raysae.activations.splits import split_of
+from raysae.config.source import SourceConfig
+from raysae.errors import UserError
+from raysae.sites import ALL, Position
+from raysae.transformer.texts import Document
+
+TOKENIZER_BATCH = 500
+JOINT = "\n"
+"""What stands between the texts of a packed sequence where the text is shown."""
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """One sequence as the transformer reads it; its arrays hold an item a token."""
+
+    sequence: int
+    documents: list[int]
+    """Rows of the data set that it was made of."""
+    text: str
+    token_id: NDArray[np.int32]
+    token_start: NDArray[np.int32]
+    """Where in ``text`` a token starts; -1 for special tokens and where the tokenizer does not say."""
+    token_end: NDArray[np.int32]
+    is_text: NDArray[np.bool_]
+    """Whether a token counts: special tokens do not unless asked for."""
+    patterns: NDArray[np.int32]
+    """Bit i is set where the token matches the i-th pattern by name."""
+
+    def __len__(self) -> int:
+        return len(self.token_id)
+
+    def places(self, position: Position, patterns: Iterable[str] = ()) -> NDArray[np.int64]:
+        """The places in the sequence that ``position`` means; none when it is too short for it."""
+        text_index = np.flatnonzero(self.is_text)
+        if position == ALL:
+            return text_index
+        if isinstance(position, str):
+            bit = 1 << sorted(patterns).index(position)
+            return text_index[(self.patterns[text_index] & bit) > 0]
+        inside = -len(text_index) <= position < len(text_index)
+        return text_index[[position]] if inside else text_index[:0]
+
+
+@dataclass
+class Counts:
+    """What became of the documents."""
+
+    documents: int = 0
+    cut: int = 0
+    """Documents longer than the context, cut at its end (packed ones go on in the next sequence)."""
+    too_short: int = 0
+    """Sequences left out because a position lies beyond their end, or no pattern matches."""
+
+
+@dataclass
+class _Encoded:
+    """One document's tokens, special ones marked."""
+
+    document: Document
+    token_id: NDArray[np.int32]
+    special: NDArray[np.bool_]
+    start: NDArray[np.int32]
+    end: NDArray[np.int32]
+    patterns: NDArray[np.int32]
+    cut: bool
+
+
+class Tokenizer:
+    """A Hugging Face tokenizer with the recipe's rules: context, specials, patterns, packing."""
+
+    def __init__(self, tokenizer: Any, source: SourceConfig):
+        self.tokenizer, self.source = tokenizer, source
+        self.fast = bool(getattr(tokenizer, "is_fast", False))
+        self.patterns = [re.compile(p) for p in source.used_patterns.values()]
+        self.counts = Counts()
+        self.texts = hashlib.sha256()
+        if self.patterns and not self.fast:
+            raise UserError(
+                f"source.positions: {', '.join(source.used_patterns)} need a tokenizer that tells "
+                f"where its tokens lie in the text; {type(tokenizer).__name__} does not"
+            )
+
+    def sequences(self, documents: Iterable[Document]) -> Iterator[TokenSequence]:
+        """The documents' sequences in order: one each, or packed."""
+        return self._packed(documents) if self.source.packing else self._one_each(documents)
+
+    def _one_each(self, documents: Iterable[Document]) -> Iterator[TokenSequence]:
+        for encoded in self._encode(documents, whole=False):
+            self.counts.cut += encoded.cut
+            yield TokenSequence(
+                encoded.document.row,
+                [encoded.document.row],
+                encoded.document.text[: _reach(encoded)],
+                encoded.token_id,
+                encoded.start,
+                encoded.end,
+                np.ones(len(encoded.token_id), bool) if self.source.special_tokens else ~encoded.special,
+                encoded.patterns,
+            )  # fmt: skip
+
+    def _packed(self, documents: Iterable[Document]) -> Iterator[TokenSequence]:
+        """Sequences of full length, each of documents of one split: none has text in two splits."""
+        frame = _Frame.of(self.tokenizer, self.source)
+        packers = [_Packer(frame, self.source) for _ in range(3)]
+        numbers = _numbers_by_split(self.source)
+        for encoded in self._encode(documents, whole=True):
+            split = _split(encoded.document.row, self.source)
+            packers[split].add(encoded)
+            yield from packers[split].full(numbers[split])
+        for split, packer in enumerate(packers):
+            yield from packer.rest(numbers[split])
+
+    def _encode(self, documents: Iterable[Document], whole: bool) -> Iterator[_Encoded]:
+        options = (
+            {"add_special_tokens": False, "verbose": False}
+            if whole
+            else {"truncation": True, "max_length": self.source.context_length}
+        )
+        waiting = iter(documents)
+        while batch := list(islice(waiting, TOKENIZER_BATCH)):
+            encoded = self.tokenizer(
+                [document.text for document in batch], return_special_tokens_mask=True,
+                return_offsets_mapping=self.fast, return_attention_mask=False, **options,
+            )  # fmt: skip
+            for number, document in enumerate(batch):
+                self.counts.documents += 1
+                self.texts.update(document.text.encode() + b"\0")
+                yield self._of(document, encoded, number)
+
+    def _of(self, document: Document, encoded: Any, number: int) -> _Encoded:
+        token_id = np.array(encoded["input_ids"][number], dtype=np.int32)
+        special = np.array(encoded["special_tokens_mask"][number], dtype=bool)
+        offsets = encoded["offset_mapping"][number] if self.fast else [(-1, -1)] * len(token_id)
+        span = np.array(offsets, dtype=np.int32).reshape(-1, 2)
+        span[special] = -1
+        cut = (
+            bool(encoded.encodings[number].overflowing)
+            if self.fast
+            else len(token_id) == self.source.context_length
+        )
+        patterns = self._matches(document.text, span[:, 0], span[:, 1])
+        return _Encoded(document, token_id, special, span[:, 0], span[:, 1], patterns, cut)
+
+    def _matches(self, text: str, start: NDArray[Any], end: NDArray[Any]) -> NDArray[np.int32]:
+        bits = np.zeros(len(start), dtype=np.int32)
+        for number, pattern in enumerate(self.patterns):
+            covered = np.zeros(len(text) + 1, dtype=np.int64)
+            for match in pattern.finditer(text):
+                first, last = match.span(1 if pattern.groups else 0)
+                covered[first + 1 : last + 1] = 1
+            through = covered.cumsum()
+            # a special token has start = end = -1 and so covers nothing
+            bits |= ((through[end] - through[start]) > 0).astype(np.int32) << number
+        return bits
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """sha256 over the tokenizer's whole definition (its vocabulary where it is a slow one)."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else str(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def to_table(sequences: list[TokenSequence]) -> pa.Table:
+    """The sequences as a table of ``SEQUENCES_SCHEMA``."""
+    columns = {name: [getattr(s, name) for s in sequences] for name in SEQUENCES_SCHEMA.names}
+    return pa.table(columns, schema=SEQUENCES_SCHEMA)
+
+
+def from_table(table: pa.Table) -> list[TokenSequence]:
+    """What ``to_table`` was given."""
+    names = ("sequence", "documents", "text")
+    arrays = ("token_id", "token_start", "token_end", "is_text", "patterns")
+    rows = zip(
+        *(table[name].to_pylist() for name in names),
+        *([item.values.to_numpy(zero_copy_only=False) for item in table[name]] for name in arrays),
+        strict=True,
+    )
+    return [TokenSequence(*row) for row in rows]
+
+
+def _reach(encoded: _Encoded) -> int | None:
+    """How many characters of a document its tokens cover; all when the tokenizer does not say."""
+    reach = int(encoded.end.max(initial=-1))
+    return None if reach < 0 else reach
+
+
+def _split(number: int, source: SourceConfig) -> int:
+    return int(split_of(np.array([number]), source.validation, source.test)[0])
+
+
+def _numbers_by_split(source: SourceConfig) -> list[Iterator[int]]:
+    """For each split, the sequence ids that fall into it, in order."""
+
+    def of(split: int) -> Iterator[int]:
+        start = 0
+        while True:
+            block = np.arange(start, start + 1024)
+            code = split_of(block, source.validation, source.test)
+            yield from block[code == split].tolist()
+            start += 1024
+
+    return [of(split) for split in range(3)]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The special tokens around a sequence, and the one between the documents of a packed one."""
+
+    before: list[int]
+    after: list[int]
+    between: list[int]
+    room: int
+    """Tokens left for the documents."""
+
+    @classmethod
+    def of(cls, tokenizer: Any, source: SourceConfig) -> "_Frame":
+        """The frame as the tokenizer itself puts it around a short text."""
+        probe = tokenizer("a", return_special_tokens_mask=True)
+        ids, mask = probe["input_ids"], probe["special_tokens_mask"]
+        first = mask.index(0) if 0 in mask else len(mask)
+        last = len(mask) - mask[::-1].index(0) if 0 in mask else len(mask)
+        separators = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id)
+        between = [token for token in separators if token is not None][:1]
+        room = source.context_length - first - (len(ids) - last)
+        if room < 1:
+            raise UserError(
+                f"source.context_length is {source.context_length}; the tokenizer's special tokens "
+                "alone fill it"
+            )
+        return cls(ids[:first], ids[last:], between, room)
+
+
+@dataclass
+class _Packer:
+    """Joins the documents of one split and cuts the sequence of their tokens to length."""
+
+    frame: _Frame
+    source: SourceConfig
+    pieces: list[_Encoded] = field(default_factory=list)
+    waiting: int = 0
+
+    def add(self, encoded: _Encoded) -> None:
+        if self.pieces and self.frame.between:
+            self._append(_separator(self.frame.between, encoded.document))
+        self._append(encoded)
+
+    def full(self, numbers: Iterator[int]) -> Iterator[TokenSequence]:
+        """The sequences that are full by now."""
+        while self.waiting >= self.frame.room:
+            yield self._take(self.frame.room, next(numbers))
+
+    def rest(self, numbers: Iterator[int]) -> Iterator[TokenSequence]:
+        """What is left at the end, shorter than the others."""
+        if any(not piece.special.all() for piece in self.pieces):
+            yield self._take(self.waiting, next(numbers))
+
+    def _append(self, encoded: _Encoded) -> None:
+        self.pieces.append(encoded)
+        self.waiting += len(encoded.token_id)
+
+    def _take(self, room: int, number: int) -> TokenSequence:
+        taken = []
+        while room and self.pieces:
+            piece = self.pieces.pop(0)
+            if len(piece.token_id) > room:
+                self.pieces.insert(0, _slice(piece, slice(room, None)))
+                piece = _slice(piece, slice(room))
+            taken.append(piece)
+            room -= len(piece.token_id)
+        self.waiting -= sum(len(piece.token_id) for piece in taken)
+        return _joined(taken, self.frame, number, self.source.special_tokens)
+
+
+def _slice(piece: _Encoded, part: slice) -> _Encoded:
+    return _Encoded(
+        piece.document, piece.token_id[part], piece.special[part], piece.start[part],
+        piece.end[part], piece.patterns[part], piece.cut,
+    )  # fmt: skip
+
+
+def _separator(ids: list[int], document: Document) -> _Encoded:
+    none = np.full(len(ids), -1, dtype=np.int32)
+    return _Encoded(
+        document, np.array(ids, dtype=np.int32), np.ones(len(ids), bool), none, none, none * 0,
+        False,
+    )  # fmt: skip
+
+
+def _joined(pieces: list[_Encoded], frame: _Frame, number: int, specials: bool) -> TokenSequence:
+    """One sequence of pieces of documents, its offsets counted in the text that they make up."""
+    edges = [_separator(frame.before, pieces[0].document), *pieces]
+    edges.append(_separator(frame.after, pieces[-1].document))
+    texts: list[str] = []
+    starts, ends, length = [], [], 0
+    for piece in edges:
+        known = piece.start >= 0
+        shift = 0
+        if known.any():
+            first, last = int(piece.start[known].min()), int(piece.end[known].max())
+            shift = length - first
+            texts.append(piece.document.text[first:last])
+            length += last - first + len(JOINT)
+        starts.append(np.where(known, piece.start + shift, -1))
+        ends.append(np.where(known, piece.end + shift, -1))
+    special = np.concatenate([piece.special for piece in edges])
+    rows = [piece.document.row for piece in pieces if not piece.special.all()]
+    return TokenSequence(
+        number,
+        list(dict.fromkeys(rows)),
+        JOINT.join(texts),
+        np.concatenate([piece.token_id for piece in edges]),
+        np.concatenate(starts).astype(np.int32),
+        np.concatenate(ends).astype(np.int32),
+        np.ones(len(special), bool) if specials else ~special,
+        np.concatenate([piece.patterns for piece in edges]),
+    )

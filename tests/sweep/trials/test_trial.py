@@ -1,0 +1,64 @@
+"""One trial where the disk is full: it says so, its checkpoint stays, and the next attempt is done."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from raysae.activations.synthetic import SuperpositionWorld
+from raysae.records.run_files import RunFiles
+from raysae.sae import sae_config
+from raysae.sites import Site
+from raysae.storage.files import read_json
+from raysae.sweep.trials.gang import Gang
+from raysae.sweep.trials.trial import Trial
+from raysae.training import TrainingConfig
+from raysae.training.ensemble import Member
+from raysae.training.rows import Rows
+
+HERE = Site(0, "all")
+ASKED = {"trial": 0, "parameters": {}}
+MADE = {"store": "s", "seeds": [0]}
+WORLD = SuperpositionWorld(d_in=32, atoms=48, p=0.05)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if (
+        not shutil.which("mount")
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
+        pytest.skip("no small disk could be mounted here (it takes root)")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def members():
+    training = TrainingConfig(epochs=4, batch_size=64, lr=3e-3, evaluations=2)
+    config = sae_config({"variant": "topk", "d_sae": 512, "k": 2})
+    return {(HERE, 0): Member(config, training, Rows(WORLD.rows(500, 0)), Rows(WORLD.rows(200, 1)))}
+
+
+def attempt(folder):
+    trial = Trial(ASKED, RunFiles(folder.parents[1]), "cpu", MADE)
+    gang = Gang([trial.begin(members(), None)], 0)
+    for _ in gang.rounds():
+        trial.advance({HERE: {}})
+    return trial.report
+
+
+def test_a_full_disk_is_the_reason_and_another_attempt_is_done(small_disk):
+    folder = small_disk / "trials" / "000"
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(1_000_000))
+    report = attempt(folder)
+    assert report["done"] and "No space left" in report["failed"]
+    assert not folder.exists()
+    filler.unlink()
+    report = attempt(folder)
+    assert report["committed"] and "failed" not in report
+    assert read_json(folder / "metrics.json")["metrics"]["explained_variance"] > 0
+    assert not (small_disk / "trials" / "000.training").exists()

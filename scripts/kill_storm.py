@@ -60,7 +60,7 @@ def sweep_recipe(folder: Path, name: str) -> dict[str, Any]:
 
 def atlas_recipe(folder: Path, name: str) -> dict[str, Any]:
     recipe = sweep_recipe(folder, name)
-    training = {**recipe["training"], "epochs": 20}
+    training = {**recipe["training"], "epochs": 8}
     sweep = {"sampler": "list", "configs": [CONFIG], "trials": 1, "layer": 0}
     resources = {**recipe["resources"], "retries": 10}
     return {**recipe, "training": training, "sweep": sweep, "resources": resources}
@@ -214,25 +214,23 @@ def storm(aim: Aim, config: Path, run: Path, kills: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def storm_in_one_attempt(
-    aim: Aim, config: Path, run: Path, kills: int, seconds: float
-) -> dict[str, Any]:
-    """Kill workers at random moments of the ``seconds`` that the work takes in peace; the run is never
+def storm_in_one_attempt(aim: Aim, config: Path, run: Path, kills: int) -> dict[str, Any]:
+    """Kill workers at random moments from the first commit's work to the last one's; the run is never
     resumed."""
-    process = start(aim, config)
-    while not times(run, aim.begun) and process.poll() is None:
-        time.sleep(0.02)
-    started, killed, mid_item = time.monotonic(), 0, 0
+    process, killed, mid_item, rewritten = start(aim, config), 0, 0, 0
     seen: dict[str, int] = {}
-    rewritten = 0
-    for moment in sorted(random.uniform(0, seconds) for _ in range(kills)):
-        time.sleep(max(started + moment - time.monotonic(), 0))
+    for done in sorted(random.randrange(aim.sites - 1) for _ in range(kills)):
+        while len(times(run, aim.commits)) < done or not times(run, aim.begun):
+            if process.poll() is not None:
+                break
+            time.sleep(0.02)
+        time.sleep(random.uniform(0, 1))
         while process.poll() is None:
             victim = victim_of(aim, "worker", process.pid)
             if victim is not None and kill(victim):
                 killed, mid_item = killed + 1, mid_item + bool(times(run, aim.begun))
                 break
-            time.sleep(0.02)
+            time.sleep(0.02)  # both are being replaced
         now = times(run, aim.commits)
         rewritten += sum(now.get(name) != when for name, when in seen.items())
         seen = now
@@ -314,11 +312,6 @@ def compare(aim: Aim, folder: Path, seen: dict[str, Any]) -> bool:
     return all(checks.values())
 
 
-def atlas_seconds(run: Path) -> float:
-    stage = read_json(run / "status.json")["stages"]["atlas"]
-    return stage["ended"] - stage["started"]
-
-
 def storm_and_compare(aim: Aim, folder: Path, kills: int) -> bool:
     """Run it in peace and in the storm, print both; whether they are equal."""
     configs = {name: folder / f"{name}.yaml" for name in ("peace", "storm")}
@@ -333,8 +326,7 @@ def storm_and_compare(aim: Aim, folder: Path, kills: int) -> bool:
     print(f"in peace: {time.time() - started:.0f} s")
     started, run = time.time(), folder / aim.folder / "storm"
     if aim.victims == ("worker",):
-        seconds = atlas_seconds(folder / aim.folder / "peace")
-        seen = storm_in_one_attempt(aim, configs["storm"], run, kills, seconds)
+        seen = storm_in_one_attempt(aim, configs["storm"], run, kills)
     else:
         seen = storm(aim, configs["storm"], run, kills)
     tail = seen.pop("tail")

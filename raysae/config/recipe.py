@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
 
 import yaml
 from pydantic import (
@@ -33,6 +33,7 @@ from raysae.sites import Position, Site
 from raysae.storage.remote import is_uri, join, local_copy
 from raysae.training.config import TrainingConfig
 
+AnySection = TypeVar("AnySection", bound=Section)
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
@@ -52,6 +53,13 @@ else:
             custom_error_message=f"variant is unknown; known are {', '.join(CONFIGS)}",
         ),
     ]
+
+
+class TrialSettings(Section):
+    """The settings of one trial."""
+
+    sae: AnySAEConfig
+    training: TrainingConfig
 
 
 class AtlasConfig(Section):
@@ -207,13 +215,14 @@ class Recipe(Section):
 
         Raises UserError when a key is unknown or the values cannot be together (``k > d_sae``).
         """
-        data, variant = self.dump(), parameters.get("sae.variant", self.sae.variant)
+        data = {"sae": asdict(self.sae), "training": asdict(self.training)}
+        variant = parameters.get("sae.variant", self.sae.variant)
         if variant in CONFIGS:
             refuse_unknown(parameters, variant)
             # another variant is tried with those of the recipe's settings that it has, too
-            kept = field_names(CONFIGS[variant])
-            data["sae"] = {key: value for key, value in data["sae"].items() if key in kept}
-        replaced = parse_recipe(overridden(data, parameters), "sweep")
+            common = field_names(CONFIGS[variant])
+            data["sae"] = {key: value for key, value in data["sae"].items() if key in common}
+        replaced = _validated(TrialSettings, overridden(data, parameters), "sweep")
         return replaced.sae, replaced.training
 
     def dump(self) -> dict[str, Any]:
@@ -233,8 +242,12 @@ class Recipe(Section):
 
 def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """A recipe from plain data. Raises UserError, a line for each thing that is wrong."""
+    return _validated(Recipe, data, where)
+
+
+def _validated(model: type[AnySection], data: Mapping[str, Any], where: str) -> AnySection:
     try:
-        return Recipe.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         known = [row[0] for row in describe_fields()]
         lines = [explain(dict(item), known) for item in error.errors(include_url=False)]

@@ -39,7 +39,13 @@ class StudyCopy:
     writes the file anew. What goes wrong with it is said once and never stops a sweep.
     """
 
-    def __init__(self, proposer: Searched, path: Path, name: str, send: Callable[[Path], None]):
+    def __init__(
+        self,
+        proposer: Searched,
+        path: Path,
+        name: str,
+        send: Callable[[Path], None] = lambda path: None,
+    ):
         self.proposer, self.path, self.name, self.send = proposer, path, name, send
         self._thread = ThreadPoolExecutor(1, "raysae-study")
         self._copy: optuna.Study | None = None

@@ -21,9 +21,9 @@ from rich.text import Text
 from torch import Tensor
 
 from raysae.activations.manifest import MANIFEST_FILE, Manifest, SiteEntry
-from raysae.activations.reader import Store, files_of
 from raysae.activations.schema import to_torch
 from raysae.activations.splits import SPLITS
+from raysae.activations.store import Store, files_of
 from raysae.activations.synthetic import TRUTH_FILE
 from raysae.errors import UserError
 from raysae.sites import ALL, Position, Site

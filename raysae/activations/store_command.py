@@ -83,8 +83,8 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
     add("--sites", type=int, default=1, metavar="N", help="layers, other rows of one world (1)")
     add("--seed", type=int, default=0, metavar="N", help="decides atoms and rows (0)")
     add("--dtype", default="float32", choices=("float16", "bfloat16", "float32"), help="(float32)")
-    add("--validation", type=float, default=0.1, metavar="SHARE", help="of the rows (0.1)")
-    add("--test", type=float, default=0.1, metavar="SHARE", help="of the rows (0.1)")
+    add("--validation", type=float, default=0.1, metavar="FRACTION", help="of the rows (0.1)")
+    add("--test", type=float, default=0.1, metavar="FRACTION", help="of the rows (0.1)")
     add("--shard-rows", type=int, metavar="N", help="rows a shard; as many as fit 256 MiB")
 
 

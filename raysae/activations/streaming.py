@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from raysae.activations.reader import TRAINING_SPLITS, Segment, Store, open_store
 from raysae.activations.schema import torch_dtype
+from raysae.activations.store import TRAINING_SPLITS, Segment, Store, open_store
 from raysae.errors import UserError
 from raysae.sites import Site
 from raysae.training.rows import IndexedRows, Rows, Splits, Window, pieces

@@ -29,10 +29,10 @@ from raysae.activations.manifest import (
     SplitRows,
     read_manifest,
 )
-from raysae.activations.reader import files_of
 from raysae.activations.schema import SEQUENCES_SCHEMA, shard_schema, to_torch
 from raysae.activations.show import Texts
 from raysae.activations.splits import SPLITS, split_of
+from raysae.activations.store import files_of
 from raysae.activations.writer import STATISTICS_ROWS, WrittenShard, row_sums, site_entry
 from raysae.sites import ALL, Position
 from raysae.storage.files import sha256_of

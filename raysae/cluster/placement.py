@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from raysae.config import ResourcesConfig
 from raysae.errors import UserError
 
-AUTO_GPU_SHARE = 0.25
+AUTO_GPU_FRACTION = 0.25
 """What ``auto`` reserves where the memory of a GPU is not known, as of a logical one."""
 CUDA_CONTEXT = 600 * 2**20
 """Bytes that a process takes on a GPU before its first tensor."""
 PROCESS = 450 * 2**20
 """Bytes of a worker that has imported torch and Ray, before its first training."""
-MEMORY_SHARE = 0.9
+MEMORY_FRACTION = 0.9
 """How much of a GPU's or a node's memory trials may take."""
 MOST_A_GPU = 8
 LOOK_SECONDS = 60
@@ -51,7 +51,7 @@ def place(resources: ResourcesConfig, memory_each: int = 0) -> Placement:
     there = ray.cluster_resources()
     cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
     asked = resources.gpus_per_trial
-    share = (_auto_share(memory_each) if gpus else 0.0) if asked == "auto" else asked
+    share = (_auto_fraction(memory_each) if gpus else 0.0) if asked == "auto" else asked
     for name, wanted, found in (("cpus", resources.cpus_per_trial, cpus), ("gpus", share, gpus)):
         if wanted > found:
             raise UserError(
@@ -70,7 +70,7 @@ def place(resources: ResourcesConfig, memory_each: int = 0) -> Placement:
 def _fit_memory(memory_each: int, there: float) -> int:
     """How many fit in the memory that Ray counts as its own."""
     needed = memory_each + PROCESS
-    fit = MEMORY_SHARE * there / needed
+    fit = MEMORY_FRACTION * there / needed
     if fit < 1:
         raise UserError(
             f"a trial of the largest config takes {needed / 2**30:.1f} GiB, and this Ray has "
@@ -79,11 +79,11 @@ def _fit_memory(memory_each: int, there: float) -> int:
     return math.floor(fit) if math.isfinite(fit) else 1_000_000
 
 
-def _auto_share(memory_each: int) -> float:
+def _auto_fraction(memory_each: int) -> float:
     """The fraction of a GPU that holds a trial: 1/n for n of them and their contexts."""
     free = _gpu_memory()
     if free is None:
-        return AUTO_GPU_SHARE
+        return AUTO_GPU_FRACTION
     needed = memory_each + CUDA_CONTEXT
     if needed > free:
         raise UserError(
@@ -91,7 +91,7 @@ def _auto_share(memory_each: int) -> float:
             f"{free / 2**30:.1f} GiB free; lower d_sae, batch_size or seeds_per_trial, or set "
             "resources.gpus_per_trial=0"
         )
-    return 1 / min(max(int(MEMORY_SHARE * free / needed), 1), MOST_A_GPU)
+    return 1 / min(max(int(MEMORY_FRACTION * free / needed), 1), MOST_A_GPU)
 
 
 def _gpu_memory() -> int | None:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from raysae.activations.reader import TRAINING_SPLITS, Store
+from raysae.activations.store import TRAINING_SPLITS, Store
 from raysae.activations.streaming import StreamedSite
 from raysae.cluster.sharing import share_site
 from raysae.config import ResourcesConfig
@@ -13,9 +13,9 @@ from raysae.sites import Site
 from raysae.storage.remote import fetched
 from raysae.training.rows import IndexedRows
 
-OBJECT_STORE_SHARE = 0.8
+OBJECT_STORE_FRACTION = 0.8
 """How full the object store may get: Ray spills to disk beyond."""
-MEMORY_SHARE = 0.8
+MEMORY_FRACTION = 0.8
 """How much of the memory that Ray counts as a node's the windows of a node's trials may take."""
 WINDOWS_HELD = 2
 
@@ -112,7 +112,7 @@ def check_windows(store: Store, shuffle_rows: int, rows: int, workers: int) -> N
 
     window = min(shuffle_rows, rows) * store.row_bytes
     needed = WINDOWS_HELD * window * workers
-    there = MEMORY_SHARE * ray.cluster_resources().get("memory", 0.0)
+    there = MEMORY_FRACTION * ray.cluster_resources().get("memory", 0.0)
     if needed > there:
         raise UserError(
             f"streaming holds {WINDOWS_HELD} windows of {window / 1e9:.2f} GB a trial, "
@@ -127,7 +127,7 @@ def memory_each(resources: ResourcesConfig, workers: int) -> float:
 
     if resources.reading == "streaming":
         return 0.0
-    return MEMORY_SHARE * ray.cluster_resources().get("memory", 0.0) / workers
+    return MEMORY_FRACTION * ray.cluster_resources().get("memory", 0.0) / workers
 
 
 def _budget(resources: ResourcesConfig) -> tuple[int, str]:
@@ -136,4 +136,4 @@ def _budget(resources: ResourcesConfig) -> tuple[int, str]:
     if resources.memory is not None:
         return resources.memory, "resources.memory allows"
     there = ray.cluster_resources().get("object_store_memory", 0.0)
-    return int(OBJECT_STORE_SHARE * there), "Ray's object store may take"
+    return int(OBJECT_STORE_FRACTION * there), "Ray's object store may take"

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 from torch import Tensor
 
-from raysae.activations.reader import TRAINING_SPLITS, Store, open_store
 from raysae.activations.schema import to_arrow, to_torch
+from raysae.activations.store import TRAINING_SPLITS, Store, open_store
 from raysae.sites import Site
 from raysae.training.rows import Rows
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from raysae.config.section import PositionKey, Positive, Section, Share
+from raysae.config.section import Fraction, PositionKey, Positive, Section
 from raysae.metrics import objectives
 
 
@@ -173,8 +173,8 @@ class SweepConfig(Section):
     early_stopping: Literal["asha", "median"] | None = None
     """Whether poor trials end early, by the first objective: ASHA (the best third goes on), or those
     below the median. Who is stopped depends on timing, so two goes at one recipe may then differ."""
-    grace: Share = 0.2
-    """Share of its training that a trial has before it may be stopped early."""
+    grace: Fraction = 0.2
+    """Fraction of its training that a trial has before it may be stopped early."""
     reproducible: bool = True
     """Whether proposals wait for the trials they follow from; false never waits for a straggler, and
     two goes at one recipe then try different configs."""
@@ -229,7 +229,7 @@ class SelectConfig(Section):
     choice among the front to you."""
     trial: int | None = None
     """Your own choice among the finished trials; the rules are then only recorded."""
-    tolerance: Share = 0.05
+    tolerance: Fraction = 0.05
     """parsimonious: share of the best explained variance that may be given up."""
     ev_floor: float = 0.9
     """ev_floor_then_min_dead: the least explained variance."""

@@ -9,7 +9,7 @@ from pydantic import (
     model_validator,
 )
 
-from raysae.config.section import PositionKey, Positive, Section, Share, Size
+from raysae.config.section import Fraction, PositionKey, Positive, Section, Size
 from raysae.sites import ALL, PATTERNS, POOL_NAME
 
 
@@ -62,10 +62,10 @@ class SourceConfig(Section):
     """The number format in which the model computes."""
     non_finite: Literal["refuse", "drop"] = "refuse"
     """What becomes of rows with NaN or infinite values; what is dropped is counted in the manifest."""
-    validation: Share = 0.1
-    """Share of the sequences held out for validation."""
-    test: Share = 0.1
-    """Share of the sequences kept for a last test."""
+    validation: Fraction = 0.1
+    """Fraction of the sequences held out for validation."""
+    test: Fraction = 0.1
+    """Fraction of the sequences kept for a last test."""
     sequences_per_shard: Positive = 2000
     """Sequences whose activations go into one file a site, at most."""
     shard_bytes: Size = 512_000_000

@@ -6,7 +6,7 @@ from raysae.console.board import console
 from raysae.console.command_line import DONE, recipe_parser, split_config
 
 if TYPE_CHECKING:
-    from raysae.activations.reader import Store
+    from raysae.activations.store import Store
     from raysae.config import Recipe
     from raysae.extraction.plan import ExtractionPlan
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from raysae.activations.manifest import MANIFEST_FILE, read_manifest
-from raysae.activations.reader import Store, open_store
+from raysae.activations.store import Store, open_store
 from raysae.config import Recipe
 from raysae.config.source import SourceConfig
 from raysae.errors import UserError

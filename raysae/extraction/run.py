@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from raysae.activations.manifest import FORMAT_VERSION, Manifest
-from raysae.activations.reader import Store, open_store
+from raysae.activations.store import Store, open_store
 from raysae.cluster.placement import Placement
 from raysae.cluster.pool import Work, map_committed
 from raysae.config import ResourcesConfig

@@ -15,7 +15,7 @@ from raysae.sweep.search.space import MEMORY, Parameters, Space
 from raysae.training import TrainingConfig
 from raysae.training.memory import FLOAT, largest_d_sae, training_bytes
 
-KEPT_COPIES = 4
+CHECKPOINT_COPIES = 4
 """Weights, Adam's two moments and the state before, of a trial that is kept while it runs."""
 
 
@@ -55,7 +55,7 @@ def needs(recipe: Recipe, where: Store | ExtractionPlan, atlas_sites: int) -> Ne
     members = recipe.sweep.seeds_per_trial * max(len(recipe.sweep.sites), 1)
     together = members * recipe.resources.gang
     sae_bytes = 2 * where.d_in * largest[0].d_sae * FLOAT
-    written = recipe.sweep.trials * members + KEPT_COPIES * together + 1 + atlas_sites
+    written = recipe.sweep.trials * members + CHECKPOINT_COPIES * together + 1 + atlas_sites
     return Needs(
         where.d_in, largest, together,
         together * training_bytes(where.d_in, largest[0].d_sae, largest[1]),

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from raysae.activations import open_store
 from raysae.records.folder import RunFolder
+from raysae.records.mlflow_listener import tracking_uri
 from raysae.records.rows import Row, SiteRow, TrialRow
-from raysae.records.tracking import tracking_uri
 
 if TYPE_CHECKING:
     from raysae.sae import SAE

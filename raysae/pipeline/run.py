@@ -25,11 +25,11 @@ from raysae.pipeline.stages import (
     run_stages,
     tell_again,
 )
-from raysae.records.console import ConsoleListener
+from raysae.records.console_listener import ConsoleListener
 from raysae.records.events import Events
 from raysae.records.folder import RunFolder, open_run
+from raysae.records.mlflow_listener import make_recorder
 from raysae.records.run_files import RunFiles
-from raysae.records.tracking import make_recorder
 
 
 def run_sweep(

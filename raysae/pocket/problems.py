@@ -35,7 +35,7 @@ SENTENCES = {
 ASK = ("How many {items} are there now?", "How many {items} does {name} have in the end?")
 
 LARGEST = 999  # no written number goes above this
-HELD_OUT_SHARE = 10  # one expression in so many is never trained on
+ONE_HELD_OUT_IN = 10  # one expression in so many is never trained on
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Problem:
     def held_out(self) -> bool:
         """Whether this expression (numbers and operators) is kept from the pocket GPT-2's training."""
         expression = f"{self.numbers}{self.operators}".encode()
-        return zlib.crc32(expression) % HELD_OUT_SHARE == 0
+        return zlib.crc32(expression) % ONE_HELD_OUT_IN == 0
 
     def row(self) -> dict[str, object]:
         """The problem as a dataset row, labels included."""

@@ -13,7 +13,7 @@ import raysae
 from raysae.config import Recipe, parse_recipe
 from raysae.errors import UserError
 from raysae.identity import Made, differences, lines, union
-from raysae.records.earlier import earlier_version, upgrade
+from raysae.records.earlier_version import earlier_version, upgrade
 from raysae.records.events import Item
 from raysae.records.products import (
     Identities,

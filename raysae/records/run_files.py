@@ -18,15 +18,15 @@ from raysae.sae.checkpoint import METRICS_FILE
 from raysae.sites import Site
 from raysae.storage.files import read_json, remove_folder, replacing_folder, write_json, write_text
 from raysae.storage.remote import (
-    KEPT,
+    CHECKPOINT,
     bind,
     discard,
-    discard_packed,
+    discard_archive,
     move,
     pull,
-    pull_packed,
+    pull_archive,
     push,
-    push_packed,
+    push_archive,
 )
 
 ASIDE = "aside"
@@ -170,16 +170,16 @@ class RunFiles:
     def checkpoint(self, folder: Path) -> Path:
         """Where a training that is to be committed in ``folder`` has its checkpoint, fetched when it
         is not here."""
-        checkpoint = folder.with_suffix(KEPT)
-        pull_packed(checkpoint)
+        checkpoint = folder.with_suffix(CHECKPOINT)
+        pull_archive(checkpoint)
         return checkpoint
 
     def send_checkpoint(self, checkpoint: Path) -> None:
-        push_packed(checkpoint)
+        push_archive(checkpoint)
 
     def remove_checkpoint(self, checkpoint: Path) -> None:
         remove_folder(checkpoint)
-        discard_packed(checkpoint)
+        discard_archive(checkpoint)
 
     def set_aside(self, folder: Path) -> None:
         """Keep a committed SAE that is not wanted at present, under ``aside``; what else is left of

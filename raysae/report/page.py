@@ -12,9 +12,9 @@ from raysae.activations import Store
 from raysae.console.board import seconds
 from raysae.metrics import PAGE, labels
 from raysae.records.folder import RunFolder
+from raysae.records.mlflow_listener import tracking_uri
 from raysae.records.rows import SPARSITY_LABELS, Row, SiteRow, TrialRow
 from raysae.records.tables import read_sites, read_trials
-from raysae.records.tracking import tracking_uri
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.storage.files import read_json
 
@@ -97,10 +97,15 @@ def _plots(
         dead = f"Dead latents (last {window:,} training tokens)"
         plots.heatmap(
             atlas, "explained_variance", "Explained variance (validation)", source,
-            folder / "atlas_explained_variance.png", is_share=False,
+            folder / "atlas_explained_variance.png", is_fraction=False,
         )  # fmt: skip
         plots.heatmap(
-            atlas, "dead_fraction", dead, source, folder / "atlas_dead_fraction.png", is_share=True
+            atlas,
+            "dead_fraction",
+            dead,
+            source,
+            folder / "atlas_dead_fraction.png",
+            is_fraction=True,
         )
     return embedded(folder)
 

@@ -76,7 +76,7 @@ def training_curves(
 
 
 def heatmap(
-    rows: Sequence[Row], metric: str, title: str, source: str, path: Path, *, is_share: bool
+    rows: Sequence[Row], metric: str, title: str, source: str, path: Path, *, is_fraction: bool
 ) -> None:
     """A metric over layer (down) and position (across), the value written in each cell.
 
@@ -92,13 +92,13 @@ def heatmap(
     width = min(2.6 + 0.62 * len(positions), 16)
     figure, axes = _figure(width, 1.7 + 0.36 * len(layers), source)
     axes.grid(visible=False)
-    image = axes.imshow(grid, cmap=f"{COLOURS}_r" if is_share else COLOURS, aspect="auto")
-    _write_values(axes, grid, image.cmap(image.norm(grid)), "{:.0%}" if is_share else "{:.3f}")
+    image = axes.imshow(grid, cmap=f"{COLOURS}_r" if is_fraction else COLOURS, aspect="auto")
+    _write_values(axes, grid, image.cmap(image.norm(grid)), "{:.0%}" if is_fraction else "{:.3f}")
     axes.set_xticks(range(len(positions)), positions)
     axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set(xlabel="position", ylabel="layer")
     axes.set_title(title)
-    figure.colorbar(image, ax=axes, format="{x:.0%}" if is_share else "{x:.3f}")
+    figure.colorbar(image, ax=axes, format="{x:.0%}" if is_fraction else "{x:.3f}")
     _save(figure, path)
 
 

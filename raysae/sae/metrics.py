@@ -80,7 +80,7 @@ class ReconstructionSums:
         }
 
     def dead_fraction(self) -> float:
-        """Share of latents that never fired."""
+        """Fraction of latents that never fired."""
         assert self.fired_F is not None
         return float((self.fired_F == 0).double().mean())
 

@@ -25,7 +25,7 @@ from raysae.storage.files import replacing, replacing_folder, write_text
 HOME_FILE = ".raysae-home"
 """Tells of a copy where it lives."""
 CACHE_VARIABLE = "RAYSAE_CACHE"
-KEPT, PACKED = ".training", ".tar"
+CHECKPOINT, ARCHIVE = ".training", ".tar"
 """Suffixes of a folder that is sent packed, and of what is sent."""
 CLAIM_FILE, CLAIM_SECONDS = ".driver", 120
 _sent: dict[Path, tuple[int, int]] = {}
@@ -129,36 +129,36 @@ def fetched(uri: str) -> Path:
     return folder
 
 
-def push_packed(folder: Path) -> None:
+def push_archive(folder: Path) -> None:
     """Send a folder home as one object, which is there whole or not at all."""
     home = _home(folder)
     if home is None:
         return
-    with tempfile.NamedTemporaryFile(suffix=".tar") as packed:
-        with tarfile.open(packed.name, "w") as tar:
+    with tempfile.NamedTemporaryFile(suffix=".tar") as archive:
+        with tarfile.open(archive.name, "w") as tar:
             tar.add(folder, arcname=".")
-        home.send(Path(packed.name), home.place(_packed(folder)))
+        home.send(Path(archive.name), home.place(_archive(folder)))
 
 
-def pull_packed(folder: Path) -> None:
-    """Fetch what ``push_packed`` sent, where ``folder`` is not there. What is damaged is left alone."""
+def pull_archive(folder: Path) -> None:
+    """Fetch what ``push_archive`` sent, where ``folder`` is not there. What is damaged is left alone."""
     home = _home(folder)
-    if home is None or folder.exists() or not home.fetch(_packed(folder)):
+    if home is None or folder.exists() or not home.fetch(_archive(folder)):
         return
     try:
-        with tarfile.open(_packed(folder)) as tar, replacing_folder(folder) as temporary:
+        with tarfile.open(_archive(folder)) as tar, replacing_folder(folder) as temporary:
             tar.extractall(temporary, filter="data")
     except (tarfile.TarError, OSError):
         pass
     finally:
-        _packed(folder).unlink(missing_ok=True)
+        _archive(folder).unlink(missing_ok=True)
 
 
-def discard_packed(folder: Path) -> None:
-    """Remove what ``push_packed`` sent."""
+def discard_archive(folder: Path) -> None:
+    """Remove what ``push_archive`` sent."""
     home = _home(folder)
     if home is not None:
-        home.remove(_packed(folder))
+        home.remove(_archive(folder))
 
 
 @contextmanager
@@ -199,8 +199,8 @@ def claimed(folder: Path) -> Iterator[None]:
         home.remove(claim)
 
 
-def _packed(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}{PACKED}")
+def _archive(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}{ARCHIVE}")
 
 
 class _Home:
@@ -252,7 +252,7 @@ class _Home:
         for info in sorted(there, key=lambda one: one.base_name == last):
             relative = Path(posixpath.relpath(info.path, place))
             hidden = any(part.startswith(".") and part != ".." for part in relative.parts)
-            if info.type == fs.FileType.File and relative.suffix != PACKED and not hidden:
+            if info.type == fs.FileType.File and relative.suffix != ARCHIVE and not hidden:
                 if relative.is_absolute() or ".." in relative.parts:
                     raise UserError(f"{info.path}: leads out of {place}")
                 self._copy(info, path / relative)
@@ -336,7 +336,7 @@ def _home_of(path: Path) -> tuple[Path, str] | None:
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix == KEPT:
+        if path.name.startswith(".") or path.suffix == CHECKPOINT:
             continue
         if path.is_dir():
             yield from _files(path)

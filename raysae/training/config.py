@@ -22,11 +22,11 @@ class TrainingConfig:
     lr: float | None = None
     """Adam's peak learning rate; null gives 2e-4 / sqrt(d_sae / 2^14)."""
     warm_up: float = 0.05
-    """Share of the steps over which the learning rate rises from 0."""
+    """Fraction of the steps over which the learning rate rises from 0."""
     decay: float = 0.2
-    """Share of the steps over which the learning rate falls to 0 at the end."""
+    """Fraction of the steps over which the learning rate falls to 0 at the end."""
     sparsity_warm_up: float = 0.05
-    """Share of the steps over which an L1 or L0 coefficient rises from 0."""
+    """Fraction of the steps over which an L1 or L0 coefficient rises from 0."""
     gradient_clip: float = 0.1
     """Largest norm of the whole gradient; small, so that the large gradients of the first steps do not
     make Adam's later steps small."""

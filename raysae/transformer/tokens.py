@@ -96,7 +96,7 @@ class Tokenizer:
 
     def sequences(self, documents: Iterable[Document]) -> Iterator[TokenSequence]:
         """The documents' sequences in order: one each, or packed."""
-        return self._packed(documents) if self.source.packing else self._one_each(documents)
+        return self._archive(documents) if self.source.packing else self._one_each(documents)
 
     def _one_each(self, documents: Iterable[Document]) -> Iterator[TokenSequence]:
         for encoded in self._encode(documents, whole=False):
@@ -112,7 +112,7 @@ class Tokenizer:
                 encoded.patterns,
             )  # fmt: skip
 
-    def _packed(self, documents: Iterable[Document]) -> Iterator[TokenSequence]:
+    def _archive(self, documents: Iterable[Document]) -> Iterator[TokenSequence]:
         """Sequences of full length, each of documents of one split: none has text in two splits."""
         frame = _Frame.of(self.tokenizer, self.source)
         packers = [_Packer(frame, self.source) for _ in range(3)]

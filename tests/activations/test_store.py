@@ -10,8 +10,8 @@ import torch
 
 import raysae
 from raysae.activations import Site
-from raysae.activations.reader import files_of
 from raysae.activations.splits import split_of
+from raysae.activations.store import files_of
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.activations.writer import write_store
 from raysae.errors import UserError

@@ -6,7 +6,7 @@ import pytest
 import ray
 import torch
 
-from raysae.cluster.placement import MEMORY_SHARE, PROCESS, Placement
+from raysae.cluster.placement import MEMORY_FRACTION, PROCESS, Placement
 from raysae.config import parse_recipe
 from raysae.errors import UserError
 from raysae.pipeline.admission import _measured, admit
@@ -28,7 +28,7 @@ def memory(connected_ray, monkeypatch):
     """Sets the memory that Ray says it has, in what a trial takes by the estimate."""
 
     def of(trials):
-        there = trials * (ESTIMATE + PROCESS) / MEMORY_SHARE
+        there = trials * (ESTIMATE + PROCESS) / MEMORY_FRACTION
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "memory": there})
 
     return of

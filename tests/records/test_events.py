@@ -5,7 +5,7 @@ import io
 import pytest
 
 from raysae.console import board
-from raysae.records.console import ConsoleListener
+from raysae.records.console_listener import ConsoleListener
 from raysae.records.events import (
     Began,
     Committed,
@@ -19,7 +19,7 @@ from raysae.records.events import (
     Stopped,
 )
 from raysae.records.folder import open_run
-from raysae.records.tracking import MLflowRecorder, Recorder
+from raysae.records.mlflow_listener import MLflowRecorder, Recorder
 
 RECORD = {
     "step": 5, "steps": 10, "explained_variance": 0.5, "l0": 2.0, "dead_fraction": 0.0, "loss": 1.0,

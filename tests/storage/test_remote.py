@@ -58,7 +58,7 @@ def test_files_go_home_and_come_back_elsewhere(home, tmp_path, monkeypatch):
     (here / "deep" / "z").write_text("another")
     remote.push(here)
     assert order == ["a", "z", "last", "z"], "only what is new"
-    remote.push_packed(here / "deep" / "one.training")
+    remote.push_archive(here / "deep" / "one.training")
     other_machine(tmp_path, monkeypatch, "there")
     there = remote.bind(uri)
     assert remote.pull(there)
@@ -69,9 +69,9 @@ def test_files_go_home_and_come_back_elsewhere(home, tmp_path, monkeypatch):
         "z",
     ]
     assert (there / "deep" / "z").read_text() == "another"
-    remote.pull_packed(there / "deep" / "one.training")
+    remote.pull_archive(there / "deep" / "one.training")
     assert (there / "deep" / "one.training" / "state").read_text() == "deep/one.training/state"
-    remote.discard_packed(there / "deep" / "one.training")
+    remote.discard_archive(there / "deep" / "one.training")
     assert not (folder / "deep" / "one.training.tar").exists()
 
 
@@ -80,11 +80,11 @@ def test_a_pack_that_was_cut_short_is_no_pack(home, tmp_path, monkeypatch):
     kept = remote.bind(uri) / "one.training"
     kept.mkdir()
     (kept / "state").write_bytes(os.urandom(5000))
-    remote.push_packed(kept)
+    remote.push_archive(kept)
     tar = folder / "one.training.tar"
     tar.write_bytes(tar.read_bytes()[:3000])
     shutil.rmtree(kept)
-    remote.pull_packed(kept)
+    remote.pull_archive(kept)
     assert not kept.exists()
 
 

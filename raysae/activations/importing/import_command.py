@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DTYPE",
         help="the store's: float16, bfloat16, float32; as the file has it",
     )
-    add("--validation", type=float, default=0.1, metavar="SHARE", help="of the sequences (0.1)")
-    add("--test", type=float, default=0.1, metavar="SHARE", help="of the sequences (0.1)")
+    add("--validation", type=float, default=0.1, metavar="FRACTION", help="of the sequences (0.1)")
+    add("--test", type=float, default=0.1, metavar="FRACTION", help="of the sequences (0.1)")
     add("--seed", type=int, default=0, help="decides the order of the rows (0)")
     add("--non-finite", default="refuse", metavar="refuse|drop", help="rows with NaN or infinity")
     add("--shard-rows", type=int, metavar="N", help="rows a shard, at most; as many as fit 256 MiB")

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-SHARE = 0.25
+FRACTION = 0.25
 """A gain below this share of the largest one no longer counts."""
-STABLE_SHARE = 0.05
+STABLE_FRACTION = 0.05
 """Agreement of seeds may be so much below the best and still count as it."""
 LEAST_GAIN = 1e-6
 """Explained variance that rises by less a doubling does not rise."""
@@ -52,8 +52,8 @@ def find_knee(points: list[tuple[int, int, float]]) -> Knee:
         return Knee(None, None, f"explained variance does not rise with both d_sae and K ({kind})")
     for column, k in enumerate(k_values[:-1]):
         for row, d in enumerate(d_values[:-1]):
-            settled_k = (gain_k[row, column:] < SHARE * gain_k.max()).all()
-            settled_d = (gain_d[row:, column] < SHARE * gain_d.max()).all()
+            settled_k = (gain_k[row, column:] < FRACTION * gain_k.max()).all()
+            settled_d = (gain_d[row:, column] < FRACTION * gain_d.max()).all()
             if k <= d and settled_k and settled_d:
                 return Knee(d, k, _why(gain_d, gain_k, kind))
     return Knee(
@@ -87,7 +87,7 @@ def find_stable_knee(points: list[tuple[int, int, float, float]]) -> Knee:
         )  # fmt: skip
     possible = [column for column, k in enumerate(k_values) if k <= d_values[row]]
     best = max(possible, key=lambda column: agreement[row, column])
-    floor = (1 - STABLE_SHARE) * agreement[row, best]
+    floor = (1 - STABLE_FRACTION) * agreement[row, best]
     stays = list(
         itertools.takewhile(lambda column: agreement[row, column] >= floor, possible[best:])
     )
@@ -108,7 +108,7 @@ def _settled(gain: NDArray[np.float64], d_values: list[int], k_values: list[int]
     """The place of the smallest d_sae past which gains stay small, by most values of K."""
     places = []
     for column in range(len(k_values)):
-        small = gain[:, column] < SHARE * gain[:, column].max()
+        small = gain[:, column] < FRACTION * gain[:, column].max()
         settled = [row for row in range(len(small)) if small[row:].all()]
         if gain[:, column].max() > LEAST_GAIN:
             places.append(settled[0] if settled else len(d_values))

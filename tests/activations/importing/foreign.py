@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from raysae.activations.reader import Store, open_store
 from raysae.activations.schema import shard_schema, to_arrow
 from raysae.activations.splits import SPLITS
+from raysae.activations.store import Store, open_store
 from raysae.sites import Site
 
 SEQUENCES, TOKENS, D_IN = 60, 5, 8

@@ -108,6 +108,8 @@ def shared_differences(there: Made, wanted: Made, same: Same) -> dict[str, tuple
     stores = "store" in there and "store" in wanted
     if not stores:
         ignored.add("store")
+    if not (there.get("sites") and wanted.get("sites")):  # not known before the store is there
+        ignored.add("sites")
     if stores or not any(key.startswith("source.") for key in wanted):
         ignored |= {key for key in keys if key.startswith("source.")}
     if "sae.variant" in ignored:

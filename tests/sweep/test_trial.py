@@ -1,4 +1,4 @@
-"""One trial where the disk is full: it says so, its checkpoint stays good, and the next attempt is done."""
+"""One trial where the disk is full: it says so, its checkpoint stays good, the next attempt is done."""
 
 import shutil
 import subprocess

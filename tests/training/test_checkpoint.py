@@ -40,8 +40,8 @@ def folder(rows, tmp_path):
     """A training saved after its second round."""
     trainer = trainer_of(rows)
     rounds = trainer.rounds()
-    save_training(trainer, tmp_path / "kept", [next(rounds), next(rounds)])
-    return tmp_path / "kept"
+    save_training(trainer, tmp_path / "saved", [next(rounds), next(rounds)])
+    return tmp_path / "saved"
 
 
 def test_a_folder_holds_no_pickle(folder):
@@ -169,12 +169,14 @@ def test_a_non_finite_loss_keeps_the_last_good_state(rows, tmp_path):
     # the head that is looked at before the training ends before the poisoned batch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("raysae.training.iterator_rows.HEAD_ROWS", 64)
-        with pytest.raises(NonFiniteLossError, match=r"kept holds the last good state, of step 36"):
+        with pytest.raises(
+            NonFiniteLossError, match=r"saved holds the last good state, of step 36"
+        ):
             raysae.fit(
-                SMALL, batches(), settings, validation=rows[:300], checkpoint=tmp_path / "kept",
+                SMALL, batches(), settings, validation=rows[:300], checkpoint=tmp_path / "saved",
                 progress=False,
             )  # fmt: skip
-    tensors = load_file(tmp_path / "kept" / TENSORS_FILE)
+    tensors = load_file(tmp_path / "saved" / TENSORS_FILE)
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 

@@ -40,16 +40,16 @@ def close(ours, theirs, tolerance):
     assert float((ours - theirs).detach().norm() / scale) < tolerance
 
 
-@pytest.mark.parametrize("dead_share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("dead_fraction", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("variant", ["topk", "batch_topk"])
-def test_steps_are_those_of_the_reference(variant, shape, dead_share):
+def test_steps_are_those_of_the_reference(variant, shape, dead_fraction):
     d_in, d_sae, k, rows = shape
     reference, compiled = steps(variant, d_in, d_sae, k)
     reference.scale = compiled.scale = 1.3
     for number in range(4):
         x_BD = batch(rows, d_in, number)
-        dead_F = torch.rand(d_sae, generator=torch.Generator().manual_seed(number)) < dead_share
+        dead_F = torch.rand(d_sae, generator=torch.Generator().manual_seed(number)) < dead_fraction
         expected = reference.gradients(x_BD, dead_F, 1.0)
         assert compiled.gradients(x_BD, dead_F, 1.0) == pytest.approx(expected, rel=2e-5)
         reference.update(1e-3)

@@ -1,6 +1,6 @@
 """Compile ``topk.cpp`` for this machine, once, and call it.
 
-The library is kept under its source, compiler and processor in ``$XDG_CACHE_HOME/raysae`` (else
+The library is cached under its source, compiler and processor in ``$XDG_CACHE_HOME/raysae`` (else
 ``~/.cache/raysae``). Where it cannot be built there are no kernels, and ``why_missing`` says why.
 """
 
@@ -164,7 +164,7 @@ def _processor() -> Iterator[bytes]:
 
 
 def _cache_folder() -> Path:
-    """Where libraries are kept; a private folder for this process where that cannot be written."""
+    """Where libraries are cached; a private folder for this process where that cannot be written."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(home) / "raysae"
     try:

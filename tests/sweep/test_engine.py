@@ -223,6 +223,7 @@ def test_asha_stops_poor_trials_for_good(store, tmp_path):
     result.run._write()
     again = sweep(store, tmp_path, sweep=search)
     assert [row["state"] for row in again.trials] == states
+    assert [row["reason"] for row in again.trials] == [row["reason"] for row in result.trials]
 
 
 def test_budgets_end_a_sweep_and_a_trial(store, tmp_path):
@@ -232,7 +233,8 @@ def test_budgets_end_a_sweep_and_a_trial(store, tmp_path):
     assert len(few.trials) == 1 and few.failures == []
     brief = sweep(store, tmp_path / "seconds", sweep={"max_seconds_per_trial": 1e-6})
     assert {row["state"] for row in brief.trials} == {"stopped"}
-    assert "it had trained for" in brief.trials[0]["reason"]
+    reason = brief.trials[0]["reason"]
+    assert reason.startswith("at step") and "it had trained for" in reason
 
 
 def test_choosing_anew_trains_nothing(finished, tmp_path, capsys):

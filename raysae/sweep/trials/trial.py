@@ -75,7 +75,9 @@ class Trial:
         folder."""
         if isinstance(error, OutOfTimeError):
             assert self.members is not None
-            self.report |= {**self._cost(self.members), "done": True, "stopped": str(error)}
+            cost = self._cost(self.members)
+            reason = f"at step {cost['step']} of {cost['steps']}: {error}"
+            self.report |= {**cost, "done": True, "stopped": reason}
         else:
             self._failed(_reason(error), "".join(traceback.format_exception(error)))
         self.members = None

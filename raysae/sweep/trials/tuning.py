@@ -229,8 +229,8 @@ def _end(last: Mapping[str, Any], error: Any) -> dict[str, str]:
 
 
 def _why_stopped(last: Mapping[str, Any]) -> str:
-    at = f"at step {last['step']} of {last['steps']}"
-    return f"{at}: {last['stopped']}" if last.get("stopped") else f"early stopping, {at}"
+    at_step = f"early stopping, at step {last['step']} of {last['steps']}"
+    return last.get("stopped") or at_step
 
 
 def _scratch(run: Path) -> Path:
@@ -305,6 +305,8 @@ class _Watcher(tune.Callback):
                 self.job.run.fetch(folder)
             record = read_json(folder / METRICS_FILE)
             return Committed(item, {**record, **partly(report, PROGRESS)}, folder)
+        if report.get("stopped"):
+            return Stopped(item, report["stopped"])
         fraction = report["step"] / report["steps"] if "steps" in report else 1.0
         return Progressed(item, report, 1.0 if report.get("done") else fraction)
 
@@ -312,8 +314,11 @@ class _Watcher(tune.Callback):
         folder = self.job.run.trial(asked["trial"])
         if last.get("failed") or "step" not in last or (folder / METRICS_FILE).is_file():
             return
-        plain = {key: value for key, value in last.items() if isinstance(value, int | float | str)}
         made = {**self.job.made(asked["parameters"]), **stopping(self.job.run.recipe)}
+        if self.job.run.stopped(folder, made) is not None:  # in an earlier attempt
+            return
+        plain = {key: value for key, value in last.items() if isinstance(value, int | float | str)}
         record = {**asked, "made": made, "reason": _why_stopped(last), "last": plain}
         self.job.run.write_json(folder.with_suffix(STOPPED), record)
-        self.job.events.emit(Stopped(self._item(asked), _why_stopped(last)))
+        if asked["trial"] not in self.ended:
+            self.job.events.emit(Stopped(self._item(asked), _why_stopped(last)))

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 Made = Mapping[str, Any]
-"""Dotted keys to plain JSON values, such as ``{"store": "9650...", "sae.k": 32, "seeds": [0]}``."""
+"""Dotted keys to plain JSON values, such as ``{"store": "9650...", "sae.k": 32, "seed": 0}``."""
 Same = Mapping[str, list[Any]]
 """For a key, values that count as the same, because a run went on with ``--force``."""
 
@@ -58,9 +58,9 @@ def union(same: Same, found: Mapping[str, tuple[Any, Any]]) -> dict[str, list[An
 
 
 def lines(found: Mapping[str, tuple[Any, Any]]) -> str:
-    """Differences for people, both sides of each: ``- key: there`` and ``+ key: asked for``."""
+    """Differences for people, both sides of each: ``-key: there`` and ``+key: asked for``."""
     pairs = (
-        f"  - {key}: {_shown(there)}\n  + {key}: {_shown(wanted)}"
+        f"  -{key}: {_shown(there)}\n  +{key}: {_shown(wanted)}"
         for key, (there, wanted) in sorted(found.items())
     )
     return "\n".join(pairs)

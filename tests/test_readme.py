@@ -56,7 +56,7 @@ def test_the_commands_are_the_ones_this_file_runs():
         "s3://BUCKET/store",
     )
     assert all(Path(words[0]).exists() for words in OTHERS[:2])
-    assert (len(SWEEPS), len(EXTRACTS), len(STORES), len(EXPORTS)) == (10, 1, 5, 1)
+    assert (len(SWEEPS), len(EXTRACTS), len(STORES), len(EXPORTS)) == (12, 1, 5, 1)
 
 
 def problems(folder):
@@ -104,7 +104,7 @@ def test_sweep_commands(arguments, connected_ray, small_run, tmp_path, capsys):
         assert leaving.value.code == 0
         return
     data, run = problems(tmp_path), small_run.folder
-    if "--select" in arguments:  # others look at the small run, too
+    if {"--select", "--resume"} & set(arguments):  # others look at the small run, too
         run = tmp_path / "small"
         shutil.copytree(small_run.folder, run)
     filled = [word.replace("runs/quickstart", str(run)) for word in arguments]

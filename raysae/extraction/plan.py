@@ -9,7 +9,7 @@ from raysae.activations.store import Store, open_store
 from raysae.config import Recipe
 from raysae.config.source import SourceConfig
 from raysae.errors import UserError
-from raysae.identity import differences, flat, lines
+from raysae.identity import differences, flat
 from raysae.sites import Position, Site
 from raysae.storage.files import read_json, remove_folder
 from raysae.transformer.loading import load_model_config, with_absolute_paths
@@ -127,6 +127,9 @@ def _refuse_other(plan: ExtractionPlan, found: dict[str, Any], what: str) -> Non
     different = plan.differences(found)
     if different:
         raise UserError(
-            f"{plan.folder}: holds {what}; name another folder with store=FOLDER, or remove it (- there, "
-            f"+ asked for):\n{lines(different)}"
+            f"{plan.folder}: holds {what}; name another folder with store=FOLDER, or remove it\n"
+            + "\n".join(
+                f"  {key}: there {there!r}, asked for {wanted!r}"
+                for key, (there, wanted) in sorted(different.items())
+            )
         )

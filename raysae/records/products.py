@@ -47,7 +47,8 @@ def trained(
         f"generation.{kind}": GENERATIONS[kind],
         "store": store,
         "sites": [site.folder for site in sites],
-        "seeds": list(seeds),
+        "seed": seeds[0],
+        "seeds_per_trial": len(seeds),
         **flat({"sae": asdict(sae), "training": asdict(training)}),
     }
 

@@ -137,10 +137,10 @@ def test_a_finished_run_starts_no_ray_and_writes_nothing(store, begun, tmp_path,
 @pytest.mark.parametrize(
     ("change", "both_sides"),
     [
-        ({"training": {"epochs": 4}}, r"- training.epochs: 3\n  \+ training.epochs: 4"),
-        ({"sae": {"aux_coefficient": 0.5}}, r"sae.aux_coefficient: 0.03125.*\+ sae.aux_coefficient: 0.5"),
-        ({"sweep": {"layer": 1}}, r"- sites: \[\"layer=00/position=all\"\]\n  \+ sites: .*layer=01"),
-        ({"sweep": {"seeds_per_trial": 2}}, r"- seeds: \[0\]\n  \+ seeds: \[0, 1\]"),
+        ({"training": {"epochs": 4}}, r"-training.epochs: 3\n  \+training.epochs: 4"),
+        ({"sae": {"aux_coefficient": 0.5}}, r"-sae.aux_coefficient: 0.03125.*\+sae.aux_coefficient: 0.5"),
+        ({"sweep": {"layer": 1}}, r"-sites: \[\"layer=00/position=all\"\]\n  \+sites: .*layer=01"),
+        ({"sweep": {"seeds_per_trial": 2}}, r"-seeds_per_trial: 1\n  \+seeds_per_trial: 2"),
     ],
 )  # fmt: skip
 def test_other_settings_under_the_same_name_are_refused(store, begun, change, both_sides):
@@ -152,7 +152,7 @@ def test_other_settings_under_the_same_name_are_refused(store, begun, change, bo
 
 def test_another_store_is_refused(begun, tmp_path):
     write_synthetic_store(tmp_path / "other", WORLD, 800, sites=3, validation=0.2, test=0.0)
-    with pytest.raises(raysae.UserError, match=r'(?s)- store: "\w+"\n  \+ store: "\w+"'):
+    with pytest.raises(raysae.UserError, match=r'(?s)-store: "\w+"\n  \+store: "\w+"'):
         raysae.sweep(recipe(tmp_path / "other", begun))
 
 
@@ -213,7 +213,7 @@ def test_a_finished_run_of_an_earlier_version_is_extended(connected_ray, tmp_pat
     assert before.items() <= hashes(run).items() and set(times) <= set(written(run))
     assert len(written(run)) == len(times) + 2 + 2
     changed = raysae.load_recipe(run / "config.yaml", ["training.epochs=4"])
-    with pytest.raises(raysae.UserError, match=r"(?s)- training.epochs: 3.*\+ training.epochs: 4"):
+    with pytest.raises(raysae.UserError, match=r"(?s)-training.epochs: 3.*\+training.epochs: 4"):
         raysae.sweep(changed)
 
 

@@ -273,7 +273,7 @@ def test_a_json_log_is_a_line_an_event(finished, tmp_path, capsys):
 def test_a_changed_config_is_refused_unless_forced(finished, tmp_path):
     folder = copied(finished, tmp_path)
     changed = ["--resume", str(folder), "training.epochs=9"]
-    both_sides = r"(?s)--force.*- training.epochs: 6.*\+ training.epochs: 9"
+    both_sides = r"(?s)--force.*-training.epochs: 6.*\+training.epochs: 9"
     with pytest.raises(raysae.UserError, match=both_sides):
         main(changed)
     assert main([*changed, "--force"]) == 0

@@ -1,4 +1,4 @@
-"""The CPU kernels: compiled by the machine's C++ compiler at first use, then kept in a cache."""
+"""The CPU kernels: compiled by the machine's C++ compiler at first use, then cached."""
 
 from raysae.training.kernels.build import Adam, Kernels, kernels, why_missing
 

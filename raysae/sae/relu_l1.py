@@ -1,5 +1,4 @@
-"""ReLU-L1: the classic SAE with an L1 penalty and, optionally, a penalty on correlated decoder
-rows.
+"""ReLU-L1: the classic SAE with an L1 penalty; optionally decorrelates decoder rows.
 
 Bricken et al. 2023, "Towards monosemanticity", with the penalty λ Σ f‖W_dec‖ of Conerly et al.
 2024, "Update on how we train SAEs", which on decoder rows of unit norm is λ Σ f. Shapes: B batch, D

@@ -1,4 +1,4 @@
-"""Training: rows of data, schedules, steps and the training loop. Torch only."""
+"""Training of SAEs: rows of data, schedules, steps and the training loop. Torch only."""
 
 from typing import TYPE_CHECKING
 

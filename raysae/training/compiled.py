@@ -1,5 +1,4 @@
-"""The compiled CPU step of TopK and BatchTopK: the same mathematics as ``ReferenceStep``, but
-faster.
+"""The compiled CPU step of TopK and BatchTopK: the mathematics of ``ReferenceStep``, faster.
 
 - Forward and backward pass use the active latents only, unless so many latents are active that
   whole matrix products are faster.

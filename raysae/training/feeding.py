@@ -1,4 +1,4 @@
-"""Feeding: copies batches of a stream to the device and measures how long training waits for them.
+"""The batches of a stream, copied to the device; measures how long training waits for them.
 
 Rows that fit on the device stay there (``RowSource.to``). Other rows are copied from pinned memory
 while training works on the batch before. Shapes: B batch, D d_in.

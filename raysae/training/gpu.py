@@ -1,5 +1,4 @@
-"""Triton kernels of a packed step: selection without sorting, and Adam in one pass over the
-weights.
+"""Triton kernels of a packed step: selection without sorting, and Adam in one pass.
 
 They need a GPU. For tests, ``TRITON_INTERPRET=1`` runs them on CPU tensors. Where Triton is not
 installed, ``launches`` is false and callers use torch's own operations. Shapes: N SAEs, B batch, F

@@ -1,5 +1,4 @@
-"""dictionary_learning: ``config.json`` and ``ae.pt``, for
-``dictionary_learning.utils.load_dictionary``.
+"""dictionary_learning: ``config.json`` and ``ae.pt``, for its ``utils.load_dictionary``.
 
 ``ae.pt`` is a pickle of tensors, read with ``weights_only``. Some of its classes, such as JumpReLU,
 encode x and not x - b_dec; the encoder's bias is converted. Its loader rescales an ``AutoEncoder``

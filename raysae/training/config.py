@@ -35,7 +35,7 @@ class TrainingConfig:
     compiled: bool = True
     """Use compiled kernels where variant and machine support them; false: plain torch."""
     dead_window_tokens: int = 10_000_000
-    """A latent is dead when it did not fire in this many training tokens (at most all)."""
+    """A latent is dead when it did not fire in this many training tokens (or the whole run)."""
     aux_window_tokens: int | None = None
     """AuxK revives latents that did not fire in this many tokens; null gives 0.1% of the run, at
     least four batches. It is shorter than ``dead_window_tokens``, which a short run reaches only at

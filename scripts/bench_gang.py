@@ -1,10 +1,10 @@
-"""Eight SAEs of unlike size on one stream of rows (R3's sweep), against eight trainings one by one.
+"""Eight SAEs of different sizes on one stream of rows (R3), compared with eight trainings.
 
     python scripts/bench_gang.py [--rows 16384] [--epochs 4] [--repeats 3] [--device cuda]
 
-The rows (d_in 768, float16) are a store's site, read from disk while they are used, a window of 4,096 at
-a time. Rows read counts those delivered for training; waited is the time in which training stood still
-for them.
+The rows (d_in 768, float16) are a site of a store. They are streamed from disk during training, in
+windows of 4,096 rows. "rows read" counts the rows that training received; "waited" is the time that
+training waited for them.
 """
 
 import argparse
@@ -36,18 +36,19 @@ SITE = Site(8, 3)
 
 
 class CountedRows(StreamedRows):
-    """Rows that count how many were delivered."""
+    """Streamed rows that count how many of them were read."""
 
     delivered = 0
 
     def taken(self, order, batch_size):  # type: ignore[no-untyped-def]
+        """See ``IndexedRows.taken``; it also counts the rows."""
         for part_ND in super().taken(order, batch_size):
             self.delivered += len(part_ND)
             yield part_ND
 
 
 def run(precision: str, store: Path, args: argparse.Namespace) -> None:
-    """The table's rows for one precision."""
+    """Measure and print the table's rows for one precision."""
     training = TrainingConfig(
         batch_size=SHAPE.batch, epochs=args.epochs, lr=1e-3, precision=precision, evaluations=1,
         shuffle_rows=4096,
@@ -85,12 +86,13 @@ def run(precision: str, store: Path, args: argparse.Namespace) -> None:
 
 
 def waited(fits: list[raysae.training.Fit], way: str) -> float:
-    """Seconds of waiting: a gang waits together."""
+    """Seconds of waiting for rows; the members of ``fit_many`` wait together."""
     every = [fit.wait_seconds for fit in fits]
     return max(every) if way == "gang" else sum(every)
 
 
 def main() -> int:
+    """Print the table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=16_384)
     parser.add_argument("--epochs", type=int, default=4)

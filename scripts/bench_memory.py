@@ -1,11 +1,11 @@
-"""How much memory a training holds at its peak, against what it cannot do without.
+"""The peak memory of a training, compared with the least memory that it needs.
 
     python scripts/bench_memory.py
 
-What it cannot do without: weights, gradients, Adam's two moments (16 bytes a parameter) and two batches
-of rows in float32. Each training runs in a process of its own, evaluations included; its peak is the
-largest resident memory less what the process held before (the rows, torch, and the kernels after a tiny
-training). Linux only: the peak is read from /proc.
+The least memory: weights, gradients, Adam's two moments (16 bytes per parameter) and two batches of
+rows in float32. Each training, with its evaluations, runs in a separate process. Its peak is the
+largest resident memory minus the memory before the training (the rows, torch, and the kernels after
+a tiny training). Linux only: the peak is read from /proc.
 """
 
 import argparse
@@ -32,6 +32,7 @@ def resident(key: str) -> int:
 
 
 def train(shape: Shape, precision: str, rows: torch.Tensor, held_out: torch.Tensor) -> raysae.SAE:
+    """Train TopK on ``rows [rows, d_in]``."""
     return raysae.fit(
         {"variant": "topk", "d_sae": shape.d_sae, "k": shape.k}, rows,
         {"batch_size": shape.batch, "precision": precision, "evaluations": 2, "lr": 1e-3},
@@ -40,13 +41,13 @@ def train(shape: Shape, precision: str, rows: torch.Tensor, held_out: torch.Tens
 
 
 def measure(number: int, precision: str) -> None:
-    """In a process of its own: print the peak's bytes."""
+    """Print the peak in bytes; runs in a separate process."""
     shape = SHAPES[number]
     rows, held_out = rows_of(shape, STEPS * shape.batch, 1), rows_of(shape, 1024, 2)
     tiny = Shape(32, 64, 4, 64, 1)
     train(tiny, precision, rows_of(tiny, 256, 1), rows_of(tiny, 64, 2))
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not there for the taking
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    ctypes.CDLL(None).malloc_trim(0)  # return freed memory, so that the training cannot use it
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = resident("VmRSS")
     sae = train(shape, precision, rows, held_out)
     print(resident("VmHWM") - before)
@@ -54,13 +55,14 @@ def measure(number: int, precision: str) -> None:
 
 
 def main() -> int:
+    """Print the table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         measure(int(args.measure[0]), args.measure[1])
         return 0
-    # what was freed goes back to the system at once and is not counted
+    # freed memory is returned to the system at once, so it is not counted
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
     print(machine())
     print(f"{'d_in, d_sae, k, batch':24} {'type':8} {'needed':>10} {'peak':>10} {'ratio':>6}")

@@ -1,17 +1,17 @@
-"""72 SAEs, each on its own rows (R3 of the published runs: 12 layers x 6 positions), trained together.
+"""72 SAEs, each on its own rows (R3 of the published runs: 12 layers x 6 positions), together.
 
     python scripts/bench_packing.py [--saes 72] [--repeats 3] [--types bfloat16] [--device cuda]
 
 d_in 768, d_sae 512, k 150, 800 training and 200 validation rows each, batch 256, 25 epochs. Ways:
 
-- fit_many: ``raysae.fit_many``, everything in: input scale, decoder bias, shuffling, metrics;
+- fit_many: ``raysae.fit_many`` with everything: input scale, decoder bias, shuffling, metrics;
 - one by one: ``raysae.fit``, one after another;
-- bare loop: the same updates on batches drawn before, and nothing else but keeping the trained SAEs, as
-  every way does; with all threads for one SAE
-  after another, and with one SAE a thread: the faster counts;
-- torch: ``fit`` with plain torch instead of the compiled step, a few SAEs, scaled up.
+- bare loop: only the same updates, on batches prepared before; one SAE after another with all
+  threads, and one SAE per thread. The faster of the two is the reference;
+- torch: ``fit`` with plain torch instead of the compiled step, for a few SAEs, extrapolated to all.
 
-Each repeat runs all ways one after another; times are medians, ratios medians of the repeats' ratios.
+Each repeat runs all ways one after another. Times are medians; ratios are medians of the repeats'
+ratios.
 """
 
 import argparse
@@ -36,10 +36,11 @@ SHAPE = Shape(768, 512, 150, 256, steps=100)
 CONFIG = {"variant": "topk", "d_sae": SHAPE.d_sae, "k": SHAPE.k}
 TRAIN, VALIDATION, EPOCHS = 800, 200, 25
 SLOW = 4
-"""SAEs that stand for all where a way is slow."""
+"""Number of SAEs that a slow way trains; its time is extrapolated to all."""
 
 
 def settings(precision: str, **more: bool) -> TrainingConfig:
+    """The training config of every way."""
     return TrainingConfig(
         batch_size=SHAPE.batch, epochs=EPOCHS, lr=1e-3, precision=precision, evaluations=1, **more
     )  # fmt: skip
@@ -48,7 +49,7 @@ def settings(precision: str, **more: bool) -> TrainingConfig:
 def bare_loop(
     data: list[list[Tensor]], training: TrainingConfig, device: str, workers: int
 ) -> list[SAE]:
-    """Nothing but updates; ``workers`` SAEs at a time."""
+    """Only updates on ``data``, a list of batches per SAE; ``workers`` SAEs at a time."""
 
     def train(batches: list[Tensor]) -> SAE:
         model = build_sae(sae_config(CONFIG), SHAPE.d_in, 0).to(device)
@@ -69,12 +70,13 @@ def bare_loop(
 
 
 def batches_of(x_ND: Tensor) -> list[Tensor]:
-    """All batches of a training, drawn and in float32."""
+    """All batches ``[batch, d_in]`` of a training on ``x_ND``, in order."""
     source = Rows(x_ND)
     return [batch for epoch in range(EPOCHS) for batch in source.epoch(0, epoch, SHAPE.batch)]
 
 
 def seconds(run: Callable[[], object], device: str) -> float:
+    """Seconds that ``run`` takes."""
     synchronize(device)
     started = time.perf_counter()
     run()
@@ -83,7 +85,7 @@ def seconds(run: Callable[[], object], device: str) -> float:
 
 
 def run(precision: str, args: argparse.Namespace) -> None:
-    """The table's rows for one precision."""
+    """Measure and print the table's rows for one precision."""
     train = [rows_of(SHAPE, TRAIN, 2 * n + 1).to(args.device) for n in range(args.saes)]
     held_out = [rows_of(SHAPE, VALIDATION, 2 * n + 2).to(args.device) for n in range(args.saes)]
     drawn = [batches_of(x_ND) for x_ND in train]
@@ -111,10 +113,10 @@ def run(precision: str, args: argparse.Namespace) -> None:
         ),
         "torch, one by one": (lambda: one_by_one(few, plain), args.saes / few),
     }  # fmt: skip
-    bare_loop(drawn[:2], training, device, 1)  # the kernels are built, caches warm
+    bare_loop(drawn[:2], training, device, 1)  # builds the kernels and fills the caches
     times: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(args.repeats):
-        order = list(ways)[repeat:] + list(ways)[:repeat]  # none is always the first
+        order = list(ways)[repeat:] + list(ways)[:repeat]  # so that no way is always the first
         for name, (way, factor) in ((name, ways[name]) for name in order):
             times[name].append(factor * seconds(way, device))
     bare = [
@@ -140,6 +142,7 @@ def run(precision: str, args: argparse.Namespace) -> None:
 
 
 def main() -> int:
+    """Print the table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--saes", type=int, default=72)
     parser.add_argument("--repeats", type=int, default=3)

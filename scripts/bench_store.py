@@ -1,10 +1,10 @@
-"""How fast a store is read: ours against np.memmap, pyarrow lists and ray.data, on the same rows.
+"""Speed of reading a store, compared with np.memmap, pyarrow lists and ray.data on the same rows.
 
     python scripts/bench_store.py [--gb 1] [--d-in 768] [--trials 4]
 
-Everything is written once into a temporary folder and read from the page cache (a first pass of each
-way warms it). GB/s are activations delivered as batches of 1,024 rows in their storage dtype, the
-best of three passes.
+All files are written once into a temporary folder and read from the page cache, which the first
+pass of each way fills. GB/s counts the bytes of activations, read as batches of 1,024 rows in their
+storage dtype, in the best of three passes.
 """
 
 import argparse
@@ -43,7 +43,7 @@ SITE = Site(0, "all")
 
 @dataclass
 class Data:
-    """The same rows in every form."""
+    """The same rows in every format: ``rows`` rows of width ``d_in`` in float16."""
 
     folder: Path
     rows: int
@@ -52,11 +52,12 @@ class Data:
 
     @property
     def bytes(self) -> int:
+        """Bytes of the activations."""
         return self.rows * self.d_in * 2
 
 
 def write(folder: Path, gb: float, d_in: int) -> Data:
-    """One site of float16 rows: our store, a flat file, and Parquet with a list column."""
+    """Write one site of float16 rows as a store, a flat file and Parquet with a list column."""
     rows = int(gb * 1e9 / (2 * d_in))
     parts = (part_of(start, rows, d_in) for start in range(0, rows, 65_536))
     write_store(
@@ -75,11 +76,13 @@ def write(folder: Path, gb: float, d_in: int) -> Data:
 
 
 def part_of(start: int, rows: int, d_in: int) -> torch.Tensor:
+    """At most 65,536 random rows ``[rows, d_in]`` in float16, from row ``start`` on."""
     generator = torch.Generator().manual_seed(start)
     return torch.randn(min(65_536, rows - start), d_in, generator=generator).half()
 
 
 def write_lists(path: Path, flat: np.memmap) -> None:
+    """Write the rows as Parquet with a column of fixed-size lists."""
     d_in = flat.shape[1]
     schema = pa.schema([("activation", pa.list_(pa.float16(), d_in))])
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
@@ -90,14 +93,14 @@ def write_lists(path: Path, flat: np.memmap) -> None:
 
 
 def memmap_sequential(data: Data) -> Iterator[Any]:
-    """What a plain loop over a memory-mapped file gives: a new array a batch, in file order."""
+    """A plain loop over a memory-mapped file, in file order; each batch is a new array."""
     flat = np.memmap(data.folder / "flat", np.float16, "r", shape=(data.rows, data.d_in))
     for start in range(0, data.rows, BATCH):
         yield np.array(flat[start : start + BATCH])
 
 
 def memmap_into_buffer(data: Data) -> Iterator[Any]:
-    """The same into one small buffer that stays in the processor's cache: the hardest to match."""
+    """The same with one small buffer that fits in the processor's cache: the fastest way."""
     flat = np.memmap(data.folder / "flat", np.float16, "r", shape=(data.rows, data.d_in))
     buffer = np.empty((BATCH, data.d_in), np.float16)
     for start in range(0, data.rows, BATCH):
@@ -107,6 +110,7 @@ def memmap_into_buffer(data: Data) -> Iterator[Any]:
 
 
 def list_column(data: Data) -> Iterator[Any]:
+    """Batches from Parquet's list column with pyarrow, in file order."""
     for block in pq.ParquetFile(data.folder / "lists.parquet").iter_batches(21_845):
         values = block.column(0).flatten().to_numpy().reshape(-1, data.d_in)
         for start in range(0, len(values), BATCH):
@@ -114,17 +118,19 @@ def list_column(data: Data) -> Iterator[Any]:
 
 
 def ray_data(data: Data) -> Iterator[Any]:
+    """Batches from Parquet's list column with Ray Data."""
     dataset = ray.data.read_parquet(str(data.folder / "lists.parquet"))
     for batch in dataset.iter_torch_batches(batch_size=BATCH, dtypes=torch.float16):
         yield batch["activation"]
 
 
 def shuffled(source: IndexedRows) -> Callable[[Data], Iterable[Any]]:
+    """A way that reads one shuffled epoch of ``source``."""
     return lambda _data: source.epoch(0, 0, BATCH)
 
 
 def gb_per_second(data: Data, read: Callable[[Data], Iterable[Any]], passes: int = PASSES) -> float:
-    """The best pass's rate; every pass must have delivered every row."""
+    """The rate of the best pass. Raises RuntimeError when a pass does not read every row."""
     best = 0.0
     for _ in range(passes):
         started, rows = time.perf_counter(), 0
@@ -137,7 +143,7 @@ def gb_per_second(data: Data, read: Callable[[Data], Iterable[Any]], passes: int
 
 
 def rates(data: Data) -> None:
-    """Print each way's rate, and what share of memmap's it is."""
+    """Print each way's rate, and its ratio to that of the sequential memmap."""
     shared = share_site(data.store, SITE).rows("train")
     ways: list[tuple[str, Callable[[Data], Iterable[Any]], int]] = [
         ("np.memmap, sequential, a new array a batch", memmap_sequential, PASSES),
@@ -160,23 +166,23 @@ def rates(data: Data) -> None:
 
 @ray.remote(num_cpus=0)
 class Trial:
-    """A trial's part in the reading: an epoch over the shared rows, and what that cost it."""
+    """An actor that reads as a trial does: one epoch over the shared rows."""
 
     def epoch(self, site: SharedSite) -> tuple[int, int]:
-        """Rows delivered, and memory of its own that the process has taken for it."""
+        """Rows read, and the growth of the process's private memory in bytes."""
         before = own_bytes()
         rows = site.rows("train")
         return sum(len(batch) for batch in rows.epoch(0, 0, BATCH)), own_bytes() - before
 
 
 def own_bytes() -> int:
-    """Memory that is this process's alone; what it maps together with others is not."""
+    """Private memory of this process in bytes, without memory that it shares with others."""
     with open("/proc/self/smaps_rollup") as file:
         return sum(int(line.split()[1]) * 1024 for line in file if line.startswith("Private"))
 
 
 def workers_cost() -> dict[int, tuple[float, float]]:
-    """Bytes read from files (page cache included) and CPU seconds of each of Ray's workers so far."""
+    """Bytes read from files or page cache, and CPU seconds, of each Ray worker, by process id."""
     ticks, found = os.sysconf("SC_CLK_TCK"), {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -198,7 +204,7 @@ def spent(before: dict[int, tuple[float, float]]) -> tuple[float, float]:
 
 
 def copies(data: Data, trials: int) -> None:
-    """Memory, bytes read and CPU of ``trials`` trials over one shared copy, against those of one."""
+    """Print memory, bytes read and CPU of ``trials`` trials on one shared copy, and of one."""
     print(f"\n{'trials':>6} {'object store GB':>16} {'private MB a trial':>19} {'read GB':>8} "
           f"{'decode CPU s':>13}")  # fmt: skip
     costs = [cost_of(data, count) for count in (1, trials)]
@@ -207,7 +213,7 @@ def copies(data: Data, trials: int) -> None:
 
 
 def cost_of(data: Data, trials: int) -> tuple[float, float]:
-    """Bytes read in all, and CPU seconds of reading and decoding, for ``trials`` at once."""
+    """Bytes read, and CPU seconds of reading and decoding, by ``trials`` trials at once."""
     actors = [Trial.remote() for _ in range(trials)]
     ray.get([actor.__ray_ready__.remote() for actor in actors])
     before, used = workers_cost(), object_store_bytes()
@@ -228,12 +234,13 @@ def cost_of(data: Data, trials: int) -> tuple[float, float]:
 
 
 def object_store_bytes() -> float:
-    """Bytes that lie in this node's object store."""
+    """Bytes in use in the object store."""
     there = ray.cluster_resources()["object_store_memory"]
     return there - ray.available_resources().get("object_store_memory", 0.0)
 
 
 def main() -> int:
+    """Print both tables; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gb", type=float, default=1.0, help="size of the rows (1)")
     parser.add_argument("--d-in", type=int, default=768)

@@ -1,12 +1,13 @@
-"""R3's sweep end to end against the bare training loops of its eight configs.
+"""The whole R3 sweep, compared with bare training loops of its eight configs.
 
     python scripts/bench_sweep.py [--repeats 3]
 
-The store has R3's shape: 72 sites of 800 rows (d_in 768), synthetic. A sweep is the whole command in a
-process of its own, Ray's start included, without extraction, atlas and MLflow; a loop is the updates of
-one config on batches drawn before, and nothing else, with all threads. Beside them a bare Ray Tune run of
-eight trials that import torch and do nothing: what a sweep on Ray costs before anything is trained. Exit
-code 1 when the sweep takes more than 1.25 times the loops' sum and 10 seconds.
+The store is synthetic and has R3's shape: 72 sites of 800 training rows (d_in 768). A sweep is the
+whole command in a separate process, with Ray's start, but without extraction, atlas and MLflow. A
+loop makes only the updates of one config, on batches prepared before, with all threads. For
+comparison, a Ray Tune run of eight trials that import torch and do nothing shows the cost of Ray
+alone. The exit code is 1 when the sweep takes more than 1.25 times the sum of the loops plus 10
+seconds.
 """
 
 import argparse
@@ -61,11 +62,11 @@ tune.Tuner(
 ).fit()
 ray.shutdown()
 """
-"""A sweep of eight trials on Ray Tune that trains nothing."""
+"""A program that runs eight trials on Ray Tune without any training."""
 
 
 def nothing(folder: Path, number: int) -> float:
-    """Seconds of a sweep that trains nothing."""
+    """Seconds of a Ray Tune run that trains nothing."""
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, "-c", NOTHING, str(folder / f"nothing-{number}")],
@@ -75,7 +76,7 @@ def nothing(folder: Path, number: int) -> float:
 
 
 def loops(store: Path) -> float:
-    """Seconds of the eight bare loops."""
+    """Seconds of the eight bare loops together."""
     rows = Rows(raysae.open_store(store).train(Site(8, "all")).float())
     drawn = [batch for epoch in range(EPOCHS) for batch in rows.epoch(0, epoch, BATCH)]
     training = TrainingConfig(epochs=EPOCHS, batch_size=BATCH, lr=LR)
@@ -93,7 +94,7 @@ def loops(store: Path) -> float:
 
 
 def sweep(folder: Path, name: str) -> tuple[float, float]:
-    """Seconds of the whole command, and of its sweep stage."""
+    """Seconds of the whole command, and of its sweep stage alone."""
     recipe = {
         "name": name, "runs_dir": str(folder / "runs"), "store": str(folder / "store"), "source": None,
         "training": {"epochs": EPOCHS, "batch_size": BATCH, "lr": LR},
@@ -117,6 +118,7 @@ def sweep(folder: Path, name: str) -> tuple[float, float]:
 
 
 def main() -> int:
+    """Print the times; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
@@ -125,7 +127,7 @@ def main() -> int:
         folder = Path(temporary)
         world = SuperpositionWorld(d_in=768, atoms=1024, p=0.02)
         write_synthetic_store(folder / "store", world, ROWS, sites=SITES, validation=0.2, test=0.0)
-        loops(folder / "store")  # the kernels are built, caches warm
+        loops(folder / "store")  # builds the kernels and fills the caches
         runs = [
             (loops(folder / "store"), nothing(folder, n), *sweep(folder, f"r3-{n}"))
             for n in range(args.repeats)

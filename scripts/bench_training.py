@@ -1,18 +1,19 @@
-"""How fast one TopK SAE trains: ours against SAELens's trainer and sparsify's SparseCoder.
+"""Speed of training one TopK SAE, compared with SAELens's trainer and sparsify's SparseCoder.
 
     python scripts/bench_training.py [--quick] [--shapes 0,1,2] [--threads 1,all] [--repeats 3]
 
-The same batches of synthetic activations, in the same order, with the same schedule of the learning rate
-and the same number of threads; each side has the best of the same peak learning rates, which runs that
-are not timed find. Each repeat runs all sides one after another, and a ratio is the median over the
-repeats of ours / theirs. The first steps of each side are not timed. EV and L0 are measured by
-raysae.sae.metrics on held-out rows for all. The floor of a dense step (scripts/machine.py) is measured
-in the same run. bfloat16 is ours with precision bfloat16 and SAELens with autocast; sparsify has none on
-CPUs.
+All libraries train on the same batches of synthetic activations, in the same order, with the same
+schedule of the learning rate and the same number of threads. Each uses the best of the same peak
+learning rates, which untimed runs find. Each repeat runs all libraries one after another; a ratio
+is the median over the repeats of our speed / theirs. The first steps of each are not timed.
+raysae.sae.metrics measures EV and L0 of all on held-out rows. The floor of a dense step
+(scripts/machine.py) is measured in the same run. For bfloat16, raysae uses precision bfloat16 and
+SAELens autocast; sparsify does not support it on CPUs.
 
-On a GPU (--device cuda) the peers are left out, and the same mathematics in eager torch stands for them.
+On a GPU (--device cuda) raysae is compared with the same mathematics in eager torch instead.
 
-scripts/peers.sh makes the environment that the peers lie in; RAYSAE_PEERS names its python instead.
+scripts/peers.sh creates the environment of the other libraries; RAYSAE_PEERS names another python
+for it.
 """
 
 import argparse
@@ -49,7 +50,7 @@ VALIDATION_ROWS = 4096
 
 @dataclass(frozen=True)
 class Shape:
-    """What is trained, and for how many steps."""
+    """The shape of a training, and its number of steps."""
 
     d_in: int
     d_sae: int
@@ -82,9 +83,9 @@ class Result:
 
 
 def rows_of(shape: Shape, count: int, seed: int) -> Tensor:
-    """Rows ``[count, d_in]``: sums of some 20 of 4 d_in atoms, some common and most rare, and noise."""
+    """Rows ``[count, d_in]``: sums of about 20 of 4 d_in atoms, most of them rare, and noise."""
     atoms = 4 * shape.d_in
-    # numpy's stream: torch's might draw an SAE's own start
+    # from numpy: torch's generator could draw the initial weights of an SAE
     truth = np.random.default_rng(0).standard_normal((atoms, shape.d_in), dtype=np.float32)
     atoms_AD = torch.from_numpy(truth) / shape.d_in**0.5
     share_A = torch.arange(1, atoms + 1).float().pow(-0.5)
@@ -102,7 +103,7 @@ def rows_of(shape: Shape, count: int, seed: int) -> Tensor:
 
 
 def ours(shape: Shape, data: Tensor, held_out: Tensor, job: dict[str, Any]) -> Result:
-    """Training by raysae's own loop, as ``raysae.fit`` runs it, on batches cut before."""
+    """Train with raysae's ``Trainer``, as ``raysae.fit`` does, on batches prepared before."""
     torch.set_num_threads(job["threads"])
     settings = TrainingConfig(
         batch_size=shape.batch, lr=job["lr"], precision=job["precision"], evaluations=1,
@@ -110,7 +111,7 @@ def ours(shape: Shape, data: Tensor, held_out: Tensor, job: dict[str, Any]) -> R
     )  # fmt: skip
     config = sae_config({"variant": "topk", "d_sae": shape.d_sae, "k": shape.k})
     device = job["device"]
-    few = Rows(held_out[:16])  # its own evaluation at the end is not what is timed
+    few = Rows(held_out[:16])  # makes the trainer's own last evaluation short
     trainer = Trainer(config, settings, Rows(data), few, seed=job["seed"], device=device)
     timed = TimedBatches(data.to(device), shape.batch, shape.skip)
     for number, batch_BD in enumerate(timed):
@@ -124,17 +125,19 @@ def ours(shape: Shape, data: Tensor, held_out: Tensor, job: dict[str, Any]) -> R
 
 
 def measured(sae: raysae.SAE, held_out: Tensor, speed: float) -> Result:
+    """The result of a trained SAE, measured on ``held_out [rows, d_in]``."""
     metrics = evaluate(sae.reconstruct, held_out.split(1024)).metrics()
     return Result(speed, metrics["explained_variance"], metrics["l0"])
 
 
 class Peer:
-    """A program of scripts/peers, at work in the peers' environment."""
+    """A running program of scripts/peers, which trains with another library."""
 
     def __init__(self, process: subprocess.Popen[str], out: Path):
         self.process, self.out = process, out
 
     def __call__(self, shape: Shape, held_out: Tensor, job: dict[str, Any]) -> Result:
+        """Train one SAE. Raises RuntimeError when the program ends early."""
         told = {
             "variant": "topk", "d_sae": shape.d_sae, "k": shape.k, "batch": shape.batch, "lr": job["lr"],
             "seed": job["seed"], "threads": job["threads"], "timed_from": shape.skip,
@@ -144,7 +147,7 @@ class Peer:
         assert self.process.stdin is not None and self.process.stdout is not None
         print(json.dumps(told), file=self.process.stdin, flush=True)
         for line in self.process.stdout:
-            if line.startswith("{"):  # sparsify says other things, too
+            if line.startswith("{"):  # sparsify prints other lines, too
                 sae = raysae.load_sae(self.out)
                 return measured(sae, held_out, json.loads(line)["tokens_per_second"])
         raise RuntimeError(f"{self.process.args} ended early; its reason stands above")
@@ -155,7 +158,7 @@ Side = Callable[[dict[str, Any]], Result]
 
 @contextmanager
 def peer(program: str, python: str, rows: Path) -> Iterator[Peer]:
-    """The peer's process over one file of rows."""
+    """Start a peer's process on one file of rows; the process ends with the context."""
     script = Path(__file__).parent / "peers" / program
     with subprocess.Popen(
         [python, str(script), str(rows)], env=peers_environment(), text=True,
@@ -167,7 +170,7 @@ def peer(program: str, python: str, rows: Path) -> Iterator[Peer]:
 
 
 def run_shape(shape: Shape, args: argparse.Namespace) -> None:
-    """The rows of the table for one shape."""
+    """Measure and print the table's rows for one shape."""
     data = rows_of(shape, shape.steps * shape.batch, 1)
     held_out = rows_of(shape, VALIDATION_ROWS, 2)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -196,7 +199,7 @@ def run_shape(shape: Shape, args: argparse.Namespace) -> None:
 def sides_of(
     shape: Shape, data: Tensor, held_out: Tensor, peers: dict[str, Peer], device: str
 ) -> dict[str, Side]:
-    """Every side's way to run a job."""
+    """A function for each library that runs a job."""
     sides: dict[str, Side] = {"raysae": lambda job: ours(shape, data, held_out, job)}
     if device != "cpu":
         sides["eager torch"] = lambda job: ours(shape, data, held_out, {**job, "compiled": False})
@@ -206,7 +209,7 @@ def sides_of(
 
 
 def best_lr(side: Side, args: argparse.Namespace) -> float:
-    """The learning rate at which it comes furthest in these few steps."""
+    """The learning rate with the highest EV after these few steps."""
     if args.quick:
         return LRS[1]
     job = {"threads": max(args.threads), "precision": "float32", "seed": 0, "device": args.device}
@@ -217,7 +220,7 @@ def compare(
     shape: Shape, sides: dict[str, Side], lrs: dict[str, float], threads: int, precision: str,
     args: argparse.Namespace,
 ) -> dict[str, float]:  # fmt: skip
-    """All sides at one setting, repeated, and a line for each; their tokens a second."""
+    """Run all libraries repeatedly, print a line for each; returns their tokens per second."""
     torch.set_num_threads(threads)
     rates = measured_rates(shape.d_in, shape.d_sae, shape.batch, PRECISIONS[precision], args.device)
     floor = shape.batch / rates.floor_seconds(shape.d_in, shape.d_sae, shape.batch)
@@ -242,6 +245,7 @@ def compare(
 
 
 def main() -> int:
+    """Print the table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", help="numbers of shapes, such as 0,2")
     parser.add_argument("--threads", default="1,all")

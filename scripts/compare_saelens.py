@@ -1,16 +1,16 @@
-"""TopK and BatchTopK, trained by raysae and by SAELens's own trainer on the same batches.
+"""Quality of TopK and BatchTopK, trained by raysae and by SAELens on the same batches.
 
     python scripts/compare_saelens.py [--model FOLDER --dataset FILE] [--quick]
 
-Activations of one layer at all tokens (of the pocket GPT-2 without arguments), extracted by raysae, are
-cut into batches once. Both sides train on these in the same order, with the same schedule, each at the
-best of the same peak learning rates, which the first seed finds; SAELens also tries without its input
-scaling (a * in the table). All SAEs are measured by raysae.sae.metrics on the same held-out rows.
-BatchTopK's threshold makes L0 differ from k a little, so its EV is also taken with L0 at k, where the
-two are compared.
+raysae extracts the activations of one layer at all tokens (by default of the pocket GPT-2) and cuts
+them into batches once. Both libraries train on these in the same order and with the same schedule.
+Each uses the best of the same peak learning rates, found with the first seed; SAELens is also tried
+without its input scaling (a * in the table). raysae.sae.metrics measures all SAEs on the same
+held-out rows. BatchTopK's threshold gives an L0 slightly different from k, so its EV is also
+measured with L0 equal to k, and those values are compared.
 
-SAELens lies in an environment of its own: scripts/peers.sh makes it, or RAYSAE_PEERS names its python.
-Exit code 1: ours is somewhere more than 0.0005 of EV below.
+SAELens has a separate environment: scripts/peers.sh creates it, or RAYSAE_PEERS names another
+python. The exit code is 1 when our EV is more than 0.0005 lower in some row.
 """
 
 import argparse
@@ -42,7 +42,7 @@ SCALED, UNSCALED = "expected_average_only_in", "none"
 
 @dataclass(frozen=True)
 class Plan:
-    """How much to train."""
+    """The amount of training."""
 
     rows: int
     steps: int
@@ -66,30 +66,31 @@ class Job:
     seed: int
     lr: float
     normalize: str = SCALED
-    """SAELens's input scaling; ours has but one way."""
+    """SAELens's input scaling; raysae has only one way."""
 
     @property
     def shape(self) -> tuple[str, int, int]:
+        """Variant, d_sae and k."""
         return self.variant, self.d_sae, self.k
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of it, on the validation rows."""
+    """The result of a job, measured on the validation rows."""
 
     job: Job
     seconds: float
     ev: float
     l0: float
     dead: float
-    """Share of latents that never fired."""
+    """Fraction of latents that never fired."""
     ev_at_k: float
     """EV with the mean L0 at exactly k."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """The same rows for both sides."""
+    """The rows for both libraries."""
 
     batches_ND: Tensor
     validation_ND: Tensor
@@ -111,12 +112,12 @@ def peers_python() -> str | None:
 
 
 def peers_environment() -> dict[str, str]:
-    """What the peers' programs run in."""
+    """The environment variables of the peers' programs."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 
 def prepare(folder: Path, args: argparse.Namespace, plan: Plan) -> Data:
-    """Extract, and settle every batch."""
+    """Extract activations and cut them into batches."""
     store = extract(folder / "store", args, plan.rows)
     (site,) = store.sites
     train_ND, validation_ND = store.train(site).float(), store.validation(site).float()
@@ -126,7 +127,7 @@ def prepare(folder: Path, args: argparse.Namespace, plan: Plan) -> Data:
 
 
 def extract(folder: Path, args: argparse.Namespace, rows: int) -> Store:
-    """At most ``rows`` activations of one layer, at all tokens."""
+    """Extract at most ``rows`` activations of one layer, at all tokens, into a store."""
     settings = {
         "model": args.model, "dataset": args.dataset, "text": args.text, "layers": [args.layer],
         "positions": "all", "packing": True, "max_rows": rows, "validation": 0.05, "test": 0,
@@ -134,13 +135,13 @@ def extract(folder: Path, args: argparse.Namespace, rows: int) -> Store:
     keys = [f"source.{key}={json.dumps(value)}" for key, value in settings.items()]
     command = [sys.executable, "-m", "raysae.extract", f"store={folder}", *keys]
     done = subprocess.run(command, check=False, stdout=sys.stderr)
-    if done.returncode:  # it has said why
+    if done.returncode:  # the command has printed the reason
         sys.exit(done.returncode)
     return raysae.open_store(folder)
 
 
 def order_of(rows: int, steps: int) -> Tensor:
-    """Rows for ``steps`` whole batches: epochs, each shuffled anew, their odd rows left out."""
+    """Row numbers of ``steps`` whole batches; each epoch is shuffled and leaves out odd rows."""
     generator = torch.Generator().manual_seed(0)
     whole = rows // BATCH * BATCH
     epochs = math.ceil(steps * BATCH / whole)
@@ -149,7 +150,7 @@ def order_of(rows: int, steps: int) -> Tensor:
 
 
 def ours(data: Data) -> Side:
-    """Training with ``raysae.fit``; windows of one batch keep the batches what they are."""
+    """Train with ``raysae.fit``; shuffle windows of one batch do not change the batches."""
     settings = {
         "tokens": len(data.batches_ND), "batch_size": BATCH, "shuffle_rows": BATCH,
         "warm_up": WARM_UP, "decay": DECAY, "evaluations": 1,
@@ -172,12 +173,12 @@ def ours(data: Data) -> Side:
 
 
 def saelens(data: Data, python: str) -> Side:
-    """Training with SAELens's trainer, in its own environment; its SAEs are loaded by raysae."""
+    """Train with SAELens's trainer, in its own environment; raysae loads the SAEs."""
     program = Path(__file__).parent / "peers" / "train_saelens.py"
     out = data.file.parent / "theirs"
     settings = {
         "batch": BATCH, "warm_up": WARM_UP, "decay": DECAY, "out": str(out),
-        "dead_window": max(len(data.batches_ND) // BATCH // 1000, 4),  # in steps; raysae's own rule
+        "dead_window": max(len(data.batches_ND) // BATCH // 1000, 4),  # in steps, by raysae's rule
     }  # fmt: skip
 
     def train(jobs: list[Job]) -> Iterator[Outcome]:
@@ -198,7 +199,7 @@ def saelens(data: Data, python: str) -> Side:
 
 
 def measured(job: Job, sae: raysae.SAE, data: Data, seconds: float) -> Outcome:
-    """The figures of a trained SAE: one definition for both sides."""
+    """The metrics of a trained SAE, defined alike for both libraries."""
     sums = sums_of(sae, data)
     metrics = sums.metrics()
     ev = metrics["explained_variance"]
@@ -212,18 +213,19 @@ def measured(job: Job, sae: raysae.SAE, data: Data, seconds: float) -> Outcome:
 
 
 def sums_of(sae: raysae.SAE, data: Data) -> ReconstructionSums:
+    """The sums over the validation rows."""
     return evaluate(lambda x_BD: sae(x_BD)[:2], data.validation_ND.split(4096))
 
 
 def set_l0(sae: raysae.SAE, k: int, x_ND: Tensor) -> None:
-    """Let one threshold for all latents leave k a row of ``x_ND`` active on average."""
+    """Set the threshold so that on average k latents are active per row of ``x_ND``."""
     preactivations = torch.cat([sae.preactivations(x_BD).flatten() for x_BD in x_ND.split(4096)])
     threshold = preactivations.kthvalue(len(preactivations) - k * len(x_ND)).values
     sae.get_parameter_or_buffer("threshold").fill_(threshold)
 
 
 def trained(name: str, side: Side, plan: Plan, tried: list[tuple[float, str]]) -> Outcomes:
-    """The outcomes at the settings, of those ``tried``, that were best for the first seed."""
+    """The outcomes of all seeds, each with the settings of ``tried`` best for the first."""
     first, *others = plan.seeds
     shapes = [(v, d_sae, k) for v in ("topk", "batch_topk") for d_sae, k in plan.shapes]
     grid = [Job(*shape, first, *settings) for shape in shapes for settings in tried]
@@ -237,7 +239,7 @@ def trained(name: str, side: Side, plan: Plan, tried: list[tuple[float, str]]) -
 
 
 def told(name: str, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
-    """Pass ``outcomes`` on, with a line for each."""
+    """Yield ``outcomes`` and print a line for each."""
     for one in outcomes:
         job = one.job
         scaling = " unscaled" if job.normalize == UNSCALED else ""
@@ -250,7 +252,7 @@ def told(name: str, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
 
 
 def report(all_ours: Outcomes, all_theirs: Outcomes) -> int:
-    """Print the table, ours / SAELens's in its columns; 1 when ours is below somewhere."""
+    """Print the table (ours / SAELens's); returns 1 when our EV is lower in a row."""
     print(f"{'variant':10} {'d_sae':>5} {'k':>3} {'seed':>4} {'lr':>14} {'EV':>15} {'L0':>13} "
           f"{'EV at L0 = k':>15} {'difference':>10} {'dead':>13} {'seconds':>8}")  # fmt: skip
     below = 0
@@ -264,6 +266,7 @@ def report(all_ours: Outcomes, all_theirs: Outcomes) -> int:
 
 
 def row_of(mine: Outcome, theirs: Outcome, difference: float) -> str:
+    """A line of the table."""
     job, star = mine.job, "*" if theirs.job.normalize == UNSCALED else " "
     lr = f"{job.lr:g} / {theirs.job.lr:g}{star}"
     return (
@@ -276,6 +279,7 @@ def row_of(mine: Outcome, theirs: Outcome, difference: float) -> str:
 
 
 def main() -> int:
+    """Print the table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="pocket", help="a folder, a hub id or pocket")
     parser.add_argument("--dataset", default="pocket", help="a file, a hub id or pocket")

@@ -1,14 +1,15 @@
-"""SIGKILL a run's processes at random moments, and compare its end with that of a run in peace.
+"""SIGKILL a run's processes at random moments; compare its results with an undisturbed run.
 
     python scripts/kill_storm.py [--aim sweep|atlas|extraction] [--kills 20] [--seed 0]
 
 - ``sweep``: 12 trials, two at once. Driver, workers and raylet are killed, and the run is resumed.
-- ``atlas``: 24 sites, two at once. Only workers are killed, and the run has to end by itself.
-- ``extraction``: 100 shards, two at once. Workers and the driver are killed; after the latter it is
-  started again.
+- ``atlas``: 24 sites, two at once. Only workers are killed, and the run must end without a restart.
+- ``extraction``: 100 shards, two at once. Workers and driver are killed; a killed driver is
+  restarted.
 
-Counted: commits that were written twice or lost. Compared: tables (times and hosts aside), the choice,
-every weight, MLflow runs; of an extraction every byte of the store. Exit code 1 when something differs.
+It counts commits that were lost or written twice. It compares the tables (without times and hosts),
+the choice, every weight and the MLflow runs; for an extraction, every byte of the store. The exit
+code is 1 when something differs.
 """
 
 import argparse
@@ -35,14 +36,15 @@ from raysae.storage.files import read_json
 
 TRIAL = re.compile(r"ray::\w*Trainable")
 POOL_WORKER = re.compile(r"ray::PoolWorker")
-"""How Ray names the processes that do the work."""
+"""The names that Ray gives the working processes."""
 ENDS_SECONDS = 90
-"""How long a driver that lost its raylet may take to end."""
+"""Seconds within which a driver must end after its raylet was killed."""
 CONFIG = {"sae.d_sae": 256, "sae.k": 8}
-"""What the atlas trains."""
+"""The config that the atlas trains."""
 
 
 def sweep_recipe(folder: Path, name: str) -> dict[str, Any]:
+    """The recipe of a run with many trials."""
     return {
         "name": name, "runs_dir": str(folder / "runs"), "store": str(folder / "store"),
         "source": None,
@@ -59,6 +61,7 @@ def sweep_recipe(folder: Path, name: str) -> dict[str, Any]:
 
 
 def atlas_recipe(folder: Path, name: str) -> dict[str, Any]:
+    """The recipe of a run with one trial and an atlas."""
     recipe = sweep_recipe(folder, name)
     training = {**recipe["training"], "epochs": 8}
     sweep = {"sampler": "list", "configs": [CONFIG], "trials": 1, "layer": 0}
@@ -67,6 +70,7 @@ def atlas_recipe(folder: Path, name: str) -> dict[str, Any]:
 
 
 def extraction_recipe(folder: Path, name: str) -> dict[str, Any]:
+    """The recipe of an extraction into many shards."""
     source = {
         "sequences": 8000, "sequences_per_shard": 80, "layers": [0, 1, 2, 3], "positions": ["all"],
     }  # fmt: skip
@@ -78,20 +82,20 @@ def extraction_recipe(folder: Path, name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Aim:
-    """What is shot at: a command, its victims, and how to see from its files how far it is."""
+    """A command to test, the processes to kill, and the files that show its progress."""
 
     module: str
     recipe: Callable[[Path, str], dict[str, Any]]
     victims: tuple[str, ...]
     worker: re.Pattern[str]
     folder: str
-    """Of a run, below the temporary folder."""
+    """The folder of runs or stores, below the temporary folder."""
     commits: str
-    """Commit markers in a run's folder."""
+    """Pattern of the commit files in a run's folder."""
     begun: str
-    """Files that say how far the work in progress is."""
+    """Pattern of the files that change while an item is in progress."""
     sites: int = 3
-    """Of the store that the run is given."""
+    """Number of sites in the store."""
 
 
 AIMS = {
@@ -111,6 +115,7 @@ AIMS = {
 
 
 def start(aim: Aim, config: Path) -> subprocess.Popen[str]:
+    """Start the command."""
     return subprocess.Popen(
         [sys.executable, "-m", aim.module, str(config)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -118,7 +123,7 @@ def start(aim: Aim, config: Path) -> subprocess.Popen[str]:
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """Every process below ``pid``, with what it calls itself."""
+    """The command line of every descendant process of ``pid``, by process id."""
     parents, names = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -135,6 +140,7 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 def victim_of(aim: Aim, kind: str, driver: int) -> int | None:
+    """The id of a random process of this kind; None when there is none."""
     if kind == "driver":
         return driver
     found = [
@@ -145,6 +151,7 @@ def victim_of(aim: Aim, kind: str, driver: int) -> int | None:
 
 
 def kill(pid: int) -> bool:
+    """Kill a process; returns whether it existed."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -153,29 +160,30 @@ def kill(pid: int) -> bool:
 
 
 def times(run: Path, pattern: str) -> dict[str, int]:
-    """When each file of that pattern was written."""
+    """Modification time in nanoseconds of each file that matches the pattern."""
     found = {}
     for path in run.glob(pattern):
         try:
             found[path.relative_to(run).as_posix()] = path.stat().st_mtime_ns
-        except FileNotFoundError:  # removed meanwhile
+        except FileNotFoundError:  # removed in the meantime
             continue
     return found
 
 
 def progress(aim: Aim, run: Path) -> tuple[int, int]:
-    """Commits, and the state of what is being worked on."""
+    """Number of commits, and a number that changes when an item in progress does."""
     return len(times(run, aim.commits)), sum(times(run, aim.begun).values())
 
 
 def wait_for_progress(aim: Aim, run: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until ``progress`` changes or the process ends, at most 120 s."""
     there, until = progress(aim, run), time.monotonic() + 120
     while progress(aim, run) == there and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
 
 
 def storm(aim: Aim, config: Path, run: Path, kills: int) -> dict[str, Any]:
-    """Kill and resume until there were so many kills; what was seen on the way."""
+    """Kill and resume until there were ``kills`` kills; returns what was counted."""
     counts, rewritten, lost, attempts = dict.fromkeys(aim.victims, 0), 0, 0, 0
     mid_item = 0
     while sum(counts.values()) < kills:
@@ -197,7 +205,7 @@ def storm(aim: Aim, config: Path, run: Path, kills: int) -> dict[str, Any]:
             except subprocess.TimeoutExpired:
                 print(f"  a driver without its raylet was still there after {ENDS_SECONDS} s")
                 process.kill()
-            for pid in below:  # what Ray leaves behind
+            for pid in below:  # Ray's processes that still run
                 kill(pid)
         if process.poll() is None or process.returncode == 0:
             break
@@ -215,8 +223,7 @@ def storm(aim: Aim, config: Path, run: Path, kills: int) -> dict[str, Any]:
 
 
 def storm_in_one_attempt(aim: Aim, config: Path, run: Path, kills: int) -> dict[str, Any]:
-    """Kill workers at random moments from the first commit's work to the last one's; the run is never
-    resumed."""
+    """Kill workers at random moments between the first and the last commit, without resuming."""
     process, killed, mid_item, rewritten = start(aim, config), 0, 0, 0
     seen: dict[str, int] = {}
     for done in sorted(random.randrange(aim.sites - 1) for _ in range(kills)):
@@ -230,7 +237,7 @@ def storm_in_one_attempt(aim: Aim, config: Path, run: Path, kills: int) -> dict[
             if victim is not None and kill(victim):
                 killed, mid_item = killed + 1, mid_item + bool(times(run, aim.begun))
                 break
-            time.sleep(0.02)  # both are being replaced
+            time.sleep(0.02)  # both workers are being replaced
         now = times(run, aim.commits)
         rewritten += sum(now.get(name) != when for name, when in seen.items())
         seen = now
@@ -244,6 +251,7 @@ def storm_in_one_attempt(aim: Aim, config: Path, run: Path, kills: int) -> dict[
 
 
 def stable(table: Path) -> list[dict[str, Any]]:
+    """The rows of a table without the columns that differ between equal runs."""
     return [
         {key: value for key, value in row.items() if key not in VOLATILE_COLUMNS}
         for row in read_table(table)
@@ -251,6 +259,7 @@ def stable(table: Path) -> list[dict[str, Any]]:
 
 
 def content(folder: Path, pattern: str) -> dict[str, bytes]:
+    """The content of each file that matches the pattern, by its path below ``folder``."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob(pattern))
@@ -259,7 +268,7 @@ def content(folder: Path, pattern: str) -> dict[str, bytes]:
 
 
 def mlflow_runs(folder: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
-    """Names of all runs of each raysae run, by the parent's name."""
+    """Names and states of the MLflow child runs of each raysae run, by its name."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
@@ -276,7 +285,7 @@ def mlflow_runs(folder: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
 
 
 def same_runs(peace: Path, run: Path) -> dict[str, bool]:
-    """What two runs have in common."""
+    """Whether each product of two runs is equal."""
     runs = mlflow_runs(run.parent, (peace.name, run.name))
     choices = [read_json(path / "selection.json") for path in (peace, run)]
     trials, atlas = (
@@ -294,13 +303,13 @@ def same_runs(peace: Path, run: Path) -> dict[str, bool]:
 
 
 def same_stores(peace: Path, store: Path) -> dict[str, bool]:
-    """Whether two stores are equal."""
+    """Whether every file of two stores is equal."""
     one, other = content(peace, "*"), content(store, "*")
     return {f"store ({len(one)} files)": one == other}
 
 
 def compare(aim: Aim, folder: Path, seen: dict[str, Any]) -> bool:
-    """Print what the two have in common; whether it is everything."""
+    """Print which products are equal; returns whether all are."""
     peace, run = (folder / aim.folder / name for name in ("peace", "storm"))
     same = same_stores if aim.folder == "stores" else same_runs
     checks = {
@@ -313,7 +322,7 @@ def compare(aim: Aim, folder: Path, seen: dict[str, Any]) -> bool:
 
 
 def storm_and_compare(aim: Aim, folder: Path, kills: int) -> bool:
-    """Run it in peace and in the storm, print both; whether they are equal."""
+    """Run the command undisturbed and with kills, compare both; returns whether they are equal."""
     configs = {name: folder / f"{name}.yaml" for name in ("peace", "storm")}
     for name, config in configs.items():
         config.write_text(yaml.safe_dump(aim.recipe(folder, name)))
@@ -342,7 +351,7 @@ def storm_and_compare(aim: Aim, folder: Path, kills: int) -> bool:
 
 
 def main() -> int:
-    """The exit code."""
+    """Run the test; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--aim", choices=AIMS, default="sweep")
     parser.add_argument("--kills", type=int, default=20)

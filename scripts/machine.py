@@ -1,9 +1,9 @@
-"""What benchmarks say of the machine, and how fast it could be: matrix products and memory, measured.
+"""The machine of a benchmark: its name, and its measured speed of matrix products and memory.
 
-The floor of a step of a dense TopK SAE on B rows: 10 d_in d_sae B floating-point operations (encode and
-decode 2 each, dz and dW_dec 4, dW_enc 2) at the rate of matrix products, or the bytes that Adam (32 a
-parameter) and the batch must move, whichever takes longer. A step that follows only active latents
-does less arithmetic than this and can be faster.
+The floor of a step of a dense TopK SAE on B rows: 10 d_in d_sae B floating-point operations (encode
+and decode 2 each, dz and dW_dec 4, dW_enc 2) at the speed of matrix products, or the bytes that
+Adam (32 per parameter) and the batch must move, whichever takes longer. A step that uses only
+active latents does less arithmetic and can be faster.
 """
 
 import os
@@ -18,35 +18,35 @@ import torch
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine reaches with some number of threads."""
+    """Speeds that the machine reaches with some number of threads."""
 
     flops: float
-    """Floating-point operations a second in matrix products of the step's own shapes."""
+    """Floating-point operations per second in matrix products of the step's shapes."""
     bandwidth: float
-    """Bytes a second, read and written."""
+    """Bytes read and written per second."""
 
     def floor_seconds(self, d_in: int, d_sae: int, batch: int) -> float:
-        """The least time of a dense step."""
+        """The least time of a dense step, in seconds."""
         arithmetic = 10 * d_in * d_sae * batch / self.flops
         moved = 32 * 2 * d_in * d_sae + 2 * 4 * d_in * batch
         return max(arithmetic, moved / self.bandwidth)
 
 
 def measured_rates(d_in: int, d_sae: int, batch: int, dtype: torch.dtype, device: str) -> Rates:
-    """Rates of this machine now, with torch's present number of threads."""
+    """Measure the rates of this machine with torch's current number of threads."""
     x = torch.randn(batch, d_in, device=device).to(dtype)
     z = torch.randn(batch, d_sae, device=device).to(dtype)
     W = torch.randn(d_sae, d_in, device=device).to(dtype)
     products = [lambda: x @ W.T, lambda: z @ W, lambda: z.T @ x]
     flops = max(2 * d_in * d_sae * batch / fastest(run, device) for run in products)
-    a = torch.randn(32 * 2**20, device=device)  # 128 MB, beyond the nearer caches
+    a = torch.randn(32 * 2**20, device=device)  # 128 MB, larger than the processor's inner caches
     b = torch.randn_like(a)
     bandwidth = 12 * len(a) / fastest(lambda: a.add_(b), device)
     return Rates(flops, bandwidth)
 
 
 def fastest(run: Callable[[], object], device: str, seconds: float = 0.3) -> float:
-    """The shortest of many runs, in seconds."""
+    """The shortest of many runs, in seconds; runs for about ``seconds``."""
     run()
     best, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until:
@@ -59,13 +59,13 @@ def fastest(run: Callable[[], object], device: str, seconds: float = 0.3) -> flo
 
 
 def synchronize(device: str) -> None:
-    """Wait for the device."""
+    """Wait until the device has finished its work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def machine(device: str = "cpu") -> str:
-    """The processor or GPU by its name, with the versions that matter."""
+    """The name of the processor or GPU, its number of cores and the version of torch."""
     if torch.device(device).type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     cpuinfo = Path("/proc/cpuinfo")

@@ -1,19 +1,22 @@
-"""Does the sweep find a config that is known to be right? Prints what each rule chose, world by world.
+"""Test whether the sweep finds a config known to be right; print the choice of each rule.
 
     python scripts/planted_optima.py [--seeds 10] [--trials 30] [--part knees] [--keep FOLDER]
 
-Each world has 48 dimensions and 128 atoms, each on with p .03, so 3.84 at a time: d_sae 128 and a K of
-about 4 are right. The space is d_sae 16 to 512 and K 1 to 32, powers of two. Parts:
+Each world has 48 dimensions and 128 atoms. Each atom is active with probability 0.03, so 3.84 are
+active on average, and d_sae 128 with a K of about 4 is right. The space is d_sae 16 to 512 and K 1
+to 32, in powers of two. Parts:
 
-- knees: 30 TPE trials of two seeds each, and as many at random; what every rule would choose;
-- front: TPE and NSGA-II with two objectives (explained variance, L0) against random at equal trials: the
-  hypervolume of the front, over 5 worlds;
-- asha: one objective; what is chosen with ASHA, and for how many tokens, against all trials in full.
+- knees: 30 TPE trials of two seeds each, and 30 random ones; what each rule chooses;
+- front: TPE and NSGA-II with two objectives (explained variance, L0), compared with the same number
+  of random trials by the hypervolume of the front, over 5 worlds;
+- asha: one objective; the choice and the number of training tokens with ASHA and without;
+- stories: a transformer's activations (--model, --texts) instead of a planted world; what each rule
+  chooses.
 
-- stories: no planted world but a transformer's activations (--model, --texts): what each rule says there.
-
-Everything runs through raysae.sweep, on one Ray. Exit code 1 when stable_knee finds d_sae and a K within
-a step in fewer than nine tenths of the worlds, or knee both within a step in fewer than eight tenths.
+All parts run raysae.sweep on one Ray. The exit code is 1 when stable_knee finds d_sae, and K within
+one step, in less than 90% of the worlds, when knee finds both within one step in less than 80%,
+when TPE's front is not better than the random one, or when ASHA chooses otherwise or needs more
+than half of the tokens.
 """
 
 import argparse
@@ -44,13 +47,13 @@ TRAINING = {"epochs": 2, "batch_size": 512, "lr": 3e-3, "evaluations": 9}
 SHARED = Path(__file__).parents[2] / "shared"
 RULES = ("stable_knee", "knee", "parsimonious", "max_ev", "ev_floor_then_min_dead")
 MOST_L0 = 32.0
-"""The worst corner of the hypervolume: explained variance 0 at this L0."""
+"""The reference point of the hypervolume has explained variance 0 and this L0."""
 
 short: list[str] = []
 
 
 def sweep(folder: Path, world: int, name: str, trials: int, **settings: Any) -> Any:
-    """One run on world ``world``."""
+    """Run a sweep on world ``world``; its store is written at the first call."""
     store = folder / f"store-{world}"
     if not store.exists():
         planted = SuperpositionWorld(d_in=48, atoms=ATOMS, p=P, seed=100 + world)
@@ -68,7 +71,7 @@ def sweep(folder: Path, world: int, name: str, trials: int, **settings: Any) -> 
 
 
 def chosen(result: Any, rule: str) -> tuple[int, int] | None:
-    """The d_sae and K that ``rule`` would choose."""
+    """The d_sae and K that ``rule`` chooses; None when it chooses no trial."""
     number = result.selection["choices"][rule]["trial"]
     for row in result.trials:
         if row["trial"] == number:
@@ -77,14 +80,14 @@ def chosen(result: Any, rule: str) -> tuple[int, int] | None:
 
 
 def steps_off(config: tuple[int, int] | None) -> tuple[float, float]:
-    """How many steps of the space d_sae and K are from the values nearest to the truth."""
+    """Distance of d_sae and K from the right values, in steps of the space."""
     if config is None:
         return math.inf, math.inf
     return abs(math.log2(config[0] / ATOMS)), abs(math.log2(config[1] / NEAREST_K))
 
 
 def knees(folder: Path, seeds: int, trials: int) -> None:
-    """What each rule chooses in each world."""
+    """Print what each rule chooses in each world."""
     for sampler in ("tpe", "random"):
         hits = dict.fromkeys(RULES, 0)
         print(
@@ -120,7 +123,7 @@ def knees(folder: Path, seeds: int, trials: int) -> None:
 
 
 def hypervolume(rows: list[dict[str, Any]]) -> float:
-    """The area that explained variance (above 0) and log2 L0 (below MOST_L0) of the front take in."""
+    """Hypervolume of the front of explained variance (above 0) and log2 L0 (below MOST_L0)."""
     points = sorted(
         (math.log2(MOST_L0) - math.log2(max(row["l0"], 0.5)), row["explained_variance"])
         for row in rows
@@ -135,7 +138,7 @@ def hypervolume(rows: list[dict[str, Any]]) -> float:
 
 
 def front(folder: Path, seeds: int, trials: int) -> None:
-    """Fronts of explained variance against L0."""
+    """Print the hypervolume of each sampler's front in each world."""
     samplers = ("tpe", "nsga2", "random")
     print(f"\nhypervolume of the front, {trials} trials; explained variance up, log2 L0 down")
     print("world  " + "".join(f"{sampler:>10}" for sampler in samplers))
@@ -161,7 +164,7 @@ def front(folder: Path, seeds: int, trials: int) -> None:
 
 
 def asha(folder: Path, seeds: int, trials: int) -> None:
-    """The same search with and without ASHA."""
+    """Print the choices and the tokens of the same search with and without ASHA."""
     objective = [{"metric": "explained_variance", "goal": "maximize"}]
     print(
         f"\nASHA, {trials} trials by explained variance; the choice of max_ev, and tokens trained on"
@@ -192,7 +195,7 @@ def asha(folder: Path, seeds: int, trials: int) -> None:
 
 
 def stories(folder: Path, model: Path, texts: Path) -> None:
-    """A grid over a real model's activations, and every rule's word on it."""
+    """Print a grid over a real model's activations, and what each rule chooses."""
     result = raysae.sweep(
         {
             "name": "stories", "runs_dir": str(folder / "runs"), "store": str(folder / "stories"),
@@ -225,6 +228,7 @@ def stories(folder: Path, model: Path, texts: Path) -> None:
 
 
 def main() -> int:
+    """Run the parts; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--trials", type=int, default=30)

@@ -1,9 +1,10 @@
-"""Does training find a dictionary that is known? Prints a row a training, and what it must reach.
+"""Test whether training finds a known dictionary; print a row per training and the required values.
 
     python scripts/recovery.py [--quick] [--seeds 2]
 
-Batch 1,024, lr 3e-3. The worlds' random streams are not torch's, so no SAE starts from the truth.
---quick takes the rows of 1,000 steps alone. The exit code is 1 when a row falls short.
+Batch size 1,024, lr 3e-3. The worlds do not use torch's random generator, so no SAE starts from the
+truth. --quick runs only trainings of 1,000 steps. The exit code is 1 when a row misses its required
+value.
 """
 
 import argparse
@@ -28,7 +29,7 @@ RECOVERY: list[tuple[SuperpositionWorld, int, int, float, float | None]] = [
     (SuperpositionWorld(d_in=64, atoms=256, p=0.02), 5, 4000, 0.99, 0.9),
     (SuperpositionWorld(d_in=128, atoms=512, p=0.01), 5, 1000, 0.97, None),
 ]
-"""World, k, steps, least mmcs of every seed, least stability of any two seeds."""
+"""World, k, steps, least mmcs of each seed, least stability of each two seeds (None: no limit)."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "batch_topk": {"k": 4},
@@ -37,13 +38,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gated": {"l1_coefficient": 3.0},
     "relu_l1": {"l1_coefficient": 1.0},
 }
-"""Each other variant at a setting that suits the simple world; their rows have no bound."""
+"""The other variants, with settings for the simple world; their rows have no required value."""
 
 short: list[str] = []
-"""The rows that fell short."""
+"""The rows that missed their required value."""
 
 
 def main() -> int:
+    """Run all trainings; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="only the rows of 1,000 steps")
     parser.add_argument("--seeds", type=int, default=2)
@@ -63,7 +65,7 @@ def main() -> int:
 def recovery(
     world: SuperpositionWorld, k: int, steps: int, least: float, stable: float | None, seeds: int
 ) -> None:
-    """TopK with as many latents as the world has atoms, once a seed, and how the seeds agree."""
+    """Train TopK with a latent per atom of the world; print mmcs per seed, and stability."""
     name = f"{world.d_in} dims, {world.atoms} atoms, p {world.p:g}, k {k}, {steps:,} steps"
     print(f"\n{name}: mmcs at least {least:g}")
     train, validation = world.rows(min(ROWS, steps * BATCH)), world.rows(8192, part=1)
@@ -79,7 +81,7 @@ def recovery(
 
 
 def white_noise() -> None:
-    """TopK on noise without atoms: no likeness to any truth beyond that of random rows."""
+    """Train TopK on noise: it must match a world's atoms no better than random rows do."""
     print("\nwhite noise, 64 dims, 1,000 steps: as good as chance, within 0.05")
     noise = torch.randn(ROWS + 8192, 64, generator=torch.Generator().manual_seed(1))
     fit = trained({"variant": "topk", "d_sae": 128, "k": 4}, noise[:ROWS], noise[ROWS:], 1000, 0)
@@ -92,7 +94,7 @@ def white_noise() -> None:
 
 
 def other_variants() -> None:
-    """The other variants in the simple world."""
+    """Print a row for each other variant in the simple world."""
     print("\nthe other variants, 64 dims, 128 atoms, p 0.03, 1,000 steps")
     train, validation = SIMPLE.rows(ROWS), SIMPLE.rows(8192, part=1)
     for variant, settings in VARIANTS.items():
@@ -102,7 +104,7 @@ def other_variants() -> None:
 
 
 def hierarchy(seeds: int) -> None:
-    """Parents and children, with fewer active latents than atoms: who keeps the parents?"""
+    """Compare how Matryoshka and BatchTopK find parent atoms when k is below the active atoms."""
     world = HierarchicalWorld()
     print(
         f"\n{world.parents} parents of {world.children} children in {world.d_in} dims, 3.5 atoms on, "
@@ -126,7 +128,10 @@ def hierarchy(seeds: int) -> None:
 
 @torch.no_grad()
 def parents_told(fit: Fit, rows_ND: Tensor, parents_NP: Tensor) -> float:
-    """Mean over parents of the best F1 with which one latent's firing says that the parent is on."""
+    """Mean over parents of the best F1 of one latent's firing as a classifier of the parent.
+
+    ``rows_ND [rows, d_in]``, ``parents_NP [rows, parents]``: which parents are active.
+    """
     fires_NF, on_NP = (fit.sae.encode(rows_ND) > 0).double(), parents_NP.double()
     both_PF = on_NP.T @ fires_NF
     either_PF = on_NP.sum(dim=0)[:, None] + fires_NF.sum(dim=0)
@@ -134,7 +139,7 @@ def parents_told(fit: Fit, rows_ND: Tensor, parents_NP: Tensor) -> float:
 
 
 def shrinkage(seeds: int) -> None:
-    """L1 makes features smaller than they are; a gate spares the magnitudes."""
+    """Compare the shrinkage of ReLU-L1 and Gated: L1 shrinks features, a gate should not."""
     print("\nshrinkage at an L0 of about 5 (1 would be none): gated nearer to 1 than relu_l1")
     train, validation = SIMPLE.rows(ROWS), SIMPLE.rows(8192, part=1)
     for seed in range(seeds):
@@ -150,8 +155,9 @@ def shrinkage(seeds: int) -> None:
 
 @torch.no_grad()
 def relative_bias(fit: Fit, rows_ND: Tensor) -> float:
-    """E‖x̂‖² / E[x̂·x], both centred on b_dec: below 1 the reconstruction is too small (Rajamanoharan et
-    al. 2024, "Improving dictionary learning with gated sparse autoencoders", equation 10)."""
+    """E‖x̂‖² / E[x̂·x], both centred on b_dec: below 1 the reconstruction is too small
+    (Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders",
+    equation 10)."""
     reconstruction_ND = fit.sae(rows_ND).reconstruction - fit.sae.b_dec
     centred_ND = rows_ND - fit.sae.b_dec
     return float(reconstruction_ND.square().sum() / (reconstruction_ND * centred_ND).sum())
@@ -160,12 +166,13 @@ def relative_bias(fit: Fit, rows_ND: Tensor) -> float:
 def trained(
     config: dict[str, Any], train: Tensor, validation: Tensor, steps: int, seed: int
 ) -> Fit:
+    """Train one SAE for ``steps`` steps."""
     training = {"tokens": steps * BATCH, "batch_size": BATCH, "lr": LR, "evaluations": 1}
     return raysae.fit(config, train, training, validation=validation, seed=seed, progress=False)
 
 
 def report(name: str, world: SuperpositionWorld, fit: Fit) -> float:
-    """Print how well the world's atoms are found in the decoder; the mmcs."""
+    """Print how well the decoder matches the world's atoms; returns the mmcs."""
     similarity, recovered = mmcs(world.truth(), fit.sae.W_dec)
     m = fit.metrics
     print(
@@ -177,6 +184,7 @@ def report(name: str, world: SuperpositionWorld, fit: Fit) -> float:
 
 
 def check(reached: bool, what: str) -> None:
+    """Add ``what`` to ``short`` unless ``reached``."""
     if not reached:
         short.append(what)
 

@@ -1,10 +1,10 @@
-"""Train the pocket GPT-2 from nothing and save it into the package, or measure the saved one.
+"""Train the pocket GPT-2 from scratch and save it into the package, or measure the saved one.
 
     python scripts/train_pocket.py                    # about 12 minutes on two cores
     python scripts/train_pocket.py --evaluate         # held-out answer accuracy against chance
 
-The model writes the steps and the answer itself (greedy decoding from the question alone) on
-expressions that training never showed; an answer counts when the number after ``####`` is right.
+For the measurement, the model writes steps and answer (greedy decoding, given only the question)
+for expressions that were not in training; an answer counts when the number after ``####`` is right.
 """
 
 import argparse
@@ -27,7 +27,7 @@ TRAIN_SEED, EVALUATION_SEED = 0, 1
 
 
 def train(steps: int, batch_size: int, lr: float, seed: int) -> tuple[GPT2LMHeadModel, float]:
-    """Next-token training on the problem stream; the loss counts the solution's tokens only."""
+    """Train on next tokens of solutions in the problem stream; returns model and last loss."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(CONTEXT)
     model = GPT2LMHeadModel(
@@ -64,7 +64,7 @@ def train(steps: int, batch_size: int, lr: float, seed: int) -> tuple[GPT2LMHead
 
 
 def evaluate(model: GPT2LMHeadModel, tokenizer, problems: int) -> dict[str, float]:
-    """Greedy answers to held-out questions: accuracy, and what the commonest answer would score."""
+    """Accuracy of greedy answers to held-out questions, and of always the most common one."""
     held_out = list(islice(stream(EVALUATION_SEED, held_out=True), problems))
     right = sum(_answers(model, tokenizer, held_out))
     commonest = Counter(problem.answer for problem in held_out).most_common(1)[0][1]

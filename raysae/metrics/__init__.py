@@ -1,4 +1,4 @@
-"""The vocabulary of metrics: what each is, its unit, which way is better, and where it is shown."""
+"""Definitions of all metrics: the unit and direction of each, and the places that show it."""
 
 import raysae.metrics.definitions as _definitions
 from raysae.metrics.registry import (

@@ -24,7 +24,7 @@ RECORDED = frozenset({MLFLOW, TABLE})
 
 
 def seconds(value: float) -> str:
-    """A duration for people: ``8.4 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    """A duration in seconds as text: ``8.4 s``, ``3 min 20 s``, ``2 h 05 min``."""
     if value < 60:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
@@ -175,7 +175,7 @@ def _costs() -> list[Metric]:
             direction="minimize", shown=running, label="waited", form="{:.1f} s", range=COUNT,
         ),
         cost(
-            "memory_bytes", "the most that the process held: on a GPU by torch, else resident",
+            "memory_bytes", "peak memory of the process: torch's on a GPU, else resident",
             "bytes", direction="minimize", shown=running, label="memory", form=_mebibytes,
             range=COUNT,
         ),
@@ -189,14 +189,14 @@ FAMILIES: tuple[Callable[[], list[Metric]], ...] = (_reconstruction, _agreement,
 
 
 def register_all() -> None:
-    """Register every metric."""
+    """Register every metric. Raises ValueError when it is called twice."""
     for family in FAMILIES:
         for metric in family():
             register(metric)
 
 
 def markdown() -> str:
-    """The definitions as a list in Markdown, as the README has them."""
+    """The definitions as a Markdown list; the README contains this text."""
     lines = []
     for family in FAMILIES[:3]:
         for metric in family():
@@ -207,7 +207,7 @@ def markdown() -> str:
 
 
 def help_text() -> list[tuple[str, str]]:
-    """The metrics that a search may optimise or bound, each with its meaning, for ``--help``."""
+    """Names and meanings of the metrics that a search can optimise or bound, for ``--help``."""
     from raysae.metrics.registry import registered
 
     rows = []

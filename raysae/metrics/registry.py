@@ -1,6 +1,6 @@
-"""The registry: one entry a metric. What is added here appears everywhere that it says it is shown.
+"""The registry of metrics: one entry for each, which lists the places that show it.
 
-Standard library alone: what trains, records, plots and asks for metrics reads it.
+It imports the standard library only, so that every part of the package can read it.
 """
 
 import math
@@ -11,8 +11,9 @@ from typing import Any, Literal
 CONSOLE, PROGRESS, LOG, MLFLOW = "console", "progress", "log", "mlflow"
 TABLE, CANDIDATES, MODELS, PAGE = "table", "candidates", "models", "page"
 PLACES = (CONSOLE, PROGRESS, LOG, MLFLOW, TABLE, CANDIDATES, MODELS, PAGE)
-"""Console: every view of an SAE. Progress: of a running one. Log: JSON lines. Table: the Parquet tables.
-Candidates: ``selection.json``. Models: the table that compares models. Page: the report."""
+"""Where metrics are shown. Console: all text about a trained SAE. Progress: text about a running
+training. Log: JSON lines. MLflow: its runs. Table: the Parquet tables. Candidates:
+``selection.json``. Models: the table that compares models. Page: the report."""
 
 EVERYWHERE = frozenset(PLACES) - {PROGRESS, MODELS}
 Merge = Literal["mean", "any", "none"]
@@ -20,42 +21,42 @@ Merge = Literal["mean", "any", "none"]
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: what it is, and where it is shown."""
+    """One metric: its definition, and how and where it is shown."""
 
     name: str
     meaning: str
-    """Its definition, as a clause; the help and the README print it."""
+    """Its definition, without a verb; the help and the README show it."""
     unit: str = ""
     direction: Literal["maximize", "minimize"] | None = None
-    """Which way is better."""
+    """Whether larger or smaller values are better; None: neither."""
     range: tuple[float, float] = (-math.inf, math.inf)
     shown: frozenset[str] = frozenset({TABLE})
     objective: bool = False
-    """Whether a search may optimise it, or bound it."""
+    """Whether a search can optimise or bound it."""
     label: str = ""
-    """How console and page call it; the name without a label."""
+    """Its short name on console and page; empty: ``name``."""
     form: str | Callable[[Any], str] = "{}"
-    """How console and page write it."""
+    """How console and page format its value: a format string or a function."""
     merge: Merge = "mean"
-    """What a trial of several seeds or sites shows of it: the mean, whether any has it; none: the trial
-    works it out."""
+    """How a trial with several seeds or sites combines its values: their mean, whether any is true,
+    or not at all, because the trial itself computes it."""
     volatile: bool = False
-    """Whether it differs between two runs of one recipe, such as a time."""
+    """Whether it differs between two runs of the same recipe, as times do."""
     cost: bool = False
-    """Whether it tells what an SAE cost, beside what it is."""
+    """Whether it describes the cost of training an SAE, not the SAE itself."""
 
     @property
     def title(self) -> str:
-        """How people call it."""
+        """Its name in texts for people."""
         return self.label or self.name
 
     @property
     def prometheus_name(self) -> str:
-        """Its name in Prometheus, which takes letters, digits and underscores."""
+        """Its name in Prometheus, which allows letters, digits and underscores."""
         return f"raysae_{self.name}"
 
     def text(self, value: Any) -> str:
-        """The value for people; empty where there is none."""
+        """The value as text; empty when it is None or NaN."""
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""
         return self.form(value) if callable(self.form) else self.form.format(value)
@@ -65,8 +66,10 @@ _metrics: dict[str, Metric] = {}
 
 
 def register(metric: Metric) -> Metric:
-    """Add a metric, after those that are there. Raises ValueError on a second one of its name, or an
-    unknown place."""
+    """Add a metric after the others; returns it.
+
+    Raises ValueError when its name is registered already or one of its places is unknown.
+    """
     if metric.name in _metrics:
         raise ValueError(f"metric {metric.name!r} is registered already")
     if unknown := metric.shown - set(PLACES):
@@ -76,25 +79,25 @@ def register(metric: Metric) -> Metric:
 
 
 def unregister(name: str) -> None:
-    """Take a metric out again, as tests do."""
+    """Remove a metric, as tests do. Raises KeyError when there is none of that name."""
     del _metrics[name]
 
 
 def registered() -> dict[str, Metric]:
-    """All metrics by name, in their order."""
+    """All metrics by name, in the order of registration."""
     return dict(_metrics)
 
 
 def shown(place: str) -> list[Metric]:
-    """The metrics that are shown at a place, in their order."""
+    """The metrics that ``place`` shows, in the order of registration."""
     return [metric for metric in _metrics.values() if place in metric.shown]
 
 
 def objectives() -> list[str]:
-    """The names of the metrics that a search may optimise or bound."""
+    """The names of the metrics that a search can optimise or bound."""
     return [metric.name for metric in _metrics.values() if metric.objective]
 
 
 def volatile() -> tuple[str, ...]:
-    """The columns that differ between two runs of one recipe; all others are equal to the bit on CPU."""
+    """The columns that differ between two runs of one recipe; on CPU all others are equal."""
     return tuple(metric.name for metric in _metrics.values() if metric.volatile)

@@ -1,4 +1,4 @@
-"""Records seen through the registry: figures for people, numbers for MLflow, means over trainings."""
+"""Records and the registry: text for people, numbers for MLflow, means over trainings."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,30 +11,31 @@ Record = Mapping[str, Any]
 
 
 def figures(record: Record, place: str) -> dict[str, str]:
-    """What is shown of a record at a place, for people: labels with texts."""
+    """The values of a record that ``place`` shows, as text, by the metrics' titles."""
     return {metric.title: metric.text(record.get(metric.name)) for metric in shown(place)}
 
 
 def labels(place: str, records: Iterable[Record]) -> list[Metric]:
-    """The metrics shown at a place that at least one of the records has."""
+    """The metrics that ``place`` shows and at least one of the records has."""
     records = list(records)
     return [m for m in shown(place) if any(record.get(m.name) is not None for record in records)]
 
 
 def floats(record: Record, place: str) -> dict[str, float]:
-    """The numbers of a record that are shown at a place."""
+    """The values of a record that ``place`` shows, as numbers, by name."""
     return {m.name: float(record[m.name]) for m in shown(place) if record.get(m.name) is not None}
 
 
 def partly(record: Record, place: str) -> dict[str, Any]:
-    """What a record has of the metrics shown at a place."""
+    """The part of a record that ``place`` shows, by name."""
     return {metric.name: record[metric.name] for metric in shown(place) if metric.name in record}
 
 
 def merged(records: Sequence[Record]) -> dict[str, Any]:
-    """One record for several trainings of one config: means, or as the registry says.
+    """One record for several trainings of one config: each metric's ``mean``, or whether any is
+    true.
 
-    Counts that are all the same stay counts; a mean over an undefined figure is undefined (NaN).
+    The registry says which. All records must have the keys of the first.
     """
     known = registered()
     found = {}
@@ -46,7 +47,7 @@ def merged(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def mean(values: Sequence[Any]) -> Any:
-    """The mean; of values that are all the same, the value; NaN where one is undefined."""
+    """The mean; the value itself when all are equal, as of counts; NaN when one is None."""
     if all(value == values[0] for value in values):
         return values[0]
     return math.nan if any(value is None for value in values) else fmean(values)

@@ -1,4 +1,4 @@
-"""What is trained: SAE variants, their checkpoints and other libraries' formats. Torch only."""
+"""Sparse autoencoders: SAE variants, their checkpoints and other libraries' formats. Torch only."""
 
 from typing import TYPE_CHECKING
 

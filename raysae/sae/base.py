@@ -1,4 +1,4 @@
-"""What every SAE variant shares: parameters, initialisation, encode, decode, norm keeping.
+"""The base of every SAE variant: parameters, initialisation, encode, decode, unit norm.
 
 Shapes: B batch, D d_in, F d_sae.
 """
@@ -15,7 +15,7 @@ from raysae.sae.metrics import ReconstructionSums
 
 
 class SAEOutput(NamedTuple):
-    """What ``sae(x)`` gives; unpacks as ``reconstruction, features, metrics``."""
+    """The result of ``sae(x)``; unpacks as ``reconstruction, features, metrics``."""
 
     reconstruction: Tensor
     """``[batch, d_in]``, in the units of ``x``."""
@@ -29,20 +29,20 @@ class SAE(nn.Module):
     """A sparse autoencoder: x - b_dec -> W_enc, b_enc -> activation -> W_dec, b_dec.
 
     ``W_enc [d_in, d_sae]`` starts as the transpose of ``W_dec [d_sae, d_in]``, whose rows have unit
-    norm (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", section 2.1 and appendix A).
-    A subclass gives the activation function and the loss.
+    norm (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", section 2.1 and appendix
+    A). A subclass gives the activation function and the loss.
     """
 
     config: SAEConfig
     in_units_of_x: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")
-    """Parameters and buffers that scale with the input when the weights are left as they are."""
+    """Parameters and buffers that scale with the input while the weight matrices stay the same."""
 
     def __init__(self, config: Any, d_in: int, generator: torch.Generator | None = None):
         super().__init__()
         self.config = config
         self.d_in = d_in
         self.metadata: Mapping[str, Any] = {}
-        """JSON values that travel with the SAE: where its activations came from, its figures."""
+        """JSON values saved with the SAE, such as the origin of its activations and its metrics."""
         W_dec_FD = torch.randn(config.d_sae, d_in, generator=generator)
         W_dec_FD.div_(W_dec_FD.norm(dim=1, keepdim=True))
         self.W_dec = nn.Parameter(W_dec_FD)
@@ -51,7 +51,7 @@ class SAE(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(d_in))
 
     def activate(self, preactivations_BF: Tensor) -> Tensor:
-        """Pre-activations to features, both ``[batch, d_sae]``: what makes a variant."""
+        """Features from pre-activations, both ``[batch, d_sae]``; each variant defines its own."""
         raise AssertionError(f"{type(self).__name__} must define activate")
 
     def loss(
@@ -59,13 +59,13 @@ class SAE(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The training loss (a scalar: sum over d_in, mean over the batch) and the features.
 
-        ``dead_F`` marks the latents that count as dead at this step; ``sparsity_fraction`` is how
-        much of the sparsity coefficient holds at this step of its warm-up.
+        ``dead_F [d_sae]`` marks the latents that count as dead at this step. ``sparsity_fraction``,
+        0 to 1, is the fraction of the sparsity coefficient that its warm-up allows at this step.
         """
         raise AssertionError(f"{type(self).__name__} must define loss")
 
     def preactivations(self, x_BD: Tensor) -> Tensor:
-        """``[batch, d_sae]`` from rows ``[batch, d_in]``."""
+        """Pre-activations ``[batch, d_sae]`` of rows ``[batch, d_in]``."""
         return (x_BD - self.b_dec) @ self.W_enc + self.b_enc
 
     def encode(self, x: Tensor) -> Tensor:
@@ -77,12 +77,12 @@ class SAE(nn.Module):
         return features @ self.W_dec + self.b_dec
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction and features of ``x [batch, d_in]``."""
+        """Reconstruction ``[batch, d_in]``, features ``[batch, d_sae]`` of ``x [batch, d_in]``."""
         features = self.encode(x)
         return self.decode(features), features
 
     def forward(self, x: Tensor) -> SAEOutput:
-        """Reconstruction, features and batch metrics of ``x [batch, d_in]``.
+        """Reconstruction, features and batch metrics of ``x [..., d_in]``.
 
         Raises ValueError when the last dimension of ``x`` is not ``d_in``.
         """
@@ -99,29 +99,35 @@ class SAE(nn.Module):
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write ``cfg.json`` and ``sae.safetensors`` into ``folder``; ``load_sae`` reads them."""
-        from raysae.sae.checkpoint import save_sae  # it builds SAEs, so it imports this module
+        """Write ``cfg.json`` and ``sae.safetensors`` into ``folder``; ``load_sae`` reads them.
+
+        Raises what ``save_sae`` raises.
+        """
+        from raysae.sae.checkpoint import save_sae  # here, as that module imports this one
 
         save_sae(self, folder)
 
     @torch.no_grad()
     def observe(self, features_BF: Tensor) -> None:
-        """Learn from a training batch's features what no gradient teaches; most variants nothing."""
+        """Update values that have no gradient from a training batch's features ``[batch, d_sae]``.
+
+        Most variants have no such values.
+        """
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Bring the parameters back to where they are allowed, in place, after an update."""
+        """Bring the parameters back to their allowed values after an update, in place."""
         self.normalize_decoder()
 
     @torch.no_grad()
     def normalize_decoder(self) -> None:
-        """Bring every decoder row back to unit norm, in place."""
+        """Scale every decoder row to unit norm, in place."""
         smallest = torch.finfo(torch.float32).tiny
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(smallest))
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
-        """Drop the part of the decoder's gradient that would only change the rows' norms."""
+        """Remove the part of the decoder's gradient that only changes the rows' norms, in place."""
         gradient_FD = self.W_dec.grad
         assert gradient_FD is not None, "called before backward"
         along_F = (gradient_FD * self.W_dec).sum(dim=1, keepdim=True)
@@ -129,20 +135,21 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def fold_scale(self, scale: float) -> Self:
-        """Let an SAE trained on ``scale * x`` read ``x`` itself, in place; decoder rows keep unit norm.
+        """Change an SAE trained on ``scale * x`` so that it reads ``x``, in place.
 
-        Features come out divided by ``scale``; which latents are active does not change, as every
-        activation commutes with a positive factor once its thresholds are divided, too.
+        Decoder rows still have unit norm, and features are divided by ``scale``. The same latents
+        are active, because every activation function commutes with a positive factor when its
+        thresholds are divided by it, too.
         """
         for name in self.in_units_of_x:
             self.get_parameter_or_buffer(name).div_(scale)
         return self
 
     def get_parameter_or_buffer(self, name: str) -> Tensor:
-        """The tensor of that name in the state dict."""
+        """The parameter or buffer of that name. Raises KeyError when there is none."""
         return self.state_dict(keep_vars=True)[name]
 
 
 def squared_error(x_BD: Tensor, reconstruction_BD: Tensor) -> Tensor:
-    """The reconstruction loss: sum over d_in, mean over the batch."""
+    """The reconstruction loss, a scalar: sum over d_in, mean over the batch."""
     return (x_BD - reconstruction_BD).square().sum(dim=1).mean()

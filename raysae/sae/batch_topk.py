@@ -1,8 +1,9 @@
-"""BatchTopK: the k·B largest activations of a batch of B rows stay, the rest are zero.
+"""BatchTopK: the k·B largest activations of a batch of B rows are active, all others are zero.
 
-Bussmann et al. 2024, "BatchTopK sparse autoencoders", equations 4 to 6. A row alone has no batch, so
-afterwards a latent is active above a threshold: an exponential moving average of the smallest active
-value of the training batches. Shapes: B batch, F d_sae.
+Bussmann et al. 2024, "BatchTopK sparse autoencoders", equations 4 to 6. After training, the
+selection must not depend on the batch: a latent is then active above a threshold, which is an
+exponential moving average of the smallest active value of the training batches. Shapes: B batch, F
+d_sae.
 """
 
 import torch
@@ -13,14 +14,14 @@ from raysae.sae.topk import KSAE
 
 
 def batch_top_k(preactivations_BF: Tensor, k: int) -> Tensor:
-    """Keep the batch's ``k * batch`` largest entries after ReLU; everything else becomes 0."""
+    """The batch's ``k * batch`` largest entries after ReLU, ``[batch, d_sae]``; others are 0."""
     flat = preactivations_BF.relu().flatten()
     values, indices = flat.topk(k * len(preactivations_BF), sorted=False)
     return torch.zeros_like(flat).scatter(0, indices, values).view_as(preactivations_BF)
 
 
 class BatchKSAE(KSAE):
-    """Trained with a selection over the batch, used with one threshold for all latents."""
+    """Selects over the batch in training, and by one threshold for all latents afterwards."""
 
     in_units_of_x = ("b_enc", "b_dec", "threshold")
     config: BatchKConfig
@@ -31,11 +32,13 @@ class BatchKSAE(KSAE):
         self.register_buffer("threshold", torch.zeros(()))
 
     def activate(self, preactivations_BF: Tensor) -> Tensor:
-        # clamped, as an imported threshold may be negative and features may not
+        """Features ``[batch, d_sae]``: the pre-activations above the threshold, all others 0."""
+        # an imported threshold may be negative, but features may not
         above_BF = preactivations_BF > self.threshold.clamp_min(0)
         return preactivations_BF * above_BF.to(preactivations_BF.dtype)
 
     def select(self, preactivations_BF: Tensor) -> Tensor:
+        """The features ``[batch, d_sae]`` in training, selected over the batch."""
         return batch_top_k(preactivations_BF, self.config.k)
 
     @torch.no_grad()
@@ -45,7 +48,7 @@ class BatchKSAE(KSAE):
 
     @torch.no_grad()
     def move_threshold(self, smallest: Tensor) -> None:
-        """Move the threshold towards ``smallest``; not at all where that is infinite: none was active."""
+        """Move the threshold towards the scalar ``smallest``; infinity changes nothing."""
         rate = torch.where(self.threshold > 0, self.config.threshold_rate, 1.0)
         moved = torch.lerp(self.threshold, smallest, rate.to(smallest))
         self.threshold.copy_(torch.where(smallest.isfinite(), moved, self.threshold))

@@ -18,7 +18,7 @@ from raysae.sae.variants import build_sae
 from raysae.storage.files import read_json, refuse_other_content, replacing_folder, write_json
 
 SCHEMA_VERSION = 2
-"""Version 1 held TopK alone; its files are read, too."""
+"""Version 1 had TopK only; files of that version are readable, too."""
 CONFIG_FILE, WEIGHTS_FILE, METRICS_FILE = "cfg.json", "sae.safetensors", "metrics.json"
 BESIDE_CONFIG = ("format", "schema_version", "d_in", "metadata")
 """What ``cfg.json`` holds besides the SAE's config."""
@@ -29,9 +29,9 @@ def save_sae(
 ) -> None:
     """Write ``sae`` as ``folder/cfg.json`` and ``folder/sae.safetensors``, both or neither.
 
-    ``metadata`` (JSON values; the SAE's own by default) goes into ``cfg.json``; each of ``files``
-    becomes ``NAME.json`` in the same folder. An SAE that ``folder`` held before is replaced; anything
-    else raises UserError.
+    ``metadata`` (JSON values; by default those of the SAE) is written into ``cfg.json``; each of
+    ``files`` becomes ``NAME.json`` in the same folder. An SAE that ``folder`` holds already is
+    replaced. Raises UserError when it holds something else, OSError when it cannot be written.
     """
     refuse_other_content(Path(folder), CONFIG_FILE, "SAE")
     with replacing_folder(Path(folder)) as temporary:
@@ -53,8 +53,8 @@ def save_sae(
 def read_sae(folder: Path) -> SAE:
     """The SAE that ``save_sae`` wrote.
 
-    Raises UserError, naming the file and the key, when something is missing, misshaped or of a
-    newer schema.
+    Raises UserError, naming the file and the key, when something is missing, has a wrong shape or
+    is of a newer schema.
     """
     path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     config, d_in, metadata = _read_config(path)
@@ -68,7 +68,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     ready = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     try:
         save_file(ready, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # a full disk is no OSError there
+    except SafetensorError as error:  # safetensors reports a full disk so, not as OSError
         raise OSError(errno.EIO, str(error), str(path)) from None
 
 
@@ -83,9 +83,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(sae: SAE, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Put ``tensors``, read from ``path``, into ``sae``, in float32.
+    """Load ``tensors``, read from ``path``, into ``sae``, in float32.
 
-    Raises UserError, naming each tensor that is missing, unknown or misshaped.
+    Raises UserError, naming each tensor that is missing, unknown or of a wrong shape.
     """
     expected = {name: tuple(t.shape) for name, t in sae.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
@@ -103,7 +103,7 @@ def load_tensors(sae: SAE, tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def require(path: Path, settings: Mapping[str, Any], *names: str) -> list[Any]:
-    """The values of ``names``. Raises UserError naming those that are missing."""
+    """The values of ``names`` in ``settings``. Raises UserError naming those that are missing."""
     missing = [name for name in names if settings.get(name) is None]
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}")
@@ -111,10 +111,10 @@ def require(path: Path, settings: Mapping[str, Any], *names: str) -> list[Any]:
 
 
 def whole_numbers(path: Path, settings: Mapping[str, Any], *names: str) -> list[int]:
-    """The values of ``names``, at least 1. Raises UserError naming what is missing or something else."""
+    """The values of ``names``, whole numbers from 1 on. Raises UserError naming one that is not."""
     values = require(path, settings, *names)
     for name, value in zip(names, values, strict=True):
-        if type(value) is not int or value < 1:  # true and false are ints to isinstance
+        if type(value) is not int or value < 1:  # not isinstance, which accepts true and false
             raise UserError(f"{path}: {name} is {value!r}; expected a whole number of at least 1")
     return values
 
@@ -122,12 +122,12 @@ def whole_numbers(path: Path, settings: Mapping[str, Any], *names: str) -> list[
 def made_sae(
     path: Path, config: Mapping[str, Any], d_in: int, weights: Path, tensors: Mapping[str, Tensor]
 ) -> SAE:
-    """An SAE of ``config``, which was read from ``path``, with ``tensors``, read from ``weights``.
+    """The SAE with ``config``, read from the file ``path``, and ``tensors``, read from ``weights``.
 
-    Raises UserError when they do not fit together.
+    Raises UserError when ``config`` is not valid or the tensors do not match it.
     """
     (W_dec_FD,) = require(weights, tensors, "W_dec")
-    if W_dec_FD.shape != (config["d_sae"], d_in):  # before memory of that size is asked for
+    if W_dec_FD.shape != (config["d_sae"], d_in):  # checked before memory of that size is allocated
         raise UserError(
             f"{weights}: W_dec is {list(W_dec_FD.shape)}, [d_sae, d_in]; {path.name} says d_sae "
             f"{config['d_sae']}, d_in {d_in}"

@@ -1,7 +1,7 @@
-"""The configuration of one SAE: frozen dataclasses, so that they serve without pydantic, and torch, too.
+"""The configuration of one SAE: frozen dataclasses, which work without pydantic and without torch.
 
-The recipe (``raysae.config``) nests them; pydantic reads ``__pydantic_config__`` and the field
-docstrings from here. What a variant does with its settings is in the file of its name.
+The recipe (``raysae.config``) nests them; pydantic reads ``__pydantic_config__`` and the docstrings
+of the fields. The file named after a variant shows how the variant uses its settings.
 """
 
 import math
@@ -12,18 +12,17 @@ from typing import Any, ClassVar, Literal
 
 
 def setting(default: Any, meaning: str) -> Any:
-    """A field that subclasses inherit together with its meaning, which pydantic does not find in a
-    docstring of the parent's."""
+    """A field whose ``meaning`` subclasses inherit; pydantic ignores docstrings of parents."""
     return field(default=default, metadata={"description": meaning})
 
 
 @dataclass(frozen=True, kw_only=True)
 class SAEConfig:
-    """What every variant's config holds. Raises ValueError on values that no SAE can have."""
+    """The settings of every variant. Raises ValueError on values that no SAE can have."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "use_attribute_docstrings": True}
     sparsity_key: ClassVar[str]
-    """The field that sets how sparse the features are."""
+    """The name of the field that controls how sparse the features are."""
 
     variant: str
     """The SAE variant."""
@@ -44,7 +43,7 @@ def refuse_negative(config: SAEConfig, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class KConfig(SAEConfig):
-    """What all variants of the TopK kind share."""
+    """The settings of all variants that select by rank."""
 
     sparsity_key: ClassVar[str] = "k"
 
@@ -75,7 +74,7 @@ class TopKConfig(KConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchKConfig(KConfig):
-    """What the variants that select over a batch share."""
+    """The settings of the variants that select over a batch."""
 
     threshold_rate: float = setting(
         0.2, "Weight of the newest batch in the moving average of the inference threshold."
@@ -102,11 +101,11 @@ class MatryoshkaConfig(BatchKConfig):
     """Matryoshka BatchTopK: nested dictionaries in one."""
 
     variant: Literal["matryoshka"] = "matryoshka"
-    """BatchTopK whose prefixes reconstruct alone, too."""
+    """BatchTopK in which every prefix of the dictionary also reconstructs without the rest."""
     prefixes: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5, 1.0)
-    """The nested dictionaries, as rising shares of d_sae; the last is 1."""
+    """Sizes of the nested dictionaries, as rising fractions of d_sae; the last is 1."""
     prefix_weights: tuple[float, ...] | None = None
-    """Weight of each prefix's reconstruction, scaled to a sum of 1; null weighs all alike."""
+    """Weight of each prefix's loss, scaled to a sum of 1; null gives equal weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,8 +113,8 @@ class MatryoshkaConfig(BatchKConfig):
         rising = all(low < high for low, high in pairwise(self.prefixes))
         if not self.prefixes or self.prefixes[0] <= 0 or self.prefixes[-1] != 1 or not rising:
             raise ValueError(
-                f"prefixes are {list(self.prefixes)}; they must rise from above 0 to 1, as shares "
-                "of d_sae"
+                f"prefixes are {list(self.prefixes)}; they must rise from above 0 to 1, as "
+                "fractions of d_sae"
             )
         if self.prefix_weights is not None:
             object.__setattr__(self, "prefix_weights", tuple(self.prefix_weights))
@@ -131,16 +130,16 @@ class MatryoshkaConfig(BatchKConfig):
 
     @property
     def widths(self) -> list[int]:
-        """Latents in each prefix; shares of a small dictionary that round to the same are one."""
-        return sorted({max(round(share * self.d_sae), 1) for share in self.prefixes})
+        """Number of latents in each prefix; prefixes that round to the same number are one."""
+        return sorted({max(round(prefix * self.d_sae), 1) for prefix in self.prefixes})
 
     @property
     def width_weights(self) -> list[float]:
         """The weight of each of ``widths``, with a sum of 1."""
         given = self.prefix_weights or (1.0,) * len(self.prefixes)
         by_width = dict.fromkeys(self.widths, 0.0)
-        for share, weight in zip(self.prefixes, given, strict=True):
-            by_width[max(round(share * self.d_sae), 1)] += weight
+        for prefix, weight in zip(self.prefixes, given, strict=True):
+            by_width[max(round(prefix * self.d_sae), 1)] += weight
         return [weight / sum(given) for weight in by_width.values()]
 
 
@@ -155,10 +154,10 @@ class JumpReLUConfig(SAEConfig):
     l0_coefficient: float = 1.0
     """Weight of the mean L0 in the loss, whose inputs have mean square norm d_in."""
     bandwidth: float = 0.05
-    """Width of the window about the threshold whose rows give it a gradient; pre-activations of
-    latents that have nothing to do with a row spread by about 1."""
+    """Width of the window around a threshold in which pre-activations give it a gradient; the
+    pre-activations of latents unrelated to a row have a spread of about 1."""
     initial_threshold: float = 0.1
-    """Where the thresholds start."""
+    """Initial value of the thresholds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,7 +168,7 @@ class JumpReLUConfig(SAEConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GatedConfig(SAEConfig):
-    """Gated: the penalty acts on the gate alone, so that magnitudes do not shrink."""
+    """Gated: only the gate is penalised, so that the penalty does not shrink the magnitudes."""
 
     sparsity_key: ClassVar[str] = "l1_coefficient"
 
@@ -214,10 +213,10 @@ DEFAULT_VARIANT = "topk"
 
 
 def sae_config(settings: SAEConfig | Mapping[str, Any]) -> SAEConfig:
-    """The config of the variant that ``settings`` names (TopK without a name).
+    """The config of the variant that ``settings`` names (TopK when it names none).
 
-    Raises ValueError on an unknown variant, a key that the variant does not have, or a value that no
-    SAE can have.
+    Raises ValueError on an unknown variant, a key that the variant does not have, or a value that
+    no SAE can have.
     """
     if isinstance(settings, SAEConfig):
         return settings

@@ -1,9 +1,9 @@
-"""Gated: one half of the encoder says which latents are active, the other how much.
+"""Gated: a gate decides which latents are active, and magnitudes decide how strongly.
 
 Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders", equations
-6 to 8: the gate's weights are shared with the magnitudes up to a factor exp(r_mag) for each latent;
-L1 on relu(gate), and the gate's own reconstruction through a frozen decoder. Shapes: B batch, D d_in,
-F d_sae.
+6 to 8. Gate and magnitudes share their weights up to a factor exp(r_mag) for each latent. The loss
+has an L1 penalty on relu(gate), and the gate's own reconstruction through a frozen decoder. Shapes:
+B batch, D d_in, F d_sae.
 """
 
 import torch
@@ -25,12 +25,14 @@ class GatedSAE(SAE):
         self.r_mag = nn.Parameter(torch.zeros(config.d_sae))
 
     def activate(self, preactivations_BF: Tensor) -> Tensor:
+        """Features ``[batch, d_sae]``: the magnitudes of latents with an open gate, others 0."""
         magnitude_BF = (preactivations_BF - self.b_enc) * self.r_mag.exp() + self.b_mag
         return magnitude_BF.relu() * (preactivations_BF > 0).to(magnitude_BF.dtype)
 
     def loss(
         self, x_BD: Tensor, dead_F: Tensor, sparsity_fraction: float = 1.0
     ) -> tuple[Tensor, Tensor]:
+        """See ``SAE.loss``; equation 8 of the paper."""
         gate_BF = self.preactivations(x_BD)
         features_BF = self.activate(gate_BF)
         open_BF = gate_BF.relu()

@@ -1,10 +1,10 @@
-"""JumpReLU: a pre-activation above its latent's learned threshold stays as it is, the rest are zero.
+"""JumpReLU: pre-activations above their latent's learned threshold are active, all others are zero.
 
 Rajamanoharan et al. 2024, "Jumping ahead: improving reconstruction fidelity with JumpReLU sparse
 autoencoders", equations 2, 9, 11 and 12: an L0 penalty, and straight-through estimates of the
-threshold's gradient with a rectangle kernel. The threshold itself is the parameter, not its
-logarithm: Adam moves a parameter by about lr a step, which in a logarithm hardly moves a small
-threshold. Shapes: B batch, F d_sae.
+threshold's gradient with a rectangle kernel. The parameter is the threshold itself and not its
+logarithm: Adam changes a parameter by about lr per step, and such a change of the logarithm hardly
+changes a small threshold. Shapes: B batch, F d_sae.
 """
 
 from typing import Any
@@ -41,7 +41,7 @@ class _JumpReLU(torch.autograd.Function):
 
 
 class _L0(torch.autograd.Function):
-    """Active latents, ``[batch]``, with the pseudo-derivative -K((z - θ) / ε) / ε for θ (equation 12)."""
+    """L0 ``[batch]``, with the pseudo-derivative -K((z - θ) / ε) / ε for θ (equation 12)."""
 
     @staticmethod
     def forward(ctx: Any, z_BF: Tensor, threshold_F: Tensor, bandwidth: float) -> Tensor:
@@ -68,20 +68,23 @@ class JumpReLUSAE(SAE):
         self.threshold = nn.Parameter(torch.full((config.d_sae,), config.initial_threshold))
 
     def activate(self, preactivations_BF: Tensor) -> Tensor:
+        """Features ``[batch, d_sae]``: pre-activations above their threshold, others 0."""
         above_BF = preactivations_BF > self.threshold
         return preactivations_BF * above_BF.to(preactivations_BF.dtype)
 
     def loss(
         self, x_BD: Tensor, dead_F: Tensor, sparsity_fraction: float = 1.0
     ) -> tuple[Tensor, Tensor]:
+        """See ``SAE.loss``; equation 9 of the paper."""
         z_BF, bandwidth = self.preactivations(x_BD), self.config.bandwidth
         features_BF = _JumpReLU.apply(z_BF, self.threshold, bandwidth)
-        # not differentiable in z: the penalty teaches the thresholds alone, as in the paper
+        # detached: the penalty has a gradient for the thresholds only, as in the paper
         l0 = _L0.apply(z_BF.detach(), self.threshold, bandwidth).mean()
         coefficient = sparsity_fraction * self.config.l0_coefficient
         return squared_error(x_BD, self.decode(features_BF)) + coefficient * l0, features_BF
 
     @torch.no_grad()
     def constrain(self) -> None:
+        """Scale decoder rows to unit norm and make thresholds non-negative, in place."""
         super().constrain()
         self.threshold.clamp_(min=0)

@@ -1,4 +1,4 @@
-"""Matryoshka: every prefix of the dictionary reconstructs alone, so that general latents come first.
+"""Matryoshka: every prefix of the dictionary must reconstruct alone, so general latents come first.
 
 Bussmann et al. 2025, "Learning multi-level features with Matryoshka sparse autoencoders", equation
 7, on top of BatchTopK. Shapes: B batch, D d_in, F d_sae.
@@ -16,6 +16,7 @@ class MatryoshkaSAE(BatchKSAE):
     config: MatryoshkaConfig
 
     def reconstruction_loss(self, x_BD: Tensor, features_BF: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted mean of the prefixes' losses, and the last one's error ``[batch, d_in]``."""
         loss, start, error_BD = x_BD.new_zeros(()), 0, x_BD - self.b_dec
         for width, weight in zip(self.config.widths, self.config.width_weights, strict=True):
             error_BD = error_BD - features_BF[:, start:width] @ self.W_dec[start:width]

@@ -1,13 +1,13 @@
-"""How well an SAE reconstructs: sums in float64, streamed over a whole split, one place for each.
+"""Reconstruction metrics of an SAE, from sums in float64 over all rows of a split.
 
 Definitions (x data, x̂ reconstruction, x̄ the per-dimension mean over the evaluated rows):
 
 - ``explained_variance`` = 1 - Σ‖x-x̂‖² / Σ‖x-x̄‖²: a ratio of sums, so that the mean predictor
   scores exactly 0; ``fvu`` is its complement.
-- ``explained_variance_legacy`` = mean over rows of 1 - ‖x-x̂‖² / ‖x-x̄‖², as older papers have it.
+- ``explained_variance_legacy`` = mean over rows of 1 - ‖x-x̂‖² / ‖x-x̄‖², as in older papers.
 - ``mse`` = mean over rows of ‖x-x̂‖² / d_in; ``cosine`` = mean cosine similarity of x and x̂.
-- ``l0`` = mean number of active latents a row; ``sparsity`` = l0 / d_sae.
-- ``dead_fraction_validation`` = share of latents that never fire over the evaluated rows.
+- ``l0`` = mean number of active latents per row; ``sparsity`` = l0 / d_sae.
+- ``dead_fraction_validation`` = fraction of latents that never fire over the evaluated rows.
 
 Shapes: B batch, D d_in, F d_sae.
 """
@@ -19,14 +19,17 @@ import torch
 from torch import Tensor
 
 Model = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Rows ``[batch, d_in]`` to (reconstruction ``[batch, d_in]``, features ``[batch, d_sae]``)."""
+"""Maps rows ``[batch, d_in]`` to their reconstruction and features ``[batch, d_sae]``."""
 
 DENSITY_DECADES = range(-6, 1)
-"""Edges of the feature-density histogram, in powers of ten of the share of rows that fire."""
+"""Edges of the feature-density histogram: log10 of the fraction of rows on which a latent fires."""
 
 
 class ReconstructionSums:
-    """Running sums behind the reconstruction metrics; ``update`` with batches, then ``metrics``."""
+    """The sums from which the metrics follow; call ``update`` with each batch, then ``metrics``.
+
+    ``mean_D [d_in]`` is the mean of the rows that will be added.
+    """
 
     def __init__(self, mean_D: Tensor):
         self.mean_D = mean_D.to(torch.float64)
@@ -41,7 +44,7 @@ class ReconstructionSums:
         return cls(mean_of_rows([x_BD]))
 
     def update(self, x_BD: Tensor, reconstruction_BD: Tensor, features_BF: Tensor) -> None:
-        """Add a batch: rows, their reconstruction and their features."""
+        """Add a batch: rows and reconstruction ``[batch, d_in]``, features ``[batch, d_sae]``."""
         x_BD, x_hat_BD = x_BD.to(torch.float64), reconstruction_BD.to(torch.float64)
         residual_B = (x_BD - x_hat_BD).square().sum(dim=1)
         total_B = (x_BD - self.mean_D).square().sum(dim=1)
@@ -58,9 +61,9 @@ class ReconstructionSums:
         self.fired_F = fired_F if self.fired_F is None else self.fired_F + fired_F
 
     def metrics(self) -> dict[str, float]:
-        """The metrics over everything seen; ``nan`` where undefined (data without variance).
+        """The metrics over all rows added, by name; NaN when undefined (data without variance).
 
-        Raises ValueError when no row was seen.
+        Raises ValueError when no row was added.
         """
         if self.fired_F is None or not self.rows:
             raise ValueError("no rows to evaluate: the split is empty")
@@ -85,7 +88,11 @@ class ReconstructionSums:
         return float((self.fired_F == 0).double().mean())
 
     def density_histogram(self) -> dict[str, list[float]]:
-        """Latents counted by log10 of the share of rows they fire on; those that never do are out."""
+        """Number of latents by log10 of the fraction of rows on which they fire.
+
+        Latents that never fire are not counted. ``latents`` has one entry between each two of
+        ``log10_edges``.
+        """
         assert self.fired_F is not None
         density = (self.fired_F[self.fired_F > 0].double() / self.rows).log10()
         edges = torch.tensor([float(e) for e in DENSITY_DECADES], dtype=torch.float64)
@@ -97,9 +104,10 @@ class ReconstructionSums:
 def evaluate(
     model: Model, batches: Iterable[Tensor], mean_D: Tensor | None = None
 ) -> ReconstructionSums:
-    """Run ``model`` over all batches ``[*, d_in]``, centred on their mean.
+    """The sums over all batches ``[*, d_in]``; ``mean_D [d_in]`` is the mean of their rows.
 
-    Without ``mean_D`` the batches are kept and read twice. Raises ValueError when there are no rows.
+    Without ``mean_D`` all batches are held in memory and read twice. Raises ValueError when there
+    are no rows.
     """
     if mean_D is None:
         batches = list(batches)
@@ -111,7 +119,7 @@ def evaluate(
 
 
 def mean_of_rows(batches: Iterable[Tensor]) -> Tensor:
-    """The mean row ``[d_in]`` in float64. Raises ValueError when there are no rows."""
+    """The mean row ``[d_in]`` of ``[*, d_in]`` batches, float64. Raises ValueError without rows."""
     rows, total_D = 0, None
     for batch in batches:
         part_D = batch.to(torch.float64).sum(dim=0)

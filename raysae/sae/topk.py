@@ -1,4 +1,4 @@
-"""TopK: the k largest pre-activations of a row stay, the rest are zero.
+"""TopK: the k largest pre-activations of a row are active, all others are zero.
 
 Gao et al. 2024, "Scaling and evaluating sparse autoencoders", equations 3 and 4 and appendix A.2
 (AuxK). Shapes: B batch, D d_in, F d_sae.
@@ -12,23 +12,24 @@ from raysae.sae.config import KConfig
 
 
 def top_k(preactivations_BF: Tensor, k: int) -> Tensor:
-    """Keep each row's k largest entries, with ReLU; everything else becomes 0."""
+    """Each row's k largest entries after ReLU, ``[batch, d_sae]``; all others are 0."""
     values_BK, indices_BK = preactivations_BF.topk(k, dim=-1, sorted=False)
     return torch.zeros_like(preactivations_BF).scatter(-1, indices_BK, values_BK.relu())
 
 
 class KSAE(SAE):
-    """What all variants of the TopK kind share: a selection by rank, and AuxK."""
+    """The base of all variants that select by rank: the selection and the AuxK loss."""
 
     config: KConfig
 
     def select(self, preactivations_BF: Tensor) -> Tensor:
-        """The features ``[batch, d_sae]`` while training."""
+        """The features ``[batch, d_sae]`` in training, from pre-activations of that shape."""
         return self.activate(preactivations_BF)
 
     def loss(
         self, x_BD: Tensor, dead_F: Tensor, sparsity_fraction: float = 1.0
     ) -> tuple[Tensor, Tensor]:
+        """See ``SAE.loss``; the AuxK loss is added when some latents are dead."""
         preactivations_BF = self.preactivations(x_BD)
         features_BF = self.select(preactivations_BF)
         loss, error_BD = self.reconstruction_loss(x_BD, features_BF)
@@ -38,15 +39,16 @@ class KSAE(SAE):
         return loss, features_BF
 
     def reconstruction_loss(self, x_BD: Tensor, features_BF: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of the reconstruction, and the whole dictionary's error ``[batch, d_in]``."""
+        """The reconstruction loss, a scalar, and the whole dictionary's error ``[batch, d_in]``."""
         error_BD = x_BD - self.decode(features_BF)
         return error_BD.square().sum(dim=1).mean(), error_BD
 
     def _aux_k(self, preactivations_BF: Tensor, error_BD: Tensor, dead_F: Tensor) -> Tensor:
-        """The FVU of the error when the ``d_in / 2`` most active dead latents reconstruct it, times d_in.
+        """AuxK: d_in times the FVU of the error's reconstruction by the ``d_in / 2`` most active
+        dead latents.
 
-        The factor puts it on the scale of the loss: inputs have mean square norm d_in, so the loss
-        is about d_in times the FVU. Only the columns of dead latents are touched.
+        The factor d_in gives it the scale of the loss: inputs have mean square norm d_in, so the
+        loss is about d_in times the FVU. Only the columns of dead latents are computed.
         """
         dead_index = dead_F.nonzero().squeeze(1)
         k_aux = min(max(self.d_in // 2, 1), len(dead_index))
@@ -60,4 +62,5 @@ class TopKSAE(KSAE):
     """TopK SAE with the AuxK loss."""
 
     def activate(self, preactivations_BF: Tensor) -> Tensor:
+        """Features ``[batch, d_sae]``: each row's k largest pre-activations after ReLU."""
         return top_k(preactivations_BF, self.config.k)

@@ -1,4 +1,4 @@
-"""The registry of variants: a new one is a file, a line here, its settings in ``config``, a test."""
+"""The registry of variants: a new one needs a file, a line here, its settings and a test."""
 
 import torch
 
@@ -22,6 +22,6 @@ VARIANTS: dict[str, type[SAE]] = {
 
 
 def build_sae(config: SAEConfig, d_in: int, seed: int = 0) -> SAE:
-    """A freshly initialised SAE on the CPU, a function of its arguments alone."""
+    """A new SAE on the CPU, initialised by ``seed``; equal arguments give equal weights."""
     generator = torch.Generator().manual_seed(seed)
     return VARIANTS[config.variant](config, d_in, generator)

@@ -1,4 +1,4 @@
-"""How an SAE is trained: data rows, schedule, loop. Torch only."""
+"""Training of SAEs: rows of data, schedules, steps and the training loop. Torch only."""
 
 from typing import TYPE_CHECKING
 

@@ -1,9 +1,9 @@
-"""The checkpoint of a training, to continue exactly where it stopped: ``training.json``,
-``training.safetensors``.
+"""The checkpoint of a training: its exact state, in ``training.json`` and ``training.safetensors``.
 
-Weights, thresholds, Adam's moments, tokens since each latent fired, position in the data, loss so far.
-Schedules are functions of the step, and the order of the data is one of seed, epoch and position, so no
-state of a random generator is saved. Never a pickle.
+It holds the weights, the thresholds, Adam's moments, the tokens since each latent fired, the
+position in the data and the last loss. It holds no state of a random generator: schedules depend on
+the step alone, and the order of the data depends on seed, epoch and position alone. No file is a
+pickle.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,11 @@ SINCE_FIRED, SINCE_FIRED_IN_VERSION_2 = "tokens_since_fired", "quiet_tokens"
 
 
 def save_training(trainer: Trainer, folder: str | Path, history: Sequence[Any] = ()) -> None:
-    """Write where ``trainer`` stands, with its ``history`` so far; the last state stays until the new
-    one is whole."""
+    """Save the state of ``trainer`` and the records ``history`` in ``folder``.
+
+    A checkpoint that ``folder`` holds already is replaced only when the new one is complete. Raises
+    UserError when ``folder`` holds something else, OSError when it cannot be written.
+    """
     folder = Path(folder)
     refuse_other_content(folder, STATE_FILE, "training")
     with replacing_folder(folder) as temporary:
@@ -51,15 +54,16 @@ def save_training(trainer: Trainer, folder: str | Path, history: Sequence[Any] =
 
 
 def has_training(folder: str | Path) -> bool:
-    """Whether ``folder`` holds a training."""
+    """Whether ``folder`` holds the checkpoint of a training."""
     return (Path(folder) / STATE_FILE).is_file()
 
 
 def load_training(trainer: Trainer, folder: str | Path) -> list[dict[str, Any]]:
-    """Bring ``trainer``, made anew from the same arguments, to where the saved one stood; its history.
+    """Load the saved state into ``trainer``; returns the saved history, one record per evaluation.
 
-    Raises UserError when the training was another: other settings, seed, rows or d_in, or when the
-    files are damaged or of a newer schema.
+    ``trainer`` must be new and made with the same arguments as the saved one. Raises UserError when
+    the saved training has other settings, another seed, other rows or another d_in, and when the
+    files are missing, damaged or of a newer schema.
     """
     folder = Path(folder)
     state = _read_state(folder / STATE_FILE)
@@ -78,7 +82,7 @@ def load_training(trainer: Trainer, folder: str | Path) -> list[dict[str, Any]]:
 
 def _tensors(trainer: Trainer) -> dict[str, Tensor]:
     moments = {
-        f"adam.{name}.{moment}": _of_its_own(trainer.adam_state[parameter][moment])
+        f"adam.{name}.{moment}": _separate(trainer.adam_state[parameter][moment])
         for name, parameter in trainer.model.named_parameters()
         if parameter in trainer.adam_state
         for moment in MOMENTS
@@ -87,20 +91,20 @@ def _tensors(trainer: Trainer) -> dict[str, Tensor]:
     return {**model, **moments, SINCE_FIRED: trainer.tokens_since_fired_F}
 
 
-def _of_its_own(moment: Tensor) -> Tensor:
-    """The count of steps may be one number for all parameters; a file wants one for each."""
+def _separate(moment: Tensor) -> Tensor:
+    """The moment; a scalar is copied, as parameters share their step count and a file cannot."""
     return moment if moment.dim() else moment.clone()
 
 
 def _job(trainer: Trainer) -> dict[str, Any]:
-    """What makes the training this one and no other."""
+    """The settings and data that identify a training."""
     return {
         "d_in": trainer.train.d_in,
         "sae": asdict(trainer.model.config),
         "training": asdict(trainer.training),
         "seed": trainer.seed,
         "rows": len(trainer.train),
-        "input_scale": trainer.scale,  # stands for the rows themselves
+        "input_scale": trainer.scale,  # identifies the rows themselves
     }
 
 

@@ -1,9 +1,13 @@
-"""The compiled CPU step of TopK and BatchTopK: the reference's mathematics without its waste.
+"""The compiled CPU step of TopK and BatchTopK: the mathematics of ``ReferenceStep``, faster.
 
-Only active latents are decoded and followed back, unless so many are active that whole matrix products
-win; selection looks for a threshold instead of sorting; there is no gradient to x and no dense gradient
-of latents that did not fire; clipping, Adam, the unit norm and the bfloat16 copies are one pass over the
-weights. Shapes: B batch, D d_in, F d_sae, N selected entries of the batch, C latents that AuxK works on.
+- Forward and backward pass use the active latents only, unless so many latents are active that
+  whole matrix products are faster.
+- Selection searches for a threshold instead of sorting.
+- No gradient is computed for x, nor for latents that did not fire.
+- Gradient clipping, Adam, the unit norm and the bfloat16 copies are one pass over the weights.
+
+Shapes: B batch, D d_in, F d_sae, N selected entries of the batch, C latents that AuxK reconstructs
+with.
 """
 
 import math
@@ -22,14 +26,14 @@ from raysae.training.kernels import Adam, Kernels, kernels
 from raysae.training.step import BETAS, EPSILON, ReferenceStep, Step
 
 DENSE_FRACTION = {torch.bfloat16: 1 / 16, torch.float32: 1 / 4}
-"""Fraction of active latents from which matrix products win; measured, with AMX and AVX-512."""
+"""From this fraction of active latents on, matrix products are faster (AMX, AVX-512)."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 NO_EXTRA = (None,) * 5
 NO_CALL: tuple[tuple[object, ...], Callable[[], int]] = (), int
 
 
 def step_of(model: SAE, training: TrainingConfig, device: str) -> Step:
-    """The fastest step there is for ``model`` on ``device``."""
+    """The fastest available step for ``model`` on ``device``: compiled, or plain torch."""
     compiled = training.compiled and torch.device(device).type == "cpu"
     if compiled and type(model) in (TopKSAE, BatchTopKSAE) and (built := kernels()):
         return CompiledStep(model, training, built)
@@ -37,10 +41,10 @@ def step_of(model: SAE, training: TrainingConfig, device: str) -> Step:
 
 
 class Extra(NamedTuple):
-    """AuxK's share of the gradients, for its latents only."""
+    """AuxK's part of the gradients, for the latents that AuxK reconstructs with."""
 
     slot_F: Tensor
-    """Row of a latent in what follows, or -1."""
+    """The row of each latent in the tensors below; -1 for a latent that has none."""
     dec_CD: Tensor
     enc_CD: Tensor
     bias_C: Tensor
@@ -48,7 +52,7 @@ class Extra(NamedTuple):
 
 
 class Views(NamedTuple):
-    """What matrix products see of the buffers, in a batch of so many rows."""
+    """Views of the buffers for a batch of B rows, as the matrix products need them."""
 
     shape: tuple[int, int, int]
     """B, F, D."""
@@ -60,7 +64,7 @@ class Views(NamedTuple):
 
 
 class CompiledStep(Step):
-    """TopK or BatchTopK, trained by ``kernels``. ``W_enc`` is laid out as its transpose."""
+    """Trains TopK or BatchTopK with ``kernels``. ``W_enc`` is stored in memory as its transpose."""
 
     name = "compiled"
     model: TopKSAE | BatchTopKSAE
@@ -87,20 +91,23 @@ class CompiledStep(Step):
         self.rows = self.room = 0
 
     def dead(self, since_fired_F: Tensor, window: int) -> Tensor | None:
+        """See ``Step.dead``; also None when the SAE has no AuxK loss."""
         if not self.model.config.aux_coefficient:
             return None
         count = self._run("mark_dead", since_fired_F, len(since_fired_F), window, self.dead_F)
         return self.dead_F if count else None
 
     def count_tokens_since_fired(self, since_fired_F: Tensor, rows: int) -> None:
+        """See ``Step.count_tokens_since_fired``."""
         self._run("count_tokens_since_fired", self.fired_F, len(since_fired_F), rows, since_fired_F)
 
     @torch.no_grad()
     def gradients(
         self, x_BD: Tensor, dead_F: Tensor | None, sparsity_fraction: float
     ) -> tuple[float, float]:
+        """See ``Step.gradients``."""
         self._lay_out()
-        views, x_BD = self._room_for(len(x_BD)), x_BD.contiguous()
+        views, x_BD = self._buffers_for(len(x_BD)), x_BD.contiguous()
         rows, _, d_in = views.shape
         self._run("center", x_BD, self.model.b_dec, rows, d_in, self.scale, self.centered_BD)
         torch.mm(views.centered_BD, self.W_enc_DF, out=views.pre_BF)
@@ -115,6 +122,7 @@ class CompiledStep(Step):
 
     @torch.no_grad()
     def update(self, lr: float) -> None:
+        """Clip the gradients and make Adam's step; BatchTopK also moves its threshold."""
         model, adam, (d_sae, d_in) = self.model, self.adam, self.g_dec_FD.shape
         self.taken += 1
         steps = int(self.taken)
@@ -132,6 +140,7 @@ class CompiledStep(Step):
             model.move_threshold(self.smallest)
 
     def release(self) -> None:
+        """Free all memory except the model's, this step's buffers included."""
         super().release()
         for name in [
             name for name, value in vars(self).items() if isinstance(value, Tensor | tuple | dict)
@@ -139,7 +148,7 @@ class CompiledStep(Step):
             delattr(self, name)
 
     def _run(self, name: str, *arguments: object) -> int:
-        """Call a kernel; arguments that are the same objects as before need no new conversion."""
+        """Call a kernel; arguments that are objects of the last call are not converted again."""
         arguments = *arguments, torch.get_num_threads()
         before, call = self._calls.get(name, NO_CALL)
         if len(before) != len(arguments) or not all(map(is_, before, arguments)):
@@ -148,7 +157,7 @@ class CompiledStep(Step):
         return call()
 
     def _lay_out(self) -> None:
-        """Bring weights and moments, new or loaded, into the kernels' layout; copy the operands."""
+        """Store weights and moments in the kernels' layout if they are new; copy the operands."""
         model = self.model
         if self._copied == self._versions():
             return
@@ -158,8 +167,8 @@ class CompiledStep(Step):
             state = self.adam_state[parameter]
             self.taken = state.get("step", torch.zeros(()))
             for moment in MOMENTS:
-                held = state.get(moment, torch.zeros_like(parameter))
-                state[moment] = _transposed(held) if name == "W_enc" else held.contiguous()
+                found = state.get(moment, torch.zeros_like(parameter))
+                state[moment] = _transposed(found) if name == "W_enc" else found.contiguous()
             self.moments[name] = [
                 state[moment].T if name == "W_enc" else state[moment] for moment in MOMENTS
             ]
@@ -173,14 +182,14 @@ class CompiledStep(Step):
         self._copied = self._versions()
 
     def _versions(self) -> list[tuple[int, int]]:
-        """What changes when anyone but the kernels writes to the weights."""
+        """Values that change when the weights are changed by other code than the kernels."""
         weights = self.model.parameters()
         return [(weight._version, weight.data_ptr()) for weight in weights]
 
-    def _room_for(self, rows: int) -> Views:
-        """Views of the buffers for a batch of ``rows``; they stay for the next."""
+    def _buffers_for(self, rows: int) -> Views:
+        """Views of the buffers for a batch of ``rows`` rows; later batches use the same ones."""
         if rows > self.rows:
-            self._make_room(rows)
+            self._allocate(rows)
         if rows not in self._views:
             d_sae, d_in = self.model.W_dec.shape
             buffers = (
@@ -189,13 +198,13 @@ class CompiledStep(Step):
             self._views[rows] = Views((rows, d_sae, d_in), *(buffer[:rows] for buffer in buffers))
         return self._views[rows]
 
-    def _make_room(self, rows: int) -> None:
+    def _allocate(self, rows: int) -> None:
         self.rows = rows
         self._views.clear()
         d_sae, d_in = self.model.W_dec.shape
         self.centered_BD = torch.empty(rows, d_in, dtype=self.dtype)
         self.error_BD = torch.empty(rows, d_in, dtype=self.dtype)
-        self.pre_BF = self._room_for_preactivations(rows)
+        self.pre_BF = self._preactivation_buffer(rows)
         self.features_BF = torch.empty(rows if self.dense else 0, d_sae, dtype=self.dtype)
         self.product_BD = torch.empty(rows if self.dense else 0, d_in, dtype=self.dtype)
         self.loss_B = torch.empty(rows, dtype=torch.float64)
@@ -208,43 +217,44 @@ class CompiledStep(Step):
                 for gradient in (self.g_dec_FD, self.g_enc_FD)
             )
         whole_batch = isinstance(self.model, BatchTopKSAE)
-        self._make_room_for_entries(rows * self.model.config.k * (2 if whole_batch else 1))
+        self._allocate_entries(rows * self.model.config.k * (2 if whole_batch else 1))
 
-    def _room_for_preactivations(self, rows: int) -> Tensor:
-        """Where the gradients will be, which nothing fills before the pre-activations have been used;
-        but whole matrix products need both."""
+    def _preactivation_buffer(self, rows: int) -> Tensor:
+        """The memory of the gradients, which are written only after the pre-activations were used.
+
+        Memory of its own where that is too small, or where whole matrix products need both at once.
+        """
         free = self.g_both_2FD.view(self.dtype).flatten()
         wanted = rows * self.g_both_2FD.shape[1]
         if self.dense or wanted > len(free):
             return torch.empty(rows, self.g_both_2FD.shape[1], dtype=self.dtype)
         return free[:wanted].view(rows, -1)
 
-    def _make_room_for_entries(self, entries: int) -> None:
+    def _allocate_entries(self, entries: int) -> None:
         self.room = min(entries, self.pre_BF.numel())
         self.value_N, self.dz_N = torch.empty(self.room), torch.empty(self.room)
         self.column_N = torch.empty(self.room, dtype=torch.int32)
-        if not self.dense:  # the same, in the order of the latents
+        if not self.dense:  # the same entries, in the order of the latents
             self.sorted_N = self.value_N.clone(), self.dz_N.clone()
             self.row_N = self.column_N.clone()
 
     def _select(self, views: Views) -> None:
-        """Fill ``value_N`` and ``column_N``, where row b has the entries ``first_B[b]`` to
-        ``last_B[b]``."""
+        """Fill ``value_N``, ``column_N``; row b has the entries ``first_B[b]`` to ``last_B[b]``."""
         model, (rows, d_sae, _) = self.model, views.shape
         if isinstance(model, TopKSAE):
             self._run("select_rows", self.pre_BF, model.b_enc, rows, d_sae, model.config.k,
                       self.value_N, self.column_N, self.first_B, self.last_B)  # fmt: skip
             return
         while True:
-            kept = self._run(
+            count = self._run(
                 "select_batch", self.pre_BF, model.b_enc, rows, d_sae, rows * model.config.k,
                 self.room, self.value_N, self.column_N, self.first_B,
             )  # fmt: skip
-            if kept >= 0:
+            if count >= 0:
                 break
-            self._make_room_for_entries(views.pre_BF.numel())
+            self._allocate_entries(views.pre_BF.numel())
         self.last_B[:rows] = self.first_B[1 : rows + 1]
-        self.smallest = self.value_N[:kept].min() if kept else torch.tensor(torch.inf)
+        self.smallest = self.value_N[:count].min() if count else torch.tensor(torch.inf)
 
     def _sparse_backward(self, x_BD: Tensor, views: Views, dead_F: Tensor | None) -> float:
         rows, d_sae, d_in = views.shape
@@ -267,7 +277,7 @@ class CompiledStep(Step):
         self._run("errors", x_BD, self.product_BD, self.model.b_dec, rows, d_in, self.scale,
                   self.error_BD, self.loss_B, self.loss_sum)  # fmt: skip
         aux, extra = self._aux_k(views, dead_F)
-        dz_BF = views.pre_BF  # the pre-activations have been used
+        dz_BF = views.pre_BF  # the pre-activations are no longer needed
         torch.mm(views.error_BD, self.W_dec.T, out=dz_BF)
         self._run("mask_gradient", self.features_BF, self.pre_BF, rows, d_sae, self.g_bias_F,
                   self.parallel_F, self.square_F, self.fired_F)  # fmt: skip
@@ -305,7 +315,7 @@ class CompiledStep(Step):
         return weight * float(loss_B.sum()) / rows, extra
 
     def _aux_features(self, rows: int, dead_C: Tensor) -> Tensor:
-        """The most active of the dead latents, ``[batch, dead]``."""
+        """Features ``[batch, dead]`` of dead latents: the ``d_in / 2`` largest of each row."""
         dead, k = len(dead_C), max(self.model.d_in // 2, 1)
         features_BC = torch.empty(rows, dead, dtype=self.dtype)
         self._run("active_columns", self.pre_BF, self.model.b_enc.detach()[dead_C], dead_C, rows,
@@ -321,5 +331,5 @@ class CompiledStep(Step):
 
 
 def _transposed(matrix: Tensor) -> Tensor:
-    """The same matrix, laid out column after column."""
+    """The same matrix, stored column by column."""
     return matrix.T.contiguous().T

@@ -1,4 +1,4 @@
-"""How one SAE is trained: a frozen dataclass, nested by the recipe as ``SAEConfig`` is."""
+"""The settings of one training: a frozen dataclass, nested by the recipe as ``SAEConfig`` is."""
 
 import math
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ class TrainingConfig:
     epochs: int = 1
     """Passes over the training rows."""
     tokens: int | None = None
-    """Training tokens in all, in whole batches: instead of ``epochs``; null takes ``epochs`` passes."""
+    """Training tokens in whole batches, instead of ``epochs``; null trains for ``epochs``."""
     batch_size: int = 1024
-    """Rows a step; an epoch's last batch may be smaller."""
+    """Rows per step; an epoch's last batch may be smaller."""
     shuffle_rows: int = 262_144
-    """Consecutive rows of the store that are shuffled together; stores are shuffled when written."""
+    """Consecutive rows that are shuffled together; stores are also shuffled when written."""
     lr: float | None = None
     """Adam's peak learning rate; null gives 2e-4 / sqrt(d_sae / 2^14)."""
     warm_up: float = 0.05
@@ -28,19 +28,20 @@ class TrainingConfig:
     sparsity_warm_up: float = 0.05
     """Fraction of the steps over which an L1 or L0 coefficient rises from 0."""
     gradient_clip: float = 0.1
-    """Largest norm of the whole gradient; small, so that the large gradients of the first steps do not
-    make Adam's later steps small."""
+    """Largest norm of the whole gradient. It is small so that the large gradients of the first
+    steps do not make Adam's later steps small."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Number format of the matrix products; weights, optimizer and sums stay float32."""
     compiled: bool = True
-    """Train with compiled kernels where the variant and the machine have them; false: plain torch."""
+    """Use compiled kernels where variant and machine support them; false: plain torch."""
     dead_window_tokens: int = 10_000_000
-    """A latent is dead when it has not fired for so many training tokens (the whole run if shorter)."""
+    """A latent is dead when it did not fire in this many training tokens (or the whole run)."""
     aux_window_tokens: int | None = None
-    """AuxK works on latents that have not fired for so many tokens; null gives 0.1% of the
-    run, at least four batches: in a short run nothing is dead by the other window before the end."""
+    """AuxK revives latents that did not fire in this many tokens; null gives 0.1% of the run, at
+    least four batches. It is shorter than ``dead_window_tokens``, which a short run reaches only at
+    its end."""
     evaluations: int = 10
-    """How often the validation split is measured during training, the end included."""
+    """Number of evaluations on the validation split during training, the last at its end."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "shuffle_rows", "dead_window_tokens", "evaluations"):
@@ -58,16 +59,16 @@ class TrainingConfig:
             raise ValueError(f"gradient_clip is {self.gradient_clip}; it must be positive")
         if min(self.warm_up, self.decay) < 0 or self.warm_up + self.decay > 1:
             raise ValueError(
-                f"warm_up {self.warm_up} and decay {self.decay} are shares of the run; "
+                f"warm_up {self.warm_up} and decay {self.decay} are fractions of the run; "
                 "neither can be negative and together they cannot exceed 1"
             )
         if not 0 <= self.sparsity_warm_up <= 1:
             raise ValueError(
-                f"sparsity_warm_up is {self.sparsity_warm_up}; it is a share of the run, from 0 to 1"
+                f"sparsity_warm_up is {self.sparsity_warm_up}; it is a fraction of the run, 0 to 1"
             )
 
     def peak_lr(self, d_sae: int) -> float:
-        """``lr``, or where it is null the rule of Gao et al. 2024, 2e-4 / sqrt(d_sae / 2^14)."""
+        """``lr``; when it is null, 2e-4 / sqrt(d_sae / 2^14) (rule of Gao et al. 2024)."""
         return self.lr if self.lr is not None else 2e-4 / math.sqrt(d_sae / 2**14)
 
     def lr_fraction(self, step: int, steps: int) -> float:
@@ -83,7 +84,7 @@ class TrainingConfig:
         return min(1.0, (step + 1) / rising_steps) if rising_steps else 1.0
 
     def passes(self, rows: int) -> int:
-        """Passes over ``rows`` training rows, the last perhaps in part."""
+        """Passes over ``rows`` training rows; the last pass may be partial."""
         return self.epochs if self.tokens is None else math.ceil(self.tokens / rows)
 
     def steps(self, rows: int) -> int:

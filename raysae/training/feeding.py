@@ -1,7 +1,7 @@
-"""From a stream of rows to batches on the device, with the time that training had to wait for them.
+"""The batches of a stream, copied to the device; measures how long training waits for them.
 
-Rows that fit on the device stay there (``RowSource.to``). Others are copied from pinned memory while the
-batch before them is trained on. Shapes: B batch, D d_in.
+Rows that fit on the device stay there (``RowSource.to``). Other rows are copied from pinned memory
+while training works on the batch before. Shapes: B batch, D d_in.
 """
 
 import time
@@ -14,7 +14,7 @@ from raysae.training.rows import Stream, StreamPosition
 
 
 class Feed:
-    """The batches of ``stream`` on ``device``; ``waited`` counts the seconds until each was there."""
+    """Batches ``[batch, d_in]`` of ``stream`` on ``device``; ``waited``: seconds spent waiting."""
 
     def __init__(self, stream: Stream, device: str):
         self.stream, self.device = stream, torch.device(device)
@@ -36,7 +36,7 @@ class Feed:
     def _copied(
         self, placed: Iterator[tuple[Tensor, StreamPosition]]
     ) -> Iterator[tuple[Tensor, StreamPosition]]:
-        """The same, one batch ahead, on a CUDA stream of its own."""
+        """The same batches, copied one ahead of training on a separate CUDA stream."""
         copying = torch.cuda.Stream(self.device)
         ahead: tuple[Tensor, StreamPosition, torch.cuda.Event] | None = None
         for batch_BD, position in placed:
@@ -57,5 +57,5 @@ class Feed:
     ) -> tuple[Tensor, StreamPosition]:
         current = torch.cuda.current_stream(self.device)
         current.wait_event(copied)
-        batch_BD.record_stream(current)  # its memory is not reused before training is done with it
+        batch_BD.record_stream(current)  # its memory is not reused while training still needs it
         return batch_BD, position

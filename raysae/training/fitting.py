@@ -16,7 +16,7 @@ from raysae.training.rows import IndexedRows, Rows, RowSource, Splits
 from raysae.training.trainer import NonFiniteLossError, Trainer
 
 GivenRows = Tensor | Sequence[Tensor] | IndexedRows
-"""Rows ``[rows, d_in]`` in one tensor or in blocks, or a source that can be read anywhere."""
+"""Rows ``[rows, d_in]``: one tensor, several blocks, or a source with random access."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Fit:
     history: list[dict[str, Any]]
     """A record for each evaluation: step, tokens, training loss, validation metrics."""
     wait_seconds: float = 0.0
-    """How long the training waited for its rows; members of ``fit_many`` on the same batches wait
-    together."""
+    """Seconds that training waited for its rows; members of ``fit_many`` that train on the same
+    batches share this time."""
     stopped: str | None = None
-    """Why ``fit_many`` ended this training before its time."""
+    """Why ``fit_many`` ended this training early; None when it made its last step."""
 
 
 def fit(
@@ -49,14 +49,15 @@ def fit(
 ) -> Fit:
     """Train one SAE on rows ``train [rows, d_in]`` and measure it on ``validation [rows, d_in]``.
 
-    ``train`` is a tensor, blocks of rows, a source that streams them, an iterator over batches (which
-    is read once, and needs ``tokens`` in the training config), or a store's site
-    (``store.site(raysae.Site(8, 3))``), which brings its own validation rows. Configs are the
-    dataclasses or dicts of the same keys. ``checkpoint`` names a folder where the training is saved at
-    every evaluation; the same call continues from there, to the same bits.
+    ``train`` is one of: a tensor, blocks of rows, a source that streams rows, an iterator over
+    batches (it is read once, and the training config must then set ``tokens``), or a site of a
+    store (``store.site(raysae.Site(8, 3))``), which has its own validation rows. Configs are the
+    dataclasses or dicts with the same keys. ``checkpoint`` names a folder where the training is
+    saved at every evaluation; the same call continues from there and ends with the same bits.
 
-    Raises ValueError on a config or rows that cannot train, NonFiniteLossError when the loss stops
-    being finite (``checkpoint`` then holds the last good state).
+    Raises ValueError on a config or rows that cannot train, NonFiniteLossError when the loss or its
+    gradient is no longer finite (``checkpoint`` then holds the last good state), and UserError when
+    ``checkpoint`` is damaged or holds another training.
     """
     training = checked_training(training_config or {})
     rows, measured = checked_splits(train, validation, training)
@@ -72,7 +73,7 @@ def fit(
 
 
 def outcome(trainer: Trainer, history: list[dict[str, Any]], **more: Any) -> Fit:
-    """The SAE as it stands, with its figures."""
+    """The ``Fit`` of an ended training; frees its memory. ``more`` sets other fields."""
     trainer.release()
     metrics = trainer.final_metrics()
     sae = trainer.sae()
@@ -83,7 +84,7 @@ def outcome(trainer: Trainer, history: list[dict[str, Any]], **more: Any) -> Fit
 def _train(
     trainer: Trainer, history: list[dict[str, Any]], checkpoint: str | Path | None, progress: bool
 ) -> None:
-    """Train to the end, adding to ``history``, with a bar and checkpoints."""
+    """Train to the end: show a progress bar, append to ``history``, save checkpoints."""
     from tqdm.auto import tqdm
 
     with tqdm(
@@ -105,7 +106,7 @@ def _train(
 
 
 def checked_training(settings: TrainingConfig | Mapping[str, Any]) -> TrainingConfig:
-    """The training config of its keys. Raises ValueError on an unknown key or value."""
+    """The training config with ``settings``. Raises ValueError on an unknown key or bad value."""
     if isinstance(settings, TrainingConfig):
         return settings
     known = list(TrainingConfig.__dataclass_fields__)
@@ -120,13 +121,13 @@ def checked_splits(
     validation: GivenRows | None,
     training: TrainingConfig,
 ) -> tuple[RowSource, IndexedRows]:
-    """The rows to train on and those to measure on. Raises ValueError on what cannot be either."""
+    """The training and validation rows. Raises ValueError when either is missing or unusable."""
     if isinstance(train, Splits):
         return train.train, train.validation if validation is None else _rows(validation)
     if validation is None:
         raise ValueError(
-            "validation is missing: every figure is measured on held-out rows; give a tensor "
-            "[rows, d_in] of them, of other sequences than the training rows"
+            "validation is missing: every metric is measured on held-out rows; give a tensor "
+            "[rows, d_in] with rows from other sequences than the training rows"
         )
     if isinstance(train, RowSource):
         return train, _rows(validation)
@@ -134,8 +135,8 @@ def checked_splits(
         return Rows(train), _rows(validation)
     if training.tokens is None:
         raise ValueError(
-            "train is an iterator, whose length is not known before its end; say in the training "
-            "config how many tokens to train on, such as {'tokens': 10_000_000}"
+            "train is an iterator of unknown length; set in the training config how many tokens "
+            "to train on, such as {'tokens': 10_000_000}"
         )
     return IteratorRows(iter(train), training.tokens), _rows(validation)
 

@@ -1,7 +1,8 @@
-"""Triton kernels of a packed step: selection without sorting, and Adam in one pass over the weights.
+"""Triton kernels of a packed step: selection without sorting, and Adam in one pass.
 
-They need a GPU, or ``TRITON_INTERPRET=1``, under which they run on CPU tensors for tests. Where Triton is
-not installed (``launches`` is false), torch's own operations stand in. Shapes: N SAEs, B batch, F d_sae.
+They need a GPU. For tests, ``TRITON_INTERPRET=1`` runs them on CPU tensors. Where Triton is not
+installed, ``launches`` is false and callers use torch's own operations. Shapes: N SAEs, B batch, F
+d_sae.
 """
 
 import os
@@ -12,16 +13,16 @@ from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LARGEST_ROW = 2**16
-"""Elements of a row that a program can hold."""
+"""The most elements of a row that one program can process."""
 
 if find_spec("triton") is not None:
     import triton
     import triton.language as tl
 
     @triton.jit
-    def _select_rows(pre, kept, k_N, rows, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-        """A program a row: find the k-th largest by bisection, as positive floats compare as their bits
-        do; of those equal to it keep the first, until there are k."""
+    def _select_rows(pre, out, k_N, rows, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+        """One program per row. Find the k-th largest value by bisection on the bits, which order
+        positive floats as their values do; of the values equal to it, take the first ones."""
         row = tl.program_id(0).to(tl.int64)
         k = tl.load(k_N + row // rows).to(tl.int32)
         place = tl.arange(0, BLOCK)
@@ -29,7 +30,7 @@ if find_spec("triton") is not None:
         value = tl.load(pre + row * columns + place, mask=inside, other=0.0)
         value = tl.where(value > 0, value, 0.0)
         bits = value.to(tl.int32, bitcast=True)
-        low = 1  # at least k reach low, unless fewer are positive; fewer than k reach high
+        low = 1  # at least k values (or all positive ones) are >= low, fewer than k are >= high
         high = tl.max(bits, axis=0) + 1
         if tl.sum((bits > 0).to(tl.int32), axis=0) <= k:
             high = 2
@@ -48,14 +49,14 @@ if find_spec("triton") is not None:
         room = k - tl.sum(above.to(tl.int32), axis=0)
         early = tl.cumsum(equal.to(tl.int32), axis=0) <= room
         result = tl.where(above | (equal & early), value, 0.0)
-        tl.store(kept + row * columns + place, result, mask=inside)
+        tl.store(out + row * columns + place, result, mask=inside)
 
     @triton.jit
     def _adam_rows(  # type: ignore[no-untyped-def]
         p, g, m, v, clip_N, rate_N, root_N, alive_N, rows, columns, first, second, epsilon, tiny,
         UNIT: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
-        """A program a row of a matrix: clip, Adam and, for decoder rows, the unit norm."""
+        """One program per row of a matrix: clipping, Adam and, for decoder rows, the unit norm."""
         row = tl.program_id(0).to(tl.int64)
         sae = row // rows
         if tl.load(alive_N + sae) == 0:
@@ -81,35 +82,37 @@ if find_spec("triton") is not None:
 
 
 def launches(tensor: Tensor) -> bool:
-    """Whether the kernels can work on ``tensor``, row by row."""
+    """Whether the kernels can process ``tensor``: it is on a GPU and its rows are short enough."""
     placed = tensor.is_cuda or INTERPRETED
     return placed and find_spec("triton") is not None and tensor.shape[-1] <= LARGEST_ROW
 
 
 def select_rows(pre_NBF: Tensor, k_N: Tensor) -> Tensor:
-    """The k largest pre-activations of each row, as far as positive; the others are 0.
+    """The k largest positive pre-activations of each row ``[saes, batch, d_sae]``; the others are
+    0.
 
-    ``pre_NBF [saes, batch, d_sae]`` in float32, ``k_N [saes]``.
+    ``pre_NBF [saes, batch, d_sae]`` is float32, ``k_N [saes]`` an integer for each SAE.
     """
     pre_NBF = pre_NBF.contiguous()
-    kept_NBF = torch.empty_like(pre_NBF)
+    selected_NBF = torch.empty_like(pre_NBF)
     rows, columns = pre_NBF.shape[1:]
     block = triton.next_power_of_2(columns)
     _select_rows[(pre_NBF.shape[0] * rows,)](
-        pre_NBF, kept_NBF, k_N, rows, columns, BLOCK=block, num_warps=_warps(block)
+        pre_NBF, selected_NBF, k_N, rows, columns, BLOCK=block, num_warps=_warps(block)
     )
-    return kept_NBF
+    return selected_NBF
 
 
 def adam_rows(
     p: Tensor, g: Tensor, m: Tensor, v: Tensor, clip_N: Tensor, rate_N: Tensor, root: Tensor,
     alive_N: Tensor, betas: tuple[float, float], epsilon: float, unit: bool,
 ) -> None:  # fmt: skip
-    """Torch's Adam on matrices ``[saes, rows, columns]`` in float32, in place.
+    """Torch's Adam on float32 matrices ``[saes, rows, columns]``, in place: ``p`` parameters, ``g``
+    gradients, ``m`` and ``v`` the two moments.
 
-    ``clip_N`` scales the gradient, ``rate_N`` is the learning rate with its correction, ``root [1]`` the
-    square root of the second moment's; with ``unit`` rows are brought to unit norm. SAEs that are not
-    alive stay.
+    ``clip_N`` scales the gradient. ``rate_N`` is the learning rate with the first moment's bias
+    correction, ``root [1]`` the square root of the second moment's bias correction. ``unit``
+    normalizes the rows to unit norm afterwards. SAEs with a false ``alive_N`` do not change.
     """
     rows, columns = p.shape[1:]
     block = triton.next_power_of_2(columns)
@@ -121,5 +124,5 @@ def adam_rows(
 
 
 def _warps(block: int) -> int:
-    """Warps of a program: a few dozen elements a thread."""
+    """Warps of a program: about 32 elements per thread."""
     return min(max(block // 1024, 1), 32)

@@ -1,4 +1,4 @@
-"""Rows of an iterator: taken once, as they come, never all in memory.
+"""Rows of an iterator: read once, in the order they arrive, never all in memory.
 
 Shapes: N rows, D d_in.
 """
@@ -13,15 +13,16 @@ from torch import Tensor
 from raysae.training.rows import EVALUATION_BATCH, SHUFFLE_ROWS, RowSource, rebatched, windows
 
 HEAD_ROWS = 65_536
-"""Rows taken ahead for the input scale and the geometric median; they are trained on like the rest."""
+"""Rows read ahead for the input scale and the geometric median; training uses them, too."""
 
 
 class IteratorRows(RowSource):
-    """The first ``rows`` rows of an iterator over batches ``[*, d_in]``: one epoch, in the order of the
-    iterator but shuffled within windows.
+    """The first ``rows`` rows of an iterator over batches ``[*, d_in]``: one epoch, in the order of
+    the iterator but shuffled within windows.
 
-    ``len`` is how many rows to train on, since how many there are is not known before the end. Raises
-    ValueError when the iterator gives nothing, or something else than rows of one d_in.
+    ``len`` is the number of rows to train on; how many the iterator has is known only at its end.
+    Raises ValueError when the iterator yields nothing, or a batch that is no tensor ``[*, d_in]``
+    of one d_in.
     """
 
     def __init__(self, batches: Iterator[Tensor], rows: int):
@@ -39,10 +40,11 @@ class IteratorRows(RowSource):
         return self.rows
 
     def head(self) -> Iterator[Tensor]:
+        """The rows read ahead, about ``HEAD_ROWS``, as batches ``[batch, d_in]``."""
         return iter(self._head_ND.split(EVALUATION_BATCH))
 
     def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
-        """``count`` rows of the head, drawn by ``seed``."""
+        """``count`` rows ``[count, d_in]`` of the head, drawn at random by ``seed``."""
         (window,) = windows(len(self._head_ND), len(self._head_ND), seed, -1)
         return self._head_ND[window.order[:count]]
 
@@ -54,9 +56,12 @@ class IteratorRows(RowSource):
         shuffle_rows: int = SHUFFLE_ROWS,
         taken: int = 0,
     ) -> Iterator[Tensor]:
-        """The batches ``[batch, d_in]`` from row ``taken`` on. Raises ValueError the second time."""
+        """The batches ``[batch, d_in]`` after the first ``taken`` rows.
+
+        Raises ValueError when it is called a second time.
+        """
         if self._begun:
-            raise ValueError("an iterator can be trained on once; make it anew")
+            raise ValueError("an iterator can be trained on once; make a new one")
         self._begun = True
         return rebatched(self._shuffled(seed, batch_size, shuffle_rows, taken), batch_size)
 
@@ -72,7 +77,7 @@ class IteratorRows(RowSource):
                     yield rows_ND.index_select(0, index_B.to(rows_ND.device))
 
     def _all(self) -> Iterator[Tensor]:
-        """The head, then what comes after it, ``rows`` rows in all."""
+        """The head, then the rest of the iterator; ``rows`` rows in all."""
         left = self.rows
         for batch_ND in chain([self._head_ND], map(self._checked, self._rest)):
             yield batch_ND[:left]
@@ -81,7 +86,7 @@ class IteratorRows(RowSource):
                 return
         warnings.warn(
             f"the iterator ended {left:,} rows before the {self.rows:,} of training.tokens; "
-            "the training ends early, without the whole decay of its learning rate",
+            "training ends early, before its learning rate has fallen to 0",
             stacklevel=2,
         )
 

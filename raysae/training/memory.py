@@ -1,4 +1,4 @@
-"""What a training holds in memory, and whether the device has room for it."""
+"""Memory of a training: an estimate of its size, and a check that the device has enough."""
 
 import math
 from pathlib import Path
@@ -10,22 +10,25 @@ FLOAT = 4
 
 
 def training_bytes(d_in: int, d_sae: int, training: TrainingConfig) -> int:
-    """Bytes of one training at its peak, an upper estimate: weights, gradients, Adam's two moments,
-    copies in bfloat16, and a batch's rows and latents."""
+    """Peak memory of one training in bytes, an upper estimate.
+
+    It counts the weights, the gradients, Adam's two moments, the copies in bfloat16, and the rows
+    and latents of one batch.
+    """
     weights = 2 * d_in * d_sae
     copies = weights * FLOAT // 2 if training.precision == "bfloat16" else 0
     batch = training.batch_size * (3 * d_in + 4 * d_sae) * FLOAT
     return 4 * weights * FLOAT + copies + batch
 
 
-def largest_d_sae(d_in: int, room: float, training: TrainingConfig) -> int:
-    """The largest dictionary whose training takes at most ``room`` bytes; below 1 where none does."""
+def largest_d_sae(d_in: int, available: float, training: TrainingConfig) -> int:
+    """The largest d_sae whose training takes at most ``available`` bytes; below 1: none."""
     fixed = training_bytes(d_in, 0, training)
-    return math.floor((room - fixed) / (training_bytes(d_in, 1, training) - fixed))
+    return math.floor((available - fixed) / (training_bytes(d_in, 1, training) - fixed))
 
 
 def free_bytes(device: str) -> int | None:
-    """What the device could still give; None when it does not say."""
+    """Free memory of ``device`` in bytes; None when it is not known."""
     if device.startswith("cuda"):
         import torch
 
@@ -39,7 +42,7 @@ def free_bytes(device: str) -> int | None:
 
 
 def require_room(config: SAEConfig, d_in: int, training: TrainingConfig, device: str) -> None:
-    """Raises ValueError when the training is larger than what is free, and says what would fit."""
+    """Raises ValueError, naming a d_sae that fits, when training needs more memory than is free."""
     free, needed = free_bytes(device), training_bytes(d_in, config.d_sae, training)
     if free is None or needed <= free:
         return

@@ -1,11 +1,9 @@
-"""The step of a packed program: N SAEs of one shape, for GPUs. A launch serves all of them, and a step is
-one replay.
+"""The step of a packed program: N SAEs of one shape are trained by the same GPU kernels.
 
-Where Triton is installed, TopK's selection and Adam are kernels of our own (``raysae.training.gpu``).
-
-The mathematics is that of ``ReferenceStep``, with a dimension N in front; nothing in a step waits for the
-host, so that CUDA can capture it. It runs on any device; on a CPU there is nothing to win by it.
-Shapes: N SAEs, B batch, D d_in, F d_sae.
+The mathematics is that of ``ReferenceStep`` with a dimension N in front. No operation in a step
+waits for the host, so a step is captured as a CUDA graph and replayed. Where Triton is installed,
+TopK's selection and Adam use the kernels in ``raysae.training.gpu``. The step runs on any device,
+but on a CPU it is no faster than SAEs trained one by one. Shapes: N SAEs, B batch, D d_in, F d_sae.
 """
 
 from collections import Counter, defaultdict
@@ -24,23 +22,24 @@ from raysae.training.step import BETAS, EPSILON
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 AdamState = dict[Tensor, dict[str, Tensor]]
-"""Each parameter's moments, as torch's Adam names them."""
-WARM_STEPS = 2
-"""Steps of a kind that run as they are before one is captured."""
+"""Each parameter's moments, under the names that torch's Adam uses."""
+EAGER_STEPS = 2
+"""Steps of each kind that run without a CUDA graph before one is captured."""
 
 
 def can_pack(config: SAEConfig) -> bool:
-    """Whether SAEs of this kind can be packed."""
+    """Whether SAEs of this config's variant can be packed: TopK and BatchTopK."""
     return type(config) in (TopKConfig, BatchTopKConfig)
 
 
 class PackedStep:
-    """Trains ``models``, of one shape and variant, in place: their tensors, their counters
-    ``tokens_since_fired [d_sae]`` and the moments of their ``adam_states`` become views of the program's.
+    """Trains ``models`` of one shape and variant, in place.
 
-    ``steps`` is how many the whole training has, ``taken`` how many have been made. A model whose loss or
-    gradient is not finite stays as it was from then on, and ``failed_N`` holds the number of that step
-    (-1: none).
+    The models' tensors, their counters ``tokens_since_fired [d_sae]`` and the moments in their
+    ``adam_states`` become views of this object's tensors. ``steps`` is the number of steps of the
+    whole training, ``taken`` the number already made. A model whose loss or gradient is not finite
+    no longer changes from that step on, and ``failed_N`` holds the number of that step (-1: no
+    failure).
     """
 
     def __init__(
@@ -79,29 +78,29 @@ class PackedStep:
 
     @torch.no_grad()
     def take(self, x_NBD: Tensor) -> None:
-        """Train each SAE on its batch, scaled, in float32."""
+        """Train each SAE on its batch ``[saes, batch, d_in]``, scaled, in float32."""
         dead_NF = self.since_fired_NF >= self.window_N[:, None]
         aux = bool(self.aux_coefficient) and bool(dead_NF.any())
         kind = x_NBD.shape[1], aux
-        if x_NBD.is_cuda and self._seen[kind] >= WARM_STEPS:
+        if x_NBD.is_cuda and self._seen[kind] >= EAGER_STEPS:
             self._replay(kind, x_NBD)
         else:
             self._train(x_NBD, aux)
         self._seen[kind] += 1
 
     def release(self, number: int) -> None:
-        """Let SAE ``number`` stay as it is from now on."""
+        """Stop training SAE ``number``; its tensors no longer change."""
         self.alive_N[number] = False
 
     def _replay(self, kind: tuple[int, bool], x_NBD: Tensor) -> None:
-        """The step as a CUDA graph, captured at the first call for its kind."""
+        """Run the step as a CUDA graph, which the first call for each kind captures."""
         if kind not in self._captured:
-            graph, held_NBD = torch.cuda.CUDAGraph(), x_NBD.clone()
+            graph, input_NBD = torch.cuda.CUDAGraph(), x_NBD.clone()
             with torch.cuda.graph(graph):
-                self._train(held_NBD, kind[1])
-            self._captured[kind] = held_NBD, graph.replay
-        held_NBD, replay = self._captured[kind]
-        held_NBD.copy_(x_NBD)
+                self._train(input_NBD, kind[1])
+            self._captured[kind] = input_NBD, graph.replay
+        input_NBD, replay = self._captured[kind]
+        input_NBD.copy_(x_NBD)
         replay()
 
     def _train(self, x_NBD: Tensor, aux: bool) -> None:
@@ -157,7 +156,7 @@ class PackedStep:
         return a @ b
 
     def _select(self, pre_NBF: Tensor) -> Tensor:
-        """Each SAE's k largest of a row, or k·B largest of its batch, as far as positive."""
+        """Features: each SAE's k largest positive values of a row, or k·B of its batch."""
         if not self.whole_batch and gpu.launches(pre_NBF):
             return gpu.select_rows(pre_NBF, self.k_N)
         rows = pre_NBF.shape[1]
@@ -166,11 +165,11 @@ class PackedStep:
         values, indices = ranked.topk(self.k_max * (rows if self.whole_batch else 1), dim=-1)
         rank = torch.arange(values.shape[-1], device=values.device)
         within = rank < wanted_N.view(-1, *[1] * (values.dim() - 1))
-        kept = torch.zeros_like(ranked).scatter(-1, indices, values.relu() * within)
-        return kept.view_as(pre_NBF)
+        selected = torch.zeros_like(ranked).scatter(-1, indices, values.relu() * within)
+        return selected.view_as(pre_NBF)
 
     def _aux_k(self, pre_NBF: Tensor, error_NBD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The weighted AuxK loss, and the gradients by its pre-activations and decoder rows."""
+        """The weighted AuxK loss and its gradients for pre-activations and decoder rows."""
         dead_NF = self.since_fired_NF >= self.window_N[:, None]
         of_dead_NBF = pre_NBF.masked_fill(~dead_NF[:, None], -torch.inf)
         values, indices = of_dead_NBF.topk(self.k_aux, dim=-1, sorted=False)
@@ -185,7 +184,7 @@ class PackedStep:
         return loss_N, dz_NBF, self._product(features_NBF.mT, back_NBD)
 
     def _adam(self, gradients: dict[str, Tensor], clip_N: Tensor) -> None:
-        """Torch's Adam, with each SAE's own rate; those that are not alive stay."""
+        """Torch's Adam with a learning rate for each SAE; SAEs that are not alive do not change."""
         ones, done = torch.ones_like(clip_N, dtype=torch.float64), self.step + 1
         correction_N = 1 - torch.pow(ones * BETAS[0], done)
         root_N = (1 - torch.pow(ones * BETAS[1], done)).sqrt().float()
@@ -221,7 +220,7 @@ class PackedStep:
 
 
 def _adopt(models: Sequence[SAE], name: str) -> Tensor:
-    """The models' tensors of that name in one, which they become views of."""
+    """Stack the models' tensors of that name; each model's tensor becomes a view of the stack."""
     stacked = torch.stack([model.get_parameter_or_buffer(name).detach() for model in models])
     for model, row in zip(models, stacked, strict=True):
         model.get_parameter_or_buffer(name).data = row
@@ -231,8 +230,7 @@ def _adopt(models: Sequence[SAE], name: str) -> Tensor:
 def _adopt_moments(
     models: Sequence[SAE], states: Sequence[AdamState], name: str, moment: str
 ) -> Tensor:
-    """That moment of the parameter of that name, of all models in one tensor; the states' become views
-    of it."""
+    """Stack a moment of one parameter over all models; each state's moment becomes a view."""
     parameters = [model.get_parameter(name) for model in models]
     stacked = torch.stack([
         state[parameter].get(moment, torch.zeros_like(parameter)).detach()

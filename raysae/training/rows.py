@@ -1,7 +1,7 @@
-"""The training rows, wherever they lie, and the order in which an epoch takes them.
+"""The training rows, in memory or streamed, and the order in which an epoch reads them.
 
-The order is a function of the seed, the epoch, the number of rows and the shuffle window alone: rows
-in memory and rows streamed from disk, in whatever blocks, train to the same bits.
+The order depends on the seed, the epoch, the number of rows and the shuffle window alone. So rows
+in memory and rows streamed from disk, in blocks of any size, train to the same bits.
 
 Shapes: B batch, D d_in.
 """
@@ -21,11 +21,11 @@ SHUFFLE_ROWS = TrainingConfig.shuffle_rows
 
 @dataclass(frozen=True)
 class StreamPosition:
-    """A place in a stream of batches, to be saved and sought."""
+    """A position in a stream of batches; a checkpoint saves it."""
 
     epoch: int = 0
     rows: int = 0
-    """Rows of the epoch that have been taken."""
+    """Rows of the epoch that were read already."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,13 @@ class Window:
 
     start: int
     order: Tensor
-    """Row numbers within the window, in the order in which they are taken."""
+    """Row numbers within the window, in the order in which they are read."""
     rows: int
+    """Number of rows in the window."""
 
 
 def windows(rows: int, size: int, seed: int, epoch: int, taken: int = 0) -> Iterator[Window]:
-    """The windows of an epoch in their order, without the first ``taken`` rows of that order."""
+    """The windows of ``size`` rows of an epoch in their order, without its first ``taken`` rows."""
     mixed = seed * 1_000_003 + epoch
     starts = list(range(0, rows, size))
     order = _permutation(len(starts), mixed).tolist() if len(starts) > 1 else [0]
@@ -54,7 +55,7 @@ def windows(rows: int, size: int, seed: int, epoch: int, taken: int = 0) -> Iter
 
 
 def pieces(order: Iterator[Window], batch_size: int) -> Iterator[tuple[Window, Tensor]]:
-    """Each window with its rows a batch at a time; only at a window's edge is a batch cut in two."""
+    """Each window with its row numbers ``[batch]``; a batch over two windows is two pieces."""
     over = 0
     for window in order:
         for index_B in (*window.order[:over][None], *window.order[over:].split(batch_size)):
@@ -68,29 +69,31 @@ def _permutation(count: int, seed: int) -> Tensor:
 
 
 class RowSource(ABC):
-    """Rows ``[rows, d_in]`` to train on, in their storage dtype: what every kind of rows can do.
+    """Rows ``[rows, d_in]`` to train on, in their storage dtype: the interface of all kinds of
+    rows.
 
-    ``IndexedRows`` can be read anywhere and again; ``IteratorRows`` are taken once, as they come.
+    ``IndexedRows`` have random access and can be read again; ``IteratorRows`` are read once, in
+    order.
     """
 
     d_in: int
 
     @abstractmethod
     def __len__(self) -> int:
-        """Rows of an epoch."""
+        """Number of rows in an epoch."""
 
     def to(self, device: str) -> "RowSource":
-        """These rows with their batches on ``device``, where they can be held there."""
+        """The same rows, stored on ``device`` where that is possible; else these rows."""
         return self
 
     @abstractmethod
     def head(self) -> Iterator[Tensor]:
-        """The first rows ``[batch, d_in]`` in their own order, as far as they can be read before an
-        epoch begins."""
+        """Batches ``[batch, d_in]`` of the first rows, in storage order, that are readable before
+        an epoch begins."""
 
     @abstractmethod
     def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
-        """``count`` rows ``[count, d_in]`` drawn by ``seed`` (all, when there are fewer)."""
+        """``count`` rows ``[count, d_in]`` drawn by ``seed``; all rows when there are fewer."""
 
     @abstractmethod
     def epoch(
@@ -101,34 +104,35 @@ class RowSource(ABC):
         shuffle_rows: int = SHUFFLE_ROWS,
         taken: int = 0,
     ) -> Iterator[Tensor]:
-        """An epoch's batches ``[batch, d_in]`` from row ``taken`` of its order on; the last may be
-        smaller."""
+        """An epoch's batches ``[batch, d_in]`` after ``taken`` rows; the last may be smaller."""
 
 
 class IndexedRows(RowSource):
-    """Rows of one site and split, numbered from 0, which can be read in any order and any number of
-    times."""
+    """Rows of one site and split with random access; they can be read any number of times."""
 
     @abstractmethod
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` in their own order, ``[stop - start, d_in]``."""
+        """Rows ``start`` to ``stop`` in storage order, ``[stop - start, d_in]``."""
 
     @abstractmethod
     def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
-        """The rows of each window in its order, in the pieces of ``pieces``."""
+        """The rows ``[batch, d_in]`` of each window in its order, cut as ``pieces`` cuts them."""
 
     def to(self, device: str) -> "IndexedRows":
+        """The same rows, stored on ``device`` where that is possible; else these rows."""
         return self
 
     def batches(self, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
-        """All rows in their own order, as batches that do not depend on how they are stored."""
+        """All rows in storage order, in batches ``[batch, d_in]``, whatever the blocks."""
         for start in range(0, len(self), batch_size):
             yield self.read(start, min(start + batch_size, len(self)))
 
     def head(self) -> Iterator[Tensor]:
+        """All rows, as ``batches`` reads them."""
         return self.batches()
 
     def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
+        """``count`` rows ``[count, d_in]`` drawn by ``seed``; all rows when there are fewer."""
         return next(self.epoch(seed, -1, count, shuffle_rows))
 
     def epoch(
@@ -139,12 +143,13 @@ class IndexedRows(RowSource):
         shuffle_rows: int = SHUFFLE_ROWS,
         taken: int = 0,
     ) -> Iterator[Tensor]:
+        """An epoch's batches ``[batch, d_in]`` after ``taken`` rows; the last may be smaller."""
         order = windows(len(self), shuffle_rows, seed, epoch, taken)
         return rebatched(self.taken(order, batch_size), batch_size)
 
 
 class Stream:
-    """Batches over several epochs; ``position`` says how far it has come, and begins another there."""
+    """Batches ``[batch, d_in]`` over several epochs; ``position`` is where the next one starts."""
 
     def __init__(
         self,
@@ -166,8 +171,10 @@ class Stream:
             yield batch_BD
 
     def placed(self) -> Iterator[tuple[Tensor, StreamPosition]]:
-        """The batches from ``position`` on, each with the position after it; whoever takes a batch sets
-        ``position``."""
+        """The batches from ``position`` on, each with the position after it.
+
+        This iterator does not move ``position``; the caller sets it.
+        """
         epoch, taken = self.position.epoch, self.position.rows
         while epoch < self.epochs:
             for batch_BD in self.source.epoch(
@@ -177,13 +184,13 @@ class Stream:
                 last = taken == len(self.source)
                 yield batch_BD, StreamPosition(epoch + 1) if last else StreamPosition(epoch, taken)
             if taken < len(self.source):
-                return  # the source came to an end before its time
+                return  # the source has fewer rows than it said
             epoch, taken = epoch + 1, 0
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A site's rows: those to train on, and those to measure on."""
+    """A site's training rows and validation rows."""
 
     train: IndexedRows
     validation: IndexedRows
@@ -192,13 +199,16 @@ class Splits:
 
 
 def same_d_in(train: RowSource, validation: IndexedRows) -> None:
-    """Raises ValueError when they are rows of unlike width."""
+    """Raises ValueError when training and validation rows have a different d_in."""
     if validation.d_in != train.d_in:
         raise ValueError(f"training rows have d_in {train.d_in}, validation rows {validation.d_in}")
 
 
 class Rows(IndexedRows):
-    """Rows in memory: one or more blocks, such as views of shared memory, never copied whole."""
+    """Rows in memory: one or more blocks ``[*, d_in]``, such as views of shared memory, not copied.
+
+    Raises ValueError when all blocks are empty or have no common d_in.
+    """
 
     def __init__(self, blocks: Tensor | Sequence[Tensor]):
         blocks = [blocks] if isinstance(blocks, Tensor) else list(blocks)
@@ -221,20 +231,22 @@ class Rows(IndexedRows):
         return self._rows
 
     def to(self, device: str) -> "Rows":
-        """The same rows on ``device``; no copy when they are there already."""
+        """The same rows on ``device``; not copied when they are there already."""
         blocks = [block.to(device) for block in self.blocks]
         there = all(new is old for new, old in zip(blocks, self.blocks, strict=True))
         return self if there else Rows(blocks)
 
     def read(self, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` in storage order, ``[stop - start, d_in]``."""
         return self.gather(torch.arange(start, stop))
 
     def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
+        """The rows ``[batch, d_in]`` of each window in its order, cut as ``pieces`` cuts them."""
         for window, index_B in pieces(order, batch_size):
             yield self.gather(index_B + window.start if window.start else index_B)
 
     def gather(self, index_B: Tensor) -> Tensor:
-        """Rows ``index_B`` in that order, ``[batch, d_in]``."""
+        """The rows numbered ``index_B``, in that order, ``[batch, d_in]``."""
         if len(self.blocks) == 1:
             return _selected(self.blocks[0], index_B)
         block_of_B = torch.bucketize(index_B, self._starts[1:], right=True)
@@ -252,7 +264,7 @@ def _selected(rows_ND: Tensor, index_B: Tensor) -> Tensor:
 
 
 def rebatched(parts: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
-    """The same rows in batches of ``batch_size``."""
+    """The rows of ``parts``, in order, in batches of ``batch_size``; the last may be smaller."""
     waiting: list[Tensor] = []
     count = 0
     for part_ND in parts:

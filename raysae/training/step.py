@@ -1,7 +1,7 @@
-"""One update of one SAE: gradients first, then, when they are finite, Adam.
+"""One update of one SAE: compute gradients, then, when they are finite, make Adam's step.
 
-``ReferenceStep`` is plain torch and trains every variant; ``raysae.training.compiled`` is the same
-mathematics for the TopK kind on CPUs. Shapes: B batch, D d_in, F d_sae.
+``ReferenceStep`` is plain torch and trains every variant; ``raysae.training.compiled`` does the
+same mathematics for TopK and BatchTopK on CPUs. Shapes: B batch, D d_in, F d_sae.
 """
 
 from abc import ABC, abstractmethod
@@ -17,45 +17,48 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class Step(ABC):
-    """Trains ``model`` in place."""
+    """The interface of a step: it trains ``model`` in place."""
 
     name: str
     scale = 1.0
     """Factor of the rows: the SAE is trained on ``scale * x``."""
     fired_F: Tensor
-    """Which latents were active in the batch of the last update."""
+    """The latents that fired in the batch of the last update, ``[d_sae]`` of bool."""
 
     def __init__(self, model: SAE, training: TrainingConfig):
         self.model, self.training = model, training
         self.adam_state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
-        """Each parameter's moments and its count of steps, as torch's Adam names them."""
+        """Each parameter's moments and step count, under the names that torch's Adam uses."""
 
     def dead(self, since_fired_F: Tensor, window: int) -> Tensor | None:
-        """Which latents have not fired for ``window`` tokens; None when it is known to be none."""
+        """Latents ``[d_sae]`` that did not fire for ``window`` tokens; None: there are none."""
         return since_fired_F >= window
 
     def count_tokens_since_fired(self, since_fired_F: Tensor, rows: int) -> None:
-        """Count the rows of the last update for the latents that did not fire in it."""
+        """Add the last update's ``rows`` to ``since_fired_F``; latents that fired get 0."""
         since_fired_F.add_(rows).masked_fill_(self.fired_F, 0)
 
     @abstractmethod
     def gradients(
         self, x_BD: Tensor, dead_F: Tensor | None, sparsity_fraction: float
     ) -> tuple[float, float]:
-        """The loss of a batch and the norm of its gradient, before clipping; nothing moves yet."""
+        """The loss of a batch ``[batch, d_in]`` and the norm of its gradient before clipping.
+
+        No weight changes yet. ``dead_F`` and ``sparsity_fraction`` are those of ``SAE.loss``.
+        """
 
     @abstractmethod
     def update(self, lr: float) -> None:
-        """Follow the gradients."""
+        """Update the weights by the last gradients, with learning rate ``lr``."""
 
     def release(self) -> None:
-        """Give up all memory but the model's: there will be no further step."""
+        """Free all memory except the model's; no step can follow."""
         self.adam_state.clear()
         self.model.zero_grad()
 
 
 class ReferenceStep(Step):
-    """Autograd and torch's own Adam."""
+    """A step with autograd and torch's own Adam."""
 
     name = "torch"
 
@@ -67,6 +70,7 @@ class ReferenceStep(Step):
     def gradients(
         self, x_BD: Tensor, dead_F: Tensor | None, sparsity_fraction: float
     ) -> tuple[float, float]:
+        """See ``Step.gradients``."""
         if dead_F is None:
             dead_F = torch.zeros_like(self.model.b_enc, dtype=torch.bool)
         halved = self.training.precision == "bfloat16"
@@ -80,6 +84,7 @@ class ReferenceStep(Step):
         return float(loss.detach()), float(norm)
 
     def update(self, lr: float) -> None:
+        """Make Adam's step, then bring the parameters back to their constraints."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()

@@ -1,4 +1,4 @@
-"""The training of one SAE, a round at a time, so that a notebook and a Tune trial share one loop.
+"""The training loop of one SAE, which a notebook, a trial and an ensemble use alike.
 
 Shapes: B batch, D d_in, F d_sae.
 """
@@ -24,21 +24,22 @@ from raysae.training.memory import require_room, training_bytes
 from raysae.training.rows import EVALUATION_BATCH, IndexedRows, RowSource, Stream, same_d_in
 
 EVALUATION_LATENTS = 2**18
-"""Features held at a time while evaluating."""
+"""The most feature values in memory at a time during an evaluation."""
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient became NaN or infinite; raised before the update, so the weights are
-    still good."""
+    """The loss or its gradient is NaN or infinite; the update did not happen."""
 
 
 class Trainer:
-    """Trains one SAE on ``train`` and measures it on ``validation``.
+    """Trains one SAE on ``train`` and evaluates it on ``validation``, both ``[rows, d_in]``.
 
-    ``truth`` are the true atoms ``[atoms, d_in]`` of synthetic rows; ``statistics`` are those of these
-    rows, where they are known already. Iterate ``rounds()``; ``sae()``
-    and ``metrics()`` give the outcome at any time. Everything follows from the arguments: on a CPU,
-    with one number of threads, to the bit.
+    ``truth`` holds the true atoms ``[atoms, d_in]`` of synthetic rows. ``statistics`` are those of
+    these rows, when the caller knows them already. Iterate ``rounds()``; ``sae()`` and
+    ``metrics()`` give the current SAE and its metrics at any time. The result depends on the
+    arguments alone: on a CPU, with the same number of threads, it is equal to the bit.
+
+    Raises ValueError when the rows have a different d_in or the device has too little free memory.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Trainer:
         self._stops = self._evaluation_steps()
         self.step = self.tokens = 0
         self.seconds = 0.0
-        """Spent on steps; ``feed.waited`` was spent on waiting for data."""
+        """Seconds spent on steps; ``feed.waited`` are those spent waiting for data."""
         self.loss = math.nan
         self.tokens_since_fired_F = torch.zeros(sae_config.d_sae, dtype=torch.int64, device=device)
         """Training tokens since each latent last fired."""
@@ -84,7 +85,7 @@ class Trainer:
 
     @property
     def tokens_per_second(self) -> float:
-        """Training tokens a second of training and of waiting for data; evaluations do not count."""
+        """Training tokens per second of training and of waiting for data, without evaluations."""
         return self.tokens / max(self.seconds + self.feed.waited, 1e-9)
 
     @property
@@ -94,17 +95,17 @@ class Trainer:
 
     @property
     def aux_window(self) -> int:
-        """Tokens without firing after which AuxK works on a latent."""
+        """Tokens without firing after which AuxK tries to revive a latent."""
         if self.training.aux_window_tokens is not None:
             return self.training.aux_window_tokens
         a_few_batches = 4 * min(self.training.batch_size, len(self.train))
         return max(self.all_tokens // 1000, a_few_batches)
 
     def rounds(self, on_step: Callable[[int], None] | None = None) -> Iterator[dict[str, Any]]:
-        """Train to the end, yielding a record at each evaluation: step, tokens, loss, metrics.
+        """Train to the end and yield a record at each evaluation: step, tokens, loss, metrics.
 
-        ``on_step`` is told each step's number of tokens. Raises NonFiniteLossError before the update
-        that would spoil the weights.
+        ``on_step`` is called after each step with its number of tokens. Raises NonFiniteLossError
+        before an update that would make the weights NaN or infinite.
         """
         if self.step == self.steps:
             return
@@ -116,47 +117,52 @@ class Trainer:
                 yield record
             if self.step == self.steps:
                 return
-        if self.step < self.steps:  # rows that came to an end before their time
+        if self.step < self.steps:  # the rows ended early
             yield self.end()
 
     def take(self, batch_BD: Tensor) -> dict[str, Any] | None:
-        """Train on the next batch of the feed; a record where it is time for an evaluation."""
+        """Train on ``batch_BD``, the next of the feed; returns a record when an evaluation is due.
+
+        Raises NonFiniteLossError as ``rounds`` does.
+        """
         started = time.perf_counter()
         self._update(batch_BD.to(self.device, torch.float32))
         self.seconds += time.perf_counter() - started
         return self.record() if self.at_evaluation() else None
 
     def at_evaluation(self) -> bool:
-        """Whether this step is followed by an evaluation."""
+        """Whether an evaluation follows this step."""
         return self.step in self._stops
 
     def follow(self, other: "Trainer") -> None:
-        """Take the batches of ``other``'s feed, which trains on the same rows in the same order and has
-        come equally far; the waiting counts for both."""
+        """Read batches from ``other``'s feed from now on; both count the waiting for it.
+
+        ``other`` must train on the same rows in the same order and be at the same step.
+        """
         self.stream, self.feed = other.stream, other.feed
 
     def end(self) -> dict[str, Any]:
-        """Let this step be the last; its record."""
+        """Make this step the last one; returns its record."""
         self.steps = self.step
         return self.record()
 
     def release(self) -> None:
-        """Give up the working memory: there will be no further step, only figures and the SAE."""
+        """Free the working memory. No step can follow; metrics and the SAE remain available."""
         self._step.release()
 
     def sae(self) -> SAE:
-        """The SAE as it stands, on the CPU, reading unscaled activations."""
+        """The current SAE on the CPU; it reads unscaled activations."""
         frozen = copy.deepcopy(self.model).cpu().eval().requires_grad_(False)
         frozen.W_enc.data = frozen.W_enc.data.contiguous()
         frozen.metadata = {"training": self._described()}
         return frozen.fold_scale(self.scale)
 
     def metrics(self) -> dict[str, Any]:
-        """Validation metrics of the SAE as it stands, with the dead fractions and their windows, and the
-        estimate of what its training takes in memory.
+        """Validation metrics of the current SAE, its dead fractions with their windows in tokens,
+        and the estimated memory of its training in bytes.
 
-        When no latent fires on the validation rows the SAE is ``degenerate`` and its explained
-        variance undefined (NaN).
+        When no latent fires on the validation rows, the SAE is ``degenerate`` and its explained
+        variance is undefined (NaN).
         """
         sums = self._evaluated()
         metrics = sums.metrics()
@@ -177,8 +183,8 @@ class Trainer:
         }
 
     def final_metrics(self) -> dict[str, Any]:
-        """``metrics()``, how alike the decoder's rows are, and how well they match the true atoms,
-        where these are known."""
+        """``metrics()``, the similarity of the decoder's rows to each other, and, when the true
+        atoms are known, to those."""
         W_dec_FD = self.model.W_dec.detach()
         metrics = {**self.metrics(), **decoder_statistics(W_dec_FD)}
         if self.truth is not None:
@@ -192,7 +198,7 @@ class Trainer:
         return self.model.W_dec.detach()[fired_F > 0]
 
     def density_histogram(self) -> dict[str, list[float]]:
-        """How often the live latents fire over the validation split."""
+        """Histogram of how often live latents fire on the validation rows."""
         return self._evaluated().density_histogram()
 
     @property
@@ -201,7 +207,7 @@ class Trainer:
         return self.training.training_tokens(len(self.train))
 
     def _described(self) -> dict[str, Any]:
-        """How the SAE was trained, for its ``cfg.json``."""
+        """The training's settings and progress, for the SAE's ``cfg.json``."""
         return {
             **asdict(self.training),
             "lr": self.training.peak_lr(self.model.config.d_sae),
@@ -213,19 +219,19 @@ class Trainer:
         }
 
     def record(self) -> dict[str, Any]:
-        """Where training stands: step, tokens, loss, metrics."""
+        """The current step, tokens, loss and metrics."""
         counts = {"step": self.step, "tokens": self.tokens, "loss": self.loss}
         return {**counts, **self.metrics()}
 
     def _evaluated(self) -> ReconstructionSums:
-        """The sums over the validation rows at this step, worked out once."""
+        """The sums over the validation rows at this step, computed once."""
         if self._evaluation is None or self._evaluation[0] != self.step:
             batches, mean_D = self._validation_batches(), self._validation_mean
             self._evaluation = self.step, evaluate(self._reconstruct, batches, mean_D)
         return self._evaluation[1]
 
     def _reconstruct(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """What ``sae().reconstruct(x_BD)`` gives but for rounding, without a copy of the weights."""
+        """``sae().reconstruct(x_BD)`` up to rounding, without a copy of the weights."""
         reconstruction_BD, features_BF = self.model.reconstruct(x_BD * self.scale)
         return reconstruction_BD / self.scale, features_BF
 
@@ -250,15 +256,15 @@ class Trainer:
         raise NonFiniteLossError(f"{what} {value} {self.where_and_what_to_do(x_BD)}")
 
     def where_and_what_to_do(self, x_BD: Tensor | None = None) -> str:
-        """The next step's number, and a hint about a loss over ``x_BD`` that is not finite."""
+        """For errors: the next step, and a hint why the loss on ``x_BD`` is not finite."""
         peak = self.training.peak_lr(self.model.config.d_sae)
         hint = f"a lower lr (now up to {peak:.2g}) usually helps"
         if x_BD is not None and not x_BD.isfinite().all():
-            hint = "the rows themselves hold NaN or infinite values, verify the store"
+            hint = "the rows themselves hold NaN or infinite values; verify the store"
         return f"at step {self.step + 1} of {self.steps}; {hint}"
 
     def count(self, rows: int) -> None:
-        """A step over ``rows`` rows has been made."""
+        """Count a step over ``rows`` rows."""
         self.step += 1
         self.tokens += rows
 

@@ -34,7 +34,7 @@ def test_only_indexed_rows_can_be_read_anywhere_and_again():
 def test_an_iterator_is_taken_once():
     rows = iterated()
     list(rows.epoch(3, 0, 64))
-    with pytest.raises(ValueError, match="can be trained on once; make it anew"):
+    with pytest.raises(ValueError, match="can be trained on once; make a new one"):
         rows.epoch(3, 0, 64)
 
 

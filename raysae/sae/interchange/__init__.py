@@ -1,4 +1,4 @@
-"""SAEs in and out of the formats of SAELens, sparsify and dictionary_learning."""
+"""Import and export of SAEs in the formats of SAELens, sparsify and dictionary_learning."""
 
 from raysae.sae.interchange.formats import FORMATS, export_sae, load_sae
 

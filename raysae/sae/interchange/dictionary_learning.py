@@ -1,8 +1,8 @@
-"""dictionary_learning: ``config.json`` and ``ae.pt``, for ``dictionary_learning.utils.load_dictionary``.
+"""dictionary_learning: ``config.json`` and ``ae.pt``, for its ``utils.load_dictionary``.
 
-``ae.pt`` is a pickle of tensors, written and read with ``weights_only``. Its JumpReLU reads x and not
-x - b_dec; the encoder's bias makes up for it. Its loader rescales an ``AutoEncoder`` to decoder rows of
-unit norm, and so does this one. Shapes: D d_in, F d_sae.
+``ae.pt`` is a pickle of tensors, read with ``weights_only``. Some of its classes, such as JumpReLU,
+encode x and not x - b_dec; the encoder's bias is converted. Its loader rescales an ``AutoEncoder``
+to decoder rows of unit norm, and so does ``read``. Shapes: D d_in, F d_sae.
 """
 
 from collections.abc import Mapping
@@ -41,13 +41,13 @@ TRANSPOSED = ("encoder.weight", "decoder.weight")
 
 @dataclass(frozen=True)
 class Dictionary:
-    """One of its classes: the variant that it is here, its trainer, their tensors' names with ours."""
+    """A class of dictionary_learning: our variant for it, its trainer, our names of its tensors."""
 
     variant: str
     trainer: str
     names: Mapping[str, str]
     reads_x: bool = False
-    """Whether its encoder reads x where ours reads x - b_dec."""
+    """Whether its encoder reads x, while ours reads x - b_dec."""
 
 
 DICTIONARIES = {
@@ -82,7 +82,7 @@ CLASS_OF = {dictionary.variant: name for name, dictionary in reversed(DICTIONARI
 
 
 def write(sae: SAE, folder: Path) -> None:
-    """Write ``sae`` so that dictionary_learning loads it with the same features and reconstructions."""
+    """Write ``sae`` so that dictionary_learning loads it with equal features, reconstructions."""
     name = _class_of(sae)
     tensors = _their_tensors(sae, DICTIONARIES[name])
     torch.save(tensors, folder / WEIGHTS_FILE)
@@ -107,9 +107,10 @@ def write(sae: SAE, folder: Path) -> None:
 
 
 def read(folder: Path) -> SAE:
-    """The SAE that dictionary_learning saved; a pickle, read with ``weights_only``.
+    """The SAE that dictionary_learning saved in ``folder``; the pickle is read with
+    ``weights_only``.
 
-    Raises UserError when its class has no equal here.
+    Raises UserError when raysae has no variant for its class, or a file is missing or damaged.
     """
     path, weights = folder / SETTINGS_FILE, folder / WEIGHTS_FILE
     (trainer,) = require(path, read_settings(path), "trainer")
@@ -129,14 +130,14 @@ def read(folder: Path) -> SAE:
         **_ranks(folder, dictionary.variant, theirs, trainer),
     }
     sae = made_sae(path, config, d_in, weights, _our_tensors(theirs, dictionary))
-    _as_loaded_there(sae, name)
+    _convert(sae, name)
     origin = {"layer": trainer.get("layer"), "model": {"id": trainer.get("lm_name")}}
     sae.metadata = {"imported_from": "dictionary_learning", **origin}
     return sae
 
 
 def _class_of(sae: SAE) -> str:
-    """The class that has the same features once loaded: an AutoEncoder would be rescaled."""
+    """The class whose features are the same after loading: an ``AutoEncoder`` would be rescaled."""
     norm_F = sae.W_dec.norm(dim=1)
     name = CLASS_OF[sae.config.variant]
     rescaled = name == "AutoEncoder" and not torch.allclose(norm_F, torch.ones_like(norm_F))
@@ -144,7 +145,8 @@ def _class_of(sae: SAE) -> str:
 
 
 @torch.no_grad()
-def _as_loaded_there(sae: SAE, name: str) -> None:
+def _convert(sae: SAE, name: str) -> None:
+    """Rescale ``sae`` as their loader does and let its encoder read x - b_dec, in place."""
     if name == "AutoEncoder":
         fold_decoder_norm(sae)
     if DICTIONARIES[name].reads_x:
@@ -161,7 +163,9 @@ def _their_tensors(sae: SAE, dictionary: Dictionary) -> Tensors:
     }
     if hasattr(sae.config, "k"):
         tensors["k"] = torch.tensor(sae.config.k, dtype=torch.int)
-        tensors.setdefault("threshold", torch.tensor(-1.0))  # theirs for a TopK that has none
+        tensors.setdefault(
+            "threshold", torch.tensor(-1.0)
+        )  # their value for a TopK without a threshold
     if hasattr(sae.config, "widths"):
         sizes = [high - low for low, high in pairwise([0, *sae.config.widths])]
         tensors["group_sizes"] = torch.tensor(sizes)
@@ -185,7 +189,7 @@ def _ranks(
     if hasattr(CONFIGS[variant], "k"):
         if "k" in theirs:
             ranks["k"] = _whole(folder / WEIGHTS_FILE, theirs, "k")[0]
-        else:  # it was not among the tensors at first
+        else:  # older files have no such tensor
             (ranks["k"],) = whole_numbers(folder / SETTINGS_FILE, trainer, "k")
     if hasattr(CONFIGS[variant], "prefixes"):
         ranks["prefixes"] = _prefixes(folder / WEIGHTS_FILE, theirs, trainer["dict_size"])
@@ -201,13 +205,13 @@ def _prefixes(path: Path, theirs: Tensors, d_sae: int) -> tuple[float, ...]:
 
 
 def _reason(error: Exception) -> str:
-    """What torch found, without its advice to load the file with ``weights_only`` off."""
+    """Torch's message, without its advice to turn ``weights_only`` off."""
     found = str(error).split("WeightsUnpickler error:")[-1].strip()
     return found.splitlines()[0].split(" was not an allowed")[0] if found else type(error).__name__
 
 
 def _whole(path: Path, theirs: Tensors, name: str) -> list[int]:
-    """The numbers in the tensor ``name``. Raises UserError when they are none, or no whole numbers."""
+    """The values of tensor ``name``. Raises UserError when it is empty or not of whole numbers."""
     tensor = theirs[name]
     if tensor.is_floating_point() or tensor.is_complex() or not tensor.numel():
         raise UserError(f"{path}: {name} is {tensor.tolist()}; expected whole numbers")
@@ -219,7 +223,7 @@ def _unpickled(path: Path) -> Tensors:
         raise UserError(f"{path}: not found; the folder is not complete")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in as many ways as it has bytes
+    except Exception as error:  # a damaged file can raise any exception
         raise UserError(f"{path}: not a readable file of tensors ({_reason(error)})") from None
     if not isinstance(tensors, dict):
         raise UserError(f"{path}: expected tensors by name, found a {type(tensors).__name__}")

@@ -1,4 +1,4 @@
-"""Which format a folder holds, and the way into and out of each."""
+"""The formats of SAEs: detection, import and export."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ OWN = "raysae"
 
 @dataclass(frozen=True)
 class Format:
-    """Another library's way of keeping an SAE in a folder."""
+    """Another library's file format of an SAE, in a folder."""
 
     read: Callable[[Path], SAE]
     write: Callable[[SAE, Path], None]
     variants: Collection[str]
-    """Those that it can express."""
+    """The variants that it can represent."""
 
 
 FORMATS = {
@@ -34,12 +34,14 @@ FORMATS = {
 
 
 def load_sae(folder: str | Path, device: str = "cpu", format: str | None = None) -> SAE:
-    """The SAE in ``folder``, ready to use on ``device``: raysae's own, SAELens's or sparsify's, told
-    apart by ``cfg.json``; or dictionary_learning's, which must be asked for by
-    ``format="dictionary_learning"`` as it is a pickle (read with ``weights_only``: no code runs).
+    """The SAE in ``folder``, on ``device``, for inference: its parameters have no gradients.
 
-    Raises UserError, naming the file and the key, when something is missing, misshaped, of a newer
-    schema, or cannot be expressed here.
+    Without ``format``, ``cfg.json`` shows whether the format is that of raysae, SAELens or
+    sparsify. The format of dictionary_learning is a pickle and is read only with
+    ``format="dictionary_learning"`` (with ``weights_only``, so that no code in it runs).
+
+    Raises UserError, naming the file and the key, when something is missing, has a wrong shape, is
+    of a newer schema, or has no equivalent in raysae.
     """
     folder = Path(folder)
     found = format or _format_of(folder)
@@ -50,9 +52,10 @@ def load_sae(folder: str | Path, device: str = "cpu", format: str | None = None)
 
 
 def export_sae(sae: SAE, folder: str | Path, to: str) -> None:
-    """Write ``sae`` into ``folder`` as the library ``to`` keeps it: a key of ``FORMATS``.
+    """Write ``sae`` into ``folder`` in the format of the library ``to``, a key of ``FORMATS``.
 
-    Raises UserError when the folder holds something already, or the format has no such variant.
+    Raises UserError when ``to`` is unknown, the format cannot represent the SAE's variant, or the
+    folder exists and is not empty.
     """
     folder = Path(folder)
     if to not in FORMATS:

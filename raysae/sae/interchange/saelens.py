@@ -1,7 +1,7 @@
 """SAELens 6: ``cfg.json`` and ``sae_weights.safetensors``, for ``SAE.load_from_disk``.
 
-BatchTopK and Matryoshka leave as JumpReLU with one threshold for all latents, as SAELens itself saves
-them. Decoder rows have unit norm and the input scale is folded in already.
+BatchTopK and Matryoshka are written as JumpReLU with one threshold for all latents, as SAELens
+itself writes them. Decoder rows have unit norm, and the weights include the input scale.
 """
 
 import re
@@ -44,7 +44,7 @@ ARCHITECTURES = {
 }
 VARIANTS = {"topk": "topk", "jumprelu": "jumprelu", "gated": "gated", "standard": "relu_l1"}
 SAE_LENS_VERSION = "6.0.0"
-"""The version whose format this is; without one SAELens runs its converter for older files."""
+"""The version of the written format; without it SAELens runs its converter for older files."""
 
 
 def write(sae: SAE, folder: Path) -> None:
@@ -75,7 +75,8 @@ def write(sae: SAE, folder: Path) -> None:
 def read(folder: Path) -> SAE:
     """The SAE that SAELens 6 saved with ``save_model`` or ``save_inference_model``.
 
-    Raises UserError when its architecture or its normalisation has no equal here.
+    Raises UserError when raysae has no equivalent of its architecture or its normalisation, or a
+    file is missing or damaged.
     """
     path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     settings = read_settings(path)
@@ -92,7 +93,7 @@ def read(folder: Path) -> SAE:
         del tensors["b_gate"]
     sae = made_sae(path, config, d_in, weights, tensors)
     if architecture == "topk" and yes_or_no(path, settings, "rescale_acts_by_decoder_norm", False):
-        fold_decoder_norm(sae)  # their selection and features see it folded in
+        fold_decoder_norm(sae)  # SAELens multiplies pre-activations by the norm before it selects
     if not yes_or_no(path, settings, "apply_b_dec_to_input", True):
         _read_x_minus_b_dec(sae)
     sae.metadata = {"imported_from": "saelens", **_origin(metadata)}
@@ -127,6 +128,7 @@ def _check(path: Path, settings: Mapping[str, Any], metadata: Mapping[str, Any])
 
 @torch.no_grad()
 def _read_x_minus_b_dec(sae: SAE) -> None:
+    """Change the biases of an encoder that reads x, in place, so that it reads x - b_dec."""
     if sae.config.variant == "gated":
         r_mag_F: Tensor = sae.get_parameter("r_mag")
         scaled_DF = sae.W_enc * r_mag_F.exp()
@@ -136,7 +138,7 @@ def _read_x_minus_b_dec(sae: SAE) -> None:
 
 
 def _metadata(sae: SAE) -> dict[str, Any]:
-    """What SAELens calls the things that raysae knows of the SAE's origin; the rest as it is."""
+    """The SAE's origin under SAELens's names; all of raysae's metadata is under ``raysae``."""
     own = sae.metadata
     named = {
         "model_name": part(own, "model").get("id"),
@@ -150,7 +152,7 @@ def _metadata(sae: SAE) -> dict[str, Any]:
 
 
 def _origin(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """``_metadata`` the other way round: what raysae calls the things that SAELens knows."""
+    """The inverse of ``_metadata``: the SAE's origin under raysae's names."""
     if "raysae" in metadata:
         return dict(part(metadata, "raysae"))
     found = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", str(metadata.get("hook_name")))
@@ -165,6 +167,6 @@ def _origin(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hook_name(metadata: Mapping[str, Any]) -> str | None:
-    """TransformerLens's name of the hookpoint, such as ``blocks.8.hook_resid_post``."""
+    """TransformerLens's name, such as ``blocks.8.hook_resid_post``; None if not known."""
     layer, hookpoint = metadata.get("layer"), metadata.get("hookpoint")
     return None if layer is None or not hookpoint else f"blocks.{layer}.hook_{hookpoint}"

@@ -1,4 +1,4 @@
-"""What the readers of all formats share: settings checked, biases folded.
+"""Helpers of all formats: checks of settings, and conversion of biases and norms.
 
 Shapes: D d_in, F d_sae.
 """
@@ -16,14 +16,14 @@ from raysae.storage.files import read_json
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``. Raises UserError when it is missing or something else."""
+    """The JSON object in file ``path``. Raises UserError when it is missing or no object."""
     if not path.is_file():
         raise UserError(f"{path}: not found; the folder is not complete")
     return keys_and_values(f"{path}", read_json(path))
 
 
 def keys_and_values(where: str, value: Any) -> dict[str, Any]:
-    """``value`` itself, a JSON object. Raises UserError naming ``where`` when it is something else."""
+    """``value``, which must be a JSON object. Raises UserError naming ``where`` when it is not."""
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected keys and values, found a {type(value).__name__}")
     return value
@@ -38,21 +38,22 @@ def yes_or_no(path: Path, settings: Mapping[str, Any], name: str, default: bool)
 
 
 def part(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """What ``metadata`` holds under ``name``; an imported SAE's may hold anything there."""
+    """The object under ``name`` in ``metadata``; empty when there is none or it is no object."""
     value = metadata.get(name)
     return value if isinstance(value, Mapping) else {}
 
 
 def transposed(tensor: Tensor) -> Tensor:
-    """A matrix transposed; anything else as it is, for ``load_tensors`` to refuse."""
+    """The transposed matrix; another tensor unchanged, which ``load_tensors`` then refuses."""
     return tensor.T if tensor.ndim == 2 else tensor
 
 
 @torch.no_grad()
 def fold_decoder_norm(sae: SAE) -> None:
-    """Scale each latent so that its decoder row has unit norm, in place; features grow by the norm.
+    """Scale each latent so that its decoder row has unit norm, in place; features are scaled by the
+    norm.
 
-    For variants without a threshold or a magnitude path of their own.
+    Only for variants without thresholds and without separate magnitudes.
     """
     norm_F = sae.W_dec.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
     sae.W_enc.mul_(norm_F)
@@ -61,10 +62,10 @@ def fold_decoder_norm(sae: SAE) -> None:
 
 
 def bias_without_b_dec(b_enc_F: Tensor, W_enc_DF: Tensor, b_dec_D: Tensor) -> Tensor:
-    """The encoder bias of an SAE that reads x itself, from that of one that reads x - b_dec."""
+    """The encoder bias ``[d_sae]`` for an SAE that reads x, from that for reading x - b_dec."""
     return (b_enc_F.double() - b_dec_D.double() @ W_enc_DF.double()).to(b_enc_F.dtype)
 
 
 def bias_with_b_dec(b_enc_F: Tensor, W_enc_DF: Tensor, b_dec_D: Tensor) -> Tensor:
-    """The encoder bias of an SAE that reads x - b_dec, from that of one that reads x itself."""
+    """The encoder bias ``[d_sae]`` for an SAE that reads x - b_dec, from that for reading x."""
     return bias_without_b_dec(b_enc_F, W_enc_DF, -b_dec_D)

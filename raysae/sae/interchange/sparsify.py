@@ -1,6 +1,6 @@
 """sparsify (EleutherAI): ``cfg.json`` and ``sae.safetensors``, for ``SparseCoder.load_from_disk``.
 
-It knows TopK alone: other variants are refused.
+It supports TopK only; other variants are refused.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ from raysae.storage.files import write_json
 
 def write(sae: SAE, folder: Path) -> None:
     """Write a TopK SAE so that sparsify loads it with the same features and reconstructions."""
-    assert isinstance(sae, TopKSAE), "export_sae has refused the others"
+    assert isinstance(sae, TopKSAE), "export_sae refuses other variants"
     write_tensors(
         folder / WEIGHTS_FILE,
         {
@@ -50,13 +50,16 @@ def write(sae: SAE, folder: Path) -> None:
 
 
 def read(folder: Path) -> SAE:
-    """The SAE that sparsify saved. Raises UserError when it is no plain TopK autoencoder."""
+    """The SAE that sparsify saved.
+
+    Raises UserError when it is not a plain TopK autoencoder, or a file is missing or damaged.
+    """
     path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     settings = read_settings(path)
     for key, wanted in (("activation", "topk"), ("skip_connection", False), ("transcode", False)):
         if settings.get(key, wanted) != wanted:
             raise UserError(
-                f"{path}: {key} is {settings[key]!r}; raysae reads sparse coders with {wanted!r} alone"
+                f"{path}: {key} is {settings[key]!r}; raysae reads only sparse coders with {wanted!r}"
             )
     d_in, k = whole_numbers(path, settings, "d_in", "k")
     if settings.get("num_latents"):

@@ -1,4 +1,4 @@
-"""Several SAEs trained in one process: members, a plan of what they share, lockstep, checkpoints."""
+"""Training of several SAEs in one process: members, groups that share batches, checkpoints."""
 
 from raysae.training.ensemble.engine import Ensemble, train_members
 from raysae.training.ensemble.members import Member

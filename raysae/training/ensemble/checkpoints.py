@@ -1,4 +1,4 @@
-"""Where the members of an ensemble stand, on disk: each in a folder of its own."""
+"""Checkpoints of an ensemble: the state of each member, in a folder for each."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from raysae.training.trainer import Trainer
 
 
 class Checkpoints:
-    """Saves members every ``seconds``; ``on_saved`` is then called with those that were saved."""
+    """Saves members every ``seconds`` seconds, and calls ``on_saved`` with those saved."""
 
     def __init__(self, seconds: float, on_saved: Callable[[list[Member]], object]):
         self.seconds, self.on_saved = seconds, on_saved
@@ -24,29 +24,31 @@ class Checkpoints:
         return time.monotonic() - self._saved >= self.seconds
 
     def save(self, members: Iterable[Member]) -> None:
-        """Save where the active ones stand. Where that fails, the checkpoint before stays."""
+        """Save the active members. Where saving fails, the member's last checkpoint remains."""
         saved = [member for member in members if member.active and _saved(member)]
         if saved:
-            with suppress(OSError, UserError):  # an unreachable place of the copies
+            with suppress(OSError, UserError):  # the storage of the copies may be unreachable
                 self.on_saved(saved)
         self._saved = time.monotonic()
 
 
 def _saved(member: Member) -> bool:
-    """Save one member; whether that was possible."""
+    """Save one member; returns whether it was saved."""
     if member.checkpoint is None or not member.begun or not member.trainer.step:
         return False
     try:
         save_training(member.trainer, member.checkpoint, member.history)
-    except (OSError, UserError):  # a full disk
+    except (OSError, UserError):  # such as a full disk
         return False
     return True
 
 
 def begin(member: Member, make: Callable[[], Trainer]) -> None:
-    """Give ``member`` a trainer, from ``make``, that stands where its checkpoint says.
+    """Give ``member`` a trainer from ``make``, in the state of the member's checkpoint if it has
+    one.
 
-    A checkpoint that is damaged or of another training is removed; the member then begins anew.
+    A checkpoint that is damaged or of another training is removed; the member then starts at step
+    0. Raises what ``make`` raises.
     """
     trainer, folder = make(), member.checkpoint
     if folder is not None and has_training(folder):

@@ -1,8 +1,8 @@
-"""The engine for several SAEs in one process.
+"""The engine that trains several SAEs in one process.
 
-Members that take the same batches share the reading of them; on GPUs members of one shape are one packed
-program. Each member ends as it would alone, to the bit where it is not packed; one that fails or stops
-leaves the others alone.
+Members that train on the same batches share reading them. On GPUs, members of one shape are one
+packed program. Each member ends as it would if trained alone: with the same bits when it is not
+packed. A member that fails or stops does not affect the others.
 """
 
 import math
@@ -20,22 +20,22 @@ from raysae.training.trainer import Trainer
 
 
 def _nothing(*_: object) -> None:
-    """What an ensemble calls where its user wants no call."""
+    """The default of every callback: does nothing."""
 
 
 class Ensemble:
     """Trains ``members`` on ``device``; iterate ``rounds()`` or ``groups()``, once.
 
-    - ``pack``: whether SAEs of one shape are trained as one packed program; None: on GPUs.
-    - ``rules``: what ends a member early, beside its budget.
-    - ``statistics``: those of the rows, known from other ensembles.
-    - ``checkpoint_seconds``: how often members with a checkpoint folder are saved; ``on_saved`` gets
-      the members that were.
-    - ``after_batch`` gets the tokens that all members together were trained on with a batch.
-    - ``on_record`` gets a member and its record at each evaluation.
-    - ``on_end`` gets a member that fails or stops early.
+    - ``pack``: whether SAEs of one shape are trained as one packed program; None: on GPUs only.
+    - ``rules``: rules that stop a member early, in addition to its budget.
+    - ``statistics``: a cache of row statistics that several ensembles share.
+    - ``checkpoint_seconds``: seconds between checkpoints of the members that have a checkpoint
+      folder; ``on_saved`` is called with the members that were saved.
+    - ``after_batch`` is called after each batch with its training tokens, summed over the members.
+    - ``on_record`` is called with a member and its record at each evaluation.
+    - ``on_end`` is called with a member that fails or stops early.
 
-    What these calls raise ends the training of all.
+    An exception from one of these callbacks ends the training of all members.
     """
 
     def __init__(
@@ -59,19 +59,17 @@ class Ensemble:
         self._running: list[Lockstep | PackedProgram] = []
 
     def rounds(self) -> Iterator[list[Member]]:
-        """Train all members side by side, yielding after each evaluation that all active members have
-        passed: those that have ended since the last, with their last step or before it.
+        """Train all members side by side. After each round of evaluations, yield the members that
+        have ended since the last round, by their last step, a stop or a failure.
 
-        Raises ValueError, before any training, on rows that pass by once and are wanted twice.
+        Raises ValueError, before any training, when rows that can be read once are needed twice.
         """
         if not self.members:
             return
         groups = plan(self.members, self.device, self.pack, side_by_side=True)
         self._begin(self.members)
         runs = [
-            (part.members, self._run(part).rounds())
-            for group in groups
-            for part in group.equally_far()
+            (part.members, self._run(part).rounds()) for group in groups for part in group.by_step()
         ]
         waiting = list(self.members)
         passed = min((len(member.history) for member in waiting if member.active), default=0)
@@ -85,18 +83,18 @@ class Ensemble:
             yield ended
 
     def groups(self) -> Iterator[list[Member]]:
-        """Train one group of members after another, which takes the least memory, yielding the members
-        of each when they have ended. Raises what ``rounds`` raises."""
+        """Train one group of members after another, which needs the least memory. Yield the members
+        of each group when they have ended. Raises what ``rounds`` raises."""
         for group in plan(self.members, self.device, self.pack, side_by_side=False):
             self._begin(group.members)
-            for part in group.equally_far():
+            for part in group.by_step():
                 for _ in self._run(part).rounds():
                     pass
                 self._running.clear()
             yield group.members
 
     def after_batch(self, tokens: int) -> None:
-        """A batch has been trained on, ``tokens`` in all; save the members where it is time."""
+        """Called after each batch with its training tokens; saves the members when that is due."""
         self._after_batch(tokens)
         if self.checkpoints.due:
             for run in self._running:
@@ -104,19 +102,19 @@ class Ensemble:
             self.checkpoints.save(self.members)
 
     def record(self, member: Member, record: Record) -> None:
-        """A member has been evaluated."""
+        """Add the record of an evaluation to the member's history."""
         member.history.append(record)
         self._on_record(member, record)
 
     def stop_by_rule(self, member: Member, record: Record | None) -> None:
-        """Stop a member where a rule says so, after a step at which it may have been evaluated."""
+        """Stop a member after a step if a rule says so; ``record`` is that of an evaluation."""
         reason = self.rules.reason(member, record)
         if reason is not None:
             member.stop(reason)
             self._on_end(member)
 
     def fail(self, member: Member, error: Exception) -> None:
-        """End a member by what it raised."""
+        """End a member because of the exception ``error``."""
         member.failure = error
         self._on_end(member)
 
@@ -155,11 +153,13 @@ def train_members(
     after_batch: Callable[[int], object] = _nothing,
     on_record: Callable[[Member, Record], object] = _nothing,
 ) -> Iterator[Member]:
-    """Train one member or several, such as the sites of an atlas; each is yielded once it has ended.
+    """Train one or several members, such as the sites of an atlas; each is yielded when it has
+    ended.
 
-    A member continues from its checkpoint, where it has one. ``Member.failure`` says what went wrong;
-    else ``Member.trainer`` has the SAE and ``Member.history`` its records. Call
-    ``Member.discard_checkpoint()`` when the result is written. The arguments are those of ``Ensemble``.
+    A member that has a checkpoint continues from it. ``Member.failure`` is the exception that ended
+    a member, or None; then ``Member.trainer`` has the SAE and ``Member.history`` its records. Call
+    ``Member.discard_checkpoint()`` when the result is written. Arguments and errors are those of
+    ``Ensemble``.
     """
     ensemble = Ensemble(
         members, device, pack=pack, statistics=statistics, checkpoint_seconds=checkpoint_seconds,

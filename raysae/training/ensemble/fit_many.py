@@ -1,4 +1,4 @@
-"""``raysae.fit_many``: many SAEs in one process, without paying for each what all can share."""
+"""``raysae.fit_many``: train many SAEs in one process, sharing what they have in common."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +17,10 @@ from raysae.training.rows import IndexedRows, RowSource, Splits, same_d_in
 from raysae.training.trainer import NonFiniteLossError
 
 Keep = Callable[[int, dict[str, Any]], bool]
-"""Gets a member's number and each of its records; whether the member continues."""
+"""Called with a member's number and each of its records; returns whether the member continues."""
 Configs = SAEConfig | Mapping[str, Any]
 _Ready = dict[tuple[int, int], tuple[RowSource, IndexedRows]]
-"""Rows that are ready to train on, by the identity of what was given."""
+"""Checked training and validation rows, by the ids of the arguments they were made from."""
 
 
 def fit_many(
@@ -36,18 +36,23 @@ def fit_many(
     pack: bool | None = None,
     progress: bool = True,
 ) -> list[Fit]:
-    """Train N SAEs together; their outcomes in the order of the arguments.
+    """Train N SAEs, the members, together; returns their results in the order of the arguments.
 
-    Each argument is one for all members or a list with one for each: configs as in ``raysae.fit``, rows
-    ``[rows, d_in]`` as tensors, sources or a store's sites (an iterator, which can be read once, is for
-    ``raysae.fit``). Every member ends as if it were alone. With ``pack`` (None: on GPUs), TopK and
-    BatchTopK SAEs of one shape are one program.
+    Each argument is one value for all members or a list with one value for each. Configs are those
+    of ``raysae.fit``. Rows ``[rows, d_in]`` are tensors, sources or sites of a store; an iterator,
+    which can be read once, works with ``raysae.fit`` only. Every member ends as if it were trained
+    alone. With ``pack`` (None: on GPUs only), TopK and BatchTopK SAEs of one shape are one packed
+    program.
 
-    A member leaves early, and the others do not notice, when its loss is no longer finite (its SAE is
-    that of the step before), when no latent of it fires at an evaluation, when it has trained for
-    ``max_seconds``, its waiting for rows included, or when ``keep(number, record)`` is false;
-    ``Fit.stopped`` then says why.
-    Raises ValueError, before any training, on configs or rows that cannot train.
+    A member stops early, without effect on the others, and ``Fit.stopped`` says why, when
+
+    - its loss is no longer finite (its SAE is that of the step before),
+    - none of its latents fires at an evaluation,
+    - it has trained, and waited for rows, for more than ``max_seconds`` seconds, or
+    - ``keep(number, record)`` returns false after an evaluation.
+
+    Raises ValueError, before any training, on configs or rows that cannot train. An error in
+    reading the rows ends the whole call.
     """
     members = _members(sae_configs, train, training_config, validation, seeds, device)
     numbers = {member: number for number, member in enumerate(members)}
@@ -65,23 +70,22 @@ def fit_many(
             pack=pack,
             rules=rules,
             after_batch=advance,
-            on_end=_raise_what_ends_all,
+            on_end=_raise_reading_errors,
         )
         for ended in ensemble.groups():
             fits |= {member: _fit(member) for member in ended}
     return [fits[member] for member in members]
 
 
-def _raise_what_ends_all(member: Member) -> None:
-    """A loss that is not finite ends a member; anything else, such as rows that cannot be read, the
-    call."""
+def _raise_reading_errors(member: Member) -> None:
+    """A loss that is not finite ends one member; other errors, as of reading, end the call."""
     if member.failure is not None and not isinstance(member.failure, NonFiniteLossError):
         raise member.failure
 
 
 def _fit(member: Member) -> Fit:
     trainer = member.trainer
-    member.release()  # its memory is the next member's
+    member.release()  # frees memory for the next member
     stopped = str(member.failure) if member.failure is not None else member.stopped
     return outcome(trainer, member.history, stopped=stopped)
 
@@ -101,7 +105,7 @@ def _bar(members: list[Member], progress: bool) -> Iterator[Callable[[int], obje
 def _members(
     sae_configs: Any, train: Any, training_config: Any, validation: Any, seeds: Any, device: str
 ) -> list[Member]:
-    """One for each, of arguments that are for all or one for each."""
+    """The members, from arguments that are one value for all or a list with one for each."""
     given = {
         "sae_configs": sae_configs, "train": train, "training_config": training_config,
         "validation": validation, "seeds": seeds,
@@ -113,7 +117,7 @@ def _members(
         raise ValueError(f"lists have one entry for each SAE, so equal lengths; found {found}")
     count = counts.pop() if counts else 1
     if not count:
-        raise ValueError("there is nothing to train: an empty list")
+        raise ValueError("there is nothing to train: a list is empty")
     columns = [value if name in lengths else [value] * count for name, value in given.items()]
     ready: _Ready = {}
     return [

@@ -1,7 +1,7 @@
-"""Members on the same batches: each batch is read once, and each member takes it in turn.
+"""Members on the same batches: each batch is read once and trains one member after another.
 
-On a CPU each step has all threads, as it has alone: one SAE a thread is no faster
-(scripts/bench_packing.py), and would not end at the same bits. Shapes: B batch, D d_in.
+On a CPU every step uses all threads, as in a training alone. One thread per SAE is no faster
+(scripts/bench_packing.py) and would not give the same bits. Shapes: B batch, D d_in.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Lockstep:
-    """Trains ``members``, which take the same batches and have come equally far."""
+    """Trains ``members``, which use the same batches and are at the same step."""
 
     def __init__(self, members: list[Member], ensemble: "Ensemble"):
         self.members, self.ensemble = members, ensemble
@@ -25,11 +25,11 @@ class Lockstep:
 
     @property
     def active(self) -> list[Member]:
-        """Those that have steps to come."""
+        """The members that have steps left."""
         return [member for member in self.members if member.active]
 
     def rounds(self) -> Iterator[None]:
-        """Train to the end, yielding after each batch at which a member was evaluated."""
+        """Train to the end; yield after each batch at which a member was evaluated."""
         batches = iter(self.members[0].trainer.feed)
         while active := self.active:
             batch_BD = self._read(batches)
@@ -45,17 +45,17 @@ class Lockstep:
         yield
 
     def _end(self, member: Member) -> None:
-        """Evaluate a member whose rows have ended before its last step."""
+        """Evaluate a member whose rows ended before its last step."""
         try:
             self.ensemble.record(member, member.trainer.end())
         except Exception as error:
             self.ensemble.fail(member, error)
 
     def settle(self) -> None:
-        """The trainers are always where the training is."""
+        """Do nothing: the trainers are always up to date."""
 
     def _read(self, batches: Iterator[Tensor]) -> Tensor | None:
-        """The next batch ``[batch, d_in]``; None when there is no more, or reading has failed."""
+        """The next batch ``[batch, d_in]``; None at the end, or when reading failed."""
         try:
             return next(batches, None)
         except Exception as error:
@@ -64,12 +64,12 @@ class Lockstep:
             return None
 
     def _take(self, member: Member, batch_BD: Tensor) -> bool:
-        """Train one member on the batch; whether that was done."""
-        if not member.active:  # another that failed has taken it along
+        """Train one member on the batch; returns whether it was trained."""
+        if not member.active:  # the failure of another member may have ended it
             return False
         try:
             record = member.trainer.take(batch_BD)
-        except Exception as error:  # one bad member must not take the others down
+        except Exception as error:  # a member that fails must not end the others
             self.ensemble.fail(member, error)
             return False
         if record is not None:

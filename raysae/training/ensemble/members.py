@@ -1,4 +1,4 @@
-"""A member: one training of an ensemble, before, while and after it runs."""
+"""A member: one training of an ensemble, with its settings, its state and its result."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ Record = dict[str, Any]
 
 @dataclass(eq=False)
 class Member:
-    """One SAE to be trained on ``rows [rows, d_in]`` and measured on ``validation [rows, d_in]``."""
+    """One SAE to train on ``rows [rows, d_in]`` and evaluate on ``validation [rows, d_in]``."""
 
     config: SAEConfig
     training: TrainingConfig
@@ -28,54 +28,54 @@ class Member:
     truth: Tensor | None = None
     """The true atoms ``[atoms, d_in]``, where the rows are synthetic."""
     checkpoint: Path | None = None
-    """The folder for its state in mid-training; None: its state is not saved."""
+    """The folder of its checkpoint; None: its state is not saved."""
     budget: Budget | None = None
-    """Seconds that it may take, perhaps together with other members."""
+    """Limit on its training time, which it may share with other members; None: no limit."""
     history: list[Record] = field(default_factory=list, init=False)
     """A record for each evaluation."""
     stopped: str | None = field(default=None, init=False)
-    """Why it ended before its last step, though nothing went wrong."""
+    """Why it was stopped before its last step, without an error; None when it was not."""
     failure: Exception | None = field(default=None, init=False)
-    """What its training, or the reading of its rows, raised."""
+    """The exception from its training or from reading its rows; None when there was none."""
     _trainer: Trainer | None = field(default=None, init=False, repr=False)
 
     @property
     def begun(self) -> bool:
-        """Whether it has a trainer."""
+        """Whether it has a trainer, so that its training has begun."""
         return self._trainer is not None
 
     @property
     def trainer(self) -> Trainer:
-        """Its trainer, once it has begun."""
+        """Its trainer; only after it has begun."""
         assert self._trainer is not None
         return self._trainer
 
     @property
     def active(self) -> bool:
-        """Whether there are steps to come."""
-        left_early = self.stopped is not None or self.failure is not None
-        return not left_early and (not self.begun or self.trainer.step < self.trainer.steps)
+        """Whether it has steps left: it neither stopped nor failed."""
+        ended_early = self.stopped is not None or self.failure is not None
+        return not ended_early and (not self.begun or self.trainer.step < self.trainer.steps)
 
     @property
     def seconds(self) -> float:
-        """What it has taken, with the time in which it waited for rows."""
+        """Seconds of its training, with the time it waited for rows."""
         return self.trainer.seconds + self.trainer.feed.waited if self.begun else 0.0
 
     def begin(self, trainer: Trainer, history: list[Record]) -> None:
-        """Train with ``trainer``, which has come as far as ``history`` says."""
+        """Start with ``trainer``, which has made the evaluations in ``history``."""
         self._trainer, self.history = trainer, history
 
     def stop(self, reason: str) -> None:
-        """End it before its last step, if it has not ended yet."""
+        """Stop it because of ``reason``, unless it has ended already."""
         if self.active:
             self.stopped = reason
 
     def release(self) -> None:
-        """Give up the trainer and its memory."""
+        """Free the trainer and its memory."""
         self._trainer = None
 
     def discard_checkpoint(self) -> None:
-        """Remove its checkpoint and save no other: its result has been written."""
+        """Remove its checkpoint and save no new one; call it when the result is written."""
         if self.checkpoint is not None:
             remove_folder(self.checkpoint)
         self.checkpoint = None

@@ -1,4 +1,4 @@
-"""Which members of an ensemble share what: batches that are read once, or one packed program."""
+"""The plan of an ensemble: groups of members that share batches or are one packed program."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -16,31 +16,32 @@ from raysae.training.rows import Rows
 
 @dataclass(frozen=True)
 class Group:
-    """Members that are trained in lockstep: on the same batches, or as one packed program."""
+    """Members that are trained together: on the same batches, or as one packed program."""
 
     members: list[Member]
     packed: bool = False
 
-    def equally_far(self) -> "list[Group]":
-        """The active members, which have trainers, by the step that they have come to."""
+    def by_step(self) -> "list[Group]":
+        """The active members in groups of those at the same step. All must have trainers."""
         active = [member for member in self.members if member.active]
         parts = _alike(active, [member.trainer.step for member in active])
         return [Group(part, self.packed) for part in parts]
 
 
 def batch_settings(training: TrainingConfig) -> tuple[Hashable, ...]:
-    """What order and size of the batches follow from, beside the rows and the seed."""
+    """The settings that, with the rows and the seed, determine order and size of the batches."""
     return training.epochs, training.tokens, training.batch_size, training.shuffle_rows
 
 
 def plan(
     members: Sequence[Member], device: str, pack: bool | None, *, side_by_side: bool
 ) -> list[Group]:
-    """The groups to train ``members`` in.
+    """The groups in which ``members`` are trained.
 
-    With ``pack`` (None: on GPUs) those of one shape are packed programs, as far as the device has room:
-    for all of them at once where groups are trained ``side_by_side``, else for one program at a time.
-    Raises ValueError when rows that pass by once are wanted by more than one group.
+    With ``pack`` (None: on GPUs only), members of one shape become packed programs if the device
+    has enough memory: for all programs at once when groups are trained ``side_by_side``, else for
+    one program at a time. Raises ValueError when more than one group needs rows that can be read
+    once.
     """
     if pack is None:
         pack = torch.device(device).type == "cuda"
@@ -49,12 +50,12 @@ def plan(
     once = [group.members[0].rows for group in groups]
     for rows in once:
         if isinstance(rows, IteratorRows) and sum(rows is other for other in once) > 1:
-            raise ValueError("an iterator can be trained on once; make it anew")
+            raise ValueError("an iterator can be trained on once; make a new one")
     return [*(Group(program, packed=True) for program in programs), *groups]
 
 
 def _alike(members: Sequence[Member], keys: Sequence[Hashable]) -> list[list[Member]]:
-    """The members of equal keys together, in the order in which they come."""
+    """The members in lists of equal keys, in their given order."""
     parts: dict[Hashable, list[Member]] = {}
     for member, key in zip(members, keys, strict=True):
         parts.setdefault(key, []).append(member)
@@ -62,14 +63,14 @@ def _alike(members: Sequence[Member], keys: Sequence[Hashable]) -> list[list[Mem
 
 
 def _batches(member: Member) -> tuple[Hashable, ...]:
-    """Equal for members that take the same batches: the one definition of it."""
+    """A key that is equal for members that train on the same batches; defined only here."""
     return id(member.rows), member.seed, *batch_settings(member.training)
 
 
 def _programs(
     members: Sequence[Member], device: str, side_by_side: bool
 ) -> tuple[list[list[Member]], list[Member]]:
-    """The members of each packed program, and those that cannot be packed."""
+    """The members of each packed program, and the members that are not packed."""
     shapes = [_shape(member) for member in members]
     packable = [m for m, shape in zip(members, shapes, strict=True) if shape is not None]
     alike = _alike(packable, [shape for shape in shapes if shape is not None])
@@ -86,7 +87,7 @@ def _programs(
 
 
 def _shape(member: Member) -> tuple[Any, ...] | None:
-    """What the members of a packed program have in common; None when it cannot be packed."""
+    """A key that is equal for members of one packed program; None when it cannot be packed."""
     rows, training, config = member.rows, member.training, member.config
     if not isinstance(rows, Rows) or not can_pack(config):
         return None
@@ -102,8 +103,8 @@ def _shape(member: Member) -> tuple[Any, ...] | None:
 
 
 def _bytes(program: list[Member]) -> int:
-    """What a packed program takes: its rows once more, and twice what each training takes, since
-    gradients and Adam's temporaries are as large as the weights."""
+    """Memory of a packed program in bytes: a copy of its rows, and twice that of each training
+    alone, as gradients and Adam's temporaries are as large as the weights."""
     sources = {id(member.rows): member.rows for member in program}
     rows = sum(len(rows) * rows.d_in * rows.dtype.itemsize
                for rows in sources.values() if isinstance(rows, Rows))  # fmt: skip
@@ -114,8 +115,7 @@ def _bytes(program: list[Member]) -> int:
 
 
 def _parts_that_fit(program: list[Member], free: int) -> list[list[Member]]:
-    """The program in as many parts as there must be, each no larger than ``free``; none when not even
-    one member fits."""
+    """The program in parts of at most ``free`` bytes each; none when no member fits alone."""
     largest = max(_bytes([member]) for member in program)
     size = min(free // largest, len(program))
     if size < 1:

@@ -1,4 +1,4 @@
-"""A packed program: several SAEs of one shape, trained as one by ``PackedStep``.
+"""A packed program: several SAEs of one shape that ``PackedStep`` trains together.
 
 Shapes: N SAEs, U different sources of rows, R rows, B batch, D d_in.
 """
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class PackedProgram:
-    """Trains ``members`` of one shape, which have come equally far.
+    """Trains ``members`` of one shape, which are at the same step.
 
-    Their weights, moments and counters are views of the program's, so that each can be saved alone. A
-    loss that is not finite is seen at the next evaluation or checkpoint; the SAE is that of the step
-    before it.
+    Their weights, moments and counters are views of the step's tensors, so each can be saved alone.
+    A loss that is not finite is noticed at the next evaluation or checkpoint; the member's SAE is
+    then that of the step before it.
     """
 
     def __init__(self, members: list[Member], ensemble: "Ensemble"):
@@ -42,15 +42,15 @@ class PackedProgram:
 
     @property
     def active(self) -> list[Member]:
-        """Those that have steps to come."""
+        """The members that have steps left."""
         return [member for member in self.members if member.active]
 
     def rounds(self) -> Iterator[None]:
-        """Train to the end, yielding after each evaluation."""
+        """Train to the end; yield after each evaluation."""
         batches = self.rows.placed(self.position)
         while active := self.active:
             if len(active) < len(self._trained):
-                self._let_go()
+                self._release_ended()
             evaluation, rows = self._take(active, batches)
             for member in active if evaluation else self._limited(active):
                 self._after_step(member, evaluation)
@@ -62,7 +62,7 @@ class PackedProgram:
         yield
 
     def settle(self) -> None:
-        """Bring the trainers to where the program stands; those whose loss is not finite fail."""
+        """Copy the program's state to the trainers; members whose loss is not finite fail."""
         if not self._trained:
             return
         losses, failed = self.step.loss_N.tolist(), self.step.failed_N.tolist()
@@ -83,7 +83,7 @@ class PackedProgram:
     def _take(
         self, active: list[Member], batches: Iterator[tuple[Tensor, StreamPosition]]
     ) -> tuple[bool, int]:
-        """Train on the next batch; whether an evaluation follows, and the rows of each."""
+        """Train on the next batch; returns whether an evaluation follows, and rows per member."""
         started = time.perf_counter()
         x_NBD, self.position = next(batches)
         self.step.take(x_NBD)
@@ -91,21 +91,21 @@ class PackedProgram:
             member.trainer.count(x_NBD.shape[1])
         evaluation = active[0].trainer.at_evaluation()
         if evaluation:
-            self.settle()  # waits for the device, which is part of the training
+            self.settle()  # waits for the device, which counts as training time
         each = (time.perf_counter() - started) / len(active)
         for member in active:
             member.trainer.seconds += each
         return evaluation, x_NBD.shape[1]
 
-    def _let_go(self) -> None:
-        """Let those that have left stay as they are."""
+    def _release_ended(self) -> None:
+        """Stop changing the members that have ended."""
         for number, member in enumerate(self.members):
             if member in self._trained and not member.active:
                 self.step.release(number)
                 self._trained.remove(member)
 
     def _limited(self, active: list[Member]) -> list[Member]:
-        """Those that may be stopped after any step."""
+        """The members with a time limit, which may stop after any step."""
         return [m for m in active if m.budget is not None and m.budget.seconds is not None]
 
     def _after_step(self, member: Member, evaluation: bool) -> None:
@@ -117,7 +117,7 @@ class PackedProgram:
         self.ensemble.stop_by_rule(member, record)
 
     def _release(self) -> None:
-        """Give up the working memory: the members hold their weights and nothing else."""
+        """Free the working memory; only the members' weights remain."""
         self._trained.clear()
         for member in self.members:
             member.trainer.adam_state.clear()
@@ -125,7 +125,7 @@ class PackedProgram:
 
 
 class _PackedRows:
-    """Every member's batches side by side; rows that members share are held once."""
+    """Every member's batches side by side; rows that members share are stored once."""
 
     def __init__(self, members: list[Member]):
         self.members = members
@@ -137,8 +137,8 @@ class _PackedRows:
         self.scale_N = torch.tensor([m.trainer.scale for m in members], device=device)
 
     def placed(self, position: StreamPosition) -> Iterator[tuple[Tensor, StreamPosition]]:
-        """Batches ``[N, batch, d_in]``, scaled, in float32, from ``position`` on, each with the position
-        after it; the last of an epoch may be smaller."""
+        """Batches ``[saes, batch, d_in]``, scaled, in float32, from ``position`` on, each with the
+        position after it; the last batch of an epoch may be smaller."""
         training, rows = self.members[0].training, self.rows_URD.shape[1]
         taken = position.rows
         for epoch in range(position.epoch, training.passes(rows)):
@@ -154,12 +154,12 @@ class _PackedRows:
             taken = 0
 
     def _order(self, member: Member, epoch: int, taken: int) -> Tensor:
-        """The row numbers of that epoch without the first ``taken``, as ``RowSource.epoch`` has them."""
+        """The epoch's row numbers after the first ``taken``, as ``RowSource.epoch`` orders them."""
         every = windows(len(member.rows), member.training.shuffle_rows, member.seed, epoch, taken)
         return torch.cat([window.start + window.order for window in every])
 
 
 def _block(rows: object) -> Tensor:
-    """All rows ``[rows, d_in]`` in one tensor, which is no copy where they are in one."""
+    """All rows ``[rows, d_in]`` in one tensor; not copied when they are one block already."""
     assert isinstance(rows, Rows)
     return rows.blocks[0] if len(rows.blocks) == 1 else rows.read(0, len(rows))

@@ -1,4 +1,4 @@
-"""Why a member ends before its last step: one rule for time, one for what its evaluations show."""
+"""Rules that stop a member before its last step: a time budget, and rules on its evaluations."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,18 +9,19 @@ if TYPE_CHECKING:
 
 
 class Budget:
-    """Seconds that ``members`` may take together, with the waiting for their rows; None: any number.
+    """A limit of ``seconds`` on the training time of ``members`` together, with their waiting for
+    rows.
 
-    A member that makes its last step has not exceeded its budget.
+    None is no limit. A member that has made its last step cannot exceed its budget.
     """
 
     def __init__(self, seconds: float | None, members: "Sequence[Member]"):
         self.seconds, self.members = seconds, members
         self.exceeded: str | None = None
-        """How the budget was exceeded, in words, once it was."""
+        """How the budget was exceeded, in words; None before that."""
 
     def check(self) -> str | None:
-        """``exceeded``, as it is now."""
+        """Compare the time spent with the limit; returns ``exceeded``."""
         if self.seconds is None or self.exceeded is not None:
             return self.exceeded
         spent = sum(member.seconds for member in self.members)
@@ -31,16 +32,18 @@ class Budget:
 
 @dataclass(frozen=True)
 class StopRules:
-    """What ends a member of an ensemble, beside its budget."""
+    """Rules that stop a member of an ensemble, in addition to its budget."""
 
     degenerate: bool = False
-    """Whether a member ends when no latent fires at an evaluation."""
+    """Whether a member stops when no latent fires at an evaluation."""
     keep: "Callable[[Member, dict[str, Any]], bool] | None" = None
-    """Whether a member continues after an evaluation, by its record."""
+    """Called with a member and its record at each evaluation; returns whether it continues."""
 
     def reason(self, member: "Member", record: dict[str, Any] | None) -> str | None:
-        """Why ``member`` ends after this step, at which it may have been evaluated; None: it continues,
-        or has made its last step."""
+        """Why ``member`` stops after this step; None when it continues or has made its last step.
+
+        ``record`` is that of the evaluation at this step, or None.
+        """
         trainer = member.trainer
         at = f"at step {trainer.step} of {trainer.steps}"
         if trainer.step == trainer.steps:
@@ -51,5 +54,5 @@ class StopRules:
         if exceeded is not None:
             return f"{at} {exceeded}"
         if record is not None and self.keep is not None and not self.keep(member, record):
-            return f"not kept {at}"
+            return f"stopped by keep {at}"
         return None

@@ -1,7 +1,8 @@
-"""Compile ``topk.cpp`` for this machine, once, and call it.
+"""Compile ``topk.cpp`` for this machine, once, and call its functions.
 
-The library is cached under its source, compiler and processor in ``$XDG_CACHE_HOME/raysae`` (else
-``~/.cache/raysae``). Where it cannot be built there are no kernels, and ``why_missing`` says why.
+The library is cached in ``$XDG_CACHE_HOME/raysae`` (else ``~/.cache/raysae``), under a hash of its
+source, the compiler and the processor. If it cannot be built, ``kernels`` returns None and
+``why_missing`` the reason.
 """
 
 import ctypes
@@ -32,8 +33,9 @@ TRIED = (
     ("-mcpu=native",),
     (),
 )
-"""Flags to try, the best first; not every compiler knows them all."""
+"""Flags to try, the best first; not every compiler supports them all."""
 TIME_LIMIT = 120
+"""Seconds after which a compiler is stopped."""
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
@@ -42,7 +44,7 @@ class BuildError(RuntimeError):
 
 
 class Adam(ctypes.Structure):
-    """One step's settings of Adam, as the kernels read them."""
+    """Adam's settings for one step, in the memory layout that the kernels read."""
 
     _fields_ = tuple(
         (name, ctypes.c_float) for name in ("rate", "clip", "first", "second", "epsilon", "root")
@@ -59,10 +61,11 @@ class Kernels:
     def prepared(
         self, name: str, arguments: Sequence[Any], dtype: torch.dtype
     ) -> Callable[[], int]:
-        """A call of kernel ``name``, of the operands' ``dtype`` where there is one for each.
+        """A function that calls kernel ``name`` with ``arguments``, in its version for ``dtype`` if
+        any.
 
-        Tensors (contiguous, on the CPU) are passed as pointers, None as the null pointer. A kernel takes
-        the same kinds of arguments at every call.
+        Tensors (contiguous, on the CPU) are passed as pointers, None as the null pointer. Every
+        call of a kernel must have arguments of the same types.
         """
         function = self._functions.get((name, dtype))
         if function is None:
@@ -88,13 +91,13 @@ def _passed(value: Any) -> Any:
 
 
 def kernels() -> Kernels | None:
-    """The kernels of this machine, or None where they cannot be built."""
+    """The kernels for this machine, built at the first call; None when they cannot be built."""
     built = _built()
     return built if isinstance(built, Kernels) else None
 
 
 def why_missing() -> str | None:
-    """Why there are no kernels; None when there are."""
+    """Why the kernels cannot be built; None when they can."""
     built = _built()
     return built if isinstance(built, str) else None
 
@@ -108,7 +111,11 @@ def _built() -> Kernels | str:
 
 
 def build(folder: Path) -> Path:
-    """The library in ``folder``, compiled unless it is there. Raises BuildError."""
+    """The path of the library in ``folder``, compiled unless it exists.
+
+    Raises BuildError when there is no compiler or it fails, OSError when ``folder`` is not
+    writable.
+    """
     compiler = _compiler()
     path = folder / f"topk-{_fingerprint(compiler)}.so"
     if not path.exists():
@@ -119,8 +126,8 @@ def build(folder: Path) -> Path:
 
 
 def _compiled(compiler: str, out: Path) -> Path:
-    """``out``, compiled with the first flags that the compiler takes."""
-    said = ""
+    """``out``, compiled with the first flags that the compiler accepts."""
+    message = ""
     for flags in TRIED:
         command = [compiler, *COMMON, *flags, str(SOURCE), "-o", str(out)]
         try:
@@ -131,8 +138,8 @@ def _compiled(compiler: str, out: Path) -> Path:
             raise BuildError(f"{compiler} could not be run: {error}") from None
         if done.returncode == 0:
             return out
-        said = done.stderr.strip()
-    raise BuildError(f"{compiler} could not build {SOURCE.name}: {said[-500:]}")
+        message = done.stderr.strip()
+    raise BuildError(f"{compiler} could not build {SOURCE.name}: {message[-500:]}")
 
 
 def _compiler() -> str:
@@ -145,7 +152,7 @@ def _compiler() -> str:
 
 
 def _fingerprint(compiler: str) -> str:
-    """Of everything that the library depends on."""
+    """A hash of everything that the library depends on."""
     parts = (
         SOURCE.read_bytes(), str((COMMON, TRIED)).encode(), compiler.encode(),
         str(os.stat(compiler).st_mtime_ns).encode(), *_processor(),
@@ -154,7 +161,7 @@ def _fingerprint(compiler: str) -> str:
 
 
 def _processor() -> Iterator[bytes]:
-    """What it is and what it can do: a cache may be shared by unlike machines."""
+    """The processor's name and features: different machines may share one cache."""
     yield f"{platform.system()} {platform.machine()} {platform.processor()}".encode()
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
@@ -164,7 +171,7 @@ def _processor() -> Iterator[bytes]:
 
 
 def _cache_folder() -> Path:
-    """Where libraries are cached; a private folder for this process where that cannot be written."""
+    """The folder of the cached libraries; a temporary folder if that is not writable."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(home) / "raysae"
     try:

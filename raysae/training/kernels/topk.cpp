@@ -1,9 +1,9 @@
-// The CPU step of the TopK kind, in pieces; raysae/training/compiled.py says how they make a step.
+// The kernels of the CPU step of TopK and BatchTopK; raysae/training/compiled.py makes a step of them.
 //
 // Shapes: B batch, D d_in, F d_sae, N selected entries of the batch. W is the type of the matrix
-// products' operands: float, or bf16 (uint16_t). Sums are float; W_enc is held transposed, [F, D], as
-// W_dec is, so that a latent is a row of each. Every row is summed by one thread in one order: results
-// do not depend on the number of threads.
+// products' operands: float, or bf16 (uint16_t). Sums are float. W_enc is stored transposed, [F, D]
+// like W_dec, so that a latent is a row of both. One thread sums each row in a fixed order: results do
+// not depend on the number of threads.
 
 #include <algorithm>
 #include <cmath>
@@ -18,7 +18,7 @@
 namespace {
 
 using bf16 = uint16_t;
-const float SMALLEST = 1.17549435e-38f;  // of the normal positive floats
+const float SMALLEST = 1.17549435e-38f;  // the smallest normal positive float
 
 inline float widen(float x) { return x; }
 inline float widen(bf16 x) {
@@ -40,7 +40,7 @@ inline float float_of(int32_t bits) {
     return x;
 }
 
-// Moments of latents that never fire shrink into denormal numbers, a hundred times slower to work with.
+// Moments of latents that never fire become denormal numbers, which are a hundred times slower.
 struct FlushDenormals {
 #if defined(__x86_64__)
     unsigned saved = _mm_getcsr();
@@ -90,7 +90,7 @@ int count_at_least(const W* pre, const float* bias, int F, float least) {
     return count;
 }
 
-// The k-th largest of n > k positive floats; these compare as their bits do.
+// The k-th largest of n > k positive floats, whose order is that of their bits.
 float kth_largest(const float* value, int n, int k) {
     const int32_t* bits = reinterpret_cast<const int32_t*>(value);
     int32_t low = INT32_MAX, high = 0;  // at least k reach low, fewer than k reach high
@@ -107,7 +107,7 @@ float kth_largest(const float* value, int n, int k) {
     return float_of(low);
 }
 
-// Keep the k entries that reach `least`, in place; of those equal to it the first, until there are k.
+// Select k entries that are >= `least`, in place; of those equal to it, the first ones.
 int keep_k(float* value, int32_t* column, int n, int k, float least) {
     int equal = k, kept = 0;
     for (int i = 0; i < n; i++) equal -= value[i] > least;
@@ -121,7 +121,7 @@ int keep_k(float* value, int32_t* column, int n, int k, float least) {
     return kept;
 }
 
-// Each row's k largest entries, as far as positive.
+// Each row's k largest positive entries.
 template <class W>
 void select_rows(const W* pre, const float* bias, int64_t B, int F, int k, float* value, int32_t* column,
                  int64_t* first, int64_t* last, int threads) {
@@ -129,7 +129,7 @@ void select_rows(const W* pre, const float* bias, int64_t B, int F, int k, float
     {
         std::vector<float> values(F + 16);
         std::vector<int32_t> columns(F + 16);
-        float usual = 0;  // where the rows before had their smallest
+        float usual = 0;  // the smallest selected value of the rows before
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < B; b++) {
             const W* row = pre + b * F;
@@ -164,8 +164,8 @@ float likely_threshold(const W* pre, const float* bias, int64_t B, int F, int64_
     return values[rank];
 }
 
-// The `total` largest entries of the batch, as far as positive, row after row; `room` of value and
-// column is for more than are kept. Returns how many, or -1 when the room is too small.
+// The `total` largest positive entries of the batch, row by row. `room` is the size of value and column,
+// which must be larger than the result. Returns the number of entries, or -1 when `room` is too small.
 template <class W>
 int64_t select_batch(const W* pre, const float* bias, int64_t B, int F, int64_t total, int64_t room,
                      float* value, int32_t* column, int64_t* first, int threads) {
@@ -210,7 +210,7 @@ int64_t select_batch(const W* pre, const float* bias, int64_t B, int F, int64_t 
     return kept;
 }
 
-// Rows come as they are stored; what the SAE reads of them is x_scale * x.
+// Rows are unscaled; the SAE reads x_scale * x.
 template <class W>
 void center(const float* x, const float* b_dec, int64_t B, int D, float x_scale, W* out, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -218,7 +218,7 @@ void center(const float* x, const float* b_dec, int64_t B, int D, float x_scale,
         for (int d = 0; d < D; d++) narrow(x_scale * x[b * D + d] - b_dec[d], out + b * D + d);
 }
 
-// error = reconstruction - x_scale * x; dz = gradient of the loss by the selected features; loss a row.
+// error = reconstruction - x_scale * x; dz = gradient for the selected features; loss per row.
 template <class W>
 void decode_rows(const float* x, const W* W_dec, const float* b_dec, const float* value,
                  const int32_t* column, const int64_t* first, const int64_t* last, int64_t B, int D,
@@ -280,7 +280,7 @@ void decode_rows(const float* x, const W* W_dec, const float* b_dec, const float
     *loss_sum = std::accumulate(loss, loss + B, 0.0);
 }
 
-// Of a latent's gradients, without the part of the decoder's that is parallel to its row of unit norm.
+// A latent's gradients, without the part of the decoder's that is parallel to its row of unit norm.
 inline double squared_norm(const float* g_dec, const float* g_enc, float g_bias, float parallel, int D) {
     float sum = 0;
     for (int d = 0; d < D; d++) sum += g_dec[d] * g_dec[d] + g_enc[d] * g_enc[d];
@@ -288,7 +288,7 @@ inline double squared_norm(const float* g_dec, const float* g_enc, float g_bias,
 }
 
 // The gradients of the latents that fired or have an `extra` row (AuxK's). `parallel` is the part of the
-// decoder's along its row, which is not to be followed; `square` the squared norm of what is, and -1
+// decoder's along its row, which the update leaves out; `square` is the squared norm of the rest, and -1
 // where there is no gradient.
 template <class W>
 void gradients(const int64_t* start, const int32_t* row, const float* value, const float* dz,
@@ -358,8 +358,8 @@ void column_sums(const W* rows, int64_t B, int D, float* sum, int threads) {
     }
 }
 
-// The gradient by b_dec, which is added to the reconstruction and taken from the encoder's input; and the
-// squared norm of the whole gradient.
+// The gradient for b_dec, which is added to the reconstruction and subtracted from the encoder's input;
+// and the squared norm of the whole gradient.
 template <class W>
 void bias_gradient(const float* error_sum, const float* g_bias, const double* square, const W* W_enc,
                    int64_t B, int F, int D, float* g_b_dec, double* whole, int threads) {
@@ -375,7 +375,7 @@ void bias_gradient(const float* error_sum, const float* g_bias, const double* sq
         for (int d = 0; d < n; d++) g_b_dec[from + d] = error_sum[from + d] * scale - back[d];
     }
     double sum = 0;
-    for (int f = 0; f < F; f++) sum += square[f] < 0 ? 0 : square[f];  // NaN stays
+    for (int f = 0; f < F; f++) sum += square[f] < 0 ? 0 : square[f];  // NaN remains NaN
     for (int d = 0; d < D; d++) sum += double(g_b_dec[d]) * g_b_dec[d];
     *whole = sum;
 }
@@ -392,7 +392,7 @@ void active_columns(const W* pre, const float* bias, const int64_t* columns, int
         }
 }
 
-// AuxK: residual = -error - product, its squared norm a row, and back = scale * residual.
+// AuxK: residual = -error - product, its squared norm per row, and back = scale * residual.
 template <class W>
 void aux_errors(const W* error, const W* product, int64_t B, int D, float scale, W* back, double* loss,
                 int threads) {
@@ -408,7 +408,7 @@ void aux_errors(const W* error, const W* product, int64_t B, int D, float scale,
     }
 }
 
-// What follows is for rows with many active latents, where whole matrix products win.
+// The kernels below are for rows with many active latents, where whole matrix products are faster.
 
 template <class W>
 void scatter_rows(const float* value, const int32_t* column, const int64_t* first, const int64_t* last,
@@ -421,7 +421,7 @@ void scatter_rows(const float* value, const int32_t* column, const int64_t* firs
     }
 }
 
-// error = product + b_dec - x_scale * x, of the product features * W_dec; loss a row.
+// error = product + b_dec - x_scale * x, with product = features * W_dec; loss per row.
 template <class W>
 void errors(const float* x, const W* product, const float* b_dec, int64_t B, int D, float x_scale, W* error,
             double* loss, double* loss_sum, int threads) {
@@ -439,8 +439,8 @@ void errors(const float* x, const W* product, const float* b_dec, int64_t B, int
     *loss_sum = std::accumulate(loss, loss + B, 0.0);
 }
 
-// dz = error * W_dec^T becomes the gradient by the pre-activations, in place: zero where a latent is
-// not active, scaled elsewhere.
+// Changes dz = error * W_dec^T into the gradient for the pre-activations, in place: zero where a latent
+// is not active, scaled elsewhere.
 template <class W>
 void mask_gradient(const W* features, W* dz, int64_t B, int F, float* g_bias, float* parallel,
                    double* square, bool* fired) {
@@ -462,7 +462,7 @@ void mask_gradient(const W* features, W* dz, int64_t B, int F, float* g_bias, fl
     }
 }
 
-// As `gradients`, of the products features^T * error and dz^T * centered.
+// Like `gradients`, from the products features^T * error and dz^T * centered.
 template <class W>
 void dense_gradients(const W* by_error, const W* by_centered, const int32_t* slot, const float* extra_dec,
                      const float* extra_enc, const float* extra_bias, const float* extra_parallel,
@@ -501,7 +501,7 @@ struct Adam {
 inline void copy_row(const float* row, int D, bf16* out) {
     for (int d = 0; d < D; d++) narrow(row[d], out + d);
 }
-inline void copy_row(const float*, int, float*) {}  // float matrices are their own operands
+inline void copy_row(const float*, int, float*) {}  // float matrices need no copy as operands
 
 template <class W>
 void adam_rows(const Adam& a, int F, int D, const double* square, const float* parallel,
@@ -614,7 +614,7 @@ extern "C" {
 TYPED(float, f32)
 TYPED(bf16, bf16)
 
-// The two biases.
+// Adam's step for the two biases.
 void adam_vectors(const Adam* adam, int64_t F, float* p_F, const float* g_F, float* m_F, float* v_F,
                   int64_t D, float* p_D, const float* g_D, float* m_D, float* v_D, int64_t) {
     FlushDenormals flush;
@@ -622,7 +622,7 @@ void adam_vectors(const Adam* adam, int64_t F, float* p_F, const float* g_F, flo
     for (int64_t d = 0; d < D; d++) p_D[d] = adam->step(p_D[d], adam->clip * g_D[d], m_D + d, v_D + d);
 }
 
-// How many latents have not fired for `window` tokens, and which.
+// Marks the latents that did not fire for `window` tokens; returns their number.
 int64_t mark_dead(const int64_t* since_fired, int64_t F, int64_t window, bool* dead, int64_t) {
     int64_t count = 0;
     for (int64_t f = 0; f < F; f++) dead[f] = since_fired[f] >= window, count += dead[f];

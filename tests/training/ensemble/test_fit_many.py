@@ -100,7 +100,7 @@ def test_a_degenerate_member_leaves():
 def test_a_member_that_is_not_kept_leaves_at_that_evaluation():
     x = rows()
     first, second = many(SMALL, x, seeds=[0, 1], keep=lambda number, record: number == 1)
-    assert first.stopped == "not kept at step 16 of 32" and len(first.history) == 1
+    assert first.stopped == "stopped by keep at step 16 of 32" and len(first.history) == 1
     assert second.stopped is None
     same(second, alone(SMALL, x, seed=1))
 
@@ -177,7 +177,7 @@ def test_a_member_that_leaves_a_packed_program_leaves_the_others_as_they_are_to_
     first, second = many(
         SMALL, x, PACKED, seeds=[0, 1], pack=True, keep=lambda number, record: number == 1
     )
-    assert first.stopped == "not kept at step 16 of 32" and second.stopped is None
+    assert first.stopped == "stopped by keep at step 16 of 32" and second.stopped is None
     near(second, whole[2])
     assert first.metrics["explained_variance"] == first.history[-1]["explained_variance"]
 

@@ -1,4 +1,4 @@
-"""Where the atlas is trained."""
+"""The sites of the atlas."""
 
 from raysae.activations import Site, Store
 
@@ -6,7 +6,10 @@ from raysae.activations import Site, Store
 def atlas_sites(
     store: Store, layers: tuple[int, ...] | None, positions: tuple | None
 ) -> list[Site]:
-    """The sites to train, in order. Raises UserError when the store lacks one that was named."""
+    """The sites of the given layers and positions (None: all of the store), sorted.
+
+    Raises UserError when the store lacks one of them.
+    """
     wanted = [
         Site(layer, position)
         for layer in (store.layers if layers is None else layers)

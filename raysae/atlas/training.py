@@ -1,4 +1,4 @@
-"""Training the atlas: its sites as items of the pool, each its own commit."""
+"""Training the atlas: its sites are items of the pool, and each is committed on its own."""
 
 from collections.abc import Generator
 from contextlib import closing
@@ -15,12 +15,12 @@ from raysae.records.folder import RunFolder
 from raysae.records.rows import SiteRow
 
 SITES_TOGETHER = 16
-"""Sites that make one packed program on a GPU."""
+"""The most sites that are trained as one packed program on a GPU."""
 
 
 @dataclass(frozen=True)
 class AtlasJob:
-    """What an atlas is made from: the run, its store, and what every site is trained with."""
+    """What an atlas is made from: the run, its store, and the settings of every site."""
 
     run: RunFolder
     store: Store
@@ -30,7 +30,10 @@ class AtlasJob:
 def train_atlas(
     job: AtlasJob, sites: list[Site], placement: Placement, events: Events
 ) -> list[SiteRow]:
-    """Train every site that is not committed yet and write ``atlas/metrics.parquet``; its rows."""
+    """Train every site that is not committed and write ``atlas/metrics.parquet``; returns its rows.
+
+    A site that fails has a row with the reason; nothing is raised for it.
+    """
     records = {}
     with (
         events.work("Atlas", len(sites)) as emit,
@@ -47,7 +50,7 @@ def train_atlas(
 def _records(
     job: AtlasJob, sites: list[Site], placement: Placement, events: Events
 ) -> Generator[tuple[Site, Record], None, None]:
-    """Each site's record as it becomes ready: those committed before, then those trained now."""
+    """The record of each site: first those committed before, then the others as they end."""
     missing = []
     for site in sites:
         record = _committed(job, site)
@@ -65,7 +68,7 @@ def _records(
 def _trained(
     job: AtlasJob, sites: list[Site], placement: Placement, events: Events
 ) -> Generator[tuple[Sites, Outcome[dict[Site, Record]]], None, None]:
-    """The groups of sites that the pool trains."""
+    """The groups of sites that the pool trains, each with its outcome."""
     resources = job.run.recipe.resources
 
     def committed(group: Sites) -> dict[Site, Record] | None:
@@ -86,8 +89,11 @@ def _trained(
 
 
 def groups_of(sites: list[Site], placement: Placement) -> list[Sites]:
-    """The sites that one worker trains side by side: on GPUs as many as make a good packed program, but
-    no more than leaves work for every worker; on CPUs one."""
+    """The sites in groups, each trained by one worker at a time.
+
+    On GPUs a group is as large as suits a packed program, but every worker gets a group. On CPUs a group
+    is one site.
+    """
     together = 1
     if placement.gpus:
         together = max(1, min(SITES_TOGETHER, len(sites) // placement.workers))
@@ -99,7 +105,7 @@ def _committed(job: AtlasJob, site: Site) -> Record | None:
 
 
 def _sent(job: AtlasJob, placement: Placement) -> AtlasWork:
-    """What each worker is sent, once."""
+    """What each worker receives when it starts."""
     recipe = job.run.recipe
     return AtlasWork(
         files=job.run.for_workers(),
@@ -111,7 +117,7 @@ def _sent(job: AtlasJob, placement: Placement) -> AtlasWork:
 
 
 def _record_of(job: AtlasJob, site: Site, outcome: Outcome[dict[Site, Record]]) -> Record:
-    """A site's record; of a group that came to nothing, what was committed all the same, or why not."""
+    """A site's record. If its group failed: the record committed before the failure, or the reason."""
     if outcome.value is not None:
         return outcome.value[site]
     record = _committed(job, site)
@@ -119,11 +125,11 @@ def _record_of(job: AtlasJob, site: Site, outcome: Outcome[dict[Site, Record]]) 
 
 
 def _event(job: AtlasJob, site: Site, record: Record) -> Event:
-    """What the end of a site tells."""
+    """The event for the end of a site."""
     item, folder = job.run.site_item(site, job.settings.made(site)), job.run.atlas_site(site)
     if "failed" in record:
         return Failed(item, record["failed"])
-    if not folder.is_dir():  # another node's
+    if not folder.is_dir():  # committed on another node
         job.run.fetch(folder)
     return Committed(item, record, folder)
 

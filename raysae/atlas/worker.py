@@ -1,4 +1,4 @@
-"""The atlas's worker: trains groups of sites and commits each site, from its checkpoint on."""
+"""The atlas's worker: trains groups of sites, from their checkpoints on, and commits each site."""
 
 import time
 import traceback
@@ -21,12 +21,12 @@ from raysae.training.ensemble import Ensemble, Member
 
 Record = dict[str, Any]
 Sites = tuple[Site, ...]
-"""A group of sites that one worker trains side by side."""
+"""A group of sites that one worker trains at the same time."""
 
 
 @dataclass(frozen=True)
 class SiteSettings:
-    """What every site of an atlas is trained with."""
+    """The settings that all sites of an atlas share."""
 
     store: str
     """The store's digest."""
@@ -34,35 +34,39 @@ class SiteSettings:
     sae: SAEConfig
     training: TrainingConfig
     parameters: Mapping[str, Any]
-    """Of the chosen trial."""
+    """The parameters of the chosen trial."""
 
     def made(self, site: Site) -> dict[str, Any]:
         """What makes the SAE of a site."""
         return trained("site", self.store, [site], [self.seed], self.sae, self.training)
 
     def of(self, site: Site) -> Record:
-        """The site with its settings, and what makes its SAE, as its commit has them."""
+        """The site, its settings and what makes its SAE, as its committed record has them."""
         place = {"layer": site.layer, "position": site.position}
         return {**place, "parameters": dict(self.parameters), "made": self.made(site)}
 
 
 @dataclass(frozen=True)
 class AtlasWork:
-    """What an atlas worker is sent, once."""
+    """What an atlas worker receives when it starts."""
 
     files: RunFiles
     store: str
-    """A folder or a URI."""
+    """The store's folder or URI."""
     settings: SiteSettings
     memory: float
     """Bytes of rows that a worker may hold; a site with more is streamed."""
     checkpoint_seconds: float
+    """Seconds between two checkpoints."""
     pack: bool | None = None
-    """Whether the sites of a group are one packed program; None: on GPUs."""
+    """Whether the sites of a group are trained as one packed program; None: only on GPUs."""
 
 
 class AtlasWorker:
-    """Trains groups of sites; reads each site's rows itself, once, and commits each site alone."""
+    """Trains groups of sites. It reads each site's rows itself, once, and commits each site on its own.
+
+    Raises UserError when the store cannot be opened.
+    """
 
     def __init__(self, work: AtlasWork):
         self.work, self.settings = work, work.settings
@@ -71,14 +75,15 @@ class AtlasWorker:
         self.store = open_store(work.store)
 
     def hung_file(self, sites: Sites) -> Path:
+        """Where the trace is written if the worker hangs while it trains ``sites``."""
         return self.files.atlas_site(sites[0]).with_suffix(".hung.txt")
 
     def do(
         self, sites: Sites, alive: Callable[[], None]
     ) -> Generator[dict[Site, Record], None, dict[Site, Record]]:
-        """Train and commit the sites; each one's record, or why it failed (``failed``).
+        """Train and commit the sites; returns the record of each, or why it failed (key ``failed``).
 
-        Yields reports, by site, at evaluations.
+        Yields the sites' reports at each evaluation; ``alive`` is called after every batch.
         """
         started, records = time.time(), self._committed(sites)
         members = {site: self._member(site, len(sites)) for site in sites if site not in records}
@@ -95,7 +100,7 @@ class AtlasWorker:
         return records
 
     def _committed(self, sites: Sites) -> dict[Site, Record]:
-        """The sites that a worker before this one has committed."""
+        """The records of the sites that an earlier worker committed."""
         found = {
             site: self.files.committed(self.files.atlas_site(site), self.settings.made(site))
             for site in sites
@@ -117,7 +122,7 @@ class AtlasWorker:
             self.files.send_checkpoint(member.checkpoint)
 
     def _ended(self, site: Site, member: Member, started: float) -> Record:
-        """Commit a site that was trained to its end; its record, or why there is none."""
+        """Commit a site whose training has ended; its record, or why there is none."""
         folder = self.files.atlas_site(site)
         try:
             if member.failure is not None:
@@ -126,7 +131,7 @@ class AtlasWorker:
                 self.files, member.trainer, folder, self.settings.of(site),
                 provenance(self.store, site), member.history, started,
             )  # fmt: skip
-        except Exception as error:  # one bad site must not take the others down
+        except Exception as error:  # one failed site must not end the others
             return {"failed": failure_reason(self.files, folder, error)}
         member.discard_checkpoint()
         self.files.remove_checkpoint(self.files.checkpoint(folder))
@@ -135,7 +140,7 @@ class AtlasWorker:
 
 
 def failure_reason(files: RunFiles, folder: Path, error: Exception) -> str:
-    """Why what should lie in ``folder`` failed; the traceback goes beside it."""
+    """Why the SAE for ``folder`` was not committed; the traceback is written beside the folder."""
     text = str(error).strip()
     if isinstance(error, UserError):
         return text
@@ -144,7 +149,7 @@ def failure_reason(files: RunFiles, folder: Path, error: Exception) -> str:
     hint = "" if "; " in reason else f"; its traceback is in {file.relative_to(files.path)}"
     try:
         files.write_text(file, "".join(traceback.format_exception(error)))
-    except (OSError, UserError) as full:  # a full disk may be the very reason
+    except (OSError, UserError) as full:  # the disk may be full
         return f"{reason}{hint} (the traceback could not be written: {full})"
     return reason + hint
 
@@ -154,6 +159,6 @@ def _report(member: Member) -> Record:
 
 
 def _remove_partial(folder: Path) -> None:
-    """Remove what a worker that was killed had half written of the site in ``folder``."""
+    """Remove partial files of the site in ``folder`` that a killed worker left."""
     for path in folder.parent.glob(f".{folder.name}.*.tmp"):
         remove_folder(path)

@@ -1,1 +1,1 @@
-"""The main job: what it will do, its stages, and what it came to."""
+"""The main job: its plan, its stages and its result."""

@@ -1,4 +1,4 @@
-"""How many trials run side by side: as many as fit in memory, measured where an estimate cannot tell."""
+"""How many trials run at once: as many as fit in memory, measured where an estimate is too coarse."""
 
 import uuid
 from dataclasses import dataclass, replace
@@ -17,25 +17,26 @@ from raysae.training.ensemble import Member, train_members
 from raysae.training.rows import Rows
 
 BOUNDS = (0.6, 2.0)
-"""Between which shares of its estimate a training's memory lies."""
+"""A training takes between these fractions of its estimated memory."""
 BATCHES = 2
-"""Steps that a training is measured over; its memory does not grow after the first."""
+"""Steps of a measured training; its memory does not grow after the first one."""
 LOOK_SECONDS = 300
+"""Seconds to wait for a measurement before the estimate is used."""
 
 
 @dataclass(frozen=True)
 class Admission:
-    """What one trial may reserve, how many are trained at once, and what they take."""
+    """How many trials run at once, what each reserves, and how much memory each takes."""
 
     placement: Placement
     memory: int
-    """Bytes of a trial of the largest config; on a CPU without what torch and Ray take in any process."""
+    """Bytes of a trial of the largest config; on a CPU without the base of torch and Ray."""
     measured: bool
-    """Whether that was seen in a worker; else it is an estimate."""
+    """Whether ``memory`` was measured in a worker; else it is an estimate."""
 
     @property
     def how(self) -> str:
-        """Where ``memory`` is from, in a word."""
+        """``measured`` or ``estimated``: how ``memory`` was found."""
         return "measured" if self.measured else "estimated"
 
     def __str__(self) -> str:
@@ -45,32 +46,32 @@ class Admission:
 
 
 def admit(recipe: Recipe, wanted: Needs) -> Admission:
-    """Fit trials of the largest config to the connected Ray.
+    """How many trials of the largest config fit on the connected Ray.
 
-    The config is trained for some steps in a worker where it matters how much memory it takes. Raises
-    UserError when not even one fits.
+    If the answer depends on how exact the estimate of memory is, the config is trained for a few steps
+    in a worker and measured. Raises UserError when not even one trial fits.
     """
     resources, estimate = recipe.resources, wanted.memory_per_trial
     placement = place(resources, estimate)
     try:
-        bounds = [place(resources, int(share * estimate)) for share in BOUNDS]
-    except UserError:  # the upper one does not fit at all
+        bounds = [place(resources, int(fraction * estimate)) for fraction in BOUNDS]
+    except UserError:  # the upper bound does not fit
         bounds = []
     if bounds and bounds[0] == bounds[1]:
         return Admission(placement, estimate, measured=False)
     console.print(f"Measuring what a trial of d_sae {wanted.largest[0].d_sae:,} takes in memory")
-    seen = _measured(resources, placement, wanted)
-    if seen is None:
+    memory = _measured(resources, placement, wanted)
+    if memory is None:
         return Admission(placement, estimate, measured=False)
-    return Admission(place(resources, seen), seen, measured=True)
+    return Admission(place(resources, memory), memory, measured=True)
 
 
 def _measured(resources: ResourcesConfig, placement: Placement, wanted: Needs) -> int | None:
-    """What a trial of the largest config takes in a worker; None where Ray has none to spare."""
+    """Bytes that a trial of the largest config takes in a worker; None when no worker is free."""
     import ray
 
     gpus = 1 if placement.gpus and resources.gpus_per_trial == "auto" else placement.gpus
-    # an environment of its own means a process of its own, whose peak nothing before has raised
+    # a runtime environment of its own gives a new process, whose peak memory is this trial's alone
     alone = {"env_vars": {"RAYSAE_MEASURING": uuid.uuid4().hex}}
     options = {
         "num_cpus": placement.cpus, "num_gpus": gpus, "max_calls": 1, "max_retries": 0,
@@ -81,7 +82,7 @@ def _measured(resources: ResourcesConfig, placement: Placement, wanted: Needs) -
     )
     try:
         return ray.get(task, timeout=LOOK_SECONDS)
-    except ray.exceptions.GetTimeoutError:  # others have taken all there is
+    except ray.exceptions.GetTimeoutError:  # other jobs hold all resources
         ray.cancel(task, force=True)
         return None
     except (ray.exceptions.RayError, MemoryError, RuntimeError) as error:
@@ -94,8 +95,11 @@ def _measured(resources: ResourcesConfig, placement: Placement, wanted: Needs) -
 
 
 def peak_memory(largest: tuple[SAEConfig, TrainingConfig], d_in: int, together: int) -> int:
-    """In a worker of its own: bytes at the peak of ``together`` trainings on noise, evaluated and read
-    out; on a CPU less what the worker held before."""
+    """Bytes at the peak of ``together`` trainings on noise, with evaluation and export.
+
+    Runs in a worker of its own. On a CPU, what the worker held before is subtracted. Raises what a
+    training raises.
+    """
     device = prepare_worker()
     before = memory_used(device)
     sae, training = largest
@@ -103,7 +107,7 @@ def peak_memory(largest: tuple[SAEConfig, TrainingConfig], d_in: int, together: 
     generator = torch.Generator().manual_seed(0)
     noise = Rows(torch.randn(BATCHES * training.batch_size, d_in, generator=generator))
     members = [Member(sae, few, noise, noise, seed) for seed in range(together)]
-    for member in train_members(members, device):  # each holds its memory, as it does in a trial
+    for member in train_members(members, device):  # all hold their memory at once, as in a trial
         if member.failure is not None:
             raise member.failure
     for member in members:

@@ -1,4 +1,4 @@
-"""``--dry-run``: what a run would do and need, found by the run's own code, with nothing written."""
+"""``--dry-run``: what a run would do and need, computed by the run's own code; nothing is written."""
 
 import shutil
 import time
@@ -25,16 +25,20 @@ from raysae.training.memory import free_bytes
 from raysae.training.rows import IndexedRows, Rows
 
 CALIBRATION_SECONDS = 1.0
-"""How long each of the two configs is trained to see how fast it goes."""
+"""Seconds that each of the two configs is trained, to measure its speed."""
 CALIBRATION_ROWS = 8192
+"""The most rows that they are trained on."""
 TRIAL_SECONDS = 0.2
-"""What a trial costs beside its training, in a worker that has served one."""
+"""Seconds that a trial takes beside its training, in a worker that is already running."""
 LISTED = 12
-"""Configs that are shown one by one."""
+"""The most configs that are shown one by one."""
 
 
 def dry_run(recipe: Recipe) -> None:
-    """Print the resolved recipe and what its run would do. Raises UserError as the run would."""
+    """Print the resolved recipe and what its run would do.
+
+    Raises UserError on everything that a run would refuse before any work.
+    """
     plan, begun = preflight(recipe), time.monotonic()
     print(recipe.to_yaml())
     with ray_session(recipe.resources):
@@ -109,8 +113,11 @@ def _reading(plan: RunPlan) -> str:
 
 
 def _time(plan: RunPlan, placement: Placement, start: float) -> str:
-    """From a short training of the smallest and the largest config, and how long Ray took to start: the
-    workers of the trials, and those of the atlas, take about as long."""
+    """The time of the run, from a short training of the smallest and the largest config.
+
+    ``start`` is how long Ray took to start, in seconds; the workers of the trials and those of the atlas
+    are assumed to take as long.
+    """
     recipe, atlas = plan.recipe, len(plan.atlas_sites)
     rows, count, what = _rows(plan)
     if count is None:
@@ -131,7 +138,7 @@ def _time(plan: RunPlan, placement: Placement, start: float) -> str:
     workers = at_once(recipe, placement, plan.proposer.lag)
     sweep = plan.proposer.trials * (members * sum(each) / 2 + TRIAL_SECONDS) / workers + start
     atlas_seconds = atlas * max(each) / placement.workers + (start if atlas else 0)
-    whole = 2 * start + sweep + atlas_seconds  # started, then stopped and reported
+    whole = 2 * start + sweep + atlas_seconds  # start, then stop and report
     untimed = "" if plan.store is not None else "; the extraction comes on top"
     return (
         f"about {seconds(whole)}: sweep {seconds(sweep)}, atlas at most {seconds(atlas_seconds)}, "
@@ -141,13 +148,13 @@ def _time(plan: RunPlan, placement: Placement, start: float) -> str:
 
 
 def _rows(plan: RunPlan) -> tuple[IndexedRows, int | None, str]:
-    """Rows to time a training on, how many the run will have, and what they are."""
+    """Rows to time a training on, the number of rows of the run (None: not known), and what they are."""
     if plan.store is not None:
         return _first_rows(plan.store, plan.sites[0])
     assert plan.extraction is not None
     source = plan.extraction.source
-    share = 1 - source.validation - source.test
-    count = None if source.sequences is None else max(int(source.sequences * share), 1)
+    fraction = 1 - source.validation - source.test
+    count = None if source.sequences is None else max(int(source.sequences * fraction), 1)
     noise = torch.randn(min(count or CALIBRATION_ROWS, CALIBRATION_ROWS), plan.extraction.d_in)
     return Rows(noise), count, "noise, as the rows are not there yet"
 

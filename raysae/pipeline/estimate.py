@@ -1,4 +1,4 @@
-"""What a run will need: the configs at the ends of its search, memory, disk. Upper estimates."""
+"""What a run will need: its largest config, memory and disk, as upper estimates."""
 
 import shutil
 from dataclasses import dataclass, replace
@@ -16,26 +16,31 @@ from raysae.training import TrainingConfig
 from raysae.training.memory import FLOAT, largest_d_sae, training_bytes
 
 CHECKPOINT_COPIES = 4
-"""Weights, Adam's two moments and the state before, of a trial that is kept while it runs."""
+"""Sizes of the weights that a checkpoint takes: weights, Adam's two moments, the state before."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What the largest trial holds in memory, and what the whole run writes."""
+    """The memory of the largest trial and the disk space of the whole run, in bytes."""
 
     d_in: int
     largest: tuple[SAEConfig, TrainingConfig]
     trained_together: int
-    """SAEs that a worker trains side by side: the trials of a gang, at every site with every seed."""
+    """SAEs that a worker trains at the same time: the trials of a gang, at every site with every seed."""
     memory_per_trial: int
+    """Bytes that a worker holds for them."""
     run_bytes: int
+    """Bytes that the run writes to its folder."""
     store_bytes: int
-    """Of a store that is still to be extracted; 0 where the number of its texts is not known."""
+    """Bytes of a store that has to be extracted; 0 when the number of texts is not known."""
 
 
 def configs_of(recipe: Recipe, d_in: int | None = None) -> list[Parameters]:
-    """Every config of a list or grid, of a search those at the ends of its ranges; all valid, and with
-    ``d_in`` none that takes more memory than the recipe allows."""
+    """Every valid config of a list or grid, or those at the ends of the ranges of a search.
+
+    With ``d_in``, configs that take more memory than the recipe allows are left out.
+    Raises UserError when no config is valid.
+    """
     if recipe.sweep.sampler == "list":
         return list(recipe.sweep.configs)
     space = Space(recipe, d_in)
@@ -43,14 +48,17 @@ def configs_of(recipe: Recipe, d_in: int | None = None) -> list[Parameters]:
 
 
 def needs(recipe: Recipe, where: Store | ExtractionPlan, atlas_sites: int) -> Needs:
-    """What the run that ``recipe`` describes takes, on a store or on the one that a plan makes."""
+    """What the run of ``recipe`` needs, on a store or on the store that an extraction plan will make.
+
+    ``atlas_sites`` is the number of sites of the atlas.
+    """
     listed = recipe.sweep.sampler in ("list", "grid")
     configs = [
         recipe.with_parameters(parameters)
         for parameters in configs_of(recipe, where.d_in if listed else None)
     ]
     largest = max(configs, key=lambda pair: training_bytes(where.d_in, pair[0].d_sae, pair[1]))
-    if not listed:  # ranges hold more than their ends
+    if not listed:  # the largest config may lie inside the ranges
         largest = _within(recipe, where.d_in, *largest)
     members = recipe.sweep.seeds_per_trial * max(len(recipe.sweep.sites), 1)
     together = members * recipe.resources.gang
@@ -64,7 +72,7 @@ def needs(recipe: Recipe, where: Store | ExtractionPlan, atlas_sites: int) -> Ne
 
 
 def _store_bytes(plan: ExtractionPlan) -> int:
-    """What the store to be extracted takes; 0 where the number of its texts is not known."""
+    """Bytes of the store that has to be extracted; 0 when the number of texts is not known."""
     source = plan.source
     if source.sequences is None:
         return 0
@@ -77,17 +85,17 @@ def _store_bytes(plan: ExtractionPlan) -> int:
 def _within(
     recipe: Recipe, d_in: int, sae: SAEConfig, training: TrainingConfig
 ) -> tuple[SAEConfig, TrainingConfig]:
-    """The config, or one as large as the search's constraints on memory allow."""
+    """The config, made as small as the search's constraint on memory demands."""
     bounds = [c.at_most for c in recipe.sweep.constraints if c.metric == MEMORY and c.at_most]
     d_sae = min((largest_d_sae(d_in, bound, training) for bound in bounds), default=sae.d_sae)
     if not 1 <= d_sae < sae.d_sae:
         return sae, training
-    kept = {"k": min(sae.k, d_sae)} if hasattr(sae, "k") else {}
-    return replace(sae, d_sae=d_sae, **kept), training
+    sparsity = {"k": min(sae.k, d_sae)} if hasattr(sae, "k") else {}
+    return replace(sae, d_sae=d_sae, **sparsity), training
 
 
 def check_disk(recipe: Recipe, wanted: Needs) -> None:
-    """Raise UserError when the disks will not hold what the run writes."""
+    """Raise UserError when the disks have too little space for what the run writes."""
     asked: dict[int, tuple[Path, int]] = {}
     folders = (recipe.run_folder, wanted.run_bytes), (recipe.store_folder, wanted.store_bytes)
     for folder, size in folders:
@@ -99,13 +107,13 @@ def check_disk(recipe: Recipe, wanted: Needs) -> None:
         if size > free:
             raise UserError(
                 f"{folder}: the run writes up to {size / 1e9:.2f} GB there (SAEs of d_sae up to "
-                f"{wanted.largest[0].d_sae:,}), and {free / 1e9:.2f} GB are free; free some, take other "
-                "folders (runs_dir=, store=), or a smaller search"
+                f"{wanted.largest[0].d_sae:,}), and {free / 1e9:.2f} GB are free; free some space, name "
+                "other folders (runs_dir=, store=), or search less"
             )
 
 
 def existing_parent(folder: Path) -> Path:
-    """The nearest folder above that is there."""
+    """``folder``, or its nearest parent that exists."""
     while not folder.exists():
         folder = folder.parent
     return folder

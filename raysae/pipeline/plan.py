@@ -1,4 +1,4 @@
-"""The plan of a run: what was found out about a recipe before any work, once, for all that need it."""
+"""The plan of a run: everything that is determined from a recipe before any work."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,23 +14,23 @@ from raysae.sweep.search.proposals import Known, Proposer
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A checked recipe: its data, its search, where it trains, what it needs."""
+    """A checked recipe with its data, its search, its sites and its needs."""
 
     recipe: Recipe
     store: Store | None
-    """The store, when it is there."""
+    """The store; None when it has to be extracted."""
     extraction: ExtractionPlan | None
-    """How to make the store, when it is not there."""
+    """How to make the store; None when it exists."""
     sites: list[Site]
-    """Where the sweep trains."""
+    """The sites of the sweep."""
     atlas_sites: list[Site]
-    """Where the atlas trains; empty without one."""
+    """The sites of the atlas; empty without an atlas."""
     known: Known
     """Trials of earlier runs, for the sampler to learn from."""
     proposer: Proposer
-    """Proposes the trials; it can do so once."""
+    """Proposes the trials. It has a state: copy it to propose them a second time."""
     needs: Needs
-    """Memory and disk."""
+    """The memory and disk space that the run takes."""
 
     @property
     def data(self) -> Data:
@@ -41,19 +41,22 @@ class RunPlan:
         return Data(None, self.extraction.layers, self.extraction.positions)
 
     def with_store(self, store: Store) -> "RunPlan":
-        """The plan once the store is there; its atlas has the sites that the store has."""
+        """This plan with the extracted store; the sites of the atlas are then those of the store.
+
+        Raises UserError when the store lacks a site that the recipe names.
+        """
         return replace(
             self, store=store, extraction=None, atlas_sites=sites_of_atlas(self.recipe, store)
         )
 
     def all_sites(self) -> Iterator[Site]:
-        """Every site that something is trained at."""
+        """The sites of the sweep, then those of the atlas."""
         yield from self.sites
         yield from self.atlas_sites
 
 
 def sites_of_atlas(recipe: Recipe, where: Store | ExtractionPlan) -> list[Site]:
-    """Where the atlas is trained, on a store or on the one that a plan makes.
+    """The sites of the atlas, in a store or in the store that an extraction plan will make.
 
     Raises UserError when the store lacks a site that the recipe names.
     """

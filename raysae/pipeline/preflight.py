@@ -1,4 +1,4 @@
-"""Everything that can be refused, refused before any work; what it finds is the run's plan."""
+"""All checks before any work; their result is the run's plan."""
 
 from raysae.activations import Site, Store, open_store
 from raysae.cluster.session import check_address, check_dashboard, check_job_folders
@@ -11,18 +11,21 @@ from raysae.sweep.search.earlier_trials import known_trials
 from raysae.sweep.search.proposals import check_search, make_proposer
 
 NO_VARIANCE = 1e-10
-"""Fraction of the mean square norm up to which a variance is rounding."""
+"""A variance up to this fraction of the mean square norm is only rounding error."""
 
 
 def preflight(recipe: Recipe) -> RunPlan:
-    """Check recipe, model, data and sites. Raises UserError at the first thing that cannot work."""
-    check_search(recipe)  # what contradicts itself is told before a store is looked at
+    """Check recipe, model, data and sites, and make the run's plan.
+
+    Raises UserError at the first thing that cannot work.
+    """
+    check_search(recipe)  # a recipe that contradicts itself is refused before a store is opened
     known = known_trials(recipe)
     check_dashboard(recipe.resources)
     check_address(recipe.resources)
     check_job_folders(recipe)
     if recipe.store_uri is not None:
-        open_store(recipe.store_uri)  # it is extracted to folders only
+        open_store(recipe.store_uri)  # must exist: an extraction writes to folders only
     extraction = plan_extraction(recipe) if recipe.source is not None else None
     store = existing_store(extraction) if extraction is not None else open_store(recipe.store_place)
     where = store or extraction
@@ -34,7 +37,7 @@ def preflight(recipe: Recipe) -> RunPlan:
     wanted = needs(recipe, where, len(atlas))
     check_disk(recipe, wanted)
     if isinstance(where, ExtractionPlan):
-        from raysae.extraction.sequences import peek  # with torch, not needed before
+        from raysae.extraction.sequences import peek  # imports torch, which nothing needs before
 
         peek(where)
         return RunPlan(recipe, None, where, sites, atlas, known, proposer, wanted)
@@ -60,7 +63,7 @@ def _check_in_plan(plan: ExtractionPlan, site: Site) -> None:
 
 
 def check_site(store: Store, site: Site) -> None:
-    """Raise UserError when nothing can be trained at ``site``: a split is empty or all rows equal."""
+    """Raise UserError when nothing can be trained at ``site``: a split is empty or all rows are equal."""
     entry = store.entry(site)
     for split in ("train", "validation"):
         if not getattr(entry.rows, split):

@@ -1,4 +1,4 @@
-"""What a run came to, and what of it failed."""
+"""The result of a run, and what failed in it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class SweepResult:
-    """What a run came to."""
+    """The result of a run."""
 
     run: RunFolder
     trials: list[TrialRow] = field(default_factory=list)
@@ -29,43 +29,48 @@ class SweepResult:
 
     @property
     def d_in(self) -> int:
-        """The width of the activations."""
+        """The width of the activations. Raises UserError when the store is gone."""
         return open_store(self.run.recipe.store_place).d_in
 
     @property
     def folder(self) -> Path:
+        """The run folder."""
         return self.run.path
 
     @property
     def sae(self) -> "SAE":
-        """The sweet spot's SAE."""
+        """The sweet spot's SAE. Raises UserError when no sweet spot was chosen."""
         from raysae.sae import load_sae
 
         return load_sae(self.run.sweet_spot)
 
     @property
     def tracking_uri(self) -> str | None:
+        """Where MLflow has the run's records; None when the recipe turns MLflow off."""
         return tracking_uri(self.run) if self.run.recipe.records.mlflow else None
 
     @property
     def failed_trials(self) -> list[str]:
+        """Trials that failed, a line each; those stopped by a rule of the recipe are not among them."""
         return [
             f"trial {row.trial}: {_undone(row)}"
             for row in self.trials
-            if _undone(row) and row.state != "stopped"  # by the rules that the recipe asked for
+            if _undone(row) and row.state != "stopped"
         ]
 
     @property
     def missing_choice(self) -> list[str]:
+        """One line when the rule chose no trial though it should; else empty."""
         if not self.selection or self.selection["choice"]["trial"] is not None:
             return []
         if self.selection["rule"] == "pareto":
-            return []  # the choice is the user's
+            return []  # this rule leaves the choice to the user
         choice = self.selection["choice"]
         return [f"rule {self.selection['rule']} chose nothing: {choice['reason']}"]
 
     @property
     def failed_sites(self) -> list[str]:
+        """Sites of the atlas that failed, a line each."""
         return [
             f"layer {row.layer}, position {row.position}: {_undone(row)}"
             for row in self.atlas
@@ -74,7 +79,7 @@ class SweepResult:
 
     @property
     def failures(self) -> list[str]:
-        """What failed, a line each; empty when the run is done in full."""
+        """What failed, a line each; empty when the whole run is done."""
         return self.failed_trials + self.missing_choice + self.failed_sites
 
 

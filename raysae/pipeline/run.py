@@ -1,4 +1,4 @@
-"""The main job: a recipe is checked, its run folder opened, and the stages are run that it lacks."""
+"""The main job: check the recipe, open its run folder, run the stages that are missing."""
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +19,11 @@ from raysae.pipeline.stages import (
     SELECT,
     SWEEP,
     Attempt,
-    bring_store,
+    emit_again,
+    ensure_store,
     is_finished,
     run_stage,
     run_stages,
-    tell_again,
 )
 from raysae.records.console_listener import ConsoleListener
 from raysae.records.events import Events
@@ -37,31 +37,32 @@ def run_sweep(
 ) -> SweepResult:
     """Run the main job: extract, sweep, select, train the atlas, report.
 
-    ``recipe`` is a Recipe, a dict of its keys, or a YAML file; None is the quickstart. A run that
-    was interrupted goes on where it stopped, one that has less than the recipe asks for is extended, a
-    finished one is only read. ``force`` goes on although settings that its products share have changed,
-    and records it. Raises UserError on unusable input, before any work.
+    ``recipe`` is a Recipe, a dict of its keys, or a YAML file; None is the quickstart. An interrupted
+    run continues where it stopped, a run that has less than the recipe asks for is extended, and a
+    finished run is only read. With ``force`` a run continues although settings that its products share
+    have changed; the change is recorded. Raises UserError on unusable input, before any work.
     """
     return run_plan(preflight(as_recipe(recipe)), force=force)
 
 
 def run_plan(plan: RunPlan, *, force: bool = False) -> SweepResult:
-    """Run the main job by a plan that preflight made."""
+    """Run the main job by a plan of ``preflight``; see ``run_sweep``."""
     with open_run(plan.recipe, force, plan.data) as run, _attempt(plan, run) as attempt:
         if not is_finished(attempt):
             if attempt.plan.store is None or SWEEP.is_missing(attempt):
-                _ = attempt.placement  # Ray is wanted for certain: let it start first
+                _ = attempt.placement  # Ray will be needed: start it first
             run_stages(attempt)
         elif run.records_lost:
-            tell_again(attempt.result, Events(*attempt.events.listeners[1:]))  # shown it was
+            listeners = attempt.events.listeners[1:]  # not the console
+            emit_again(attempt.result, Events(*listeners))
         return attempt.result
 
 
 def select_again(recipe: Recipe) -> SweepResult:
-    """Choose anew among the trials of the recipe's run, by its ``select``, without training.
+    """Choose again among the trials of the recipe's run, by its ``select``, without training.
 
-    The sweet spot and the report follow; another attempt at the run trains the atlas that the choice
-    lacks. Raises UserError when the run has no trials yet.
+    The sweet spot and the report are replaced. If the atlas of the new choice is missing, another
+    attempt at the run trains it. Raises UserError when the run has no trials yet.
     """
     files = RunFiles.of(recipe)
     files.fetch()
@@ -69,7 +70,7 @@ def select_again(recipe: Recipe) -> SweepResult:
         raise UserError(f"{files.path}: has no trials.parquet yet; finish the sweep first")
     plan = preflight(recipe)
     with open_run(recipe, data=plan.data) as run, _attempt(plan, run) as attempt:
-        bring_store(attempt)
+        ensure_store(attempt)
         SWEEP.read(attempt)
         run_stage(SELECT, attempt)
         if ATLAS.is_missing(attempt):
@@ -82,20 +83,26 @@ def select_again(recipe: Recipe) -> SweepResult:
 
 
 def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None) -> Recipe:
-    """The recipe that was meant: itself, its keys, a YAML file; None is the quickstart."""
+    """``recipe`` as a Recipe: a Recipe, a dict of its keys or a YAML file; None is the quickstart.
+
+    Raises UserError when it is not valid.
+    """
     if isinstance(recipe, Recipe):
         return recipe
     return parse_recipe(recipe) if isinstance(recipe, Mapping) else load_recipe(recipe)
 
 
 def trial_session(resources: ResourcesConfig) -> AbstractContextManager[Callable[[], None]]:
-    """A Ray for trials; what driver and workers have to import for them is imported while it starts."""
+    """A Ray session for trials; driver and workers import what trials need while Ray starts.
+
+    The session yields the function that ends it. Raises UserError when Ray cannot be reached.
+    """
     return ray_session(resources, _import_stages, workers_import="raysae.sweep.trials.trainable")
 
 
 @contextmanager
 def _attempt(plan: RunPlan, run: RunFolder) -> Iterator[Attempt]:
-    """An attempt at a run: Ray starts when it is asked for, records are all written at the end."""
+    """An attempt at a run. Ray starts on demand; at the end all records are written."""
     recorder = make_recorder(run)
     result = SweepResult(run)
     with ExitStack() as stack:
@@ -117,6 +124,6 @@ def _attempt(plan: RunPlan, run: RunFolder) -> Iterator[Attempt]:
 
 
 def _import_stages() -> None:
-    """Import what the stages need, which takes seconds."""
+    """Import the modules that the stages need; this takes seconds."""
     for name in HEAVY_MODULES:
         importlib.import_module(name)

@@ -18,12 +18,12 @@ from raysae.report.comparison import write_comparison
 
 TABLE_FILE = "models.parquet"
 FIGURES = ("explained_variance", "l0", "dead_fraction")
-"""What the last screen compares."""
+"""The metrics that the last screen compares."""
 
 
 @dataclass
 class ModelsResult:
-    """What the runs of a recipe with ``models`` came to."""
+    """The results of the runs of a recipe with ``models``."""
 
     folder: Path
     results: dict[str, SweepResult] = field(default_factory=dict)
@@ -40,6 +40,7 @@ class ModelsResult:
 
     @property
     def failures(self) -> list[str]:
+        """What failed, a line each that begins with the model's name; empty when all is done."""
         refused = [f"{name}: {reason}" for name, reason in self.refused.items()]
         return refused + [
             f"{name}: {line}" for name, one in self.results.items() for line in one.failures
@@ -49,8 +50,9 @@ class ModelsResult:
 def run_models(recipe: Recipe, *, force: bool = False) -> ModelsResult:
     """Run the main job for each of ``recipe.models``, on one Ray, and compare the outcomes.
 
-    Each is a run of its own, in a folder of the recipe's; one that fails leaves the others alone.
-    Raises UserError, before any work, when one of them cannot be run at all.
+    Each model has a run of its own in the recipe's folder. A run that fails does not affect the others.
+    ``force`` is as for ``run_sweep``.
+    Raises UserError, before any work, when one of them cannot be run.
     """
     plans = {}
     for name in recipe.models:
@@ -79,7 +81,7 @@ def run_models(recipe: Recipe, *, force: bool = False) -> ModelsResult:
 
 
 def print_comparison(result: ModelsResult) -> None:
-    """The models side by side, and what failed."""
+    """Print a table of all models, what failed, and where the results are."""
     table = Table(box=None, padding=(0, 2, 0, 0), title="Models", title_justify="left")
     figures = [registered()[key].title for key in FIGURES]
     for name in ("model", "d_in", "sweet spot", *figures, "atlas EV", "lowest", "sites"):

@@ -1,6 +1,6 @@
-"""The stages of a run. Each says what makes its product; only what is missing is made.
+"""The stages of a run. Each stage says what makes its product; only missing products are made.
 
-A stage imports what takes seconds to import when it works: a run that has everything is read at once.
+A stage imports slow modules only when it works, so that a finished run is read at once.
 """
 
 from abc import ABC, abstractmethod
@@ -34,39 +34,42 @@ HEAVY_MODULES = (
     "raysae.report.plots", "raysae.pipeline.admission", "raysae.pipeline.preflight",
     "raysae.sweep.trials.tuning",
 )  # fmt: skip
-"""What the stages import when they work."""
+"""Modules that the stages import when they work, and that take seconds to import."""
 
 
 @dataclass
 class Attempt:
-    """One attempt at a run: its plan, what it has come to so far, and a Ray that starts when needed."""
+    """One attempt at a run: its plan, its result so far, and how to start and stop Ray."""
 
     plan: RunPlan
     result: SweepResult
     events: Events
     start_ray: Callable[[], None]
-    """Connects to Ray, unless that was done."""
+    """Connects to Ray, unless it is connected."""
     stop_ray: Callable[[], None]
+    """Disconnects from Ray, if it is connected."""
 
     @property
     def run(self) -> RunFolder:
+        """The run folder."""
         return self.result.run
 
     @property
     def recipe(self) -> Recipe:
+        """The checked recipe."""
         return self.plan.recipe
 
     @property
     def store(self) -> Store:
-        """The store, which is there from the first stage on."""
+        """The store; it exists once the first stage is done."""
         assert self.plan.store is not None
         return self.plan.store
 
     @cached_property
     def checked_store(self) -> Store:
-        """The store, whose shards at all sites of this run are unaltered.
+        """The store, after a check that its shards at all sites of this run are unaltered.
 
-        Raises UserError, naming the first shard that is not.
+        Raises UserError that names the first altered shard.
         """
         from raysae.cluster.reading import check_sites
 
@@ -75,7 +78,10 @@ class Attempt:
 
     @cached_property
     def placement(self) -> "Placement":
-        """What a worker reserves; Ray is started for it, and trials are admitted to it."""
+        """How many workers fit and what each reserves; starts Ray to find out.
+
+        Raises UserError when no trial fits, or a node of the cluster cannot reach the run's files.
+        """
         from raysae.cluster.nodes import check_nodes
         from raysae.cluster.session import dashboard_url
         from raysae.pipeline.admission import admit
@@ -91,55 +97,64 @@ class Attempt:
 
 
 class Stage(ABC):
-    """One stage: what makes its product, where that lies, how it is made."""
+    """One stage: what makes its product, which files it is, how it is made."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def made(self, attempt: Attempt) -> Made:
-        """What makes the product, all that it needs being there."""
+        """What makes the product; everything that the stage needs exists when this is called."""
 
     @abstractmethod
     def products(self, attempt: Attempt) -> list[Path]:
-        """The files that it leaves."""
+        """The files that the stage writes and that must exist when it is done."""
 
     def prepare(self, attempt: Attempt) -> None:  # noqa: B027  (most have nothing to prepare)
-        """Make room for the product that is wanted, where another one lies."""
+        """Set aside or remove a product that was made otherwise, before ``work``."""
 
     @abstractmethod
     def work(self, attempt: Attempt) -> list[str]:
-        """Make what is missing of the product; what could not be made, a line each."""
+        """Make what is missing of the product; returns what could not be made, a line each."""
 
     @abstractmethod
     def read(self, attempt: Attempt) -> None:
-        """Take from the run folder what an earlier attempt left."""
+        """Read the product of an earlier attempt from the run folder into the result."""
 
     def is_missing(self, attempt: Attempt) -> bool:
-        """Whether there is something to make."""
+        """Whether the product, or a part of it, has to be made."""
         return not attempt.run.has(self.name, self.made(attempt), *self.products(attempt))
 
 
 class Extract(Stage):
+    """Extracts the store, unless it exists."""
+
     name = "extract"
 
     def made(self, attempt: Attempt) -> Made:
+        """The identity of the extraction; empty when the store exists or is imported."""
         extraction = attempt.plan.extraction
         return {} if extraction is None else extraction.identity()
 
     def products(self, attempt: Attempt) -> list[Path]:
+        """None: the store lies outside the run folder."""
         return []
 
     def is_missing(self, attempt: Attempt) -> bool:
+        """Whether the store does not exist, or the run has not marked this stage as done."""
         return attempt.plan.store is None or attempt.run.state(self.name) != "done"
 
     def work(self, attempt: Attempt) -> list[str]:
+        """Extract the store and check the sites of the sweep.
+
+        Raises UserError when something does not fit, or nothing can be trained at a site.
+        """
         from raysae.extraction.extract_command import extract_with
         from raysae.pipeline.preflight import check_site
 
         plan = attempt.plan
         if plan.store is None:
             assert plan.extraction is not None
-            _ = attempt.placement  # what does not fit is refused before the extraction
+            _ = attempt.placement  # refuses trials that do not fit, before the extraction
             attempt.plan = plan.with_store(extract_with(plan.extraction, attempt.recipe))
         else:
             console.print(f"Store: {plan.store.path} is there already")
@@ -148,23 +163,30 @@ class Extract(Stage):
         return []
 
     def read(self, attempt: Attempt) -> None:
+        """Say where the store is."""
         console.print(f"Store: {attempt.store.path} is there already")
 
 
 class Sweep(Stage):
+    """Runs the trials and writes their table."""
+
     name = "sweep"
 
     def made(self, attempt: Attempt) -> Made:
+        """What makes the search, and how far it goes."""
         extent = products.extent(attempt.recipe, attempt.plan.proposer.trials)
         return {**self._search(attempt), **extent}
 
     def products(self, attempt: Attempt) -> list[Path]:
+        """``trials.parquet``."""
         return [attempt.run.trials_file]
 
     def prepare(self, attempt: Attempt) -> None:
+        """Set aside the trials of another search."""
         attempt.run.begin_search(self._search(attempt))
 
     def work(self, attempt: Attempt) -> list[str]:
+        """Run the trials that are not committed; returns those that failed."""
         from raysae.sweep.trials.tuning import SweepJob, run_trials
 
         plan, store = attempt.plan, attempt.checked_store
@@ -175,6 +197,7 @@ class Sweep(Stage):
         return attempt.result.failed_trials
 
     def read(self, attempt: Attempt) -> None:
+        """Read the rows of ``trials.parquet``."""
         attempt.result.trials = read_trials(attempt.run.trials_file)
 
     def _search(self, attempt: Attempt) -> Made:
@@ -183,15 +206,20 @@ class Sweep(Stage):
 
 
 class Select(Stage):
+    """Chooses the sweet spot and copies its SAE."""
+
     name = "select"
 
     def made(self, attempt: Attempt) -> Made:
+        """What makes the choice: the table of trials, the rule and its settings."""
         return products.selection(attempt.recipe, attempt.run.trials_file)
 
     def products(self, attempt: Attempt) -> list[Path]:
+        """``selection.json``."""
         return [attempt.run.selection_file]
 
     def work(self, attempt: Attempt) -> list[str]:
+        """Apply every rule; returns a line when the recipe's rule chose nothing."""
         from raysae.sweep.selection.rules import select
 
         run, result, sweep = attempt.run, attempt.result, attempt.recipe.sweep
@@ -203,13 +231,17 @@ class Select(Stage):
         return result.missing_choice
 
     def read(self, attempt: Attempt) -> None:
+        """Read ``selection.json``."""
         attempt.result.selection = read_json(attempt.run.selection_file)
 
 
 class Atlas(Stage):
+    """Trains the chosen config at every site of the atlas."""
+
     name = "atlas"
 
     def made(self, attempt: Attempt) -> Made:
+        """What makes the atlas: the chosen config, its sites and the seed; no sites without a choice."""
         choice = chosen_parameters(attempt)
         if choice is None:
             return products.no_atlas()
@@ -219,11 +251,12 @@ class Atlas(Stage):
         return products.trained("site", digest, plan.atlas_sites, [recipe.seed], *settings)
 
     def products(self, attempt: Attempt) -> list[Path]:
+        """``atlas/metrics.parquet``; nothing when no atlas is wanted."""
         wanted = chosen_parameters(attempt) is not None
         return [attempt.run.atlas_metrics_file] if wanted else []
 
     def prepare(self, attempt: Attempt) -> None:
-        """Set aside the sites of another choice; the table is of this choice alone."""
+        """Set aside the sites of another choice, and remove its table."""
         run, wanted = attempt.run, self.made(attempt)
         run.remove(run.atlas_metrics_file)
         for folder in run.committed_sites():
@@ -233,6 +266,7 @@ class Atlas(Stage):
                 run.set_aside(folder)
 
     def work(self, attempt: Attempt) -> list[str]:
+        """Train the sites that are not committed; returns those that failed."""
         from raysae.atlas.training import AtlasJob, train_atlas
         from raysae.atlas.worker import SiteSettings
 
@@ -251,12 +285,13 @@ class Atlas(Stage):
         return attempt.result.failed_sites
 
     def read(self, attempt: Attempt) -> None:
+        """Read the rows of ``atlas/metrics.parquet``; none when no atlas is wanted."""
         file = attempt.run.atlas_metrics_file
         attempt.result.atlas = read_sites(file) if self.products(attempt) else []
 
 
 def chosen_parameters(attempt: Attempt) -> dict[str, Any] | None:
-    """The settings of the chosen trial; None when there is no choice, or no atlas is wanted."""
+    """The parameters of the chosen trial; None when there is no choice, or no atlas is wanted."""
     number = attempt.result.selection["choice"]["trial"]
     if number is None or not attempt.recipe.atlas.enabled:
         return None
@@ -264,23 +299,28 @@ def chosen_parameters(attempt: Attempt) -> dict[str, Any] | None:
 
 
 class Report(Stage):
+    """Writes the page of the run."""
+
     name = "report"
 
     def made(self, attempt: Attempt) -> Made:
+        """What makes the page: the tables and the choice."""
         run = attempt.run
         return products.report(run.trials_file, run.selection_file, run.atlas_metrics_file)
 
     def products(self, attempt: Attempt) -> list[Path]:
+        """``report/index.html``."""
         return [attempt.run.report_page]
 
     def read(self, attempt: Attempt) -> None:
-        """Nothing of the page is needed again."""
+        """Read nothing: no later step uses the page."""
 
     def work(self, attempt: Attempt) -> list[str]:
+        """Write the page and emit the outcome of the run."""
         from raysae.report.page import write_report
 
         write_report(attempt.run, attempt.store)
-        tell_outcome(attempt.result, attempt.events)
+        emit_outcome(attempt.result, attempt.events)
         return []
 
 
@@ -288,8 +328,8 @@ EXTRACT, SWEEP, SELECT, ATLAS, REPORT = Extract(), Sweep(), Select(), Atlas(), R
 
 
 def run_stages(attempt: Attempt) -> None:
-    """Run what is missing of the main job, stage by stage."""
-    bring_store(attempt)
+    """Run the stages in order; each makes only what is missing."""
+    ensure_store(attempt)
     run_stage(SWEEP, attempt)
     if not attempt.recipe.atlas.enabled:
         attempt.stop_ray()
@@ -299,15 +339,18 @@ def run_stages(attempt: Attempt) -> None:
     run_stage(REPORT, attempt)
 
 
-def bring_store(attempt: Attempt) -> None:
-    """See that the store is there, and tie the run to it."""
+def ensure_store(attempt: Attempt) -> None:
+    """Extract the store if it does not exist, and tie the run to it.
+
+    Raises UserError when the run was made from another store.
+    """
     run_stage(EXTRACT, attempt)
     attempt.run.bind_data(attempt.plan.data)
     write_environment(attempt.run, attempt.store.digest, attempt.recipe.seed)
 
 
 def run_stage(stage: Stage, attempt: Attempt) -> None:
-    """Make what is missing of a stage's product; read it where nothing is."""
+    """Make what is missing of a stage's product; if nothing is, read it."""
     if not stage.is_missing(attempt):
         stage.read(attempt)
         return
@@ -317,7 +360,7 @@ def run_stage(stage: Stage, attempt: Attempt) -> None:
 
 
 def is_finished(attempt: Attempt) -> bool:
-    """Whether the run has everything; it is then read into the attempt's result."""
+    """Whether nothing is missing in the run; its products are then read into the result."""
     if EXTRACT.is_missing(attempt):
         return False
     for stage in (SWEEP, SELECT, ATLAS, REPORT):
@@ -327,8 +370,8 @@ def is_finished(attempt: Attempt) -> bool:
     return True
 
 
-def tell_outcome(result: SweepResult, events: Events) -> None:
-    """Tell what the run came to."""
+def emit_outcome(result: SweepResult, events: Events) -> None:
+    """Emit the event that ends a run, with the choice and the run's files."""
     run, choice = result.run, result.selection["choice"]
     chosen = [row for row in result.trials if row.trial == choice["trial"]]
     tags = {"raysae.choice": str(choice["trial"]), "raysae.reason": choice["reason"]}
@@ -339,8 +382,8 @@ def tell_outcome(result: SweepResult, events: Events) -> None:
     )
 
 
-def tell_again(result: SweepResult, events: Events) -> None:
-    """Tell what a finished run's files hold, for records that were not taken."""
+def emit_again(result: SweepResult, events: Events) -> None:
+    """Emit the events of a finished run again, from its files, for records that MLflow did not get."""
     run = result.run
     for row in result.trials:
         record = run.record(run.trial(row.trial))
@@ -352,4 +395,4 @@ def tell_again(result: SweepResult, events: Events) -> None:
     for folder in run.committed_sites():
         site = Site.of_folder(folder.relative_to(run.path / "atlas").as_posix())
         events.emit(Committed(run.site_item(site), read_json(folder / METRICS_FILE), folder))
-    tell_outcome(result, events)
+    emit_outcome(result, events)

@@ -1,4 +1,4 @@
-"""The last screen: the trials, the choice and why, the time, what to do next."""
+"""The last screen: the trials, the choice and its reason, the time, what to do next."""
 
 from typing import Any
 
@@ -12,7 +12,10 @@ from raysae.records.rows import SiteRow, TrialRow
 
 
 def print_summary(result: SweepResult, total_seconds: float, short: bool = False) -> None:
-    """The last screen; ``short``: the choice, what failed, and where the report lies."""
+    """Print the last screen; if ``short``, only the choice, what failed, and the report's path.
+
+    ``total_seconds`` is how long the command has taken.
+    """
     if short:
         console.print(f"Rule {result.selection['rule']}: {result.selection['choice']['reason']}")
         _print_failures(result)
@@ -27,7 +30,7 @@ def print_summary(result: SweepResult, total_seconds: float, short: bool = False
 
 
 def print_selection(result: SweepResult) -> None:
-    """The screen after choosing anew."""
+    """Print the screen of ``--select``."""
     _print_choice(result)
     console.print(f"\nReport   {result.run.report_page}")
     if result.selection["choice"]["trial"] is not None and result.run.recipe.atlas.enabled:
@@ -81,7 +84,7 @@ def _print_atlas(atlas: list[SiteRow]) -> None:
 
 def _print_failures(result: SweepResult) -> None:
     if result.failures:
-        console.print("\nNot done (the same command tries what failed again):", style="bold red")
+        console.print("\nNot done (run the same command again to retry):", style="bold red")
         console.print(_failures(result.failures))
     if result.records_lost:
         console.print(
@@ -91,7 +94,7 @@ def _print_failures(result: SweepResult) -> None:
 
 
 def _failures(lines: list[str]) -> Table:
-    """What failed, why, and what helps: ``what: why; what helps``, a line each."""
+    """A table of what failed, why, and what helps, from lines ``what: why; what helps``."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for _ in ("what", "why", "what helps"):
         table.add_column(overflow="fold")
@@ -113,7 +116,7 @@ def _print_time(result: SweepResult, total: float) -> None:
 
 def _print_next(result: SweepResult, chosen: int | None) -> None:
     if result.run.recipe.run_uri is not None:
-        console.print(f"\nRun      {result.run.recipe.run_uri}, of which these files are a copy:")
+        console.print(f"\nRun      {result.run.recipe.run_uri}; the files below are copies:")
     console.print(f"\nReport   {result.run.report_page}")
     if result.tracking_uri:
         uri = result.tracking_uri

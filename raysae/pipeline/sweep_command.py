@@ -1,4 +1,4 @@
-"""``python -m raysae.sweep``: arguments in, the main job, the last screen."""
+"""``python -m raysae.sweep``: read the arguments, run the main job, print the last screen."""
 
 import sys
 import time
@@ -15,20 +15,18 @@ STARTED = time.time()
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; its exit code. Raises UserError on unusable input."""
+    """Run the command and return its exit code. Raises UserError on unusable input."""
     parser = recipe_parser(
         "python -m raysae.sweep",
         "Extract activations, sweep SAE configs over them, choose the sweet spot, train it at "
         "every layer and position, report.",
     )
-    parser.add_argument(
-        "--resume", metavar="RUN", help="go on with a run folder, or the URI of one"
-    )
+    parser.add_argument("--resume", metavar="RUN", help="continue a run: its folder or URI")
     parser.add_argument(
         "--force", action="store_true",
-        help="with --resume: go on although config, store or version changed; recorded",
+        help="with --resume: continue although config, store or version changed; recorded",
     )  # fmt: skip
-    parser.add_argument("--select", metavar="RULE", help="choose anew by RULE, without training")
+    parser.add_argument("--select", metavar="RULE", help="choose again by RULE, without training")
     parser.add_argument("--run", metavar="RUN", help="the run folder (or URI) for --select")
     parser.add_argument("--dry-run", action="store_true", help="say what the run would do")
     parser.add_argument(
@@ -41,7 +39,7 @@ def main(arguments: list[str]) -> int:
     if args.address:
         overrides = [*overrides, f"resources.address={args.address}"]
     if (args.select is None) != (args.run is None):
-        raise UserError("--select RULE and --run RUN go together")
+        raise UserError("--select RULE and --run RUN need each other; give both")
     if args.select is not None:
         overrides = [*overrides, f"select.rule={args.select}"]
     recipe = _recipe(args.run or args.resume, config, overrides)
@@ -68,7 +66,7 @@ def main(arguments: list[str]) -> int:
         result = run_sweep(recipe, force=args.force)
     except KeyboardInterrupt:
         print(
-            f"interrupted; python -m raysae.sweep --resume {recipe.run_place} goes on",
+            f"interrupted; python -m raysae.sweep --resume {recipe.run_place} continues it",
             file=sys.stderr,
         )
         return INTERRUPTED

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, its commits, its environment, its MLflow runs."""
+"""The records of a run: its folder, its commits, its environment, its MLflow runs."""

@@ -1,4 +1,4 @@
-"""A trained SAE's folder as a commit: it counts only whole, and only for the job it was made for."""
+"""A trained SAE's folder as a commit: valid only if complete, and only for the job it was made for."""
 
 import socket
 import time
@@ -21,7 +21,7 @@ COST_ORDER = (
     "steps", "tokens", "tokens_trained", "seconds", "tokens_per_second", "wait_seconds",
     "memory_bytes", "started", "host", "device",
 )  # fmt: skip
-"""The order in which the tables have had the costs from the first version on."""
+"""The order of the cost columns in the tables, the same since the first version."""
 
 
 def commit(
@@ -37,11 +37,13 @@ def commit(
     cost: Mapping[str, Any] = MappingProxyType({}),
     beside: Mapping[str, tuple[Trainer, dict[str, Any]]] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Write a trained SAE's folder, weights and figures together or not at all; the figures.
+    """Write a trained SAE's folder, weights and figures together or not at all; returns the record.
 
-    ``job`` is the trial or site with its settings, and what makes it (``made``); ``provenance`` says
-    where the data came from. An SAE that stands for several has their ``metrics`` and ``cost``, and the
-    others, each with its provenance, ``beside`` it, by name, in ``FOLDER.members``.
+    ``job`` is the trial or site with its settings and what makes it (``made``). ``provenance`` says where
+    the data came from. ``history`` holds the record of each evaluation. ``started`` is in seconds since
+    the epoch. If the SAE represents several members of a trial, ``metrics`` and ``cost`` are those of
+    all members, and ``beside`` holds the other members by name, each with its provenance; they are
+    written to ``FOLDER.members``. Raises OSError when a file cannot be written.
     """
     seconds = time.time() - started
     trainer.release()
@@ -75,11 +77,11 @@ def commit(
     metadata = {**provenance, **sae.metadata, "metrics": own}
     save_sae(sae, folder, metadata, metrics=record)
     files.send_commit(folder)
-    return read_json(folder / METRICS_FILE)  # as a later reader sees it: undefined figures are None
+    return read_json(folder / METRICS_FILE)  # as it is read later: undefined figures are None
 
 
 def state_of(record: dict[str, Any]) -> dict[str, str]:
-    """A committed SAE's ``state``, with the ``reason`` when it is of no use."""
+    """The ``state`` of a committed SAE, ``done`` or ``degenerate``, and the ``reason`` if degenerate."""
     if record["metrics"].get("degenerate"):
         return {
             "state": "degenerate",
@@ -90,7 +92,7 @@ def state_of(record: dict[str, Any]) -> dict[str, str]:
 
 
 def figures_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A committed SAE's metrics and costs, as the tables have them."""
+    """A committed SAE's metrics and costs, in the order of the tables' columns."""
     costs = [metric.name for metric in registered().values() if metric.cost]
     measured = {name: record.get(name) for name in COST_ORDER if name in costs}
     more = {name: record[name] for name in costs if name in record and name not in measured}

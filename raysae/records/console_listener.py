@@ -1,4 +1,4 @@
-"""What a terminal and a log show of a run: the live board, and a JSON line an event."""
+"""A run on a terminal and in a log: the live board, and a JSON line for each event."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,12 +9,13 @@ from raysae.records.events import Began, Committed, Ended, Event, Failed, Item, 
 
 
 class ConsoleListener:
-    """Shows items as they come on; one line for each that has ended, where there is no terminal."""
+    """Shows the progress of items; without a terminal, one line for each item that has ended."""
 
     def __init__(self) -> None:
         self._board: Board | None = None
 
     def hear(self, event: Event) -> None:
+        """Show the event; one outside a block of work (``Began`` to ``Ended``) is ignored."""
         if isinstance(event, Began):
             self._board = Board(event.title, event.items)
             self._board.start()
@@ -49,15 +50,15 @@ class ConsoleListener:
         board: Board, item: Item, cells: dict[str, str], fraction: float, record: Mapping[str, Any]
     ) -> None:
         board.update(item.name, {name: text for name, text in cells.items() if text}, fraction)
-        told = {key: record[key] for key in ("failed", "stopped") if key in record}
-        told = {**partly(record, LOG), **told}
+        reasons = {key: record[key] for key in ("failed", "stopped") if key in record}
+        logged = {**partly(record, LOG), **reasons}
         emit(
             "progress",
             of=board.title,
             key=item.name,
             done=round(fraction, 4),
             eta=board.eta(),
-            **told,
+            **logged,
         )
 
 

@@ -1,4 +1,4 @@
-"""Runs of version 0.1.0: their products name a fingerprint of the whole recipe, not what made them."""
+"""Runs of version 0.1.0: their products have a fingerprint of the whole recipe, not what made them."""
 
 from typing import Any
 
@@ -16,7 +16,10 @@ DONE_STAGES = ("sweep", "select", "atlas", "report")
 
 
 def earlier_version(status: dict[str, Any]) -> EarlierVersion | None:
-    """How to read the records of version 0.1.0 in the run with this status; None when it has none."""
+    """How to read records of version 0.1.0 in the run with this ``status.json``; None if it has none.
+
+    Raises UserError when the recipe in it is not valid.
+    """
     found = status.get("earlier")
     if found is None:
         return None
@@ -26,8 +29,10 @@ def earlier_version(status: dict[str, Any]) -> EarlierVersion | None:
 
 
 def upgrade(status: dict[str, Any], files: RunFiles, recipe: Recipe, sites: list[Site]) -> bool:
-    """Note in ``status`` what made the products of a run of version 0.1.0, made by ``recipe``; whether
-    it was one."""
+    """Add to ``status`` what made the products, if this is a run of version 0.1.0; whether it is one.
+
+    ``recipe`` is the recipe that the run was made by.
+    """
     known = status.get("fingerprint")
     if known is None or "earlier" in status or not sites:
         return False
@@ -43,7 +48,7 @@ def upgrade(status: dict[str, Any], files: RunFiles, recipe: Recipe, sites: list
             made = _made(stage, files, recipe, known["store"], sites)
             if made is not None:
                 status["stages"][stage]["made"] = made
-    if "made" not in status["stages"]["sweep"]:  # it had begun
+    if "made" not in status["stages"]["sweep"]:  # the sweep had begun
         search = products.search(recipe, known["store"], sites)
         status["stages"]["sweep"]["made"] = search
     return True
@@ -52,7 +57,7 @@ def upgrade(status: dict[str, Any], files: RunFiles, recipe: Recipe, sites: list
 def _made(
     stage: str, files: RunFiles, recipe: Recipe, store: str, sites: list[Site]
 ) -> Made | None:
-    """What made the product of a stage that is done; None when it cannot be told any more."""
+    """What made the product of a finished stage; None when files that would show it are missing."""
     try:
         if stage == "sweep":
             return _sweep(files, recipe, store, sites)
@@ -63,7 +68,7 @@ def _made(
                 files.trials_file, files.selection_file, files.atlas_metrics_file
             )
         return _atlas(files, recipe, store)
-    except (OSError, UserError, KeyError):  # some of it was removed: the stage is done again
+    except (OSError, UserError, KeyError):  # some files were removed: the stage is run again
         return None
 
 

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, hardware, commit, command."""
+"""The environment of a run: versions, hardware, commit, command."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "ray", "optuna", "mlflow", "pyarrow", "transformers", "data
 
 
 def write_environment(files: RunFiles, store_digest: str, seed: int) -> None:
-    """Write ``environment.json``; an earlier one, of another attempt, is replaced."""
+    """Write ``environment.json``; that of an earlier attempt is replaced."""
     files.write_json(
         files.path / "environment.json",
         {
@@ -66,7 +66,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The git commit of raysae's checkout, marked when it has uncommitted changes."""
+    """The git commit of raysae's checkout, with ``-dirty`` if it has uncommitted changes."""
     root = Path(raysae.__file__).parents[1]
     git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     if not (root / ".git").exists():

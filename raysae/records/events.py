@@ -1,4 +1,4 @@
-"""What happens in a run, as one stream of events; console, log and MLflow listen to it."""
+"""The events of a run, as one stream that console, log and MLflow listen to."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,32 +16,32 @@ class Item:
     """A trial of the sweep, or a site of the atlas."""
 
     key: str
-    """The same whenever the run is taken up again; MLflow runs are found by it."""
+    """The same in every attempt at the run; MLflow runs are found by it."""
     name: str
-    """For people, such as ``trial 3``."""
+    """The item in words, such as ``trial 3``."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    """The settings that were proposed for it."""
+    """The parameters that were proposed for it, by dotted key."""
 
     @classmethod
     def of_trial(cls, number: int, parameters: Mapping[str, Any], made: Made | None) -> "Item":
-        """A trial; without ``made``, one that version 0.1.0 trained."""
+        """The item of a trial; ``made`` is None for one that version 0.1.0 trained."""
         place = f"{number:03d}" if made is None else identifier(made)
         return cls(f"trial/{place}", f"trial {number}", parameters)
 
     @classmethod
     def of_site(cls, site: Site, made: Made | None) -> "Item":
-        """A site; without ``made``, one that version 0.1.0 trained."""
+        """The item of a site; ``made`` is None for one that version 0.1.0 trained."""
         more = "" if made is None else f"/{identifier(made)}"
         return cls(f"atlas/{site.folder}{more}", str(site))
 
 
 class Event:
-    """Something that happened."""
+    """The base class of all events."""
 
 
 @dataclass(frozen=True)
 class Began(Event):
-    """Work on so many items begins."""
+    """Work on ``items`` items begins."""
 
     title: str
     items: int
@@ -49,24 +49,24 @@ class Began(Event):
 
 @dataclass(frozen=True)
 class Ended(Event):
-    """The work is over."""
+    """The work that ``title`` names has ended."""
 
     title: str
 
 
 @dataclass(frozen=True)
 class Progressed(Event):
-    """An item was measured while it trains."""
+    """An item that is still in training was evaluated."""
 
     item: Item
     record: Mapping[str, Any]
     fraction: float
-    """How much of it is done, from 0 to 1."""
+    """The fraction of its training that is done, from 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Committed(Event):
-    """An item was trained to its end: its SAE lies in ``folder``, with ``record`` as its figures."""
+    """An item was trained to its end; its SAE is in ``folder``, and its figures are in ``record``."""
 
     item: Item
     record: Mapping[str, Any]
@@ -91,46 +91,48 @@ class Stopped(Event):
 
 @dataclass(frozen=True)
 class RunEnded(Event):
-    """The run has everything that was asked for, or all that could be made."""
+    """The run has ended; everything that could be made exists."""
 
     metrics: Mapping[str, Any]
     """The sweet spot's figures; empty without a choice."""
     tags: Mapping[str, str]
+    """The choice and its reason."""
     files: Sequence[Path]
-    """What tells of the run."""
+    """The files and folders that describe the run."""
 
 
 class Listener(Protocol):
-    """Is told every event, in order. What it raises is said once, and stops nothing."""
+    """Gets every event, in order. An error that it raises is printed once and stops nothing."""
 
-    def hear(self, event: Event) -> None: ...
+    def hear(self, event: Event) -> None:
+        """Handle the event."""
 
 
 class Events:
-    """The stream: whatever is emitted reaches each listener."""
+    """The stream of events: each event goes to every listener."""
 
     def __init__(self, *listeners: Listener):
         self.listeners = list(listeners)
         self._faulty: set[int] = set()
 
     def emit(self, event: Event) -> None:
-        """Tell every listener. A listener's own trouble never stops a run."""
+        """Send the event to every listener. An error in a listener never stops a run."""
         for listener in self.listeners:
             try:
                 listener.hear(event)
             except Exception as error:
-                self._say_once(listener, error)
+                self._warn_once(listener, error)
 
     @contextmanager
     def work(self, title: str, items: int) -> Iterator[Callable[[Event], None]]:
-        """Work on so many items; gives ``emit``."""
+        """Emit ``Began`` and ``Ended`` around the block, which gets ``emit``."""
         self.emit(Began(title, items))
         try:
             yield self.emit
         finally:
             self.emit(Ended(title))
 
-    def _say_once(self, listener: Listener, error: Exception) -> None:
+    def _warn_once(self, listener: Listener, error: Exception) -> None:
         if id(listener) not in self._faulty:
             self._faulty.add(id(listener))
             name = type(listener).__name__

@@ -1,4 +1,4 @@
-"""The run folder: what a run wrote, how far it came, and who may write to it."""
+"""The run folder: the files of a run, the state of its stages, and its lock."""
 
 import shutil
 import time
@@ -29,27 +29,27 @@ from raysae.storage.remote import HOME_FILE, claimed
 
 STAGES = ("extract", "sweep", "select", "atlas", "report")
 RESULTS = ("trials", "trials.parquet", "selection.json", "sweet_spot", "atlas", "report")
-"""What a run has earned; while none of it is there, another recipe may take the folder."""
+"""The results in a run folder; while there is none, another recipe may use the folder."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """The activations that a run is about, as far as they are known."""
+    """What is known of the activations of a run."""
 
     store: str | None = None
-    """The store's digest; None before the store is there."""
+    """The store's digest; None before the store exists."""
     layers: Sequence[int] = ()
     positions: Sequence[Position] = ()
 
     def sites(self, recipe: Recipe) -> list[Site]:
-        """Where the recipe sweeps; nowhere while layers and positions are not known."""
+        """The sites of the recipe's sweep; empty while layers and positions are not known."""
         if not self.layers or not self.positions:
             return []
         return recipe.sites_of(self.layers, self.positions)
 
 
 class RunFolder(RunFiles):
-    """One run on disk. ``open_run`` makes it; ``stage`` keeps its ``status.json``."""
+    """One run on disk. ``open_run`` opens it; its state is in ``status.json``."""
 
     def __init__(self, path: Path, recipe: Recipe, forced: bool = False):
         super().__init__(path, recipe.run_uri)
@@ -58,7 +58,7 @@ class RunFolder(RunFiles):
 
     @property
     def id(self) -> str:
-        """The run's own id, made once; MLflow runs are found by it."""
+        """The run's id, set once; MLflow runs are found by it."""
         return self.status["id"]
 
     @property
@@ -68,18 +68,19 @@ class RunFolder(RunFiles):
 
     @property
     def identities(self) -> Identities:
+        """Decides whether a product of this run was made as wanted."""
         return Identities(self.status.get("same", {}), earlier_version(self.status))
 
     @property
     def store_digest(self) -> str:
-        """The digest of the store that the run is tied to; empty before there is one."""
+        """The digest of the store that the run is tied to; empty before it is tied to one."""
         return self.status.get("shared", {}).get("store", "")
 
     def bind_data(self, data: Data) -> None:
-        """Tie the run to its data, once the store is there.
+        """Tie the run to its data, once the store exists.
 
-        Raises UserError when what the run has made came from another store or other settings, unless
-        this attempt was forced: what is there then counts as made so.
+        Raises UserError when the run's products came from another store or from other settings. If this
+        attempt was forced, they count as made from this store with these settings instead.
         """
         wanted = shared_settings(self.recipe, data.store, data.sites(self.recipe))
         found = _shared_differences(self.path, self.status, self.recipe, data)
@@ -91,7 +92,10 @@ class RunFolder(RunFiles):
         self._write()
 
     def accept(self, found: dict[str, tuple[Any, Any]]) -> None:
-        """Let what was made with other settings count as made with these, and record it."""
+        """Let products made with other settings count as made with the new ones, and record it.
+
+        ``found`` holds the settings that differ, each with its old and its new value.
+        """
         self.status["same"] = union(self.status.get("same", {}), found)
         forced = self.status.setdefault("forced", [])
         change = lines(found)
@@ -101,28 +105,29 @@ class RunFolder(RunFiles):
     def trial_item(
         self, number: int, parameters: Mapping[str, Any], made: Made | None = None
     ) -> Item:
-        """The trial as events name it; ``made`` is what makes it where it is not committed yet."""
+        """The trial's item for events; ``made`` is used if the trial is not committed."""
         record = self.record(self.trial(number))
         of_earlier_version = record is not None and "made" not in record
         known = record["made"] if record is not None and "made" in record else made
         return Item.of_trial(number, parameters, None if of_earlier_version else known)
 
     def site_item(self, site: Site, made: Made | None = None) -> Item:
-        """The site as events name it; ``made`` is what makes it where it is not committed yet."""
+        """The site's item for events; ``made`` is used if the site is not committed."""
         record = self.record(self.atlas_site(site))
         of_earlier_version = record is not None and "made" not in record
         known = record["made"] if record is not None and "made" in record else made
         return Item.of_site(site, None if of_earlier_version else known)
 
     def state(self, stage: str) -> str:
+        """The state of a stage: ``pending``, ``running``, ``done``, ``partial`` or ``failed``."""
         return self.status["stages"][stage]["state"]
 
     def made(self, stage: str) -> Made | None:
-        """What made the product of a stage, when it began or ended; None when that is not known."""
+        """What makes the product of a stage, as noted when it began; None when not known."""
         return self.status["stages"][stage].get("made")
 
     def has(self, stage: str, wanted: Made, *products: Path) -> bool:
-        """Whether a stage is done, its ``products`` are there, and were made as ``wanted``."""
+        """Whether a stage is done, and its ``products`` exist and were made as ``wanted``."""
         made, same = self.made(stage), self.identities.same
         if self.state(stage) != "done" or made is None or not all(p.exists() for p in products):
             return False
@@ -130,19 +135,20 @@ class RunFolder(RunFiles):
 
     @property
     def records_lost(self) -> int:
-        """Records that MLflow had not taken when the last attempt ended."""
+        """The number of records that MLflow did not get before the last attempt ended."""
         return self.status.get("records_lost", 0)
 
     @records_lost.setter
     def records_lost(self, count: int) -> None:
+        """Write the number to ``status.json``."""
         if count != self.records_lost:
             self.status["records_lost"] = count
             self._write()
 
     def begin_search(self, search: Made) -> None:
-        """Make room for a search: trials of one that proposes other configs are set aside.
+        """Set aside the trials of an earlier search that proposes other configs.
 
-        Those that the new one proposes, too, are taken back in their turn.
+        A trial that the new search proposes, too, is restored when the search reaches it.
         """
         before = self.made("sweep")
         if before is None or not search_differences(before, search, self.identities.same):
@@ -154,7 +160,7 @@ class RunFolder(RunFiles):
             self.remove(rest)
 
     def copy_sweet_spot(self, number: int | None) -> None:
-        """Let the sweet spot be the SAE of trial ``number``; without a number there is none."""
+        """Copy the SAE of trial ``number`` to ``sweet_spot``; for None, remove ``sweet_spot``."""
         if number is None:
             self.remove(self.sweet_spot)
             return
@@ -162,17 +168,18 @@ class RunFolder(RunFiles):
             shutil.copytree(self.trial(number), temporary, dirs_exist_ok=True)
 
     def begin_again(self, *stages: str) -> None:
-        """Let ``stages`` be done anew; what made their products stays known."""
+        """Mark ``stages`` as pending; what made their products stays noted."""
         for name in stages:
             made = self.made(name)
             self._set(name, state="pending", **({} if made is None else {"made": made}))
 
     @contextmanager
     def stage(self, name: str, made: Made | None = None) -> Iterator[list[str]]:
-        """Mark a stage running, then done, or failed with its reason; ``made`` is what makes its product.
+        """Mark a stage as running, then as done, or as failed with the reason.
 
-        What the block puts into the list it is given was not done; the stage is then ``partial``,
-        and another attempt at the run tries it again.
+        ``made`` is what makes its product. The block gets a list and adds to it what could not be done;
+        the stage is then ``partial``, and another attempt at the run tries it again. What the block
+        raises is raised.
         """
         entry: dict[str, Any] = {"started": time.time()}
         if made is not None:
@@ -193,7 +200,7 @@ class RunFolder(RunFiles):
             self._set(name, state="done", **entry)
 
     def seconds(self, name: str) -> float | None:
-        """How long a stage took, when it has run to its end."""
+        """How many seconds a stage took; None when it has not ended."""
         entry = self.status["stages"][name]
         return entry["ended"] - entry["started"] if "ended" in entry else None
 
@@ -207,12 +214,12 @@ class RunFolder(RunFiles):
 
 @contextmanager
 def open_run(recipe: Recipe, forced: bool = False, data: Data = Data()) -> Iterator[RunFolder]:
-    """The recipe's run folder, made or taken up again, locked for the block.
+    """The recipe's run folder, new or existing, locked for the block.
 
-    Only what all products of a run share has to be as it was; see ``products.shared_settings``.
-    ``forced`` goes on although that has changed, and records how.
-    Raises UserError when the folder holds another run, foreign files, or a run that some other
-    process is working on; nothing is changed then.
+    In an existing run, the settings that all products share must not have changed; see
+    ``products.shared_settings``. With ``forced`` they may, and the change is recorded.
+    Raises UserError when the folder holds another run, foreign files, or a run that another process
+    is working on; nothing is changed then.
     """
     files = RunFiles.of(recipe)
     files.fetch()
@@ -241,7 +248,7 @@ def open_run(recipe: Recipe, forced: bool = False, data: Data = Data()) -> Itera
 
 
 def read_run(path: Path) -> RunFolder:
-    """A run folder as it lies, for reading. Raises UserError when it is none."""
+    """The run in ``path``, for reading only. Raises UserError when it is not a run folder."""
     return RunFolder(path, read_recipe(path))
 
 
@@ -280,9 +287,9 @@ def _create(path: Path, recipe: Recipe) -> None:
 def _shared_differences(
     path: Path, status: dict[str, Any], recipe: Recipe, data: Data
 ) -> dict[str, tuple[Any, Any]]:
-    """How what all products of the run there share differs from what ``recipe`` asks for."""
+    """The shared settings of the run in ``path`` that differ from those of ``recipe``: old and new."""
     there = status.get("shared")
-    if there is None:  # nothing was made yet, or by version 0.1.0
+    if there is None:  # a run without products, or of version 0.1.0
         old = read_recipe(path)
         digest = status.get("fingerprint", {}).get("store")
         there = shared_settings(old, digest, data.sites(old))
@@ -295,15 +302,15 @@ def _has_results(path: Path) -> bool:
 
 
 def _refuse_unless_empty(path: Path, found: dict[str, tuple[Any, Any]]) -> None:
-    """Raise UserError unless the other run there came to nothing and nobody works on it."""
+    """Raise UserError if the other run in ``path`` has results or is in work."""
     if _has_results(path) or _is_locked(path):
         raise _other_run(path, found)
 
 
 def _other_run(path: Path, found: dict[str, tuple[Any, Any]]) -> UserError:
     return UserError(
-        f"{path}: holds another run; take another name=NAME, remove the folder, or go on all the "
-        f"same with --force, which is recorded (- there, + asked for):\n{lines(found)}"
+        f"{path}: holds another run; take another name=NAME, remove the folder, or continue "
+        f"with --force, which is recorded (- there, + asked for):\n{lines(found)}"
     )
 
 

@@ -1,9 +1,9 @@
-"""MLflow records: a parent run a sweep, a child a trial, a child a site.
+"""MLflow records: a parent run for each sweep, and a child run for each trial and each site.
 
 A thread of its own writes them, in order, so that a slow or dead tracking server never stops or
-slows a sweep. While the server is away records wait for it; those that it has not taken some seconds
-after the end are counted, and going over the run again (``--resume``) writes them, as runs are found by
-tag and the run folder holds every figure.
+slows a sweep. While the server does not answer, records wait. Records that are still not written some
+seconds after the end are counted as lost; ``--resume`` writes them later, because MLflow runs are
+found by tag and the run folder holds every figure.
 """
 
 import json
@@ -23,35 +23,36 @@ from raysae.records.folder import RunFolder
 KEY_TAG = "raysae.key"
 SWEEP = "sweep"
 RETRY_SECONDS = 2.0
-"""How long to wait between two tries at a server that is away."""
+"""Seconds between two tries at a server that does not answer."""
 LAST_TRIES_SECONDS = 5.0
-"""How long to go on trying once there is nothing else left to do."""
+"""Seconds for which records are still tried after the run has ended."""
 
 
 def tracking_uri(run: RunFolder) -> str:
-    """Where records go: the recipe, the environment, or a SQLite file beside the run folders."""
+    """The MLflow server: that of the recipe, else of the environment (``MLFLOW_TRACKING_URI``), else a
+    SQLite file beside the run folders."""
     named = run.recipe.records.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     return named or f"sqlite:///{run.path.parent / 'mlflow.db'}"
 
 
 class Recorder:
-    """Listens to what a run tells of its progress, and records it. This one records nothing."""
+    """A listener that records a run's events. This base class records nothing."""
 
     def hear(self, event: Event) -> None:
-        """Record the event."""
+        """Record the event; does nothing here."""
 
     def close(self) -> int:
-        """Wait for what is still to be written; how many records could not be."""
+        """Wait until all records are written; returns how many could not be."""
         return 0
 
 
 def make_recorder(run: RunFolder) -> Recorder:
-    """What the recipe asks for: MLflow, or nothing."""
+    """The recorder that the recipe asks for: one for MLflow, or one that records nothing."""
     return MLflowRecorder(run) if run.recipe.records.mlflow else Recorder()
 
 
 class MLflowRecorder(Recorder):
-    """Writes to MLflow from its own thread, which also bears the import and the first connection."""
+    """Writes to MLflow from its own thread, which also imports MLflow and connects to the server."""
 
     def __init__(self, run: RunFolder):
         self.uri = tracking_uri(run)
@@ -64,6 +65,7 @@ class MLflowRecorder(Recorder):
         self._thread.start()
 
     def hear(self, event: Event) -> None:
+        """Queue the event for the thread; returns at once."""
         match event:
             case Progressed(item, record) if "step" in record:
                 metrics, step = floats(record, MLFLOW), record["step"]
@@ -79,6 +81,7 @@ class MLflowRecorder(Recorder):
                 self._put(lambda writer: writer.finish(metrics, dict(tags), list(files)))
 
     def close(self) -> int:
+        """Wait for the thread, at most some seconds if the server does not answer; the lost records."""
         self._ended = time.monotonic()
         self._queue.put(None)
         self._thread.join()
@@ -96,7 +99,7 @@ class MLflowRecorder(Recorder):
                 time.sleep(RETRY_SECONDS)
 
     def _written(self, write: "Callable[[_Writer], None]") -> bool:
-        """Whether the record was written, or is one that the server refuses; else it is away."""
+        """Whether the record is finished: written, or refused. False if the server does not answer."""
         try:
             self._writer = self._writer or _Writer(self._run, self.uri)
             write(self._writer)
@@ -130,7 +133,7 @@ class _Writer:
         self._parent_parameters()
 
     def answers(self) -> bool:
-        """Whether the server is there."""
+        """Whether the server answers."""
         try:
             self.client.search_experiments(max_results=1)
         except Exception:
@@ -145,7 +148,7 @@ class _Writer:
         self._metrics(run_id, metrics, step)
 
     def sae_done(self, item: Item, record: dict[str, Any], folder: Path) -> None:
-        """Bring the child run up to a committed record, unless it was before."""
+        """Write a committed record to the child run, unless an earlier attempt did."""
         run_id = self._child(item, record["started"])
         if self.client.get_run(run_id).info.status == "FINISHED":
             return
@@ -212,7 +215,7 @@ class _Writer:
         return self._runs[key]
 
     def _dataset(self, run_id: str) -> None:
-        """Name the store as the run's input, so that runs on the same data can be told."""
+        """Name the store as the run's input, so that runs on the same data can be found."""
         from mlflow.entities import Dataset, DatasetInput
 
         digest = self.run.store_digest[:12]

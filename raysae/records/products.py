@@ -1,7 +1,7 @@
-"""What makes each product of a run, and when one that is there is the one that is wanted.
+"""What makes each product of a run, and whether an existing product is the wanted one.
 
-Store, site, SAE and training settings, seeds, and the generation of the code that makes that kind of
-product. Names, places, resources and records never count.
+A product is made by its store, sites, SAE and training settings, seeds, and the generation of the code
+for that kind of product. Names, places, resources and records do not count.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,14 @@ from raysae.storage.files import sha256_of
 from raysae.training.config import TrainingConfig
 
 GENERATIONS = {"trial": 1, "site": 1, "sweep": 1, "selection": 1, "report": 1}
-"""Raised on purpose when the code of that kind of product gives other results than before."""
+"""A number for each kind of product, to be raised when its code gives other results than before."""
 STEERING = ("objectives", "constraints")
-"""Settings of the search that steer it from the first trials on, and that the choice depends on."""
+"""Settings that affect both the search, from the first trials on, and the choice."""
 NOT_SEARCH = (
     "trials", "max_seconds", "max_tokens", "max_seconds_per_trial", "early_stopping", "grace",
     "warm_start", "layer", "position", "sites", "seeds_per_trial",
 )  # fmt: skip
-"""Settings of ``sweep`` that say how far a search or a trial goes, or where, not which configs it
-tries."""
+"""Settings of ``sweep`` that affect the extent or the sites of a search, not which configs it tries."""
 STOPPING = ("sweep.early_stopping", "sweep.grace", "sweep.max_seconds_per_trial")
 """Settings by which a trial may be stopped before its end."""
 EXTENT = (*STOPPING, "sweep.max_seconds", "sweep.max_tokens")
@@ -42,7 +41,10 @@ def trained(
     sae: SAEConfig,
     training: TrainingConfig,
 ) -> dict[str, Any]:
-    """What makes a trial or a site of the atlas: SAEs of one config at ``sites`` with ``seeds``."""
+    """What makes a trial or a site of the atlas: SAEs of one config at ``sites`` with ``seeds``.
+
+    ``kind`` is ``trial`` or ``site``; ``store`` is the store's digest.
+    """
     return {
         f"generation.{kind}": GENERATIONS[kind],
         "store": store,
@@ -59,12 +61,12 @@ def seeds_of(recipe: Recipe) -> list[int]:
 
 
 def stopping(recipe: Recipe) -> dict[str, Any]:
-    """The rules by which a trial may be stopped; they make a stopped trial, beside its settings."""
+    """The settings by which a trial may be stopped early; they are part of what makes a stopped trial."""
     return {key: getattr(recipe.sweep, key.removeprefix("sweep.")) for key in STOPPING}
 
 
 def defaults_of(made: Made) -> dict[str, Any]:
-    """Defaults of the settings in ``made``, for products that were made before a setting existed."""
+    """Defaults of all settings, for products in ``made`` that are older than a setting."""
     variant: Any = CONFIGS.get(made.get("sae.variant", ""))
     sections: dict[str, Any] = {
         "training": asdict(TrainingConfig()),
@@ -78,16 +80,17 @@ def defaults_of(made: Made) -> dict[str, Any]:
 
 
 def searched_keys(recipe: Recipe) -> set[str]:
-    """The settings that the search replaces."""
+    """The dotted keys of the settings that the search varies."""
     if recipe.sweep.sampler == "list":
         return {key for config in recipe.sweep.configs for key in config}
     return set(recipe.sweep.space)
 
 
 def shared_settings(recipe: Recipe, store: str | None, sites: Sequence[Site]) -> dict[str, Any]:
-    """What all trained products of a run have in common; under its name none of it may change.
+    """What all trained products of a run share; it must not change while the run has its name.
 
-    Settings that the search replaces are left out, and named under ``searched``.
+    ``store`` is the store's digest, None if not known. Settings that the search varies are left out, and
+    are named under ``searched``.
     """
     searched = searched_keys(recipe)
     made = trained("trial", store or "", sites, seeds_of(recipe), recipe.sae, recipe.training)
@@ -100,9 +103,9 @@ def shared_settings(recipe: Recipe, store: str | None, sites: Sequence[Site]) ->
 
 
 def shared_differences(there: Made, wanted: Made, same: Same) -> dict[str, tuple[Any, Any]]:
-    """Settings that all products of a run share and that are not what they were.
+    """The shared settings that differ, each with the value in ``there`` and in ``wanted``.
 
-    Where both name a store, the store says what the source was.
+    If both name a store, the settings of the source are not compared, since the store depends on them.
     """
     ignored = {"searched", *there.get("searched", []), *wanted.get("searched", [])}
     keys = {*there, *wanted}
@@ -122,8 +125,10 @@ def shared_differences(there: Made, wanted: Made, same: Same) -> dict[str, tuple
 def search(
     recipe: Recipe, store: str, sites: Sequence[Site], known: Sequence[Any] = ()
 ) -> dict[str, Any]:
-    """What makes a search's proposals and outcomes, however long it is; ``known`` are trials of
-    earlier runs that it learns from."""
+    """What makes the proposals and outcomes of a search, whatever its length.
+
+    ``store`` is the store's digest; ``known`` are the trials of earlier runs that the search learns from.
+    """
     unused = {"space"} if recipe.sweep.sampler == "list" else set()
     settings = recipe.sweep.model_dump(mode="json", exclude={*NOT_SEARCH, *unused})
     shared = shared_settings(recipe, store, sites)
@@ -138,7 +143,10 @@ def search(
 
 
 def search_differences(there: Made, wanted: Made, same: Same) -> dict[str, tuple[Any, Any]]:
-    """What makes two searches propose other configs; a list that is only longer does not."""
+    """The differences that make two searches propose different configs.
+
+    A list of configs that only became longer is no difference.
+    """
     found = differences(there, wanted, defaults_of({**there, **wanted}), same)
     ignored = {"searched", "trials", *EXTENT, *there.get("searched", []), *wanted["searched"]}
     found = {key: pair for key, pair in found.items() if key not in ignored}
@@ -150,7 +158,7 @@ def search_differences(there: Made, wanted: Made, same: Same) -> dict[str, tuple
 
 
 def selection(recipe: Recipe, trials: Path) -> dict[str, Any]:
-    """What makes the choice: the table of trials, the rule and its settings."""
+    """What makes the choice: the file ``trials``, the rule and its settings."""
     sweep = recipe.sweep.model_dump(mode="json")
     return {
         "generation.selection": GENERATIONS["selection"],
@@ -161,7 +169,7 @@ def selection(recipe: Recipe, trials: Path) -> dict[str, Any]:
 
 
 def extent(recipe: Recipe, trials: int) -> dict[str, Any]:
-    """How far a search goes: to so many trials, and within which budgets."""
+    """The extent of a search: its number of trials and its budgets."""
     return {
         "trials": trials,
         **{key: getattr(recipe.sweep, key.removeprefix("sweep.")) for key in EXTENT},
@@ -169,19 +177,19 @@ def extent(recipe: Recipe, trials: int) -> dict[str, Any]:
 
 
 def no_atlas() -> dict[str, Any]:
-    """What makes an atlas that is not wanted, or has no choice to be trained with."""
+    """What makes an atlas without sites: it is not wanted, or no trial was chosen."""
     return {"generation.site": GENERATIONS["site"], "sites": []}
 
 
 def report(*tables: Path) -> dict[str, Any]:
-    """What makes the report: the tables and the choice that it tells of."""
+    """What makes the report: the content of the files that it shows."""
     digests = {path.name: sha256_of(path) for path in tables if path.is_file()}
     return {"generation.report": GENERATIONS["report"], **digests}
 
 
 @dataclass(frozen=True)
 class EarlierVersion:
-    """How to tell what made the products of a run of version 0.1.0: their records hold a fingerprint."""
+    """Finds what made the products of a run of version 0.1.0, whose records hold only a fingerprint."""
 
     fingerprints: tuple[str, ...]
     recipe: Recipe
@@ -189,7 +197,7 @@ class EarlierVersion:
     sites: tuple[Site, ...]
 
     def made(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What made a trial or a site, from its record; None when it is not of that run."""
+        """What made a trial or a site, from its record; None when it is not of this run."""
         if record.get("fingerprint") not in self.fingerprints or "parameters" not in record:
             return None
         settings = self.recipe.with_parameters(record["parameters"])
@@ -201,14 +209,15 @@ class EarlierVersion:
 
 @dataclass(frozen=True)
 class Identities:
-    """Tells whether a product that is there is the one that is wanted, in one run."""
+    """Decides whether an existing product of a run is the wanted one."""
 
     same: Same = field(default_factory=dict)
-    """Values that count as equal since the run went on with ``--force``."""
+    """Values that count as equal since the run was continued with ``--force``."""
     earlier: EarlierVersion | None = None
+    """For records of version 0.1.0; None when the run has none."""
 
     def made(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What made the product of a record; None when it does not say."""
+        """What made the product of a record; None when the record does not say."""
         if "made" in record:
             return record["made"]
         return self.earlier.made(record) if self.earlier is not None else None

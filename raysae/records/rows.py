@@ -1,4 +1,4 @@
-"""The rows of a run's tables, typed: a trial, a site. Their columns are what the Parquet files hold."""
+"""The rows of a run's tables, as types: trials and sites. Their columns are in the Parquet files."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -9,14 +9,14 @@ from typing import Any
 from raysae.sae.config import CONFIGS, DEFAULT_VARIANT
 
 SPARSITY_LABELS = {"k": "K", "l0_coefficient": "L0 coefficient", "l1_coefficient": "L1 coefficient"}
-"""What sets how sparse a variant's features are, and how people call it."""
+"""The settings that control the sparsity of the variants, with their labels."""
 SETTINGS = ("sae.", "training.")
-"""How the columns of settings begin."""
+"""Prefixes of the columns that hold settings."""
 
 
 class Row(Mapping[str, Any]):
-    """What trials and sites have in common: how they ended, and their figures. ``row["l0"]`` is a
-    column of the table."""
+    """What trials and sites share: their state and figures. ``row["l0"]`` is a column of the table;
+    KeyError for a column that the row lacks."""
 
     state: str
     """``done``, ``failed``, ``stopped`` (by a rule of the search) or ``degenerate``."""
@@ -27,7 +27,7 @@ class Row(Mapping[str, Any]):
 
     @cached_property
     def columns(self) -> dict[str, Any]:
-        """The row as the table has it."""
+        """The row's values by column, in the order of the table."""
         raise NotImplementedError
 
     def __getitem__(self, column: str) -> Any:
@@ -46,40 +46,44 @@ class Row(Mapping[str, Any]):
 
     @property
     def done(self) -> bool:
-        """Whether there is an SAE that is of use."""
+        """Whether there is a usable SAE."""
         return self.state == "done"
 
     @property
     def explained_variance(self) -> float:
-        """Undefined (NaN) where all rows are alike, or no latent fires."""
+        """On the validation rows; NaN when it is missing or undefined (all rows are equal)."""
         value = self.figures.get("explained_variance")
         return math.nan if value is None else value
 
     @property
     def l0(self) -> float:
+        """Active latents per row, on the validation rows."""
         return self.figures["l0"]
 
     @property
     def dead_fraction(self) -> float:
+        """The fraction of latents that did not fire in the last training tokens."""
         return self.figures["dead_fraction"]
 
     @property
     def stability(self) -> float | None:
+        """The agreement of seeds; None with one seed."""
         return self.figures.get("stability")
 
     @property
     def seconds(self) -> float | None:
+        """Seconds from the start of the training to the commit; None without a commit."""
         return self.figures.get("seconds")
 
     @property
     def measured(self) -> bool:
-        """Whether it was trained to its end, and its explained variance is defined."""
+        """Whether it was not stopped early and its explained variance is defined."""
         return self.state != "stopped" and not math.isnan(self.explained_variance)
 
 
 @dataclass(eq=False)
 class TrialRow(Row):
-    """A trial: what was asked, what came out, what it cost."""
+    """A trial: its settings, outcome and cost."""
 
     trial: int
     state: str
@@ -90,31 +94,34 @@ class TrialRow(Row):
 
     @cached_property
     def columns(self) -> dict[str, Any]:
+        """``trial``, ``state``, ``reason``, then settings, then figures."""
         head = {"trial": self.trial, "state": self.state, "reason": self.reason}
         return {**head, **self.settings, **self.figures}
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, Any]) -> "TrialRow":
-        """The trial of a table's row; columns of other trials' settings are empty there."""
-        settings, figures = _parted(columns, ("trial", "state", "reason"))
+        """The trial of a table's row. Raises KeyError when a column is missing."""
+        settings, figures = _split(columns, ("trial", "state", "reason"))
         return cls(columns["trial"], columns["state"], columns.get("reason", ""), settings, figures)
 
     @property
     def variant(self) -> str:
+        """The SAE variant."""
         return self.settings["sae.variant"]
 
     @property
     def d_sae(self) -> int:
+        """The number of latents."""
         return self.settings["sae.d_sae"]
 
     @property
     def k(self) -> int | None:
-        """K; None in variants that have none."""
+        """K; None in variants without K."""
         return self.settings.get("sae.k")
 
     @property
     def sparsity_setting(self) -> tuple[str, Any]:
-        """What sets how sparse the features are, such as ``("K", 32)``."""
+        """The label and value of the setting that controls sparsity, such as ``("K", 32)``."""
         key = CONFIGS[self.variant].sparsity_key
         return SPARSITY_LABELS.get(key, key), self.settings[f"sae.{key}"]
 
@@ -144,19 +151,20 @@ class SiteRow(Row):
 
     @cached_property
     def columns(self) -> dict[str, Any]:
+        """``layer``, ``position``, ``state``, ``reason``, then figures."""
         head = {"layer": self.layer, "position": self.position}
         return {**head, "state": self.state, "reason": self.reason, **self.figures}
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, Any]) -> "SiteRow":
-        """The site of a table's row."""
-        _, figures = _parted(columns, ("layer", "position", "state", "reason"))
+        """The site of a table's row. Raises KeyError when a column is missing."""
+        _, figures = _split(columns, ("layer", "position", "state", "reason"))
         return cls(
             columns["layer"], columns["position"], columns["state"], columns["reason"], figures
         )
 
 
-def _parted(
+def _split(
     columns: Mapping[str, Any], head: tuple[str, ...]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings and the figures of a table's row."""

@@ -1,7 +1,7 @@
-"""The files of a run: written here alone, and sent at once to the URI at which the run lives, if any.
+"""The files of a run: written through this module, and sent at once to the run's URI if it has one.
 
-A driver and its workers each hold a ``RunFiles`` on the copy of their own node. What is in a run
-folder is read by anybody; what goes into it goes through here, so that nothing is forgotten.
+The driver and each worker have a ``RunFiles`` for the copy on their own node. Any code may read a run
+folder, but all writing goes through ``RunFiles``, so that every file is also sent to the URI.
 """
 
 import shutil
@@ -30,12 +30,12 @@ from raysae.storage.remote import (
 )
 
 ASIDE = "aside"
-"""The folder, beside trials or sites, of those that are not wanted at present."""
+"""The folder, beside the trials or sites, for those that are not wanted at present."""
 MEMBERS, STOPPED = ".members", ".stopped.json"
 
 
 class RunFiles:
-    """The files of the run in ``path``, which is this node's copy where the run lives at ``uri``."""
+    """The files of the run in ``path``; if the run has a ``uri``, ``path`` is this node's copy of it."""
 
     def __init__(self, path: Path, uri: str | None = None, identities: Identities | None = None):
         self.path, self.uri = path, uri
@@ -53,47 +53,53 @@ class RunFiles:
 
     @property
     def identities(self) -> Identities:
-        """How to tell whether a product that is there is the one that is wanted."""
+        """Decides whether an existing product is the wanted one."""
         return self._identities
 
     def for_workers(self) -> "RunFiles":
-        """The same files, small enough to be sent with every task."""
+        """The same files as a small object, to be sent with every task."""
         return RunFiles(self.path, self.uri, self.identities)
 
     def on_this_node(self) -> "RunFiles":
-        """The same files for a worker: on its own node's copy."""
+        """The same files for a worker: in the copy of its own node."""
         return self if self.uri is None else RunFiles(bind(self.uri), self.uri, self.identities)
 
     @property
     def selection_file(self) -> Path:
+        """The choice, the candidates and the reasons."""
         return self.path / "selection.json"
 
     @property
     def trials_file(self) -> Path:
+        """The table of trials."""
         return self.path / "trials.parquet"
 
     @property
     def study_file(self) -> Path:
+        """The copy of the search for ``optuna-dashboard``."""
         return self.path / "study.db"
 
     @property
     def sweet_spot(self) -> Path:
+        """The folder of the chosen SAE."""
         return self.path / "sweet_spot"
 
     @property
     def atlas_metrics_file(self) -> Path:
+        """The table of the atlas's sites."""
         return self.path / "atlas" / "metrics.parquet"
 
     @property
     def report_page(self) -> Path:
+        """The page of the report."""
         return self.path / "report" / "index.html"
 
     def trial(self, number: int) -> Path:
-        """Where trial ``number`` commits."""
+        """The folder of trial ``number``."""
         return self.path / "trials" / f"{number:03d}"
 
     def atlas_site(self, site: Site) -> Path:
-        """Where the atlas commits ``site``."""
+        """The folder of ``site`` in the atlas."""
         return self.path / "atlas" / site.folder
 
     def committed_sites(self) -> list[Path]:
@@ -102,26 +108,29 @@ class RunFiles:
         return sorted(marker.parent for marker in markers)
 
     def write_json(self, file: Path, content: Any) -> None:
+        """Write a JSON file and send it. Raises OSError, or UserError when the URI fails."""
         write_json(file, content)
         push(file)
 
     def write_text(self, file: Path, text: str) -> None:
+        """Write a text file and send it. Raises OSError, or UserError when the URI fails."""
         write_text(file, text)
         push(file)
 
     def write_table(self, file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows as Parquet and send them. Raises OSError, or UserError when the URI fails."""
         write_table(file, rows)
         push(file)
 
     @contextmanager
     def replacing_folder(self, folder: Path) -> Iterator[Path]:
-        """A temporary folder to fill; it takes the place of ``folder`` when the block succeeds."""
+        """A temporary folder to fill; it replaces ``folder`` when the block succeeds, and is sent."""
         with replacing_folder(folder) as temporary:
             yield temporary
         push(folder)
 
     def remove(self, path: Path) -> None:
-        """Remove a file or folder, here and where the run lives."""
+        """Remove a file or folder, here and at the run's URI."""
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -129,66 +138,71 @@ class RunFiles:
         discard(path)
 
     def send(self, path: Path | None = None) -> None:
-        """Send what is new in a file or folder (the whole run's, by default) to where the run lives."""
+        """Send what is new in a file or folder (by default the whole run) to the run's URI."""
         push(self.path if path is None else path)
 
     def fetch(self, path: Path | None = None) -> bool:
-        """Fetch what is there of a file or folder (the whole run, by default) and not here; whether
-        there was any. A commit's marker comes last."""
+        """Fetch what a file or folder (by default the whole run) has at the run's URI and lacks here.
+
+        Returns whether there was anything. The file that marks a commit as complete is fetched last.
+        """
         return pull(self.path if path is None else path, last=METRICS_FILE)
 
     def send_commit(self, folder: Path) -> None:
-        """Send a committed SAE's folder; its marker goes last."""
+        """Send a committed SAE's folder; the file that marks it as complete is sent last."""
         push(folder.with_suffix(MEMBERS))
         push(folder, last=METRICS_FILE)
 
     def record(self, folder: Path) -> dict[str, Any] | None:
-        """The record of the SAE committed in ``folder``, here or where the run lives."""
+        """The record of the SAE committed in ``folder``, here or at the run's URI; None without one."""
         file = folder / METRICS_FILE
         if not file.is_file():
             pull(folder, last=METRICS_FILE)  # committed by another node
         return read_json(file) if file.is_file() else None
 
     def committed(self, folder: Path, wanted: Made) -> dict[str, Any] | None:
-        """The record of the SAE in ``folder`` when it was made as ``wanted``.
+        """The record of the SAE in ``folder`` if it was made as ``wanted``.
 
-        Otherwise one that was set aside earlier and was made so takes its place.
+        Otherwise an SAE that was set aside and was made as ``wanted`` is restored to ``folder``.
+        None when there is none.
         """
         record = self.record(folder)
         if record is not None and self.identities.is_wanted(record, wanted):
             return record
-        return self._taken_back(folder, wanted)
+        return self._restored(folder, wanted)
 
     def stopped(self, folder: Path, wanted: Made) -> dict[str, Any] | None:
-        """The record of the trial that was stopped early in ``folder``, when it was made as
-        ``wanted``."""
+        """The record of the trial of ``folder`` if it was stopped early and was made as ``wanted``."""
         file = folder.with_suffix(STOPPED)
         pull(file)
         record = read_json(file) if file.is_file() else None
         return record if record is not None and self.identities.is_wanted(record, wanted) else None
 
     def checkpoint(self, folder: Path) -> Path:
-        """Where a training that is to be committed in ``folder`` has its checkpoint, fetched when it
-        is not here."""
+        """The checkpoint of a training that will be committed in ``folder``; fetched if not here."""
         checkpoint = folder.with_suffix(CHECKPOINT)
         pull_archive(checkpoint)
         return checkpoint
 
     def send_checkpoint(self, checkpoint: Path) -> None:
+        """Send a checkpoint to the run's URI, if it has one."""
         push_archive(checkpoint)
 
     def remove_checkpoint(self, checkpoint: Path) -> None:
+        """Remove a checkpoint, here and at the run's URI."""
         remove_folder(checkpoint)
         discard_archive(checkpoint)
 
     def set_aside(self, folder: Path) -> None:
-        """Keep a committed SAE that is not wanted at present, under ``aside``; what else is left of
-        that trial or site is removed."""
+        """Move a committed SAE that is not wanted at present to ``aside``.
+
+        Other files of that trial or site are removed.
+        """
         record = self.record(folder)
         made = self.identities.made(record) if record is not None else None
         if made is not None:
             place = self._aside(folder) / identifier(made)
-            for suffix in (MEMBERS, ""):  # the folder last: where it is, all is there
+            for suffix in (MEMBERS, ""):  # the folder last: it marks the move as complete
                 there = folder.with_suffix(suffix) if suffix else folder
                 if there.exists() and not (place.with_suffix(suffix) if suffix else place).exists():
                     move(there, place.with_suffix(suffix) if suffix else place)
@@ -196,8 +210,8 @@ class RunFiles:
             if rest == folder or rest.name.startswith(f"{folder.name}."):
                 self.remove(rest)
 
-    def _taken_back(self, folder: Path, wanted: Made) -> dict[str, Any] | None:
-        for place in self._kept_aside(folder, wanted):
+    def _restored(self, folder: Path, wanted: Made) -> dict[str, Any] | None:
+        for place in self._candidates_aside(folder, wanted):
             record = self.record(place)
             if record is not None and self.identities.is_wanted(record, wanted):
                 if folder.exists():
@@ -208,8 +222,8 @@ class RunFiles:
                 return record
         return None
 
-    def _kept_aside(self, folder: Path, wanted: Made) -> list[Path]:
-        """SAEs set aside that may be the wanted one, the likeliest first."""
+    def _candidates_aside(self, folder: Path, wanted: Made) -> list[Path]:
+        """SAEs set aside that may be the wanted one; the most likely first."""
         aside = self._aside(folder)
         if self.uri is not None:
             pull(aside, last=METRICS_FILE)
@@ -220,7 +234,7 @@ class RunFiles:
         return sorted(places, key=lambda path: (path.name != likely, path.name))
 
     def _aside(self, folder: Path) -> Path:
-        """Where SAEs go that are not wanted in ``folder``: trials of any number share one place."""
+        """The folder for SAEs that are not wanted in ``folder``; all trials share one."""
         root, *rest = folder.relative_to(self.path).parts
         site = Path(*rest) if root == "atlas" else Path()
         return self.path / root / ASIDE / site

@@ -1,1 +1,1 @@
-"""The report: plots and one page, made from a run folder's records alone."""
+"""The report: plots and one page, made only from the records in a run folder."""

@@ -20,10 +20,10 @@ def write_comparison(
     runs: Mapping[str, RunFolder],
     refused: Mapping[str, str],
 ) -> None:
-    """Write the page and its PNGs; what was there before is replaced.
+    """Write the page and its PNGs into the folder of ``page``; an earlier page is replaced.
 
-    ``rows`` are those of ``models.parquet``, ``runs`` the models' runs by name, ``refused`` the reasons
-    of those that could not be run.
+    ``rows`` are the rows of ``models.parquet``, ``runs`` the models' runs by name, ``refused`` the
+    reasons why other models could not be run, by name. Raises UserError when a store is gone.
     """
     stores = {name: open_store(run.recipe.store_place) for name, run in runs.items()}
     shown = [

@@ -1,4 +1,4 @@
-"""``report/index.html``: one self-contained page, every sentence of it computed from the records."""
+"""``report/index.html``: one self-contained page, computed from the records."""
 
 import base64
 import statistics
@@ -20,11 +20,11 @@ from raysae.storage.files import read_json
 
 SomeRow = TypeVar("SomeRow", bound=Row)
 SUMMARISED = ("explained_variance", "l0", "dead_fraction")
-"""What the page says of the whole atlas."""
+"""The metrics that the page summarises over the whole atlas."""
 
 
 def write_report(run: RunFolder, store: Store) -> Path:
-    """Write the page and its PNGs; what was there before is replaced. Returns the page's path."""
+    """Write the page and its PNGs, in place of an earlier page; returns the page's path."""
     trials, atlas = read_trials(run.trials_file), read_sites(run.atlas_metrics_file)
     selection = read_json(run.selection_file)
     with run.replacing_folder(run.report_page.parent) as folder:
@@ -56,7 +56,7 @@ def write_report(run: RunFolder, store: Store) -> Path:
 
 
 def _searched(run: RunFolder, trials: list[TrialRow]) -> list[str]:
-    """The settings that the table of trials shows: what was searched, dictionary size, sparsity."""
+    """The settings in the table of trials: dictionary size, sparsity, and what was searched."""
     sparsity = [f"sae.{key}" for key in SPARSITY_LABELS if any(f"sae.{key}" in r for r in trials)]
     listed = [key for config in run.recipe.sweep.configs for key in config]
     space = run.recipe.sweep.space if not listed else {}
@@ -64,7 +64,7 @@ def _searched(run: RunFolder, trials: list[TrialRow]) -> list[str]:
 
 
 def source_line(store: Store) -> str:
-    """What the data is, for the foot of every plot."""
+    """What the data is, in one line for the foot of every plot."""
     manifest = store.manifest
     tail = f"store {store.digest[:12]}"
     if manifest.provenance == "synthetic":
@@ -79,7 +79,7 @@ def _plots(
     run: RunFolder, store: Store, trials: list[TrialRow], atlas: list[SiteRow],
     selection: dict[str, Any], folder: Path,
 ) -> dict[str, str]:  # fmt: skip
-    """Draw what there is to draw; each plot's name with its PNG as a data URI."""
+    """Draw the plots that have data; the name of each, with its PNG as a data URI."""
     from raysae.report import plots  # matplotlib takes a second to import
 
     finished, source = measured(trials), source_line(store)
@@ -130,7 +130,7 @@ def _chosen(trials: list[TrialRow], selection: dict[str, Any]) -> TrialRow | Non
 
 
 def _atlas_summary(atlas: list[SiteRow]) -> dict[str, dict[str, Any]]:
-    """Mean, standard deviation and range over the sites, and where the extremes lie."""
+    """Each metric's mean and standard deviation over the sites, and its lowest and highest site."""
     rows, summary = measured(atlas), {}
     if rows:
         for metric in SUMMARISED:
@@ -145,7 +145,7 @@ def _atlas_summary(atlas: list[SiteRow]) -> dict[str, dict[str, Any]]:
 
 
 def template(name: str) -> Any:
-    """A page's template, with the filters that all use."""
+    """The page template ``name``, with the filters that all templates use."""
     environment = Environment(
         loader=PackageLoader("raysae.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

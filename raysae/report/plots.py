@@ -1,4 +1,4 @@
-"""The report's plots. Each says on its face what data it shows."""
+"""The report's plots. Each names the data that it shows."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +31,10 @@ CHOICE_COLOUR = "#d1495b"
 
 
 def ev_against_l0(trials: Sequence[Row], chosen: int | None, source: str, path: Path) -> None:
-    """Every finished trial's explained variance against its L0, coloured by d_sae; the choice ringed."""
+    """Draw the explained variance of every finished trial against its L0, coloured by d_sae.
+
+    The chosen trial has a ring. ``source`` is the line at the foot; ``path`` is the PNG.
+    """
     figure, axes = _figure(6.4, 4.2, source)
     sizes = [row["sae.d_sae"] for row in trials]
     points = axes.scatter(
@@ -61,7 +64,11 @@ def ev_against_l0(trials: Sequence[Row], chosen: int | None, source: str, path: 
 def training_curves(
     histories: dict[str, list[Row]], sizes: list[int], source: str, path: Path
 ) -> None:
-    """Validation explained variance over training tokens, a line a trial, coloured by d_sae."""
+    """Draw validation explained variance over training tokens, a line a trial, coloured by d_sae.
+
+    ``histories`` are the trials' records at each evaluation, by the trials' labels; ``sizes`` are their
+    d_sae in the same order.
+    """
     figure, axes = _figure(6.4, 4.2, source)
     norm, colours = _size_norm(sizes), plt.get_cmap(COLOURS)
     for (name, history), size in zip(histories.items(), sizes, strict=True):
@@ -78,9 +85,9 @@ def training_curves(
 def heatmap(
     rows: Sequence[Row], metric: str, title: str, source: str, path: Path, *, is_fraction: bool
 ) -> None:
-    """A metric over layer (down) and position (across), the value written in each cell.
+    """Draw a metric over layers (down) and positions (across), with the value in each cell.
 
-    A share is written in percent and counts as better the smaller it is; bright is better.
+    Bright is better. A fraction (``is_fraction``) is written in percent, and smaller is better.
     """
     layers = sorted({row["layer"] for row in rows})
     positions = list(dict.fromkeys(row["position"] for row in rows))
@@ -105,7 +112,11 @@ def heatmap(
 def ev_by_model(
     trials: Mapping[str, Sequence[Row]], chosen: Mapping[str, int | None], path: Path
 ) -> None:
-    """Every finished trial's explained variance against its L0, a colour a model; choices ringed."""
+    """Draw the explained variance of every finished trial against its L0, a colour a model.
+
+    ``trials`` and ``chosen`` (a trial's number or None) are by the models' names; chosen trials have a
+    ring.
+    """
     figure, axes = _figure(6.4, 4.2, "each model on its own activations")
     for number, (name, rows) in enumerate(trials.items()):
         colour = _colour(number)
@@ -127,18 +138,19 @@ def ev_by_model(
 def atlas_by_depth(
     atlases: Mapping[str, Sequence[Row]], depths: Mapping[str, int | None], path: Path
 ) -> None:
-    """Explained variance of each model's atlas over depth: the mean over positions, with their range.
+    """Draw the explained variance of each model's atlas over depth: mean and range over positions.
 
-    ``depths`` are the models' numbers of layers; where one is not known (None), layers are counted.
+    ``depths`` are the models' numbers of layers. If one is not known (None), the axis shows the layer,
+    else the layer divided by the number of layers.
     """
-    shares = all(depths[name] for name in atlases)
+    relative = all(depths[name] for name in atlases)
     figure, axes = _figure(6.4, 4.2, "mean over positions; the band is their range")
     for number, (name, rows) in enumerate(atlases.items()):
         layers = sorted({row["layer"] for row in rows})
         values = [
             [row["explained_variance"] for row in rows if row["layer"] == layer] for layer in layers
         ]
-        depth = depths[name] if shares else None
+        depth = depths[name] if relative else None
         places = [layer / depth if depth else layer for layer in layers]
         axes.plot(
             places,
@@ -151,8 +163,8 @@ def atlas_by_depth(
             places, list(map(min, values)), list(map(max, values)), color=_colour(number), alpha=0.15,
             linewidth=0,
         )  # fmt: skip
-    axes.set_xlabel("depth (layer / number of layers)" if shares else "layer")
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=not shares))
+    axes.set_xlabel("depth (layer / number of layers)" if relative else "layer")
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=not relative))
     axes.set_ylabel("explained variance (validation)")
     axes.set_title("Atlases by depth")
     axes.legend(frameon=False, fontsize=7)
@@ -160,12 +172,12 @@ def atlas_by_depth(
 
 
 def _colour(number: int) -> Any:
-    """Of the given model."""
+    """The colour of model ``number``."""
     return plt.get_cmap("tab10")(number % 10)
 
 
 def _labels(trials: Sequence[Row]) -> dict[tuple[float, float], str]:
-    """Trial numbers by place; trials that would lie on one another share a label."""
+    """Trial numbers by the point in the plot; trials at the same point have one label."""
     labels: dict[tuple[float, float], str] = {}
     for row in trials:
         where = (round(row["l0"], 1), round(row["explained_variance"], 2))
@@ -174,7 +186,7 @@ def _labels(trials: Sequence[Row]) -> dict[tuple[float, float], str]:
 
 
 def _write_values(axes: Axes, grid: np.ndarray, colours: Any, form: str) -> None:
-    """Each cell's value, in white where its colour ``[row, column, rgba]`` is dark."""
+    """Write each cell's value, in white where its colour ``[row, column, rgba]`` is dark."""
     if grid.size > 400:
         return
     for (row, column), value in np.ndenumerate(grid):

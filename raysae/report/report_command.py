@@ -1,4 +1,4 @@
-"""``python -m raysae.report RUN [RUN ...]``: write a run's page again from its records."""
+"""``python -m raysae.report RUN [RUN ...]``: write the pages of runs again from their records."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from raysae.console.command_line import DONE
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; its exit code. Raises UserError on what is not a finished run."""
+    """Run the command and return its exit code. Raises UserError for a run that is not finished."""
     parser = argparse.ArgumentParser(
         prog="python -m raysae.report", description="Write the report of finished runs again."
     )

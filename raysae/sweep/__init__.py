@@ -6,9 +6,13 @@ from typing import Any
 
 
 class _CallableModule(ModuleType):
-    """Lets the package that ``python -m raysae.sweep`` runs serve as the function of that name."""
+    """Makes this package callable: ``raysae.sweep(recipe)`` is a function, too."""
 
     def __call__(self, recipe: Any = None, **options: Any) -> Any:
+        """Run the main job; a ``SweepResult``, or a ``ModelsResult`` for a recipe with ``models``.
+
+        See ``raysae.pipeline.run.run_sweep`` for the arguments and errors.
+        """
         from raysae.console.quiet import quiet_environment
 
         quiet_environment()  # before Ray is imported

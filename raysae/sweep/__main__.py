@@ -1,4 +1,4 @@
-"""A thin shim: what is defined in ``__main__`` would be pickled by value in Ray's workers."""
+"""A thin shim: Ray would pickle by value whatever ``__main__`` defined."""
 
 from raysae.console.command_line import leave, run_command
 from raysae.pipeline.sweep_command import main

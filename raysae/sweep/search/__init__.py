@@ -1,1 +1,1 @@
-"""Which configs are tried: the search space, and Optuna's proposals."""
+"""Which configs are tried: the search space and Optuna's proposals."""

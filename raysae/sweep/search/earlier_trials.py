@@ -10,9 +10,10 @@ from raysae.sweep.search.proposals import Known
 
 
 def known_trials(recipe: Recipe) -> Known:
-    """Parameters in the recipe's space, and figures, of the finished trials of the runs it names.
+    """The finished trials of the runs that ``sweep.warm_start`` names.
 
-    Raises UserError when one of them is no run, or has no table of trials.
+    Each is a pair: its parameters that are in the recipe's space, and its row of ``trials.parquet``.
+    Raises UserError when a folder is not a run, or has no table of trials.
     """
     known = []
     for name in recipe.sweep.warm_start:

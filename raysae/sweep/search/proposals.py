@@ -1,7 +1,7 @@
-"""Which config comes next. Proposals are reproducible: results arrive in any order and never show.
+"""Which config comes next. Proposals are reproducible: the order in which results arrive has no effect.
 
-Trial i is proposed from the results of trials 0 .. i-lag alone, told to Optuna in their order; a
-seed then fixes the whole sweep, whatever the timing, the concurrency or a resume.
+Trial i is proposed from the results of trials 0 .. i-lag only. Optuna gets them in the order of their
+numbers. The seed then fixes the whole sweep, whatever the timing, the concurrency or a resume.
 """
 
 import math
@@ -22,28 +22,33 @@ Known = Sequence[tuple[Parameters, Mapping[str, Any]]]
 """Trials of earlier runs: their parameters and metrics."""
 
 SUGGESTIONS, DRAWS = 20, 1000
-"""How often the sampler is asked for a trial, and how many random draws follow, before giving up."""
+"""How many suggestions of the sampler, and then how many random draws, are tried for one trial."""
 BEYOND = 1e9
-"""Stands for an infinite excess, which Optuna does not take."""
+"""Replaces an infinite excess, which Optuna does not accept."""
 
 
 class Proposer(Protocol):
-    """Gives each trial's parameters, in order."""
+    """Proposes the parameters of each trial, in the order of the trials' numbers."""
 
     trials: int
-    """Trials to run in all."""
+    """The number of trials to run."""
     lag: int
-    """Trial i may be proposed once trials 0 .. i-lag have ended; more than ``trials``: at once."""
+    """Trial i may be proposed once trials 0 .. i-lag have ended; if ``lag`` is more than ``trials``, no
+    trial waits for another."""
 
     def propose(self, number: int, outcomes: Mapping[int, Outcome]) -> Parameters | None:
-        """Trial ``number``'s parameters from the outcomes of trials 0 .. number-lag; None: no more."""
+        """The parameters of trial ``number``, or None when no further config exists.
+
+        ``outcomes`` must hold trials 0 .. number-lag.
+        """
 
 
 def make_proposer(recipe: Recipe, known: Known = (), d_in: int | None = None) -> Proposer:
-    """The proposer that the recipe asks for, which has learnt from the trials in ``known``; with ``d_in``
-    it proposes nothing that takes more memory than the recipe allows.
+    """The proposer for ``recipe.sweep.sampler``.
 
-    Raises UserError when nothing valid can be proposed.
+    A sampler that learns starts with the trials in ``known``. With ``d_in``, the width of the
+    activations, no config that takes more memory than the recipe allows is proposed.
+    Raises UserError when no valid config can be proposed.
     """
     sweep = recipe.sweep
     if sweep.sampler == "list":
@@ -54,7 +59,7 @@ def make_proposer(recipe: Recipe, known: Known = (), d_in: int | None = None) ->
 
 
 def check_search(recipe: Recipe) -> None:
-    """Raise UserError when the search contradicts itself, whatever the activations are."""
+    """Raise UserError when the search is not valid for any activations."""
     sweep = recipe.sweep
     if sweep.sampler == "list":
         _Listed(recipe, list(sweep.configs))
@@ -68,8 +73,10 @@ def check_search(recipe: Recipe) -> None:
 
 
 def checked_point(recipe: Recipe, space: Space, number: int, point: Parameters) -> dict[str, Any]:
-    """Point ``number`` of ``sweep.first`` in Optuna's terms. Raises UserError on one outside the
-    space."""
+    """Point ``number`` of ``sweep.first`` as values for Optuna.
+
+    Raises UserError when the point lies outside the space.
+    """
     try:
         drawn = space.drawn(point)
     except UserError as error:
@@ -80,7 +87,7 @@ def checked_point(recipe: Recipe, space: Space, number: int, point: Parameters) 
 
 
 class _Listed:
-    """Configs written down beforehand."""
+    """Proposes a fixed list of configs: a list or a grid."""
 
     def __init__(self, recipe: Recipe, configs: list[Parameters]):
         if len(configs) > recipe.sweep.trials:
@@ -97,7 +104,7 @@ class _Listed:
 
 
 class Searched:
-    """Configs that Optuna proposes, each valid and none twice."""
+    """Proposes configs by an Optuna sampler: each is valid, and none is proposed twice."""
 
     def __init__(self, recipe: Recipe, known: Known, d_in: int | None):
         sweep = recipe.sweep
@@ -115,17 +122,21 @@ class Searched:
             directions=[objective.goal for objective in sweep.objectives], sampler=_sampler(recipe)
         )
         self._asked: dict[int, optuna.trial.Trial] = {}
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
         self._seen: set[str] = set()
         self.learnt = sum(self._learn(*trial) for trial in known)
 
     def propose(self, number: int, outcomes: Mapping[int, Outcome]) -> Parameters | None:
+        """The parameters of trial ``number``; see ``Proposer.propose``.
+
+        It is a point of ``sweep.first``, else a suggestion of the sampler, else a random draw.
+        """
         ended = range(number - self.lag + 1) if self.recipe.sweep.reproducible else sorted(outcomes)
         for other in ended:
-            if other not in self._told:
-                self._tell(self._asked[other], outcomes[other])
-                self._told.add(other)
-        trial = self._given(number) or self._suggested() or self._drawn(number)
+            if other not in self._reported:
+                self._report(self._asked[other], outcomes[other])
+                self._reported.add(other)
+        trial = self._first_point(number) or self._suggested() or self._random(number)
         if trial is None:
             return None
         self._asked[number] = trial
@@ -134,8 +145,11 @@ class Searched:
         return parameters
 
     def ended(self, number: int, outcome: Outcome) -> optuna.trial.FrozenTrial:
-        """Trial ``number`` with what it came to, as Optuna keeps one, for people to look at: numbers
-        are themselves there, not places among choices, and keys of another variant are left out."""
+        """Trial ``number`` and its outcome as a trial of Optuna, for display.
+
+        Choices of numbers are shown as numbers, not as indices. Keys that the trial's variant does not
+        have are left out.
+        """
         params = self._space.parameters(self._asked[number].params)
         asked = {"params": params, "distributions": {key: self._space.shown(key) for key in params}}
         values = _values(self.recipe, outcome)
@@ -150,8 +164,8 @@ class Searched:
             values=values, constraints=_excess(self.recipe, outcome), user_attrs=figures, **asked
         )
 
-    def _given(self, number: int) -> optuna.trial.Trial | None:
-        """The recipe's own point, where there is one for this number."""
+    def _first_point(self, number: int) -> optuna.trial.Trial | None:
+        """The point of ``sweep.first`` with this number, if it exists and is valid and new."""
         if number >= len(self._first):
             return None
         for _ in range(SUGGESTIONS):
@@ -163,17 +177,17 @@ class Searched:
         return None
 
     def _suggested(self) -> optuna.trial.Trial | None:
-        """What the sampler suggests, unless it keeps suggesting what cannot be or has been."""
+        """A valid and new suggestion of the sampler; None when all of ``SUGGESTIONS`` were not."""
         for _ in range(SUGGESTIONS):
             trial = self.study.ask(self._space.distributions)
             if self._fresh_and_valid(self._space.parameters(trial.params)):
                 return trial
-            # static ranges keep Optuna's model sound, so what cannot be is asked for again
+            # ranges stay static for Optuna's model, so an invalid suggestion is replaced by another
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return None
 
-    def _drawn(self, number: int) -> optuna.trial.Trial | None:
-        """A config at random that is valid and new; None when so many draws found none."""
+    def _random(self, number: int) -> optuna.trial.Trial | None:
+        """A random config that is valid and new; None when ``DRAWS`` draws found none."""
         rng = random.Random(f"{self.recipe.seed}-{number}")
         for _ in range(DRAWS):
             drawn = self._space.at_random(rng)
@@ -182,7 +196,7 @@ class Searched:
                 return self.study.ask(self._space.distributions)
         return None
 
-    def _tell(self, trial: optuna.trial.Trial, outcome: Outcome) -> None:
+    def _report(self, trial: optuna.trial.Trial, outcome: Outcome) -> None:
         values = _values(self.recipe, outcome)
         if values is None:  # a NaN would leave the trial running for ever
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -192,10 +206,10 @@ class Searched:
         self.study.tell(trial, values)
 
     def _learn(self, parameters: Parameters, metrics: Mapping[str, Any]) -> bool:
-        """Add a trial of an earlier run to the study; whether it could be."""
+        """Add a trial of an earlier run to the study; whether it could be added."""
         values = _values(self.recipe, metrics)
         try:
-            # what its variant does not have was never decided; any value will do
+            # keys that its variant does not have get a random value
             rest = self._space.at_random(random.Random(text(parameters)))
             drawn = {**rest, **self._space.drawn(parameters)}
         except UserError:
@@ -215,14 +229,14 @@ class Searched:
 
 
 def _values(recipe: Recipe, outcome: Outcome) -> list[float] | None:
-    """The objectives' values; None where one of them is missing or not finite."""
+    """The objectives' values; None when one of them is missing or not finite."""
     values = [(outcome or {}).get(objective.metric) for objective in recipe.sweep.objectives]
     found = [float(value) for value in values if value is not None and math.isfinite(value)]
     return found if len(found) == len(values) else None
 
 
 def _excess(recipe: Recipe, outcome: Outcome) -> dict[str, float]:
-    """How far the trial lies outside each constraint."""
+    """By how much the trial breaks each constraint; 0 where it does not."""
     found = outcome or {}
     return {
         str(constraint): min(constraint.excess(found.get(constraint.metric)), BEYOND)
@@ -237,11 +251,12 @@ def _sampler(recipe: Recipe) -> optuna.samplers.BaseSampler:
     if sweep.sampler == "nsga2":
         population = max(sweep.startup_trials, 2)
         return optuna.samplers.NSGAIISampler(seed=recipe.seed, population_size=population)
-    # dictionary size, sparsity and learning rate hang together; keys of a variant are a group
+    # multivariate: dictionary size, sparsity and learning rate depend on each other; group: the keys
+    # of a variant belong together
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", optuna.exceptions.ExperimentalWarning
-        )  # group may yet change
+        )  # ``group`` is experimental
         return optuna.samplers.TPESampler(
             seed=recipe.seed, n_startup_trials=sweep.startup_trials, multivariate=True, group=True
         )

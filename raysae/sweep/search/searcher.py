@@ -1,4 +1,4 @@
-"""The proposer as Ray Tune sees it."""
+"""The proposer as a searcher of Ray Tune."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,10 +12,11 @@ Outcomes = Mapping[int, Outcome]
 
 
 class OrderedSearcher(Searcher):
-    """Hands out trials in order, ``gang`` at a time, and gathers their outcomes for the proposer.
+    """Gives Tune the trials in order, ``gang`` at a time, and collects outcomes for the proposer.
 
-    A trial whose proposal still lacks an outcome has to wait, so that arrival never shows. ``spent``
-    says why no further trial may begin, from the outcomes so far; ``tell`` is told each outcome.
+    A trial waits until all outcomes that its proposal uses are there, so the order of arrival has no
+    effect. ``spent`` takes the outcomes so far and returns why no further trial may begin, or None.
+    ``tell`` is called with the number and outcome of each trial that has ended.
     """
 
     def __init__(
@@ -28,14 +29,14 @@ class OrderedSearcher(Searcher):
         super().__init__()
         self._proposer, self._spent, self._gang, self._tell = proposer, spent, gang, tell
         self.ended_early: str | None = None
-        """Why there are fewer trials than were asked for."""
+        """Why there are fewer trials than the recipe asks for; None when there are not."""
         self._numbers: dict[str, list[int]] = {}
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._outcomes: dict[int, dict[str, Any] | None] = {}
         self._next = 0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trials' numbers and parameters; None while they have to wait, FINISHED at the end."""
+        """The next gang's numbers and parameters; None while it must wait, FINISHED after the last."""
         if self._next >= self._proposer.trials:
             return Searcher.FINISHED
         self.ended_early = self.ended_early or self._spent(self._outcomes)
@@ -61,15 +62,17 @@ class OrderedSearcher(Searcher):
             yield {"trial": number, "parameters": parameters}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Store the last reports of a gang, in case it ends without a result."""
         self._reports[trial_id] = result[GANG]
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
+        """Note the outcome of each trial of a gang; None for those that failed."""
         reports = (result or {}).get(GANG) or self._reports.pop(trial_id, [])
-        told = {report["trial"]: report for report in reports}
+        by_number = {report["trial"]: report for report in reports}
         for number in self._numbers[trial_id]:
-            report = told.get(number, {})
+            report = by_number.get(number, {})
             lost = not report or report.get("failed") or (error and not report.get("done"))
             self._outcomes[number] = None if lost else report
             self._tell(number, self._outcomes[number])

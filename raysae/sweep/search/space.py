@@ -1,7 +1,7 @@
-"""The search space: what the recipe writes down, as Optuna sees it, and every config it can make.
+"""The search space: the recipe's ``sweep.space``, the same for Optuna, and the configs it holds.
 
-Ranges are static, so that Optuna's models stay sound: a key that a trial's variant does not have is drawn
-all the same, and left out of the trial.
+Ranges are static, because Optuna's models need that. A key that a trial's variant does not have is
+drawn, too, and then left out of the trial.
 """
 
 import itertools
@@ -26,16 +26,19 @@ from raysae.training.memory import training_bytes
 Parameters = dict[str, Any]
 """Dotted recipe keys to values, such as ``{"sae.d_sae": 512, "sae.k": 32}``."""
 Drawn = dict[str, Any]
-"""The same in Optuna's own terms: numeric choices are their place in the order."""
+"""Keys to values as Optuna has them: a numeric choice is its index among the sorted choices."""
 
 MOST_CORNERS = 1024
+"""The most corners of a space that are checked."""
 MEMORY = "training_bytes"
-"""The metric that is known before a trial."""
+"""The metric that is known before a trial is trained."""
 
 
 class Space:
-    """The recipe's ``sweep.space`` for activations of width ``d_in``, where that is known. Raises
-    UserError when a key of it can belong to no trial."""
+    """The recipe's ``sweep.space``; ``d_in`` is the width of the activations, if known.
+
+    Raises UserError when the space has a key that no trial can have.
+    """
 
     def __init__(self, recipe: Recipe, d_in: int | None = None):
         self.recipe, self.d_in = recipe, d_in
@@ -46,14 +49,14 @@ class Space:
         self.keys_of = {name: searchable_keys(name) for name in recipe.variants_searched}
         for key in self.space:
             if not any(key in keys for keys in self.keys_of.values()):
-                recipe.with_parameters({key: None})  # says what is wrong with it
+                recipe.with_parameters({key: None})  # raises, with the reason
 
     def parameters(self, drawn: Drawn) -> Parameters:
-        """The trial that a point of the space stands for."""
+        """The parameters of the trial at a point of the space."""
         return self.relevant({key: self._value(key, drawn[key]) for key in self.space})
 
     def shown(self, key: str) -> BaseDistribution:
-        """The key's values as people know them: choices of numbers as the range that they span."""
+        """The key's values for display: choices of numbers become the range that they span."""
         values = self.space[key]
         if isinstance(values, Range) or not _numeric(values):
             return self.distributions[key]
@@ -70,16 +73,18 @@ class Space:
         return {key: value for key, value in values.items() if key in known}
 
     def drawn(self, values: Mapping[str, Any]) -> Drawn:
-        """``values``, of some keys of the space, in Optuna's terms. Raises UserError on what lies
-        outside the space."""
+        """``values``, of some keys of the space, as values for Optuna.
+
+        Raises UserError when a key or value is not in the space.
+        """
         return {key: self._place(key, value) for key, value in values.items()}
 
     def at_random(self, rng: random.Random) -> Drawn:
-        """One point, uniform over the space's scales."""
+        """A random point, uniform over each key's scale (linear or logarithmic)."""
         return {key: _draw(distribution, rng) for key, distribution in self.distributions.items()}
 
     def check(self, parameters: Parameters) -> None:
-        """Raise UserError when the values cannot be together, or take more memory than is allowed."""
+        """Raise UserError when the values contradict each other or need more memory than allowed."""
         sae, training = self.recipe.with_parameters(parameters)
         if self.d_in is None:
             return
@@ -88,11 +93,11 @@ class Space:
             if constraint.metric == MEMORY and constraint.excess(needed):
                 raise UserError(
                     f"training d_sae {sae.d_sae:,} on activations of width {self.d_in:,} takes "
-                    f"{needed:,} bytes, against the constraint {constraint}"
+                    f"{needed:,} bytes, which breaks the constraint {constraint}"
                 )
 
     def valid(self, parameters: Parameters) -> bool:
-        """Whether the values can be together."""
+        """Whether ``check`` accepts the values."""
         try:
             self.check(parameters)
         except UserError:
@@ -100,7 +105,7 @@ class Space:
         return True
 
     def grid(self) -> list[Parameters]:
-        """Every valid config once, in order. Raises UserError when there is none."""
+        """Every valid config of a grid once, in order. Raises UserError when there is none."""
         rows = itertools.product(*(values.choices for values in self._choices()))
         configs = [self.relevant(dict(zip(self.space, row, strict=True))) for row in rows]
         once = list({text(config): config for config in configs}.values())
@@ -110,25 +115,27 @@ class Space:
         return valid
 
     def valid_corners(self) -> list[Parameters]:
-        """The valid configs at the ends of the ranges. Raises UserError with the last complaint when
-        there is none."""
+        """The valid configs at the ends of the ranges.
+
+        Raises UserError, with the reason for the last one, when there is none.
+        """
         valid: dict[str, Parameters] = {}
-        complaint: UserError | None = None
+        refusal: UserError | None = None
         for corner in itertools.islice(self._corners(), MOST_CORNERS):
             config = self.relevant(corner)
             try:
                 self.check(config)
             except UserError as error:
-                complaint = error
+                refusal = error
             else:
                 valid[text(config)] = config
         if not valid:
-            raise UserError(f"sweep.space leaves nothing valid: {complaint}")
+            raise UserError(f"sweep.space leaves nothing valid: {refusal}")
         return list(valid.values())
 
     def _choices(self) -> Iterator[Choices]:
         for values in self.space.values():
-            assert isinstance(values, Choices)  # the recipe has refused a grid of ranges
+            assert isinstance(values, Choices)  # the recipe refuses a grid of ranges
             yield values
 
     def _corners(self) -> Iterator[Parameters]:
@@ -158,13 +165,13 @@ class Space:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not values.low <= value <= values.high:
             raise UserError(
-                f"{key} {value} is not in sweep.space, which goes from {values.low} to {values.high}"
+                f"{key} {value} is not in sweep.space, whose range is {values.low} to {values.high}"
             )
         return value
 
 
 def text(parameters: Parameters) -> str:
-    """Equal for equal configs."""
+    """The parameters as JSON with sorted keys; equal for equal configs."""
     return json.dumps(parameters, sort_keys=True)
 
 

@@ -1,4 +1,4 @@
-"""A copy of the search in the run folder, for ``optuna-dashboard``; nothing of ours reads it."""
+"""A copy of the search in the run folder, for ``optuna-dashboard``; raysae does not read it."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -13,15 +13,18 @@ from raysae.console.board import console
 from raysae.sweep.search.proposals import Outcome, Proposer, Searched
 
 Ended = Callable[[int, Outcome], None]
-"""Is told a trial's number and what it came to."""
+"""Is called with the number and the outcome of each trial that has ended."""
 
 
 @contextmanager
 def study_copied(
     proposer: Proposer, path: Path, name: str, send: Callable[[Path], None] = lambda path: None
 ) -> Iterator[Ended]:
-    """What is told inside of trials that have ended is in the SQLite file ``path`` afterwards, where
-    Optuna searches; lists and grids have no study."""
+    """Copy the trials that end within the block to the SQLite file ``path``.
+
+    Yields the function to call with each trial's number and outcome; ``send`` gets the finished file.
+    Lists and grids have no study, so nothing is written for them.
+    """
     if not isinstance(proposer, Searched):
         yield lambda number, outcome: None
         return
@@ -33,10 +36,10 @@ def study_copied(
 
 
 class StudyCopy:
-    """A study's trials in a file that grows as they end, written by a thread of its own.
+    """Writes a study's trials to a file as they end, in a thread of its own.
 
-    They are added in the order of their numbers, since Optuna counts them as they come; each go at a run
-    writes the file anew. What goes wrong with it is said once and never stops a sweep.
+    Trials are added in the order of their numbers, because Optuna numbers them in the order of arrival.
+    Each attempt at a run writes the file anew. An error is printed once and never stops a sweep.
     """
 
     def __init__(
@@ -54,10 +57,10 @@ class StudyCopy:
         self._broken = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its searcher to restore an experiment, which we never do
+        return {}  # Tune pickles its searcher to restore an experiment; raysae does not restore
 
     def add(self, number: int, outcome: Outcome) -> None:
-        """Trial ``number`` has ended."""
+        """Add trial ``number``, which has ended with ``outcome``."""
         try:
             self._waiting[number] = self.proposer.ended(number, outcome)
         except Exception as error:
@@ -67,7 +70,7 @@ class StudyCopy:
             self._next += 1
 
     def close(self) -> None:
-        """Wait until all that have ended are written."""
+        """Write the trials that still wait for one before them, and send the file."""
         for number in sorted(self._waiting):
             self._thread.submit(self._write, self._waiting[number])
         self._thread.shutdown()
@@ -78,7 +81,7 @@ class StudyCopy:
         if self._broken:
             return
         try:
-            self._copy = self._copy or self._begun()
+            self._copy = self._copy or self._new_study()
             self._copy.add_trial(trial)
         except Exception as error:  # a full disk, a file system without locks
             self._give_up(error)
@@ -88,7 +91,7 @@ class StudyCopy:
             console.print(f"{self.path}: not written ({error})", style="yellow")
         self._broken = True
 
-    def _begun(self) -> optuna.Study:
+    def _new_study(self) -> optuna.Study:
         for end in ("", "-journal", "-wal", "-shm"):
             self.path.with_name(self.path.name + end).unlink(missing_ok=True)
         for library in ("alembic", "sqlalchemy"):

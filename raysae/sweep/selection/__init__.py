@@ -1,1 +1,1 @@
-"""Which trial is chosen: the written rules."""
+"""Which trial is chosen: the rules of selection."""

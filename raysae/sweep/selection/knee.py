@@ -1,9 +1,9 @@
 """The knee of explained variance over d_sae and K.
 
-The cheapest config past which the explained variance gained per doubling of K, and per doubling of
-d_sae, stays under a quarter of the largest such gain seen in that direction. Where every d_sae was
-tried with every K the trials themselves are compared; where they are scattered, a smooth surface
-through them (a thin-plate spline over log2 d_sae and log2 K) stands in.
+The knee is the cheapest config beyond which the gain in explained variance per doubling of K, and per
+doubling of d_sae, stays below a quarter of the largest such gain in that direction. If every d_sae was
+tried with every K, the trials themselves are compared. Otherwise a smooth surface is fitted to them (a
+thin-plate spline over log2 d_sae and log2 K) and used instead.
 """
 
 import itertools
@@ -14,31 +14,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 FRACTION = 0.25
-"""A gain below this share of the largest one no longer counts."""
+"""A gain below this fraction of the largest gain counts as small."""
 STABLE_FRACTION = 0.05
-"""Agreement of seeds may be so much below the best and still count as it."""
+"""An agreement of seeds within this fraction of the best counts as equal to it."""
 LEAST_GAIN = 1e-6
-"""Explained variance that rises by less a doubling does not rise."""
+"""Explained variance that rises by less than this per doubling counts as not rising."""
 SURFACE_POINTS = 5
-"""Configs that a surface needs at least."""
+"""The least number of configs that a surface is fitted to."""
 
 
 @dataclass(frozen=True)
 class Knee:
-    """Where the knee lies, or no place, and why."""
+    """The knee's d_sae and K, or None for both when there is no knee; and the reason."""
 
     d_sae: int | None
     k: int | None
     reason: str
 
     def distance(self, d_sae: int, k: int) -> float:
-        """How far a config lies from the knee, in doublings."""
+        """The distance of a config from the knee, in doublings of d_sae plus doublings of K."""
         assert self.d_sae is not None and self.k is not None
         return abs(math.log2(d_sae / self.d_sae)) + abs(math.log2(k / self.k))
 
 
 def find_knee(points: list[tuple[int, int, float]]) -> Knee:
-    """The knee among ``(d_sae, k, explained_variance)``; equal configs are averaged."""
+    """The knee among points ``(d_sae, k, explained_variance)``; equal configs are averaged.
+
+    It is a definition of raysae's own, not that of a paper; see the top of this file.
+    """
     d_values, k_values = sorted({d for d, _, _ in points}), sorted({k for _, k, _ in points})
     for name, values in (("d_sae", d_values), ("K", k_values)):
         if len(values) < 2:
@@ -66,9 +69,9 @@ def find_knee(points: list[tuple[int, int, float]]) -> Knee:
 def find_stable_knee(points: list[tuple[int, int, float, float]]) -> Knee:
     """The stable knee among ``(d_sae, k, explained_variance, stability)``.
 
-    d_sae is the smallest past which, at most values of K, explained variance gains less than a quarter
-    of its largest gain a doubling; K the largest at which the seeds' agreement at that d_sae is within
-    a twentieth of the best, and so it is at every smaller K from the best one on.
+    Its d_sae is the smallest one beyond which, for most values of K, the gain per doubling stays below
+    a quarter of the largest gain. Its K is found at that d_sae: start from the K with the best agreement
+    of seeds and go up as long as the agreement stays within a twentieth of the best.
     """
     d_values, k_values = sorted({d for d, *_ in points}), sorted({k for _, k, *_ in points})
     for name, values in (("d_sae", d_values), ("K", k_values)):
@@ -88,12 +91,12 @@ def find_stable_knee(points: list[tuple[int, int, float, float]]) -> Knee:
     possible = [column for column, k in enumerate(k_values) if k <= d_values[row]]
     best = max(possible, key=lambda column: agreement[row, column])
     floor = (1 - STABLE_FRACTION) * agreement[row, best]
-    stays = list(
+    stable = list(
         itertools.takewhile(lambda column: agreement[row, column] >= floor, possible[best:])
     )
-    if len(stays) == len(possible[best:]):
+    if len(stable) == len(possible[best:]):
         return Knee(None, None, f"agreement of seeds does not fall over the K tried ({kind})")
-    column = stays[-1]
+    column = stable[-1]
     if column == 0:
         return Knee(None, None, f"agreement of seeds falls from the first K on ({kind})")
     return Knee(
@@ -105,7 +108,10 @@ def find_stable_knee(points: list[tuple[int, int, float, float]]) -> Knee:
 
 
 def _settled(gain: NDArray[np.float64], d_values: list[int], k_values: list[int]) -> int | None:
-    """The place of the smallest d_sae past which gains stay small, by most values of K."""
+    """The index of the smallest d_sae beyond which gains stay small for most values of K.
+
+    ``gain`` is ``[d_sae - 1, K]``. None when there is no such d_sae.
+    """
     places = []
     for column in range(len(k_values)):
         small = gain[:, column] < FRACTION * gain[:, column].max()
@@ -120,7 +126,7 @@ def _settled(gain: NDArray[np.float64], d_values: list[int], k_values: list[int]
 def _surface(
     points: list[tuple[int, int, float]], d_values: list[int], k_values: list[int]
 ) -> tuple[NDArray[np.float64] | None, str]:
-    """Explained variance ``[d_sae, K]`` over the lattice of values tried, and how it was had."""
+    """Explained variance ``[d_sae, K]`` for all values tried, and how it was found; None: why not."""
     tried: dict[tuple[int, int], list[float]] = {}
     for d, k, ev in points:
         tried.setdefault((d, k), []).append(ev)

@@ -1,15 +1,17 @@
-"""The sweet spot: written rules over the finished trials, each with its choice and its reason.
+"""The sweet spot: each rule chooses among the finished trials and gives its reason.
 
 - ``parsimonious``: the smallest L0, then the smallest d_sae, among the trials whose held-out
   explained variance is within a tolerance of the best.
 - ``knee``: see ``raysae.sweep.selection.knee``.
-- ``stable_knee``: d_sae by the knee of explained variance, then the largest K at which seeds still agree
-  about as well as they best do; needs two seeds or more.
-- ``ev_floor_then_min_dead``: the fewest dead latents among the trials above a floor.
-- ``max_ev``: the most explained variance.
-- ``pareto``: none; it names the trials that no other beats in every objective, for the user to choose.
+- ``stable_knee``: d_sae by the knee of explained variance, then the largest K at which the seeds agree
+  about as well as at the best K; needs two seeds or more.
+- ``ev_floor_then_min_dead``: the fewest dead latents among the trials whose explained variance reaches a
+  floor.
+- ``max_ev``: the highest explained variance.
+- ``pareto``: chooses nothing; it names the trials that no other beats in every objective, and the user
+  chooses.
 
-A rule that finds nothing to go by says so and chooses nothing.
+A rule that cannot decide chooses nothing and says why.
 """
 
 import math
@@ -23,13 +25,14 @@ from raysae.records.rows import TrialRow
 from raysae.sweep.selection.knee import Knee, find_knee, find_stable_knee
 
 CONFIG_COLUMNS = ("sae.d_sae", "sae.k", "sae.l0_coefficient", "sae.l1_coefficient")
-"""What of a candidate's settings is written down, as far as its variant has it."""
+"""Settings of a candidate that ``selection.json`` holds, if its variant has them."""
 OBJECTIVES = SweepConfig().objectives
+"""The default objectives of a search."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a rule picks: a trial's number, or None, and why."""
+    """What a rule chooses: a trial's number or None, and the reason."""
 
     trial: int | None
     reason: str
@@ -41,9 +44,10 @@ def select(
     constraints: Sequence[Constraint] = (),
     objectives: Sequence[Objective] = OBJECTIVES,
 ) -> dict[str, Any]:
-    """What ``selection.json`` holds: the rule, the candidates, every rule's choice, the choice.
+    """The content of ``selection.json``: the rule, the candidates, the choice of each rule, the choice.
 
-    ``constraints`` of the search bind the choice, too; ``objectives`` are those of ``pareto``.
+    Only trials within the search's ``constraints`` are candidates. ``objectives`` are for ``pareto``.
+    A trial that the recipe names (``select.trial``) is chosen whatever the rule says.
     """
     finished = [row for row in trials if row.done]
     candidates = [row for row in finished if _admitted(row, settings, constraints)]
@@ -69,7 +73,7 @@ def select(
 
 
 def _candidate(row: TrialRow) -> dict[str, Any]:
-    """What ``selection.json`` tells of a candidate."""
+    """A candidate's entry in ``selection.json``."""
     columns = [*CONFIG_COLUMNS, *(metric.name for metric in shown(CANDIDATES))]
     known = {key: row[key] for key in columns if row.get(key) is not None}
     return {"trial": row.trial, **known}
@@ -158,7 +162,7 @@ def _stable_knee(candidates: list[TrialRow], settings: SelectConfig) -> Choice:
 
 
 def _at(name: str, knee: Knee, candidates: list[TrialRow]) -> Choice:
-    """The candidate at ``knee``, or the nearest to it."""
+    """The choice of the candidate at ``knee``, or of the nearest one."""
     if knee.d_sae is None or knee.k is None:
         return Choice(None, f"no {name}: {knee.reason}")
     chosen = min(candidates, key=lambda row: (knee.distance(row.d_sae, row["sae.k"]), row.l0))
@@ -174,7 +178,7 @@ def _at(name: str, knee: Knee, candidates: list[TrialRow]) -> Choice:
 
 
 def _front(candidates: list[TrialRow], objectives: Sequence[Objective]) -> list[TrialRow]:
-    """The trials that no other is at least as good as in every objective, and better in one."""
+    """The Pareto front: no other trial is as good in every objective and better in one."""
 
     def costs(row: TrialRow) -> list[float]:
         signs = [-1 if objective.goal == "maximize" else 1 for objective in objectives]

@@ -1,1 +1,1 @@
-"""The trials: Ray Tune around them, and the trainings that make up each."""
+"""The trials: how Ray Tune runs them, and the trainings that each is made of."""

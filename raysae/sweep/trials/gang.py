@@ -8,21 +8,20 @@ from raysae.training import TrainingConfig
 from raysae.training.ensemble import Ensemble, Member, StatisticsCache, batch_settings
 
 GANG = "gang"
-"""Where a Tune config and a Tune result have their trials."""
+"""The key of a Tune config, and of a Tune result, that holds the gang's trials."""
 
 
 def shared_settings(training: TrainingConfig) -> tuple[object, ...]:
-    """What trials of one gang have in common: the batches they take, and when they are evaluated."""
+    """What the trials of a gang must share: the batches they train on, and when they are evaluated."""
     return *batch_settings(training), training.evaluations
 
 
 class Gang:
-    """Trials with the same sites, seeds and ``shared_settings``, which go through their evaluations
-    together.
+    """Trials with the same sites, seeds and ``shared_settings``, evaluated together.
 
-    Each ends to the bit as it does alone, and one that fails leaves the others alone. ``alive`` is called
-    after every batch; checkpoints are saved every ``seconds``, and ``send`` gets each trial's folder of
-    them.
+    Each trial's result equals, to the bit, that of the trial trained alone. A trial that fails does not
+    affect the others. ``alive`` is called after every batch. Checkpoints are saved every ``seconds``;
+    ``send`` is then called with the folder of each trial's checkpoints.
     """
 
     def __init__(
@@ -42,15 +41,15 @@ class Gang:
         )  # fmt: skip
 
     def rounds(self) -> Iterator[None]:
-        """Train to the end, yielding after each evaluation that all have passed.
+        """Train to the end; yields after each evaluation that all trials have passed.
 
-        What a trial's training raises is its ``failure``.
+        An error of a trial's training is not raised: it becomes the trial's ``failure``.
         """
         for _ in self._ensemble.rounds():
             yield
 
     def _end_trial(self, member: Member) -> None:
-        """A trial of which one training ends early has no figures, so the others end, too."""
+        """End the other trainings of a member's trial: without one of them it has no figures."""
         for other in self._trial_of[member].members.values():
             other.stop("another training of this trial ended early")
 

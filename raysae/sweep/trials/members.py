@@ -1,6 +1,6 @@
-"""The members of one trial: trainings of its config at each of the sweep's sites, with each of its seeds.
+"""The members of one trial: trainings of its config, one for each site and seed of the sweep.
 
-A trial's figures are means over them. ``raysae.training.ensemble`` trains them.
+A trial's figures are means over its members. ``raysae.training.ensemble`` trains them.
 """
 
 import itertools
@@ -24,13 +24,13 @@ STABILITY = "stability"
 
 
 class OutOfTimeError(Exception):
-    """The trial has used up ``sweep.max_seconds_per_trial``."""
+    """A trial has trained for ``sweep.max_seconds_per_trial``."""
 
 
 class Members:
     """The members of a trial, by site and seed; each has its checkpoint in a folder of ``checkpoints``.
 
-    ``max_seconds`` is how long they may train together.
+    ``max_seconds`` limits the sum of their training times, with waiting; None means no limit.
     """
 
     def __init__(
@@ -44,23 +44,23 @@ class Members:
 
     @property
     def trainers(self) -> dict[Key, Trainer]:
-        """The trainers of those that have begun."""
+        """The trainers of the members that have begun."""
         return {key: member.trainer for key, member in self.members.items() if member.begun}
 
     @property
     def first(self) -> Trainer:
-        """The first site's, with the first seed: whose SAE stands for the trial."""
+        """The trainer of the first site and seed; the trial's folder holds its SAE."""
         return next(iter(self.trainers.values()))
 
     @property
     def history(self) -> list[Record]:
-        """The trial's record at each evaluation that all have passed."""
+        """The trial's record at each evaluation that all members have passed."""
         rounds = zip(*(member.history for member in self.members.values()), strict=False)
         return [self._record(records) for records in rounds]
 
     @property
     def cost(self) -> Record:
-        """What all of them took together."""
+        """What all members cost: tokens, tokens per second, and seconds spent waiting for rows."""
         trainers = self.trainers.values()
         seconds = sum(member.seconds for member in self.members.values())
         tokens = sum(t.tokens for t in trainers)
@@ -79,18 +79,19 @@ class Members:
         return OutOfTimeError(self.budget.exceeded) if self.budget.exceeded is not None else None
 
     @property
-    def going(self) -> bool:
-        """Whether there are steps to come."""
+    def active(self) -> bool:
+        """Whether any member has steps left."""
         return any(member.active for member in self.members.values())
 
     def final_metrics(self) -> Record:
-        """The trial's figures at its end: means, the worst site, the agreement of seeds."""
+        """The trial's figures at its end: means, the worst site's explained variance, and the agreement
+        of seeds (``stability``)."""
         metrics = self._record([trainer.final_metrics() for trainer in self.trainers.values()])
         agreement = self._stability()
         return metrics if agreement is None else {**metrics, STABILITY: agreement}
 
     def discard_checkpoints(self) -> None:
-        """Remove the checkpoints, and save no others."""
+        """Remove the members' checkpoints and save no further ones."""
         for member in self.members.values():
             member.discard_checkpoint()
 
@@ -104,7 +105,7 @@ class Members:
         )
 
     def _record(self, records: Sequence[Record]) -> Record:
-        """The mean over all, with the worst site's explained variance where there are several."""
+        """The mean over all members, with the worst site's explained variance if there are several."""
         if len(records) == 1:
             return dict(records[0])
         together = merged(records)
@@ -117,8 +118,7 @@ class Members:
         return together
 
     def _stability(self) -> float | None:
-        """The mean agreement of two seeds at one site, over the latents that are alive; None with one
-        seed."""
+        """The mean agreement of two seeds at one site, over live latents; None with one seed."""
         by_site: dict[Site, list[Trainer]] = {}
         for (site, _), trainer in self.trainers.items():
             by_site.setdefault(site, []).append(trainer)

@@ -1,4 +1,4 @@
-"""What Ray Tune runs on a fraction of the machine: a trial, or a gang of trials on the same batches."""
+"""The trainable that Ray Tune runs: a trial, or a gang of trials on the same batches."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,10 +22,10 @@ from raysae.training.ensemble import Member, StatisticsCache
 
 
 class SAETrials(tune.Trainable):
-    """Trains the proposed configs of a gang round by round; the folders they commit are the record.
+    """Trains the proposed configs of a gang round by round; each trial commits its own folder.
 
-    A trial that fails says why, and ends; the actor, and its mapped data, serve the next one. One that
-    hangs takes its worker, and its gang, with it; they end as failed where they are taken up again.
+    A trial that fails reports why and ends; the actor and its mapped data serve the next gang. A trial
+    that hangs ends its worker and its gang. When Tune starts that gang again, its trials end as failed.
     """
 
     def setup(
@@ -40,10 +40,11 @@ class SAETrials(tune.Trainable):
         provenance: Mapping[Site, dict[str, Any]],
         truth: Tensor | None,
     ) -> None:
-        """Open the rows, once an actor; ``config`` holds the trials' numbers and parameters.
+        """Open the rows, once per actor; ``config`` holds the trials' numbers and parameters.
 
-        ``attempt`` names this attempt at the run: what hung in another is tried again. ``store`` is the
-        store's digest.
+        ``attempt`` names this attempt at the run; a gang that hung in another attempt is tried again.
+        ``store`` is the store's digest. ``truth`` holds the true atoms ``[atoms, d_in]`` of a synthetic
+        store, else None.
         """
         self.recipe, self.attempt, self.store = recipe, attempt, store
         self.files, self.provenance, self.truth = files.on_this_node(), provenance, truth
@@ -58,26 +59,29 @@ class SAETrials(tune.Trainable):
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begin another gang in the same actor."""
         self._begin(new_config)
         return True
 
     def step(self) -> Report:
+        """Train until the next evaluation; the reports of all trials of the gang."""
         try:
             next(self.rounds, None)
-        except Exception as error:  # what they share; the actor serves on
-            for trial in self.going:
+        except Exception as error:  # an error of the whole gang; the actor stays usable
+            for trial in self.unfinished:
                 trial.fail(error)
         finally:
             self.alarm.cancel()
         reports = [{"trial": trial.asked["trial"], **trial.report} for trial in self.trials]
-        alone = reports[0] if len(reports) == 1 else {}  # where a scheduler looks
-        return {**alone, GANG: reports, "done": not self.going}
+        alone = reports[0] if len(reports) == 1 else {}  # Tune's schedulers read the top level
+        return {**alone, GANG: reports, "done": not self.unfinished}
 
     def cleanup(self) -> None:
+        """Free the trials when the actor ends."""
         self._forget()
 
     @property
-    def going(self) -> list[Trial]:
+    def unfinished(self) -> list[Trial]:
         """The trials that have not ended."""
         return [trial for trial in self.trials if not trial.ended]
 
@@ -103,12 +107,12 @@ class SAETrials(tune.Trainable):
             torch.cuda.reset_peak_memory_stats()
 
     def _train(self) -> Iterator[None]:
-        """Train the trials that are left, those together that take the same batches."""
+        """Train the unfinished trials; those that take the same batches are trained together."""
         if self.alarm.rang:
-            for trial in self.going:
+            for trial in self.unfinished:
                 trial.hang(self.alarm.seconds, self.alarm.file)
         gangs: dict[tuple[object, ...], list[Trial]] = {}
-        for trial in self.going:
+        for trial in self.unfinished:
             _, training = self._config(trial)
             gangs.setdefault(shared_settings(training), []).append(trial)
         for gang in gangs.values():

@@ -1,4 +1,4 @@
-"""One trial, from what was asked to what it came to: one SAE config, committed as a folder."""
+"""One trial, from its parameters to its outcome: one SAE config, committed as a folder."""
 
 import time
 import traceback
@@ -23,10 +23,10 @@ Report = dict[str, Any]
 
 
 class Trial:
-    """One config of the sweep; its ``report`` says how far it has come, to Tune and all who watch.
+    """One config of the sweep; ``report`` is its progress or outcome, for Tune, console and MLflow.
 
-    ``asked`` are its number and its parameters, ``made`` what makes its SAEs, ``stopping`` the rules by
-    which it may be stopped early. A trial that was committed or stopped before only reports.
+    ``asked`` holds its number and parameters, ``made`` what makes its SAEs, ``stopping`` the rules by
+    which it may be stopped early. A trial that an earlier attempt committed or stopped only reports.
     """
 
     def __init__(
@@ -46,23 +46,23 @@ class Trial:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the trial is committed, stopped or failed."""
         return bool(self.report.get("done"))
 
     def begin(self, members: Mapping[Key, Member], max_seconds: float | None) -> Members:
-        """Its members, which continue from their checkpoints."""
+        """Start the trial with ``members``, which continue from their checkpoints if they have any."""
         self.members = Members(members, self.files.checkpoint(self.folder), max_seconds)
         return self.members
 
     def advance(self, provenance: Mapping[Site, dict[str, Any]]) -> None:
-        """Report the evaluation just passed; commit where it was the last."""
+        """Report the evaluation just passed; commit after the last one."""
         members = self.members
         assert members is not None
         if members.failure is not None:
             self.fail(members.failure)
             return
         self.report = {**members.history[-1], **self._cost(members)}
-        if members.going:
+        if members.active:
             return
         try:
             self.report |= self._commit(members, provenance)
@@ -71,8 +71,10 @@ class Trial:
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        """End as failed, or as stopped where the budget is spent; the traceback goes beside the
-        folder."""
+        """End as failed, or as stopped if ``error`` is OutOfTimeError.
+
+        The traceback of a failure is written beside the trial's folder.
+        """
         if isinstance(error, OutOfTimeError):
             assert self.members is not None
             cost = self._cost(self.members)
@@ -83,7 +85,7 @@ class Trial:
         self.members = None
 
     def hang(self, seconds: float | None, trace: Path) -> None:
-        """End as failed: its worker made no step for ``seconds``."""
+        """End as failed, because the worker made no step for ``seconds``; ``trace`` says where."""
         self.report = {"done": True, "failed": hang_reason(seconds, trace)}
 
     def _failed(self, reason: str, trace: str) -> None:
@@ -92,19 +94,21 @@ class Trial:
         self.report = {"done": True, "failed": reason + hint}
         try:
             self.files.write_text(file, trace)
-        except (OSError, UserError) as error:  # a full disk may be the very reason
+        except (OSError, UserError) as error:  # the disk may be full
             self.report["failed"] += f" (the traceback could not be written: {error})"
 
     def _cost(self, members: Members) -> Report:
-        """How far the trial has come, and what that took."""
-        came = {"step": members.first.step, "steps": members.first.steps}
-        return {**members.cost, **came, "memory_bytes": memory_used(self.device)}
+        """The steps done so far, and what they cost."""
+        progress = {"step": members.first.step, "steps": members.first.steps}
+        return {**members.cost, **progress, "memory_bytes": memory_used(self.device)}
 
     def _ended_before(self) -> Report | None:
-        """The last report of a trial that came to its end in an earlier go."""
+        """The last report of a trial that ended in an earlier attempt; None when it did not."""
         record = self.files.committed(self.folder, self.made)
         if record is not None:
-            self.files.send_commit(self.folder)  # an earlier attempt may not have come to that
+            self.files.send_commit(
+                self.folder
+            )  # an earlier attempt may have ended before it was sent
             return {**_live(record), "done": True, "committed": True}
         record = self.files.stopped(self.folder, {**self.made, **self.stopping})
         if record is not None:
@@ -133,7 +137,7 @@ class Trial:
 
 
 def _live(record: dict[str, Any]) -> Report:
-    """A committed trial's figures in the form of a last report."""
+    """A committed trial's last report."""
     costs = [metric.name for metric in registered().values() if metric.cost]
     counts = {name: record[name] for name in costs if name in record and name != "wait_seconds"}
     return {**record["metrics"], **counts, "step": record["steps"]}

@@ -1,4 +1,4 @@
-"""Running the trials: Ray Tune around the proposer, each site read once for all, one table out."""
+"""Running the trials: Ray Tune runs what the proposer proposes, and one table is written."""
 
 import math
 import time
@@ -35,7 +35,7 @@ from raysae.sweep.trials.gang import GANG
 from raysae.sweep.trials.trainable import SAETrials
 
 HALVING = 3
-"""ASHA lets one of so many go on."""
+"""ASHA lets one of this many trials continue."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,16 @@ class SweepJob:
 
     @property
     def where(self) -> str:
-        """The sites in words."""
+        """The sites in words, for the console."""
         return str(self.sites[0]) if len(self.sites) == 1 else f"{len(self.sites)} sites"
 
 
 def run_trials(job: SweepJob) -> list[TrialRow]:
-    """Run every trial (those committed before only report) and write ``trials.parquet``; its rows."""
+    """Run every trial and write ``trials.parquet``; returns its rows.
+
+    Trials that were committed before only report. Raises UserError when the rows do not fit
+    in memory in the way that ``resources`` asks for.
+    """
     recipe = job.run.recipe
     watcher = _Watcher(job)
     sites, placement = _open_sites(job, job.proposer.lag)
@@ -95,9 +99,9 @@ def run_trials(job: SweepJob) -> list[TrialRow]:
 def _tuned(
     job: SweepJob, trainable: Any, watcher: "_Watcher", placement: Placement
 ) -> tuple[Any, str | None]:
-    """Tune's results, and why there are fewer than were asked for.
+    """Tune's results, and why there are fewer than the recipe asks for (None if there are not).
 
-    A proposer remembers what it has proposed, so that each call takes a new copy of the job's.
+    A proposer remembers what it has proposed, so each call copies the job's.
     """
     recipe, proposer = job.run.recipe, deepcopy(job.proposer)
     with study_copied(proposer, job.run.study_file, recipe.name, job.run.send) as ended:
@@ -135,12 +139,12 @@ def _tuner(
 
 
 def at_once(recipe: Recipe, placement: Placement, lag: int) -> int:
-    """Gangs that may be trained at a time."""
+    """How many gangs may be trained at the same time, given the proposer's ``lag``."""
     return min(placement.workers, max(lag // recipe.resources.gang, 1))
 
 
 def _scheduler(job: SweepJob) -> Any:
-    """What ends poor trials early, by the first objective over their tokens; None: nothing does."""
+    """The scheduler that stops poor trials early, by the objective over tokens; None for none."""
     recipe, sweep = job.run.recipe, job.run.recipe.sweep
     if sweep.early_stopping is None:
         return None
@@ -159,7 +163,7 @@ def _scheduler(job: SweepJob) -> Any:
 
 
 def _budget(sweep: SweepConfig) -> Any:
-    """Says from the outcomes so far why no further trial may begin."""
+    """A function from the outcomes so far to why no further trial may begin (None: it may)."""
     started = time.monotonic()
 
     def spent(outcomes: Outcomes) -> str | None:
@@ -175,7 +179,7 @@ def _budget(sweep: SweepConfig) -> Any:
 
 
 def _open_sites(job: SweepJob, lag: int) -> tuple[dict[Site, OpenSite], Placement]:
-    """The sites' rows by the path that suits them, and what a trial reserves on that path."""
+    """The sites, opened to be shared in memory or streamed from disk, and what a trial reserves."""
     recipe = job.run.recipe
     reading = choose_reading(job.store, job.sites, recipe.resources)
     placement = job.placement
@@ -189,7 +193,7 @@ def _open_sites(job: SweepJob, lag: int) -> tuple[dict[Site, OpenSite], Placemen
 
 
 def _rows(job: SweepJob, result: Any) -> Iterator[TrialRow]:
-    """The rows of a gang's trials."""
+    """The table's rows of a gang's trials."""
     reports = {report["trial"]: report for report in (result.metrics or {}).get(GANG, [])}
     for asked in (result.config or {})[GANG]:
         report = reports.get(asked["trial"], {})
@@ -199,7 +203,7 @@ def _rows(job: SweepJob, result: Any) -> Iterator[TrialRow]:
 def _row(
     job: SweepJob, number: int, parameters: dict[str, Any], last: Mapping[str, Any], error: Any
 ) -> TrialRow:
-    """A trial's row: what was asked, what came out, what it cost."""
+    """A trial's row: its settings, outcome and cost."""
     sae, training = job.run.recipe.with_parameters(parameters)
     record = job.run.committed(job.run.trial(number), job.made(parameters))
     settings = {
@@ -217,7 +221,7 @@ def _row(
 
 
 def _end(last: Mapping[str, Any], error: Any) -> dict[str, str]:
-    """How a trial without a commit ended, and why."""
+    """The state and reason of a trial without a commit."""
     if last.get("failed"):
         return {"state": "failed", "reason": str(last["failed"])}
     if error is not None and not last.get("stopped"):
@@ -234,12 +238,12 @@ def _why_stopped(last: Mapping[str, Any]) -> str:
 
 
 def _scratch(run: Path) -> Path:
-    """Where Tune keeps its own bookkeeping, which nothing of ours reads."""
+    """The folder for Tune's own files, which raysae does not read."""
     return run / ".ray"
 
 
 def _harmless(method: Callable[..., None]) -> Callable[..., None]:
-    """An exception in a callback would end the whole sweep; it is printed instead."""
+    """Print what ``method`` raises: an exception in a callback would end the whole sweep."""
 
     @wraps(method)
     def guarded(*args: Any, **kwargs: Any) -> None:
@@ -252,17 +256,17 @@ def _harmless(method: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Watcher(tune.Callback):
-    """Tells the run's events from what Tune reports. Its own troubles never stop a sweep."""
+    """Emits the run's events from what Tune reports. Its own errors never stop a sweep."""
 
     def __init__(self, job: SweepJob):
         self.job = job
         self.ended: set[int] = set()
-        """Trials whose end has been told."""
+        """Trials whose end was emitted."""
         self.begun = False
         """Whether any trial has started."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks to restore an experiment, which we never do
+        return {}  # Tune pickles its callbacks to restore an experiment; raysae does not restore
 
     @_harmless
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -280,7 +284,7 @@ class _Watcher(tune.Callback):
 
     @_harmless
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note where trials were stopped early, so that they are not begun again."""
+        """Record trials that were stopped early, so that another attempt does not start them again."""
         reports = (trial.last_result or {}).get(GANG, [])
         for asked, report in zip(trial.config[GANG], reports, strict=False):
             self._note_stopped(asked, report)
@@ -296,12 +300,12 @@ class _Watcher(tune.Callback):
         return self.job.run.trial_item(asked["trial"], parameters, self.job.made(parameters))
 
     def _event(self, asked: dict[str, Any], report: dict[str, Any]) -> Event:
-        """What a trial's report tells."""
+        """The event for a trial's report."""
         item, folder = self._item(asked), self.job.run.trial(asked["trial"])
         if report.get("failed"):
             return Failed(item, report["failed"])
         if report.get("committed"):
-            if not (folder / METRICS_FILE).is_file():  # another node's
+            if not (folder / METRICS_FILE).is_file():  # committed on another node
                 self.job.run.fetch(folder)
             record = read_json(folder / METRICS_FILE)
             return Committed(item, {**record, **partly(report, PROGRESS)}, folder)

@@ -182,6 +182,6 @@ def test_a_trial_whose_training_fails_names_it_and_ends_with_it(tmp_path):
     )
     trial = Members(members, tmp_path / "trial")
     trained(trial)
-    assert str(trial.failure).startswith(f"seed 1 at {THERE}: ") and not trial.going
+    assert str(trial.failure).startswith(f"seed 1 at {THERE}: ") and not trial.active
     # they had come to their first evaluation
     assert {t.step for t in trial.trainers.values()} <= {1, 2, 3, 12}

@@ -1,4 +1,4 @@
-"""The manifest: what is in a store and where it came from. Written last; without it, no store."""
+"""The manifest: what is in a store and where it came from. It is written last; no manifest, no store."""
 
 import hashlib
 import json
@@ -23,12 +23,15 @@ class _Record(BaseModel):
 
 
 class SplitRows(_Record):
+    """Numbers of rows in each split."""
+
     train: int
     validation: int
     test: int
 
     @property
     def total(self) -> int:
+        """Rows of all splits together."""
         return self.train + self.validation + self.test
 
 
@@ -43,7 +46,7 @@ class ShardEntry(_Record):
 
 
 class SiteEntry(_Record):
-    """The activations of one site. Statistics run over all its rows, in float64."""
+    """The activations of one site. The statistics are over all its rows, in float64."""
 
     layer: Annotated[int, Field(ge=0)]
     position: int | Annotated[str, Field(pattern=f"^{POOL_NAME}$")]
@@ -59,11 +62,12 @@ class SiteEntry(_Record):
 
     @property
     def site(self) -> Site:
+        """The entry's layer and position."""
         return Site(self.layer, self.position)
 
 
 class SequencesEntry(_Record):
-    """One Parquet file of sequences: their texts and tokens, as the transformer read them."""
+    """One Parquet file of sequences: the texts and tokens that the transformer read."""
 
     file: str
     """Path relative to the store, such as ``sequences/part-00000.parquet``."""
@@ -75,41 +79,45 @@ class SequencesEntry(_Record):
 
 
 class Manifest(_Record):
+    """The content of ``manifest.json``; FORMAT.md describes every field."""
+
     format_version: int
     provenance: Literal["model", "imported", "synthetic"]
     source: dict[str, Any]
-    """What the activations were made from: the recipe's source as resolved, without its place."""
+    """What the activations were made from: the recipe's source, without the store's folder."""
     model: dict[str, Any] | None
     """Id, revision, architecture, number of layers, hash of the weights, hash of the tokenizer."""
     dataset: dict[str, Any] | None
-    """Id, fingerprint of the texts, sequences read, used, too short and cut."""
+    """Id, hash of the texts, and the numbers of documents, cut ones, sequences and tokens."""
     hookpoint: str
     dtype: Dtype
     d_in: int
     context_length: int | None = None
-    """Tokens of a sequence, at most; null where the store's maker did not say."""
+    """Largest number of tokens in a sequence; null when it is not known."""
     patterns: dict[str, str] = {}
     """The regular expression behind each named position other than ``all``."""
     split: dict[str, float]
-    """Shares of the sequences expected in ``validation`` and ``test``."""
+    """Expected fractions of the sequences in ``validation`` and ``test``."""
     sequences: list[SequencesEntry] = []
-    """Empty where the texts are not known: imported and synthetic stores."""
+    """Empty when the texts are not known, as in imported and synthetic stores."""
     sites: list[SiteEntry]
 
     def digest(self) -> str:
-        """A hash of the whole manifest, and through its checksums of every byte in the store.
+        """A sha256 of the whole manifest, and through its checksums of every byte in the store.
 
-        Keys that the file does not have, as they did not exist when it was written, do not count.
+        Fields that the file does not have do not count: they did not exist when it was written.
         """
         text = json.dumps(self.model_dump(exclude_unset=True), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def write(self, store: Path) -> None:
+        """Write ``manifest.json`` into the store's folder; from then on, the store is complete."""
         write_json(store / MANIFEST_FILE, self.model_dump())
 
 
 def read_manifest(store: Path) -> Manifest:
-    """The store's manifest. Raises UserError when it is missing, newer, malformed or contradictory."""
+    """Read the store's manifest. Raises UserError when it is missing, malformed, contradicts itself or
+    has another format version."""
     path = store / MANIFEST_FILE
     if not path.is_file():
         raise UserError(

@@ -1,7 +1,7 @@
-"""Where a shard's activations lie in its file, so that they are read without being decoded.
+"""Where a shard's activations lie in its file, so that they can be read without decoding.
 
-The column is uncompressed, PLAIN and without nulls, so a page's values are the rows themselves, one
-after the other. What stands before them is the page header, in Thrift's compact protocol (Apache
+The column is uncompressed, PLAIN-encoded and without nulls, so the bytes of a page's values are the
+rows, one after the other. The page header comes before them, in Thrift's compact protocol (Apache
 Parquet format, ``PageHeader``; Thrift compact protocol specification).
 """
 
@@ -26,9 +26,10 @@ class Run:
 
 
 def activation_runs(handle: int, metadata: pq.FileMetaData) -> list[list[Run]] | None:
-    """For each row group, where its activations lie in the open file ``handle``.
+    """Find the activations of each row group in an open file.
 
-    None when a writer other than ours laid them out so that they must be decoded.
+    ``handle`` is the file's descriptor. The result has one list of runs for each row group. It is
+    None when the activations are compressed or encoded, so that they must be decoded.
     """
     groups = [_group_runs(handle, metadata.row_group(i)) for i in range(metadata.num_row_groups)]
     return None if None in groups else [runs for runs in groups if runs is not None]
@@ -53,11 +54,11 @@ def _group_runs(handle: int, group: pq.RowGroupMetaData) -> list[Run] | None:
 
 
 def _header(data: bytes) -> tuple[dict[int, Any], int]:
-    """A page header's fields by their numbers, and its length in bytes."""
+    """The fields of a page header by their numbers, and the header's length in bytes."""
     try:
         return _struct(data, 0)
     except IndexError:
-        return {}, len(data)  # longer than any of ours: it holds statistics
+        return {}, len(data)  # longer than our writer's headers: it holds statistics
 
 
 def _struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:

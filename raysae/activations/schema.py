@@ -1,4 +1,4 @@
-"""The columns of a shard, and the way between torch rows and Arrow without a Python object a row.
+"""The columns of a shard, and conversion between torch and Arrow without a Python object per row.
 
 An activation is one non-null ``FixedSizeBinary(d_in * itemsize)`` value: pyarrow reads that column
 6 to 10 times faster than a list column, and it carries bfloat16, which Arrow lacks.
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 
-if TYPE_CHECKING:  # a worker that only hands shards on need not import torch
+if TYPE_CHECKING:  # a worker that only passes shards on need not import torch
     import torch
     from torch import Tensor
 
@@ -45,17 +45,19 @@ SEQUENCES_SCHEMA = pa.schema(
         pa.field("patterns", pa.list_(pa.int32()), nullable=False),
     ]
 )
-"""The columns of ``sequences/part-*.parquet``: a row a sequence, in its lists an item a token."""
+"""The columns of ``sequences/part-*.parquet``: a row per sequence, with lists of an item per token."""
 
 
 def torch_dtype(dtype: str) -> "torch.dtype":
+    """The torch dtype of a store's dtype, such as ``"bfloat16"``."""
     import torch
 
     return getattr(torch, dtype)
 
 
 def to_arrow(rows: "Tensor") -> pa.Array:
-    """Rows ``[rows, d_in]`` as a FixedSizeBinary array over the same memory."""
+    """Rows ``[rows, d_in]`` as a FixedSizeBinary array of ``rows`` values. It shares their memory when
+    they are contiguous."""
     import torch
 
     rows = rows.contiguous()
@@ -65,7 +67,8 @@ def to_arrow(rows: "Tensor") -> pa.Array:
 
 
 def to_torch(column: pa.ChunkedArray, dtype: str) -> "list[Tensor]":
-    """The column's chunks as ``[rows, d_in]`` tensors over the same (read-only) memory."""
+    """The column's chunks as tensors ``[rows, d_in]`` of ``dtype``. They share the column's memory, which
+    must not be written to."""
     return [_chunk_to_torch(chunk, dtype) for chunk in column.chunks if len(chunk)]
 
 
@@ -73,7 +76,7 @@ def _chunk_to_torch(chunk: pa.Array, dtype: str) -> "Tensor":
     import torch
 
     width = chunk.type.byte_width
-    # numpy takes any buffer, also those of Ray's object store, which torch.frombuffer refuses
+    # numpy accepts any buffer, also those of Ray's object store, which torch.frombuffer refuses
     data = np.frombuffer(
         chunk.buffers()[1], dtype=np.uint8, count=len(chunk) * width, offset=chunk.offset * width
     )

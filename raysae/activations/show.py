@@ -1,6 +1,6 @@
-"""What is in a store, for people: where it came from, its sites, and a few rows with their texts.
+"""Showing a store to people: where it came from, its sites, and a few rows with their texts.
 
-Shapes: N rows, D d_in, S sequences, T tokens of all sequences of a file, in a row.
+Shapes: N rows, D d_in, S sequences, T tokens of all sequences of a file, one after the other.
 """
 
 import json
@@ -34,21 +34,21 @@ NAMED_FILES, NAMED_IMPORTS = 10, 5
 CACHED_FILES = 4
 LONGEST_TOKEN = 30
 OTHER_COLUMNS = 58
-"""Characters that a sample takes beside its text."""
+"""Characters that the other columns of a sample take."""
 PROVENANCE = {
     "model": "model: read from a transformer",
-    "imported": "imported: another tool wrote it; of the model and the texts we know what we were told",
+    "imported": "imported: another tool wrote it; model and texts are as stated at the import",
     "synthetic": "SYNTHETIC: a made-up world of known atoms, not a transformer's activations",
 }
 
 
 def facts(store: Store) -> list[tuple[str, str]]:
-    """What the manifest says of the store as a whole, in lines of a name and a text."""
+    """What the manifest says of the whole store, as pairs of a name and a printable text."""
     manifest, context = store.manifest, store.manifest.context_length
     entries, parts = manifest.sites, manifest.sequences
     shards = [shard for entry in entries for shard in entry.shards]
     rows, size = sum(entry.rows.total for entry in entries), sum(shard.bytes for shard in shards)
-    shares = ", ".join(f"{share:.4g} {name}" for name, share in manifest.split.items())
+    fractions = ", ".join(f"{part:.4g} {name}" for name, part in manifest.split.items())
     texts = f"{sum(part.sequences for part in parts):,} with their texts, in {len(parts)} files"
     lines = [
         ("store", str(store.path)),
@@ -58,7 +58,7 @@ def facts(store: Store) -> list[tuple[str, str]]:
         ("activations", f"{manifest.dtype}, d_in {manifest.d_in}"),
         ("context", f"{context} tokens at most" if context else "length not known"),
         *((f"pattern {name}", pattern) for name, pattern in manifest.patterns.items()),
-        ("split", f"{shares}, train the rest; by the hash of the sequence's id"),
+        ("split", f"{fractions}, train the rest; by the hash of the sequence's id"),
         ("seed", _or(_seed(manifest.source), "not known")),
         ("sequences", texts if parts else "no texts in the store"),
         ("rows", f"{rows:,} at {len(entries)} sites, {size / 1e9:.3f} GB in {len(shards)} shards"),
@@ -68,7 +68,7 @@ def facts(store: Store) -> list[tuple[str, str]]:
 
 
 def sites_table(entries: list[SiteEntry]) -> Table:
-    """A row for each site: rows by split, size, statistics."""
+    """A table with one line per site: rows by split, shards, size in GB, statistics."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("site", no_wrap=True, vertical="bottom")
     heads = [*SPLITS, "shards", "GB", "mean\nnorm", "total\nvariance", "dropped"]
@@ -85,7 +85,7 @@ def sites_table(entries: list[SiteEntry]) -> Table:
 
 @dataclass(frozen=True)
 class Sample:
-    """A row, with what its store knows of it."""
+    """A row of a store, with its activation ``[d_in]`` (float64) and where it comes from."""
 
     sequence: int
     split: str
@@ -93,11 +93,11 @@ class Sample:
     token_id: int
     activation_D: Tensor
     text: dict[str, Any] | None
-    """The row of the sequences files; None where there is none."""
+    """The sequence's row of the sequences files; None when they do not have it."""
 
 
 def draw_samples(store: Store, site: Site, count: int) -> list[Sample]:
-    """``count`` rows of one shard of the site, the same ones every time.
+    """Draw ``count`` rows of one shard of the site, or all when it has fewer; always the same rows.
 
     Raises UserError when a file was altered.
     """
@@ -122,7 +122,8 @@ def draw_samples(store: Store, site: Site, count: int) -> list[Sample]:
 
 
 def samples_table(samples: list[Sample], width: int, bold: bool) -> Table:
-    """The samples for ``width`` columns, the token in bold, or in «quotes» where there is no bold."""
+    """A table of the samples, ``width`` characters wide. The token is in bold, or in «quotes» without
+    ``bold``."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("sequence", "split", "token\nindex", "token\nid", "norm"):
         justify = "left" if head == "split" else "right"
@@ -138,7 +139,7 @@ def samples_table(samples: list[Sample], width: int, bold: bool) -> Table:
 
 
 def around_token(sample: Sample, side: int, bold: bool) -> Text:
-    """The text on both sides of the token, cut and safe to print, the token marked."""
+    """The marked token with at most ``side`` characters of text on each side, safe to print."""
     row, index = sample.text, sample.token_index
     if row is None or not 0 <= index < len(row["token_start"]):
         return Text("(the store has no text for it)", style="dim")
@@ -159,14 +160,14 @@ def around_token(sample: Sample, side: int, bold: bool) -> Text:
 
 
 def printable(text: str) -> str:
-    """The text with every control, invisible or direction-changing character as an escape."""
+    """The text with control, invisible and direction-changing characters escaped."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )
 
 
 def unlisted(store: Path, manifest: Manifest) -> list[str]:
-    """A note for each file that the manifest does not list; the first few by name."""
+    """Notes on files in the folder that the manifest does not list; the first ones are named."""
     known = {MANIFEST_FILE, TRUTH_FILE, *(file.file for file in files_of(manifest))}
     files = (path.relative_to(store).as_posix() for path in store.rglob("*") if not path.is_dir())
     others = sorted(file for file in files if file not in known)
@@ -177,21 +178,22 @@ def unlisted(store: Path, manifest: Manifest) -> list[str]:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of the sequences that N rows point at; of use only where they are inside."""
+    """The tokens that N rows refer to; the values are valid only where ``inside_N`` is true."""
 
     known_N: NDArray[np.bool_]
     """Whether the sequence is in the store's files."""
     inside_N: NDArray[np.bool_]
-    """Whether the sequence has so many tokens."""
+    """Whether the token index lies inside the sequence."""
     values_NC: NDArray[np.int32]
-    """Id, whether it is text, patterns, place among the text tokens, the same from the end."""
+    """``[N, 5]``: token id, is_text, patterns, index among the text tokens, the same from the end."""
 
     @property
     def token_id_N(self) -> NDArray[np.int32]:
+        """The tokens' ids ``[N]``."""
         return self.values_NC[:, 0]
 
     def at(self, position: Position, patterns: Mapping[str, str]) -> NDArray[np.bool_]:
-        """Whether the tokens are at a site's position; a name without a pattern fits any."""
+        """Whether each token is at the position, ``[N]``. A name without a pattern fits any token."""
         _, is_text_N, bits_N, place_N, from_end_N = self.values_NC.T
         if isinstance(position, int):
             fits_N = (place_N if position >= 0 else from_end_N) == position
@@ -203,11 +205,11 @@ class Tokens:
 
 
 class Texts:
-    """Finds sequences by their ids; holds the ids of all and the tokens of a few files."""
+    """Finds sequences by their ids. Holds all ids, and the tokens of a few files, in memory."""
 
     def __init__(self, ids: Mapping[Path, NDArray[np.int64]], complete: bool = True):
         self.complete = complete
-        """Whether the ids are those of all the files."""
+        """Whether ``ids`` covers all sequences files."""
         self._paths = list(ids)
         id_S = np.concatenate([*ids.values(), np.empty(0, dtype=np.int64)])
         order = np.argsort(id_S, kind="stable")
@@ -222,18 +224,21 @@ class Texts:
         return cls({path: _read(path, ["sequence"])["sequence"].to_numpy() for path in paths})
 
     def repeated(self) -> NDArray[np.int64]:
-        """The ids of more than one sequence."""
+        """The ids that occur more than once, sorted."""
         return np.unique(self._id_S[1:][np.diff(self._id_S) == 0])
 
     def file_of(self, sequence_N: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The number of the file that each sequence is in; -1 for an unknown one."""
+        """The number of each sequence's file, ``[N]``; -1 for an unknown sequence."""
         if not len(self._id_S):
             return np.full(len(sequence_N), -1)
         at_N = np.searchsorted(self._id_S, sequence_N).clip(max=len(self._id_S) - 1)
         return np.where(self._id_S[at_N] == sequence_N, self._file_S[at_N], -1)
 
     def tokens(self, sequence_N: NDArray[np.int64], token_index_N: NDArray[np.int32]) -> Tokens:
-        """The tokens at ``token_index_N`` of the sequences ``sequence_N``."""
+        """The tokens at ``token_index_N`` of the sequences ``sequence_N``.
+
+        Raises UserError when a file cannot be read.
+        """
         file_N = self.file_of(sequence_N)
         inside_N = np.zeros(len(file_N), dtype=bool)
         values_NC = np.zeros((len(file_N), 5), dtype=np.int32)
@@ -245,7 +250,10 @@ class Texts:
         return Tokens(file_N >= 0, inside_N, values_NC)
 
     def row(self, sequence: int) -> dict[str, Any] | None:
-        """All that the files have of one sequence; None when it is unknown."""
+        """All columns of one sequence, by name; None when it is unknown.
+
+        Raises UserError when the file cannot be read.
+        """
         number = int(self.file_of(np.array([sequence]))[0])
         if number < 0:
             return None
@@ -272,7 +280,7 @@ class _FileTokens:
         after_T = np.repeat(texts[self.start_S + self.length_S], self.length_S)
         place_T, from_end_T = texts[:-1] - before_T, texts[:-1] - after_T
         values = [token_id_T, is_text_T, patterns_T, place_T, from_end_T]
-        # one more, for what is outside
+        # one more row: index -1 stands for tokens outside their sequence
         self.values_TC = np.pad(np.stack(values, axis=1).astype(np.int32), ((0, 1), (0, 0)))
 
     def at(
@@ -291,7 +299,7 @@ def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path}: not a readable Parquet file of sequences ({str(error).splitlines()[0]}); "
-            "store verify tells what is wrong with the store"
+            "'python -m raysae.store verify' lists what is wrong with the store"
         ) from None
 
 
@@ -310,7 +318,7 @@ def _values(activation_D: Tensor) -> Text:
 
 
 def _origin(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """The model, the texts, and what an import or a synthetic world was made of."""
+    """The lines on the model, the data set, the imported files or the synthetic world."""
     yield from _record_lines("model", manifest.model)
     yield from _record_lines("dataset", manifest.dataset)
     imports = _imports(manifest.source)
@@ -324,7 +332,7 @@ def _origin(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _record_lines(what: str, record: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
-    """One line of what is short, and one for each hash."""
+    """One line with the short values, and one line for each hash."""
     if record is None:
         return
     words = [str(record.get("id", "no name"))]
@@ -340,7 +348,7 @@ def _record_lines(what: str, record: dict[str, Any] | None) -> Iterator[tuple[st
 
 
 def _seed(source: dict[str, Any]) -> Any:
-    """The seed, where the source of a recipe, a world or an import says it."""
+    """The seed of the recipe's source, the synthetic world or the first import; None if unknown."""
     records = [source, source.get("world"), *(i.get("options") for i in _imports(source)[:1])]
     seeds = [record["seed"] for record in records if isinstance(record, dict) and "seed" in record]
     return seeds[0] if seeds else None

@@ -1,6 +1,6 @@
 """Train, validation and test: a sequence's split follows from its id alone.
 
-So it is the same whatever the number of workers, the shard size or the order of arrival.
+The number of workers, the shard size and the order of the sequences do not change it.
 """
 
 import numpy as np
@@ -10,19 +10,19 @@ SPLITS = ("train", "validation", "test")
 
 
 def split_of(sequence: NDArray[np.int64], validation: float, test: float) -> NDArray[np.int8]:
-    """The split (0 train, 1 validation, 2 test) of each sequence id.
+    """The split (0 train, 1 validation, 2 test) of each sequence id ``[N]``, as an array ``[N]``.
 
-    ``validation`` and ``test`` are the shares of sequences to expect in those splits.
+    ``validation`` and ``test`` are the expected fractions of the sequences in those splits.
     """
-    share = _hash(sequence) / np.float64(2**64)
+    fraction = _hash(sequence) / np.float64(2**64)
     code = np.zeros(len(sequence), dtype=np.int8)
-    code[share < validation + test] = 2
-    code[share < validation] = 1
+    code[fraction < validation + test] = 2
+    code[fraction < validation] = 1
     return code
 
 
 def _hash(value: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """SplitMix64 (Steele, Lea and Flood 2014): neighbours land far apart."""
+    """SplitMix64 (Steele, Lea and Flood 2014): neighbouring ids get unrelated hashes."""
     with np.errstate(over="ignore"):
         x = value.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,4 +1,4 @@
-"""Reading a store: by site and split, straight from its files to torch, without Ray.
+"""Reading a store by site and split, from its files into torch tensors, without Ray.
 
 Shapes: N rows, D d_in.
 """
@@ -37,29 +37,30 @@ from raysae.sites import Position, Site
 from raysae.storage.files import sha256_of
 from raysae.storage.remote import fetched, is_uri
 
-if TYPE_CHECKING:  # a worker that only hands shards on need not import torch
+if TYPE_CHECKING:  # a worker that only passes shards on need not import torch
     from torch import Tensor
 
     from raysae.training.rows import Splits
 
 TRAINING_SPLITS = ("train", "validation")
-"""What a training reads; the test split stays for a last look."""
+"""The splits that a training reads; the test split is for a final evaluation."""
 NOTEBOOK_MEMORY = 4e9
+"""Default limit of ``Store.site``, in bytes: larger sites are streamed."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows of one split that lie in one piece: bytes of a file, or a row group to be decoded."""
+    """Consecutive rows of one split: a range of bytes in a file, or a row group to be decoded."""
 
     shard: ShardEntry
     group: int
     rows: int
     offset: int | None
-    """Where the rows' bytes start in the file; None when the row group must be decoded."""
+    """First byte of the rows in the file; None when the row group must be decoded."""
 
 
 class Store:
-    """A finished activation store, its shards all present and of the right size."""
+    """A finished activation store. ``open_store`` has checked that all files have the right size."""
 
     def __init__(self, path: Path, manifest: Manifest):
         self.path, self.manifest = path, manifest
@@ -68,10 +69,12 @@ class Store:
 
     @property
     def sites(self) -> list[Site]:
+        """All sites, sorted by layer and position."""
         return sorted(self._entries)
 
     @property
     def layers(self) -> list[int]:
+        """The layers that have sites, in order."""
         return sorted({site.layer for site in self.sites})
 
     @property
@@ -83,6 +86,7 @@ class Store:
 
     @property
     def d_in(self) -> int:
+        """Values per activation."""
         return self.manifest.d_in
 
     @property
@@ -92,10 +96,11 @@ class Store:
 
     @cached_property
     def digest(self) -> str:
+        """A hash of the manifest, and through its checksums of every byte of the store."""
         return self.manifest.digest()
 
     def entry(self, site: Site) -> SiteEntry:
-        """The site's manifest entry. Raises UserError, listing what there is, when it lacks it."""
+        """The site's manifest entry. Raises UserError, listing the store's sites, when it has none."""
         if site not in self._entries:
             layers = ", ".join(str(layer) for layer in self.layers)
             positions = ", ".join(str(position) for position in self.positions)
@@ -106,26 +111,28 @@ class Store:
         return self._entries[site]
 
     def truth(self) -> "Tensor | None":
-        """The true atoms ``[atoms, d_in]`` of a synthetic store; None where activations are a model's.
+        """The true atoms ``[atoms, d_in]`` of a synthetic store; None for other stores.
 
-        Raises UserError when their file is damaged.
+        Raises UserError when the file of atoms is damaged.
         """
         if self.manifest.provenance != "synthetic":
             return None
-        from raysae.activations.synthetic import read_truth  # it writes stores, so it imports this
+        from raysae.activations.synthetic import read_truth  # imported late: it imports this file
 
         return read_truth(self.path, self.d_in)
 
     def training_bytes(self, site: Site) -> int:
-        """What the rows to train on and to measure on take in memory."""
+        """Bytes of the site's training and validation rows in memory."""
         rows = self.entry(site).rows
         return sum(getattr(rows, split) for split in TRAINING_SPLITS) * self.row_bytes
 
     def site(self, site: Site, memory: float = NOTEBOOK_MEMORY) -> "Splits":
-        """The site's training and validation rows, for ``raysae.fit``: in memory, or streamed from
-        disk when they are more than ``memory`` bytes. Raises UserError when the store lacks the site.
+        """The site's training and validation rows, for ``raysae.fit``.
+
+        They are loaded into memory, or streamed from disk when they take more than ``memory`` bytes.
+        Raises UserError when the store lacks the site, or a file was altered.
         """
-        from raysae.activations.streaming import rows_within  # it reads stores, so it imports this
+        from raysae.activations.streaming import rows_within  # imported late: it imports this file
 
         return rows_within(self, site, memory)
 
@@ -134,20 +141,28 @@ class Store:
         return self._split(site, "train")
 
     def validation(self, site: Site) -> "Tensor":
+        """The site's validation rows, as ``train`` gives the training rows."""
         return self._split(site, "validation")
 
     def test(self, site: Site) -> "Tensor":
+        """The site's test rows, as ``train`` gives the training rows."""
         return self._split(site, "test")
 
     def blocks(self, site: Site, split: str) -> "Iterator[Tensor]":
-        """The split's rows shard by shard, ``[rows, d_in]`` in the store's dtype."""
+        """The split's rows shard by shard, ``[rows, d_in]`` in the store's dtype.
+
+        Raises UserError when the store lacks the site, or a file was altered.
+        """
         for shard in self.entry(site).shards:
             if getattr(shard.rows, split):
                 self.check(shard)
                 yield self.rows(self.segments(shard, split))
 
     def rows(self, segments: "list[Segment]") -> "Tensor":
-        """The rows of all ``segments`` in one tensor ``[rows, d_in]``, read by several threads."""
+        """The rows of all ``segments`` in one tensor ``[rows, d_in]``, read by several threads.
+
+        Raises UserError when a file ends too early.
+        """
         import torch
 
         rows_ND = torch.empty(
@@ -160,7 +175,10 @@ class Store:
         return rows_ND
 
     def read_into(self, rows_ND: "Tensor", segment: Segment, first: int = 0) -> None:
-        """Fill ``rows_ND`` with rows of ``segment`` from its row ``first`` on."""
+        """Fill ``rows_ND`` with the rows of ``segment`` that start at its row ``first``.
+
+        Raises UserError when the file ends too early.
+        """
         import torch
 
         path = self.path / segment.shard.file
@@ -177,9 +195,9 @@ class Store:
                 memory, at = memory[read:], at + read
 
     def segments(self, shard: ShardEntry, split: str) -> list[Segment]:
-        """Where the rows of ``split`` lie in ``shard``, in order.
+        """Find the rows of ``split`` in ``shard``; the segments are in order.
 
-        Raises UserError when the file is no readable shard of this store.
+        Raises UserError when the file is not a readable shard of this store.
         """
         path = self.path / shard.file
         with path.open("rb", buffering=0) as handle:
@@ -197,23 +215,27 @@ class Store:
         return [Segment(shard, i, run.rows, run.offset) for i in groups for run in runs[i]]
 
     def read(self, shard: ShardEntry, split: str, columns: list[str] | None = None) -> pa.Table:
-        """One split of one shard as an Arrow table, checked the first time the shard is read.
+        """One split of one shard as an Arrow table, of all or the named columns.
 
-        Raises UserError, naming the file, when the bytes are not those that were written.
+        The shard's checksum is checked the first time. Raises UserError, naming the file, when the
+        file was altered.
         """
         self.check(shard)
         file = self._open(self.path / shard.file)
         return file.read_row_groups(_groups_of(file.metadata, shard, split), columns=columns)
 
     def sequences(self, part: SequencesEntry) -> pa.Table:
-        """One file of the store's sequences, checked the first time it is read."""
+        """One file of the store's sequences, a table of ``SEQUENCES_SCHEMA``.
+
+        Its checksum is checked the first time. Raises UserError when the file was altered.
+        """
         self.check(part)
         return pq.read_table(self.path / part.file, partitioning=None)
 
     def check(self, *files: ShardEntry | SequencesEntry) -> None:
-        """Compare files with their checksums, once each, several at a time.
+        """Compare files with their checksums, several at a time; each file is compared only once.
 
-        Raises UserError, naming the file, when the bytes are not those that were written.
+        Raises UserError, naming the file, when a file was altered.
         """
         waiting = [file for file in files if file.file not in self._checked]
         with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:
@@ -227,7 +249,7 @@ class Store:
                 self._checked.add(file.file)
 
     def trust(self) -> "Store":
-        """This store with its checksums taken as checked: somebody did, a moment ago."""
+        """Mark all shards as checked and return this store: the caller has just checked them."""
         self._checked.update(shard.file for entry in self.manifest.sites for shard in entry.shards)
         return self
 
@@ -273,9 +295,9 @@ class Store:
 
 
 def open_store(path: str | Path) -> Store:
-    """Open a store, checking that its manifest is sound and every file is there and whole in size.
+    """Open a store; check that its manifest is valid and that every file has the listed size.
 
-    ``path`` is a folder, or a URI such as ``s3://BUCKET/STORE``, of which this node then has a copy.
+    ``path`` is a folder, or a URI such as ``s3://BUCKET/STORE``, which is copied to this node first.
     Raises UserError, naming the file, when something is missing or truncated.
     """
     if is_uri(str(path)):
@@ -307,11 +329,11 @@ def files_of(manifest: Manifest) -> Iterable[ShardEntry | SequencesEntry]:
 
 
 def _check_inside(root: Path, path: Path) -> None:
-    """Raise UserError when a link leads out of the store: what it reaches may be anybody's."""
+    """Raise UserError when a link leads out of the store: it could reach files of other people."""
     if not path.resolve().is_relative_to(root):
         raise UserError(
-            f"{path}: is a link to {path.resolve()}, outside the store; copy the store with what "
-            "its links lead to (cp -rL)"
+            f"{path}: is a link to {path.resolve()}, outside the store; copy the store with the files "
+            "that its links lead to (cp -rL)"
         )
 
 

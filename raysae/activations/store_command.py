@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 5.0
 WIDE = 120
-"""Columns that a sample may take where there is no terminal; tables are never cut there."""
+"""Width of the table of samples, in characters, without a terminal; tables are never cut there."""
 SYNTHETIC = """\
-Write a store of known truth: each row is a sum of some of ATOMS unit vectors, each there with
-probability P and a magnitude from 0.5 to 1.5. The atoms lie beside it in truth.safetensors.
+Write a store whose true features are known: each row is a sum of some of ATOMS unit vectors, each
+present with probability P and a magnitude from 0.5 to 1.5. truth.safetensors in the store holds them.
 """
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; its exit code. Raises UserError on unusable input."""
+    """Run the command; returns its exit code. Raises UserError on unusable input."""
     from raysae.errors import UserError
 
     args = _parser().parse_args(arguments)
@@ -56,16 +56,16 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     import_command.add_arguments(
-        verb("import", import_command.run, "bring activations of another tool into a store")
+        verb("import", import_command.run, "import activations of another tool into a store")
     )
     for name, run, text in (
-        ("verify", _verify, "check every byte, row and figure of a store; list what is wrong"),
-        ("show", _show, "tell where a store came from, its sites, and a few rows with their texts"),
+        ("verify", _verify, "check every byte, row and statistic of a store; list what is wrong"),
+        ("show", _show, "show where a store came from, its sites, and a few rows with their texts"),
         ("sites", _sites, "list a store's sites: folder, train, validation and test rows"),
     ):
         verb(name, run, text).add_argument("store", type=Path, metavar="STORE", help="its folder")
     show, sites = verbs.choices["show"], verbs.choices["sites"]
-    show.add_argument("--site", metavar="SITE", help="one site only, such as layer=08/position=03")
+    show.add_argument("--site", metavar="SITE", help="only this site, such as layer=08/position=03")
     show.add_argument("--samples", type=int, default=5, metavar="N", help="rows to show (5)")
     sites.add_argument("--json", action="store_true", help="as JSON, with shards and bytes")
     _add_synthetic(verb("synthetic", _synthetic, "write a store whose true features are known"))
@@ -76,16 +76,16 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
     parser.description = SYNTHETIC
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="STORE", help="the store's folder")
-    add("--d-in", type=int, default=64, metavar="N", help="values a row (64)")
+    add("--d-in", type=int, default=64, metavar="N", help="values per row (64)")
     add("--atoms", type=int, default=128, metavar="N", help="known features (128)")
-    add("--p", type=float, default=0.03, help="how often an atom is in a row (0.03)")
-    add("--rows", type=int, default=100_000, metavar="N", help="rows a site (100000)")
-    add("--sites", type=int, default=1, metavar="N", help="layers, other rows of one world (1)")
+    add("--p", type=float, default=0.03, help="probability of each atom in a row (0.03)")
+    add("--rows", type=int, default=100_000, metavar="N", help="rows per site (100000)")
+    add("--sites", type=int, default=1, metavar="N", help="layers, each with other rows (1)")
     add("--seed", type=int, default=0, metavar="N", help="decides atoms and rows (0)")
     add("--dtype", default="float32", choices=("float16", "bfloat16", "float32"), help="(float32)")
     add("--validation", type=float, default=0.1, metavar="FRACTION", help="of the rows (0.1)")
     add("--test", type=float, default=0.1, metavar="FRACTION", help="of the rows (0.1)")
-    add("--shard-rows", type=int, metavar="N", help="rows a shard; as many as fit 256 MiB")
+    add("--shard-rows", type=int, metavar="N", help="rows per shard (as many as fit 256 MiB)")
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -198,7 +198,7 @@ def _synthetic(args: argparse.Namespace) -> int:
 
 
 def _world(args: argparse.Namespace) -> "SuperpositionWorld":
-    """The world asked for. Raises UserError on values that cannot be."""
+    """The synthetic world of the options. Raises UserError on a value out of range."""
     from raysae.activations.synthetic import SuperpositionWorld
     from raysae.errors import UserError
 
@@ -209,17 +209,17 @@ def _world(args: argparse.Namespace) -> "SuperpositionWorld":
             raise UserError(f"{flag} {value}: expected a whole number from {least}")
     if not 0 < args.p <= 1:
         raise UserError(f"--p {args.p}: expected a probability above 0 and at most 1")
-    shares = args.validation, args.test
-    if not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
+    fractions = args.validation, args.test
+    if not all(0 <= fraction < 1 for fraction in fractions) or sum(fractions) >= 1:
         raise UserError(
-            f"--validation {args.validation} and --test {args.test}: expected shares from 0 that "
-            "leave rows for training, such as 0.1 and 0.1"
+            f"--validation {args.validation} and --test {args.test}: expected fractions of at "
+            "least 0 that leave rows for training, such as 0.1 and 0.1"
         )
     return SuperpositionWorld(args.d_in, args.atoms, args.p, args.seed)
 
 
 def _check_folder(out: Path) -> None:
-    """Raise UserError unless a new store can lie there."""
+    """Raise UserError unless a new store can be written to ``out``."""
     from raysae.activations.writer import refuse_existing
     from raysae.errors import UserError
 
@@ -241,7 +241,7 @@ def _size(manifest: "Manifest") -> str:
 
 @contextmanager
 def _progress() -> "Iterator[Progress]":
-    """Shows bytes done: a bar in a terminal, now and then a line elsewhere."""
+    """Show the bytes checked: a bar in a terminal, a line every few seconds elsewhere."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
     if not console.is_terminal:
@@ -254,21 +254,21 @@ def _progress() -> "Iterator[Progress]":
 
 
 def _lines() -> "Progress":
-    started = told = time.monotonic()
+    started = printed = time.monotonic()
 
-    def tell(done: int, total: int) -> None:
-        nonlocal told
+    def report(done: int, total: int) -> None:
+        nonlocal printed
         now = time.monotonic()
-        if now - told > LINE_SECONDS and done < total:
-            told = now
+        if now - printed > LINE_SECONDS and done < total:
+            printed = now
             left = seconds((now - started) * (total - done) / max(done, 1))
             _say(f"  {done / 1e9:.3f} of {total / 1e9:.3f} GB, ETA {left}")
 
-    return tell
+    return report
 
 
 def _print(table: "Table") -> None:
-    """Print a table: fitted to a terminal; elsewhere as wide as it is, so that nothing is cut."""
+    """Print a table: fitted to the terminal, or at full width without one, so nothing is cut."""
     from rich.console import Console
 
     if console.is_terminal:
@@ -281,5 +281,5 @@ def _print(table: "Table") -> None:
 
 
 def _say(text: str) -> None:
-    """Print text as it is: neither brackets nor colons in a path mean anything."""
+    """Print text unchanged: brackets and colons in a path are no markup."""
     console.print(text, markup=False, emoji=False)

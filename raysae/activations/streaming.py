@@ -1,7 +1,7 @@
-"""Rows read from the store while they are used: for sites larger than memory.
+"""Streaming a site's rows from disk while they are used, for sites larger than memory.
 
-A window of rows is read straight into memory, in pieces and by several threads, while the one before
-it is used; at any time two windows are held.
+Several threads read the next window of rows while the current one is used. Two windows are in memory
+at any time.
 
 Shapes: N rows, D d_in.
 """
@@ -24,13 +24,14 @@ from raysae.training.rows import IndexedRows, Rows, Splits, Window, pieces
 
 READERS = 2
 _Begun = tuple[Window, Tensor, list[Future[None]]]
-"""A window, the memory for its rows, and the reads that fill it."""
+"""A window, the memory for its rows ``[N, D]``, and the reads that fill it."""
 
 
 class StreamedRows(IndexedRows):
-    """One split of one site, read from disk as it is asked for; ``readers`` threads read a window.
+    """One split of one site, read from disk on demand; ``readers`` threads read each window.
 
-    The number of readers never shows in the rows or in their order.
+    The number of readers does not change the rows or their order. Raises UserError when the split has
+    no rows.
     """
 
     def __init__(self, store: Store, site: Site, split: str, readers: int = READERS):
@@ -50,13 +51,16 @@ class StreamedRows(IndexedRows):
         return self._starts[-1]
 
     def read(self, start: int, stop: int) -> Tensor:
+        """Read the rows from ``start`` up to ``stop``: ``[stop - start, d_in]``, the store's dtype."""
         rows_ND = self._memory(stop - start)
         for segment, first, count, at in self._pieces(start, stop):
             self.store.read_into(rows_ND[at : at + count], segment, first)
         return rows_ND
 
     def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
-        # fresh memory costs as much as reading into it, so that of the last epoch serves again
+        """Yield the rows of the windows in ``order`` as batches ``[batch, d_in]``, of at most
+        ``batch_size`` rows each, in the store's dtype."""
+        # allocating memory costs as much as reading into it, so the last epoch's memory is reused
         memory, self._spare = self._spare or [self._memory(0), self._memory(0)], []
         with ThreadPoolExecutor(self.readers) as pool:
             ready: dict[int, Tensor] = {}
@@ -66,7 +70,7 @@ class StreamedRows(IndexedRows):
         self._spare = memory
 
     def _windows(self, begun: Iterator[_Begun], ready: dict[int, Tensor]) -> Iterator[Window]:
-        """Each window once its rows are ``ready``; the next is being read while it is used."""
+        """Yield each window once its rows are in ``ready``, while the next one is being read."""
         current = next(begun, None)
         while current is not None:
             window, rows_ND, reads = current
@@ -81,7 +85,7 @@ class StreamedRows(IndexedRows):
     def _begun(
         self, pool: ThreadPoolExecutor, order: Iterator[Window], memory: list[Tensor]
     ) -> Iterator[_Begun]:
-        """Each window with the memory that the readers are filling; the two take turns."""
+        """Start to read each window. The two blocks of memory take turns."""
         for number, window in enumerate(order):
             if len(memory[number % 2]) < window.rows:
                 memory[number % 2] = self._memory(window.rows)
@@ -95,8 +99,8 @@ class StreamedRows(IndexedRows):
             yield window, rows_ND, reads
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[Segment, int, int, int]]:
-        """Where rows ``start`` to ``stop`` lie: a segment, the first row in it, how many, and where
-        they go."""
+        """Find rows ``start`` to ``stop``: a segment, the first row in it, the number of rows, and
+        their index in the result."""
         at, number = 0, bisect_right(self._starts, start) - 1
         while start < stop:
             segment = self._segments[number]
@@ -111,19 +115,23 @@ class StreamedRows(IndexedRows):
 
 @dataclass(frozen=True)
 class StreamedSite:
-    """A site that is streamed, small enough to hand to any worker."""
+    """A reference to a site that workers stream; it is small, so it can be sent to any worker."""
 
     store: Path
     site: Site
 
     def rows(self, split: str) -> StreamedRows:
-        """The split's rows. Whoever chose to stream has checked the site's checksums."""
+        """The rows of a split, such as ``"train"``. The checksums are not checked here: the caller has
+        checked them before."""
         return StreamedRows(open_store(self.store).trust(), self.site, split)
 
 
 def rows_within(store: Store, site: Site, memory: float) -> Splits:
-    """A site's rows for one process alone: in its own memory, or streamed when they are more than
-    ``memory`` bytes."""
+    """A site's training and validation rows for a single process, each row ``[d_in]``.
+
+    They are loaded into memory, or streamed from disk when they take more than ``memory`` bytes.
+    Raises UserError when a file was altered, or a split has no rows.
+    """
     if store.training_bytes(site) > memory:
         store.check(*store.entry(site).shards)
         train, validation = (StreamedRows(store, site, split) for split in TRAINING_SPLITS)

@@ -1,4 +1,4 @@
-"""The synthetic world: superposed atoms with a known dictionary, to check recovery against truth.
+"""Synthetic activations: sums of known atoms, to check whether an SAE recovers them.
 
 A row is a sum of unit-norm atoms, each present with probability p and magnitude uniform on
 [0.5, 1.5], after the toy models of Elhage et al. 2022 and Sharkey et al. 2022.
@@ -24,12 +24,15 @@ from raysae.storage.files import replacing
 TRUTH_FILE = "truth.safetensors"
 PART_ROWS = 65_536
 ATOMS_STREAM, ROWS_STREAM = 0, 1
-"""Separate random streams, none of them torch's: no SAE can start from the truth by sharing a seed."""
+"""Separate random streams, not torch's: an SAE with the same seed cannot start from the truth."""
 
 
 @dataclass(frozen=True)
 class SuperpositionWorld:
-    """``atoms`` random unit atoms in ``d_in`` dimensions, each on with probability ``p``."""
+    """``atoms`` random unit vectors in ``d_in`` dimensions; each is in a row with probability ``p``.
+
+    Raises ValueError when ``d_in``, ``atoms`` or ``p`` is out of range.
+    """
 
     d_in: int = 64
     atoms: int = 128
@@ -38,23 +41,23 @@ class SuperpositionWorld:
 
     def __post_init__(self) -> None:
         if min(self.d_in, self.atoms) < 1 or not 0 < self.p <= 1:
-            raise ValueError(f"no such world: {self}; it needs dimensions, atoms and 0 < p <= 1")
+            raise ValueError(f"{self}: expected d_in and atoms of at least 1, and 0 < p <= 1")
 
     def truth(self) -> Tensor:
-        """The atoms, ``[atoms, d_in]``, rows of unit norm."""
+        """The atoms ``[atoms, d_in]``, float32; every row has norm 1."""
         atoms = _random(self.seed, ATOMS_STREAM).standard_normal((self.atoms, self.d_in))
         atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
         return torch.from_numpy(atoms).float()
 
     def rows(self, count: int, part: int | tuple[int, ...] = 0) -> Tensor:
-        """``count`` activations ``[count, d_in]``; each ``part`` is drawn anew."""
+        """Draw ``count`` activations ``[count, d_in]``, float32; each ``part`` is another draw."""
         random = _random(self.seed, ROWS_STREAM, *((part,) if isinstance(part, int) else part))
         present = random.random((count, self.atoms)) < self.p
         magnitude = random.uniform(0.5, 1.5, (count, self.atoms))
         return torch.from_numpy(present * magnitude).float() @ self.truth()
 
     def stream(self, count: int, layer: int) -> Iterator[Tensor]:
-        """``count`` activations of one layer, in parts of at most ``PART_ROWS`` rows."""
+        """Draw ``count`` activations of one layer, in parts ``[rows, d_in]`` of at most ``PART_ROWS``."""
         for number, start in enumerate(range(0, count, PART_ROWS)):
             part = (layer, number) if number else layer
             yield self.rows(min(PART_ROWS, count - start), part)
@@ -62,11 +65,11 @@ class SuperpositionWorld:
 
 @dataclass(frozen=True)
 class HierarchicalWorld:
-    """Atoms in families: a parent is on with probability ``p``, and then, with probability ``child_p``,
-    one of its ``children`` too, never a child without its parent.
+    """Atoms in families: a parent is in a row with probability ``p``. If it is, one of its ``children``
+    is there too with probability ``child_p``. A child never occurs without its parent.
 
     After the toy models of Chanin et al. 2024, "A is for absorption", and Bussmann et al. 2025: an SAE
-    with too few active latents saves one by folding the parent into its children.
+    with too few active latents saves one by merging the parent's direction into its children's.
     """
 
     d_in: int = 64
@@ -77,7 +80,7 @@ class HierarchicalWorld:
     seed: int = 0
 
     def truth(self) -> Tensor:
-        """The atoms, ``[parents, 1 + children, d_in]``, each family's parent first; of unit norm."""
+        """The atoms ``[parents, 1 + children, d_in]``, float32, of norm 1; each family's parent first."""
         atoms = _random(self.seed, ATOMS_STREAM).standard_normal(
             (self.parents, 1 + self.children, self.d_in)
         )
@@ -85,8 +88,8 @@ class HierarchicalWorld:
         return torch.from_numpy(atoms).float()
 
     def draw(self, count: int, part: int = 0) -> tuple[Tensor, Tensor]:
-        """``count`` activations ``[count, d_in]``, and which parents are on ``[count, parents]``; each
-        ``part`` is drawn anew."""
+        """Draw ``count`` activations ``[count, d_in]``, float32, and which parents are in each row,
+        ``[count, parents]``, bool. Each ``part`` is another draw."""
         random = _random(self.seed, ROWS_STREAM, part)
         shape = (count, self.parents)
         parent = random.random(shape) < self.p
@@ -100,9 +103,10 @@ class HierarchicalWorld:
 
 
 def read_truth(folder: Path, d_in: int) -> Tensor | None:
-    """The true atoms ``[atoms, d_in]`` of the synthetic store in ``folder``; None where there are none.
+    """Read the true atoms ``[atoms, d_in]`` of the synthetic store in ``folder``.
 
-    Raises UserError when the file is damaged or of another d_in.
+    Returns None when the store has no ``truth.safetensors``. Raises UserError when the file is damaged
+    or its d_in differs.
     """
     path = folder / TRUTH_FILE
     if not path.is_file():
@@ -133,10 +137,11 @@ def write_synthetic_store(
     validation: float = 0.1,
     test: float = 0.1,
 ) -> Manifest:
-    """A store of ``rows`` rows at each of ``sites`` layers, independent draws of one world.
+    """Write a store with ``rows`` rows at each of ``sites`` layers; the layers are independent draws.
 
-    The truth lies beside the shards in ``truth.safetensors`` (``atoms [atoms, d_in]``). Raises
-    UserError when the folder holds a store already.
+    ``validation`` and ``test`` are fractions of the rows; ``shard_rows`` limits a shard. The true atoms
+    are written to ``truth.safetensors`` in the store (``atoms [atoms, d_in]``). Returns the manifest.
+    Raises UserError when the folder holds a store already.
     """
     manifest = write_store(
         folder,

@@ -1,5 +1,6 @@
-"""Everything that a manifest says, checked against the store's files: all that is wrong, not only the
-first. Memory is bounded: a thread holds a row group, and the tokens of the sequences at hand.
+"""Verifying a store: the manifest is checked against the files, and every problem is listed.
+
+Memory is bounded: each thread holds one row group, and the tokens of a few sequences files.
 
 Shapes: N rows (or tokens, or sequences), D d_in.
 """
@@ -38,36 +39,36 @@ from raysae.sites import ALL, Position
 from raysae.storage.files import sha256_of
 
 RELATIVE, ABSOLUTE = 1e-9, 1e-12
-"""How far a statistic may be off: relative to itself, or to the rows' root mean square norm."""
+"""Tolerances of a statistic: relative to itself, and relative to the rows' root mean square norm."""
 MOST_THREADS = 8
 UNREADABLE = (pa.ArrowException, OSError)
 NON_FINITE = "rows with NaN or infinite values"
 TOKEN_LISTS = ("token_id", "token_start", "token_end", "is_text", "patterns")
 
 Progress = Callable[[int, int], None]
-"""Called with bytes checked and bytes in all."""
+"""Called with the bytes checked so far and the bytes in total."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is not as the manifest, or the format, says."""
+    """One place where the files differ from the manifest or from the format."""
 
     file: str
-    """Relative to the store; a site's folder where it is about the site as a whole."""
+    """Path relative to the store; the site's folder when the problem concerns a whole site."""
     found: str
     expected: str
 
 
 def silent(done: int, total: int) -> None:
-    """No progress."""
+    """Ignore the progress."""
 
 
 def verify(path: str | Path, progress: Progress = silent) -> list[Problem]:
-    """Every problem of a store; none when it is sound. Raises UserError without a readable manifest."""
+    """All problems of a store; none when it is sound. Raises UserError on an unreadable manifest."""
     path = Path(path)
     manifest = read_manifest(path)
     problems = list(_unusable(manifest))
-    if not problems:  # else no row can be judged
+    if not problems:  # rows cannot be checked without a usable split and d_in
         problems.extend(_contradictions(manifest))
         _check_files(path, manifest, problems, progress)
     return problems
@@ -98,40 +99,39 @@ def _check_files(
         # by number, so that rows of the same sequences come one after the other
         run(sorted(shards.values(), key=lambda check: check.path.name))
     for entry in manifest.sites:
-        written = [shards[shard.file].written for shard in entry.shards]
-        problems.extend(_statistics_problems(entry, [w for w in written if w]))
+        written = [w for shard in entry.shards if (w := shards[shard.file].written)]
+        problems.extend(_statistics_problems(entry, written))
 
 
 def _texts(store: Path, parts: "list[_PartCheck]", problems: list[Problem]) -> Texts:
-    """The sequences of all files that could be read; an id in two places is a problem."""
+    """The sequences of all readable files. An id that occurs twice is reported as a problem."""
     found = {part.path: part.sequence_N for part in parts if part.sequence_N is not None}
     texts = Texts(found, complete=len(found) == len(parts))
     twice = texts.repeated()
     if len(twice):
-        told = f"{len(twice):,} ids of several sequences (first: {twice[0]})"
-        problems.append(Problem(f"{SEQUENCES_FOLDER}/", told, "an id of its own for each sequence"))
+        repeated = f"{len(twice):,} ids of several sequences (first: {twice[0]})"
+        problems.append(Problem(f"{SEQUENCES_FOLDER}/", repeated, "a unique id for each sequence"))
     return texts
 
 
 def _unusable(manifest: Manifest) -> Iterator[Problem]:
-    shares = manifest.split.values()
-    usable = set(manifest.split) == {"validation", "test"} and min(shares) >= 0 and sum(shares) < 1
-    if not usable:
-        expected = "shares for validation and test, from 0, that leave rows for training"
+    fractions, named = manifest.split.values(), set(manifest.split) == {"validation", "test"}
+    if not (named and min(fractions) >= 0 and sum(fractions) < 1):
+        expected = "fractions for validation and test, at least 0 each and less than 1 together"
         yield Problem(MANIFEST_FILE, f"split {manifest.split}", expected)
     if manifest.d_in < 1:
         yield Problem(MANIFEST_FILE, f"d_in {manifest.d_in}", "at least 1")
 
 
 def _contradictions(manifest: Manifest) -> Iterator[Problem]:
-    """Where the manifest disagrees with itself."""
+    """Problems within the manifest: two of its fields contradict each other."""
     if not manifest.sites:
         yield Problem(MANIFEST_FILE, "no sites", "at least one")
     for entry in manifest.sites:
         summed = [sum(getattr(shard.rows, name) for shard in entry.shards) for name in SPLITS]
         if summed != _counts(entry.rows):
-            expected = f"{_told(summed)}, the sum over its shards"
-            yield Problem(entry.site.folder, f"{_told(_counts(entry.rows))} for the site", expected)
+            expected = f"{_text(summed)}, the sum over its shards"
+            yield Problem(entry.site.folder, f"{_text(_counts(entry.rows))} for the site", expected)
         if len(entry.mean) != manifest.d_in:
             found = f"a mean of {len(entry.mean)} values"
             yield Problem(entry.site.folder, found, f"d_in {manifest.d_in}")
@@ -141,13 +141,13 @@ def _contradictions(manifest: Manifest) -> Iterator[Problem]:
             yield Problem(entry.site.folder, f"position {entry.position}", expected)
     for key in ("sequences", "tokens") if manifest.sequences else ():
         count = sum(getattr(part, key) for part in manifest.sequences)
-        if (told := (manifest.dataset or {}).get(key, count)) != count:
+        if (stated := (manifest.dataset or {}).get(key, count)) != count:
             expected = f"{count}, the sum over the sequences files"
-            yield Problem(MANIFEST_FILE, f"{told} {key} in dataset", expected)
+            yield Problem(MANIFEST_FILE, f"{stated} {key} in dataset", expected)
 
 
 class _FileCheck:
-    """What is wrong with one Parquet file."""
+    """Checks one Parquet file and collects its problems."""
 
     def __init__(self, store: Path, manifest: Manifest, entry: ShardEntry | SequencesEntry):
         self.path, self.manifest, self.entry = store / entry.file, manifest, entry
@@ -155,9 +155,9 @@ class _FileCheck:
         self._broken: dict[str, tuple[int, str, str]] = {}
 
     def run(self) -> "_FileCheck":
-        """Check size, checksum and content; itself, with what it found."""
+        """Check size, checksum and content; returns itself, with the problems filled in."""
         if not self.path.is_file():
-            self.tell("missing", f"a file of {self.entry.bytes:,} bytes")
+            self.add("missing", f"a file of {self.entry.bytes:,} bytes")
             return self
         try:
             self._check_bytes()
@@ -165,38 +165,38 @@ class _FileCheck:
                 self.check(file)
         except UNREADABLE as error:
             reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-            self.tell(f"unreadable ({reason[:80]})", "a whole Parquet file")
+            self.add(f"unreadable ({reason[:80]})", "a whole Parquet file")
         for what, (count, first, expected) in self._broken.items():
-            self.tell(f"{count:,} {what} (first: {first})", expected)
+            self.add(f"{count:,} {what} (first: {first})", expected)
         return self
 
     def check(self, file: pq.ParquetFile) -> None:
-        """Examine an open file; each kind of file has its own way."""
+        """Check the content of an open file. Each kind of file overrides this."""
         raise NotImplementedError
 
-    def tell(self, found: str, expected: str) -> None:
+    def add(self, found: str, expected: str) -> None:
         self.problems.append(Problem(self.entry.file, found, expected))
 
-    def tell_all(
+    def add_rows(
         self, bad_N: NDArray[Any], what: str, first: Callable[[int], str], expected: str
     ) -> None:
-        """Count what breaks a rule, over calls; the first is told."""
+        """Count the items that break a rule, over several calls; describe the first of them."""
         if bad_N.any():
-            count, *told = self._broken.get(what, (0, first(int(bad_N.argmax())), expected))
-            self._broken[what] = (count + int(bad_N.sum()), told[0], told[1])
+            count, *texts = self._broken.get(what, (0, first(int(bad_N.argmax())), expected))
+            self._broken[what] = (count + int(bad_N.sum()), texts[0], texts[1])
 
     def columns_are(self, found: pa.Schema, wanted: pa.Schema) -> bool:
         if found.equals(wanted):
             return True
-        self.tell(f"columns {_columns(found)}", _columns(wanted))
+        self.add(f"columns {_columns(found)}", _columns(wanted))
         return False
 
     def _check_bytes(self) -> None:
         size = self.path.stat().st_size
         if size != self.entry.bytes:
-            self.tell(f"{size:,} bytes", f"{self.entry.bytes:,} bytes")
+            self.add(f"{size:,} bytes", f"{self.entry.bytes:,} bytes")
         elif (checksum := sha256_of(self.path)) != self.entry.sha256:
-            self.tell(f"sha256 {checksum[:12]}", f"sha256 {self.entry.sha256[:12]}")
+            self.add(f"sha256 {checksum[:12]}", f"sha256 {self.entry.sha256[:12]}")
 
 
 class _PartCheck(_FileCheck):
@@ -204,7 +204,7 @@ class _PartCheck(_FileCheck):
 
     entry: SequencesEntry
     sequence_N: NDArray[np.int64] | None = None
-    """The ids of the sequences, once the file was read."""
+    """The ids of the sequences; None until the file has been read."""
 
     def check(self, file: pq.ParquetFile) -> None:
         if not self.columns_are(file.schema_arrow, SEQUENCES_SCHEMA):
@@ -215,16 +215,16 @@ class _PartCheck(_FileCheck):
         found = len(table), int(length["token_id"].sum())
         if found != (self.entry.sequences, self.entry.tokens):
             expected = f"{self.entry.sequences:,} sequences, {self.entry.tokens:,} tokens"
-            self.tell(f"{found[0]:,} sequences, {found[1]:,} tokens", expected)
+            self.add(f"{found[0]:,} sequences, {found[1]:,} tokens", expected)
 
         def named(i: int) -> str:
             return f"sequence {sequence_N[i]}"
 
         uneven_N = np.any([length[name] != length["token_id"] for name in TOKEN_LISTS], axis=0)
-        self.tell_all(uneven_N, "sequences with uneven lists", named, "an item a token in each")
+        self.add_rows(uneven_N, "sequences with uneven lists", named, "one item per token")
         longest = self.manifest.context_length or np.inf
         long_N = length["token_id"] > longest
-        self.tell_all(long_N, "sequences too long", named, f"at most {longest} tokens")
+        self.add_rows(long_N, "sequences too long", named, f"at most {longest} tokens")
         if not uneven_N.any():
             self._check_tokens(table, np.repeat(np.arange(len(table)), length["token_id"]))
             self.sequence_N = sequence_N
@@ -235,17 +235,17 @@ class _PartCheck(_FileCheck):
         start_N, end_N = flat["token_start"], flat["token_end"]
         characters_N = pc.utf8_length(table["text"]).to_numpy()[owner_N]
         placed_N = (start_N >= 0) & (start_N <= end_N) & (end_N <= characters_N)
-        astray_N = ~placed_N & ((start_N != -1) | (end_N != -1))
+        outside_N = ~placed_N & ((start_N != -1) | (end_N != -1))
 
         def named(i: int) -> str:
             return f"sequence {sequence_N[owner_N[i]]}, id {flat['token_id'][i]}"
 
         expected = "token_start and token_end within the text, or both -1"
-        self.tell_all(astray_N, "tokens outside the text", named, expected)
-        self.tell_all(flat["token_id"] < 0, "tokens with a negative id", named, "ids from 0")
+        self.add_rows(outside_N, "tokens outside the text", named, expected)
+        self.add_rows(flat["token_id"] < 0, "tokens with a negative id", named, "ids from 0")
         most = 1 << len(self.manifest.patterns)
-        strange_N = (flat["patterns"] < 0) | (flat["patterns"] >= most)
-        self.tell_all(strange_N, "tokens with unknown patterns", named, f"bits below {most}")
+        unknown_N = (flat["patterns"] < 0) | (flat["patterns"] >= most)
+        self.add_rows(unknown_N, "tokens with unknown patterns", named, f"bits below {most}")
 
 
 class _ShardCheck(_FileCheck):
@@ -253,7 +253,7 @@ class _ShardCheck(_FileCheck):
 
     entry: ShardEntry
     written: WrittenShard | None = None
-    """What the writer would have told of the rows, once all were read and found finite."""
+    """The entry and sums that the writer would have made; None unless all rows are finite."""
 
     def __init__(
         self, store: Path, manifest: Manifest, entry: ShardEntry, position: Position,
@@ -283,28 +283,28 @@ class _ShardCheck(_FileCheck):
 
     def _check_metadata(self, found: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]) -> None:
         for key, value in wanted.items():
-            told = found.get(key, b"missing").decode(errors="replace")
-            if told != value.decode():
-                self.tell(f"{key.decode()} {told}", f"{key.decode()} {value.decode()}")
+            stored = found.get(key, b"missing").decode(errors="replace")
+            if stored != value.decode():
+                self.add(f"{key.decode()} {stored}", f"{key.decode()} {value.decode()}")
 
     def _check_counts(self, counts: list[int]) -> None:
         total, wanted = self.entry.rows.total, _counts(self.entry.rows)
         if sum(counts) != total:
-            self.tell(f"{sum(counts):,} rows", f"{total:,} rows")
+            self.add(f"{sum(counts):,} rows", f"{total:,} rows")
         elif counts != wanted:
-            self.tell(f"{_told(counts)}, by their sequences", _told(wanted))
+            self.add(f"{_text(counts)}, by their sequences", _text(wanted))
 
     def _activations(self, table: pa.Table, first: int) -> Tensor:
         rows_ND = torch.cat(to_torch(table["activation"], self.manifest.dtype))
-        if not rows_ND.sum(dtype=torch.float32).isfinite():  # much faster than to look at each
+        if not rows_ND.sum(dtype=torch.float32).isfinite():  # faster than a test of each value
             finite_N = rows_ND.isfinite().all(dim=1).numpy()
-            self.tell_all(~finite_N, NON_FINITE, _row(table, first), "finite values")
+            self.add_rows(~finite_N, NON_FINITE, _row(table, first), "finite values")
         return rows_ND
 
     def _check_splits(
         self, sequence_N: NDArray[np.int64], group: int, first: int
     ) -> NDArray[np.int64]:
-        """The rows of each split by the sequences' hashes, compared with the manifest's."""
+        """Compare each row's split with its sequence's hash. Counts the rows by the hash's split."""
         code_N = split_of(sequence_N, **self.manifest.split)
         ends = np.cumsum(_counts(self.entry.rows))
         row_N = np.arange(first, first + len(code_N))
@@ -314,10 +314,10 @@ class _ShardCheck(_FileCheck):
             return f"row {row_N[i]}, sequence {sequence_N[i]}, in {SPLITS[placed_N[i]]}"
 
         expected = "the split that the sequence's hash gives"
-        self.tell_all(placed_N != code_N, "rows in the wrong split", named, expected)
+        self.add_rows(placed_N != code_N, "rows in the wrong split", named, expected)
         if placed_N[0] != placed_N[-1]:
             both = f"{SPLITS[placed_N[0]]} and {SPLITS[placed_N[-1]]}"
-            self.tell(f"row group {group} with {both} rows", "row groups of one split each")
+            self.add(f"row group {group} with {both} rows", "row groups of one split each")
         return np.bincount(code_N, minlength=len(SPLITS))
 
     def _check_tokens(self, table: pa.Table, first: int) -> None:
@@ -325,23 +325,23 @@ class _ShardCheck(_FileCheck):
         index_N, id_N = table["token_index"].to_numpy(), table["token_id"].to_numpy()
         longest = self.manifest.context_length or 2**31
         outside_N = (index_N < 0) | (index_N >= longest)
-        self.tell_all(outside_N, "rows with a token_index out of range", row, f"0 to {longest - 1}")
+        self.add_rows(outside_N, "rows with a token_index out of range", row, f"0 to {longest - 1}")
         if not self.texts:
             return
         tokens = self.texts.tokens(table["sequence"].to_numpy(), index_N)
         if self.texts.complete:
             expected = "sequences in the sequences files"
-            self.tell_all(~tokens.known_N, "rows of unknown sequences", row, expected)
+            self.add_rows(~tokens.known_N, "rows of unknown sequences", row, expected)
         beyond_N = tokens.known_N & ~tokens.inside_N & ~outside_N
-        self.tell_all(beyond_N, "rows beyond their sequence's end", row, "tokens of the sequence")
+        self.add_rows(beyond_N, "rows beyond their sequence's end", row, "tokens of the sequence")
         other_N = tokens.inside_N & (tokens.token_id_N != id_N)
-        self.tell_all(other_N, "rows with another token_id", row, "the sequence's token")
-        astray_N = tokens.inside_N & ~tokens.at(position, self.manifest.patterns)
-        self.tell_all(astray_N, "rows at another position", row, f"tokens at {position}")
+        self.add_rows(other_N, "rows with another token_id", row, "the sequence's token")
+        misplaced_N = tokens.inside_N & ~tokens.at(position, self.manifest.patterns)
+        self.add_rows(misplaced_N, "rows at another position", row, f"tokens at {position}")
 
 
 class _Sums:
-    """The sums of a shard's rows, in the blocks in which the writer sums them."""
+    """The sums of a shard's rows, in the same blocks as the writer's, so equal to the bit."""
 
     def __init__(self, d_in: int):
         self._sum_D, self._square_sum = np.zeros(d_in), 0.0
@@ -365,18 +365,18 @@ class _Sums:
 
 
 def _statistics_problems(entry: SiteEntry, shards: list[WrittenShard]) -> Iterator[Problem]:
-    """Compare a site's statistics with those of its rows, where all of them could be summed."""
+    """Compare a site's statistics with those of its rows, if all its shards could be summed."""
     if not shards or len(shards) < len(entry.shards) or len(shards[0].sum_D) != len(entry.mean):
         return
     found = site_entry(entry.site, shards)
     norm = found.mean_square_norm**0.5
     for name, unit in (("mean", norm), ("mean_square_norm", norm**2), ("total_variance", norm**2)):
-        value, told = np.atleast_1d(getattr(found, name)), np.atleast_1d(getattr(entry, name))
-        far = ~np.isclose(value, told, rtol=RELATIVE, atol=ABSOLUTE * unit)
+        value, stated = np.atleast_1d(getattr(found, name)), np.atleast_1d(getattr(entry, name))
+        far = ~np.isclose(value, stated, rtol=RELATIVE, atol=ABSOLUTE * unit)
         if far.any():
             i = int(far.argmax())
             which = f"{name}[{i}]" if name == "mean" else name
-            yield Problem(entry.site.folder, f"{which} {value[i]:.12g}", f"{told[i]:.12g}")
+            yield Problem(entry.site.folder, f"{which} {value[i]:.12g}", f"{stated[i]:.12g}")
 
 
 def _row(table: pa.Table, first: int) -> Callable[[int], str]:
@@ -384,7 +384,7 @@ def _row(table: pa.Table, first: int) -> Callable[[int], str]:
 
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
-    """The items of all lists; -2, which nothing may be, where one is null."""
+    """The items of all lists. A null becomes -2, which no column allows."""
     return pc.list_flatten(column).cast(pa.int32()).fill_null(-2).to_numpy()
 
 
@@ -392,7 +392,7 @@ def _counts(rows: SplitRows) -> list[int]:
     return [getattr(rows, name) for name in SPLITS]
 
 
-def _told(counts: list[int]) -> str:
+def _text(counts: list[int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in zip(SPLITS, counts, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Writing shards, and the statistics that go with them. Reading needs nothing from here.
+"""Writing shards, and the statistics of their rows. Reading needs nothing from this file.
 
 Shapes: N rows, D d_in.
 """
@@ -41,19 +41,20 @@ from raysae.storage.files import replacing, sha256_of
 
 ROW_GROUP_BYTES = 32 * 2**20
 SHARD_BYTES = 256 * 2**20
-"""How large a shard of one site may grow by default."""
+"""Default limit of a shard's size, in bytes of activations."""
 STATISTICS_ROWS = 512
-"""Rows summed at a time: fixed, so that the same rows give the same sums to the bit; few, so that
-they stay in the processor's cache."""
+"""Rows summed at a time. The number is fixed, so that the same rows give the same sums to the bit, and
+small, so that the rows stay in the processor's cache."""
 WHOLE_PAGE = 2**30
 
 NonFinite = Literal["refuse", "drop"]
-"""What becomes of rows with NaN or infinite values."""
+"""What to do with rows that hold NaN or infinite values."""
 
 
 @dataclass(frozen=True)
 class SiteRows:
-    """Rows of a site: activations ``[N, D]`` (any float dtype) and where each came from."""
+    """Rows of a site: activations ``[N, D]`` (any float dtype), and each row's sequence id, token index
+    and token id (``[N]`` each)."""
 
     activation_ND: Tensor
     sequence: NDArray[np.int64]
@@ -64,7 +65,7 @@ class SiteRows:
         return len(self.activation_ND)
 
     def take(self, index: NDArray[Any]) -> "SiteRows":
-        """The rows at ``index`` (numbers or a mask), in that order."""
+        """The rows at ``index`` (row numbers, or a mask ``[N]``), in that order."""
         return SiteRows(
             self.activation_ND[torch.from_numpy(index)],
             self.sequence[index],
@@ -74,6 +75,7 @@ class SiteRows:
 
     @classmethod
     def joined(cls, parts: "list[SiteRows]") -> "SiteRows":
+        """The rows of all ``parts`` in one, in their order."""
         return cls(
             torch.cat([part.activation_ND for part in parts]),
             *(
@@ -89,15 +91,16 @@ class ShardFormat:
 
     dtype: Dtype
     split: Mapping[str, float]
-    """Shares of the sequences in ``validation`` and ``test``."""
+    """Fractions of the sequences in ``validation`` and ``test``."""
     seed: int = 0
-    """The order of the rows within a shard."""
+    """Decides the order of the rows within a shard."""
     non_finite: NonFinite = "refuse"
 
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """A shard's manifest entry with the sums that the site's statistics are made of."""
+    """A shard's manifest entry, and the sums from which the site's statistics are computed: of its rows
+    ``[D]``, and of their squared norms."""
 
     entry: ShardEntry
     sum_D: NDArray[np.float64]
@@ -108,9 +111,9 @@ class WrittenShard:
 def write_shard(
     store: Path, site: Site, number: int, rows: SiteRows, form: ShardFormat
 ) -> WrittenShard:
-    """Write one shard, its rows ordered train, validation, test and shuffled within, and measure it.
+    """Write one shard: its rows ordered train, validation, test, and shuffled within each split.
 
-    The shuffle depends on the seed, the shard's number and the number of rows alone, so the rows of
+    The shuffle depends only on the seed, the shard's number and the number of rows, so the rows of
     all layers stay aligned. Raises UserError when a value is not finite or the dtype cannot hold it.
     """
     usable = _usable(rows, form, site)
@@ -149,7 +152,7 @@ def row_sums(rows_ND: Tensor) -> tuple[NDArray[np.float64], float]:
 
 
 def site_entry(site: Site, shards: list[WrittenShard]) -> SiteEntry:
-    """The manifest entry of a site from its shards, summed in the order given."""
+    """The manifest entry of a site, from its shards. The sums run in the order of ``shards``."""
     rows = {name: sum(getattr(s.entry.rows, name) for s in shards) for name in SPLITS}
     total = sum(rows.values())
     mean_D = sum(shard.sum_D for shard in shards) / max(total, 1)
@@ -167,7 +170,7 @@ def site_entry(site: Site, shards: list[WrittenShard]) -> SiteEntry:
 
 
 def write_sequences(store: Path, number: int, table: pa.Table) -> SequencesEntry:
-    """Write one file of sequences (``SEQUENCES_SCHEMA``); its manifest entry."""
+    """Write one file of sequences, a table of ``SEQUENCES_SCHEMA``. Returns its manifest entry."""
     name = f"{SEQUENCES_FOLDER}/part-{number:05d}.parquet"
     with replacing(store / name) as temporary:
         pq.write_table(table.cast(SEQUENCES_SCHEMA), temporary, compression="zstd")
@@ -179,7 +182,8 @@ def write_sequences(store: Path, number: int, table: pa.Table) -> SequencesEntry
 
 
 class SiteWriter:
-    """Writes a site shard by shard from rows that arrive a few at a time; holds one shard at most."""
+    """Writes a site shard by shard from rows that arrive in parts. Holds little more than one shard in
+    memory; ``shard_rows`` limits a shard's rows (default: as many as fit ``SHARD_BYTES``)."""
 
     def __init__(self, store: Path, site: Site, form: ShardFormat, shard_rows: int | None = None):
         self.store, self.site, self.form, self.shard_rows = store, site, form, shard_rows
@@ -187,7 +191,7 @@ class SiteWriter:
         self._written: list[WrittenShard] = []
 
     def add(self, rows: SiteRows) -> None:
-        """Take more rows. Raises UserError as ``write_shard`` does."""
+        """Add rows; full shards are written. Raises UserError as ``write_shard`` does."""
         self._waiting.append(rows)
         limit = self.shard_rows or self._fitting(rows.activation_ND.shape[1])
         while (waiting := sum(map(len, self._waiting))) >= limit:
@@ -196,7 +200,8 @@ class SiteWriter:
             self._write(joined.take(np.arange(limit)))
 
     def finish(self) -> SiteEntry:
-        """Write what is left; the site's manifest entry."""
+        """Write the remaining rows. Returns the site's manifest entry. Raises UserError as
+        ``write_shard`` does."""
         if sum(map(len, self._waiting)):
             self._write(SiteRows.joined(self._waiting))
         self._waiting = []
@@ -221,10 +226,10 @@ def write_store(
     split: Mapping[str, float],
     shard_rows: int | None = None,
 ) -> Manifest:
-    """Write a store from rows ``[N, D]``, or from parts of them, one sequence a row, the same row
-    order for all sites.
+    """Write a store from rows ``[N, D]`` of each site, in one tensor or in parts.
 
-    Raises UserError when the folder holds a store already.
+    Each row counts as a sequence of its own, and row i has the same sequence id at every site. Returns
+    the manifest. Raises UserError when the folder holds a store already, or as ``write_shard`` does.
     """
     refuse_existing(store)
     form = ShardFormat(dtype, split)
@@ -253,10 +258,10 @@ def refuse_existing(store: Path) -> None:
 
 
 def to_storage(activation_ND: Tensor, dtype: str, site: Site) -> Tensor:
-    """The rows in the store's dtype. Raises UserError when a value is too large for it."""
+    """The rows ``[N, D]`` in the store's dtype. Raises UserError when a finite value is too large."""
     largest = _largest(activation_ND)
     limit = torch.finfo(torch_dtype(dtype)).max
-    if limit < largest < math.inf:  # what is infinite already is told of elsewhere
+    if limit < largest < math.inf:  # infinite values are handled elsewhere
         raise UserError(
             f"{site}: an activation reaches {largest:.4g}, above {dtype}'s largest value "
             f"{limit:.4g}; set dtype to bfloat16 or float32 (source.dtype=bfloat16)"
@@ -265,7 +270,7 @@ def to_storage(activation_ND: Tensor, dtype: str, site: Site) -> Tensor:
 
 
 def _largest(rows_ND: Tensor) -> float:
-    """The largest absolute value; NaN where there is one."""
+    """The largest absolute value; NaN when a value is NaN."""
     if not rows_ND.numel():
         return 0.0
     least, most = torch.aminmax(rows_ND)
@@ -273,7 +278,7 @@ def _largest(rows_ND: Tensor) -> float:
 
 
 def _usable(rows: SiteRows, form: ShardFormat, site: Site) -> SiteRows:
-    """The rows without those that are not finite; UserError when such rows are to be refused."""
+    """The finite rows. Raises UserError when others exist and ``form.non_finite`` is "refuse"."""
     if math.isfinite(_largest(rows.activation_ND)):
         return rows
     finite_N = rows.activation_ND.isfinite().all(dim=1).numpy()
@@ -288,7 +293,7 @@ def _usable(rows: SiteRows, form: ShardFormat, site: Site) -> SiteRows:
 
 
 def _write_table(table: pa.Table, counts: list[int], path: Path) -> None:
-    """Each split in row groups of its own, so that a reader can take a split by row group."""
+    """Write each split in row groups of its own, so that a split can be read by row group."""
     width = table.schema.field("activation").type.byte_width
     group_rows = max(ROW_GROUP_BYTES // width, 1)
     with pq.ParquetWriter(

@@ -1,1 +1,1 @@
-"""From texts to a store: tokens first, on disk, then one forward pass for all sites, shard by shard."""
+"""From texts to a store: first all tokens to disk, then one forward pass per shard for all sites."""

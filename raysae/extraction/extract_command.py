@@ -1,4 +1,4 @@
-"""``python -m raysae.extract``: a recipe's source in, a store out."""
+"""``python -m raysae.extract``: extract the store of a recipe's source."""
 
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; its exit code. Raises UserError on unusable input."""
+    """Run the command; returns its exit code. Raises UserError on unusable input."""
     parser = recipe_parser(
         "python -m raysae.extract",
         "Read a transformer's activations over a data set into a store. Only the recipe's name, "
-        "store, seed, source and resources count. Interrupted, the same command goes on.",
+        "store, seed, source and resources count. After an interruption, the same command continues.",
     )
     parser.add_argument("--address", help="a Ray cluster to join; the same as resources.address=")
     args = parser.parse_args(arguments)
@@ -29,12 +29,12 @@ def main(arguments: list[str]) -> int:
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return DONE
-    _tell(run_extraction(recipe))
+    _print_result(run_extraction(recipe))
     return DONE
 
 
 def run_extraction(recipe: "Recipe") -> "Store":
-    """Extract a recipe's store, or open it when it is there. Raises UserError on unusable input."""
+    """Extract a recipe's store, or open it if it exists. Raises UserError on unusable input."""
     from raysae.cluster.session import check_address, ray_session
     from raysae.errors import UserError
     from raysae.extraction.plan import existing_store, plan_extraction
@@ -54,7 +54,10 @@ def run_extraction(recipe: "Recipe") -> "Store":
 
 
 def extract_with(plan: "ExtractionPlan", recipe: "Recipe") -> "Store":
-    """Run a checked extraction on the connected Ray, telling what it does."""
+    """Print what a checked extraction does, and run it on the connected Ray. Returns the store.
+
+    Raises UserError as ``extract`` does.
+    """
     from raysae.cluster.placement import place_extraction
     from raysae.extraction.run import extract
 
@@ -67,7 +70,7 @@ def extract_with(plan: "ExtractionPlan", recipe: "Recipe") -> "Store":
     return extract(plan, placement, recipe.resources)
 
 
-def _tell(store: "Store") -> None:
+def _print_result(store: "Store") -> None:
     size = sum(shard.bytes for entry in store.manifest.sites for shard in entry.shards)
     rows = sum(entry.rows.total for entry in store.manifest.sites)
     console.print(

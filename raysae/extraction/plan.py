@@ -1,4 +1,4 @@
-"""What an extraction will do, settled and checked before any work."""
+"""The plan of an extraction: checked before any work begins."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +15,20 @@ from raysae.storage.files import read_json, remove_folder
 from raysae.transformer.loading import load_model_config, with_absolute_paths
 
 WORK_FOLDER = "extraction"
-"""Stands in a store's folder from the start of an extraction until the manifest is written."""
+"""A folder in the store's folder; it exists until the extraction is finished."""
 IDENTITY_FILE = "identity.json"
 REFUSED_FILE = "refused.txt"
-"""There when activations were refused: as it stands, that recipe cannot be finished."""
+"""This file exists when activations were refused: the extraction cannot finish with the same recipe."""
 
 
 @dataclass(frozen=True)
 class ExtractionPlan:
-    """A checked recipe's extraction."""
+    """The extraction of a checked recipe."""
 
     source: SourceConfig
-    """As the recipe has it."""
+    """As in the recipe."""
     readable: SourceConfig
-    """The same, with paths that any worker can read."""
+    """The same, with absolute paths, which any worker can read."""
     seed: int
     folder: Path
     layers: tuple[int, ...]
@@ -38,30 +38,35 @@ class ExtractionPlan:
 
     @property
     def positions(self) -> list[Position]:
+        """The positions, sorted: numbers, then names."""
         return [site.position for site in sorted(Site(0, p) for p in self.source.positions)]
 
     @property
     def sites(self) -> list[Site]:
+        """The sites, by layer and position."""
         return [Site(layer, position) for layer in self.layers for position in self.positions]
 
     @property
     def work(self) -> Path:
-        """Where the extraction keeps what it has done, until it is finished."""
+        """The folder of the extraction's records, until it is finished."""
         return self.folder / WORK_FOLDER
 
     def identity(self) -> dict[str, Any]:
-        """What decides the store's content, to tell one store from another."""
+        """Everything that decides the store's content; it identifies the store."""
         return {**self.source.model_dump(mode="json"), "seed": self.seed}
 
     def differences(self, found: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """How the source of another store, or extraction, differs from this plan's. Settings that did
-        not exist when it was made count as their defaults."""
+        """The settings in which the source of another store or extraction differs from this plan's, as
+        pairs (found, this plan's). Settings that did not exist then count as their defaults."""
         defaults = flat(SourceConfig().model_dump(mode="json"))
         return differences(flat(found), flat(self.identity()), defaults)
 
 
 def plan_extraction(recipe: Recipe) -> ExtractionPlan:
-    """Check the source and settle its layers. Raises UserError when something cannot be."""
+    """Check the recipe's source and plan its extraction.
+
+    Raises UserError when the model cannot be loaded or lacks a layer, or the context is too long for it.
+    """
     source = recipe.source
     assert source is not None, "planned only for recipes with a source"
     config = load_model_config(source).get_text_config()
@@ -81,21 +86,21 @@ def plan_extraction(recipe: Recipe) -> ExtractionPlan:
 
 
 def existing_store(plan: ExtractionPlan) -> Store | None:
-    """The store, when it is there and made by this very plan; None when there is none yet, or when
-    an extraction of this plan was interrupted.
+    """The finished store of this plan; None when there is none yet, or when its extraction was
+    interrupted.
 
-    Raises UserError when the folder holds another store, the beginning of one, or foreign files.
+    Raises UserError when the folder holds another store, an unfinished one, or other files.
     """
     if plan.folder.exists() and not plan.folder.is_dir():
         raise UserError(f"{plan.folder}: is a file; name a folder for the store with store=FOLDER")
     if (plan.folder / MANIFEST_FILE).exists():
         _refuse_other(plan, read_manifest(plan.folder).source, "a store made from another source")
-        remove_folder(plan.work)  # killed between the manifest and the end
+        remove_folder(plan.work)  # left when the process was killed just after the manifest
         return open_store(plan.folder)
     if (plan.work / IDENTITY_FILE).exists():
         if any(plan.work.glob("shard-*.json")) and not (plan.work / REFUSED_FILE).exists():
-            begun = read_json(plan.work / IDENTITY_FILE)
-            _refuse_other(plan, begun, "an unfinished extraction of another source")
+            unfinished = read_json(plan.work / IDENTITY_FILE)
+            _refuse_other(plan, unfinished, "an unfinished extraction of another source")
     elif plan.folder.exists() and {path.name for path in plan.folder.iterdir()} - {WORK_FOLDER}:
         raise UserError(
             f"{plan.folder}: holds files but no activation store; name another folder with "

@@ -1,4 +1,4 @@
-"""What an extraction tells while it runs: tokens per second, bytes written, time left."""
+"""The progress of an extraction: tokens per second, bytes written, time left."""
 
 import threading
 import time
@@ -11,20 +11,20 @@ from raysae.extraction.sequences import TokenPlan
 from raysae.extraction.shards import report_file, tokens_file
 
 LINE_SECONDS = 10.0
-"""How often a line is printed where there is no terminal to redraw."""
+"""Seconds between two lines when there is no terminal to redraw."""
 
 
 class ExtractionProgress:
-    """Reads how far the workers are from the files that they leave, and shows it."""
+    """Reads the workers' progress from files in the work folder, and prints it."""
 
     def __init__(self, plan: ExtractionPlan):
         self.plan = plan
-        self._told = time.monotonic()
+        self._printed = time.monotonic()
 
     def reading(self, sequences: int, tokens: int) -> None:
-        """Tell now and then how much text has been read."""
-        if time.monotonic() - self._told > LINE_SECONDS:
-            self._told = time.monotonic()
+        """Print every few seconds how many sequences and tokens have been read."""
+        if time.monotonic() - self._printed > LINE_SECONDS:
+            self._printed = time.monotonic()
             console.print(f"  {sequences:,} sequences, {tokens:,} tokens read")
 
     @contextmanager
@@ -36,7 +36,7 @@ class ExtractionProgress:
             f"{_number(len(tokens.parts), 'shard')}; {_number(len(self.plan.sites), 'site')}, "
             f"{size / 1e9:.3f} GB"
         )
-        self._tell_losses(tokens.counts)
+        self._print_losses(tokens.counts)
         watch = _Watch(self.plan, tokens, size)
         stop = threading.Event()
         thread = threading.Thread(target=watch.run, args=(stop,), daemon=True)
@@ -46,10 +46,10 @@ class ExtractionProgress:
         finally:
             stop.set()
             thread.join()
-        watch.tell("done")
+        watch.print_line("done")
 
-    def _tell_losses(self, counts: dict[str, int]) -> None:
-        """Say what of the texts is not in the store, when anything is not."""
+    def _print_losses(self, counts: dict[str, int]) -> None:
+        """Print how many texts were cut or left out, if any."""
         if counts["cut"]:
             console.print(
                 f"  {counts['cut']:,} of {counts['documents']:,} texts are longer than "
@@ -67,7 +67,7 @@ def _number(count: int, what: str) -> str:
 
 
 class _Watch:
-    """Looks at the work folder every second."""
+    """Reads the work folder and shows the progress: every second in a terminal, else less often."""
 
     def __init__(self, plan: ExtractionPlan, tokens: TokenPlan, size: int):
         self.plan, self.parts, self.size = plan, tokens.parts, size
@@ -84,17 +84,17 @@ class _Watch:
                     live.update(self.line())
             return
         while not stop.wait(LINE_SECONDS):
-            self.tell()
+            self.print_line()
 
-    def tell(self, last: str = "") -> None:
+    def print_line(self, last: str = "") -> None:
         console.print(f"  {self.line(last)}")
 
     def count(self) -> int:
-        """Tokens that have run: those of finished shards, and what the others say so far."""
+        """Tokens that have run: all of the finished shards, and the reported ones of the others."""
         return sum(self._tokens_of(number) for number in range(len(self.parts)))
 
     def line(self, last: str = "") -> str:
-        """How far it is: tokens, rate, size, and the time left, or ``last`` and the time taken."""
+        """The progress: tokens, rate, size, and the time left, or ``last`` and the time taken."""
         now = self.count()
         passed = max(time.monotonic() - self.started, 1e-9)
         rate = (now - self.before) / passed

@@ -1,7 +1,7 @@
-"""Running an extraction: the shards that are not there yet, on the pool.
+"""Running an extraction: the pool makes the shards that are missing.
 
-A shard counts once its report is written, last of its files; the store once its manifest is. Between
-the two nothing is lost: the same command goes on with the shards that are missing.
+A shard is committed when its report is written, after all its files; the store is complete when its
+manifest is written. After an interruption, the same command continues with the missing shards.
 """
 
 import shutil
@@ -35,17 +35,17 @@ LOCK_FILE = "lock"
 
 
 def extract(plan: ExtractionPlan, placement: Placement, resources: ResourcesConfig) -> Store:
-    """Run the extraction on the connected Ray, or go on with one that was interrupted; the store.
-    ``resources`` say how often a shard is tried, and how long one may hang.
+    """Run the extraction on the connected Ray, or continue an interrupted one. Returns the store.
 
-    Raises UserError on unusable texts or activations, or when another process is at it; what was
-    done so far stays, and does not count as a store.
+    ``resources`` gives the number of retries of a shard, and the seconds after which it counts as hung.
+    Raises UserError on unusable texts or activations, when the disk is too small, or when another process
+    runs the same extraction. Committed shards then remain, but they do not count as a store.
     """
     plan.work.mkdir(parents=True, exist_ok=True)
     with locked(plan.work / LOCK_FILE, "this extraction", "name another folder with store=FOLDER"):
-        _take_up(plan)
+        _prepare_folder(plan)
         progress = ExtractionProgress(plan)
-        with _nothing_left_without_texts(plan):
+        with _removed_on_refusal(plan):
             tokens = write_tokens(plan, progress.reading)
         _refuse_full_disk(plan, tokens)
         with progress.watching(tokens):
@@ -56,8 +56,8 @@ def extract(plan: ExtractionPlan, placement: Placement, resources: ResourcesConf
     return open_store(plan.folder)
 
 
-def _take_up(plan: ExtractionPlan) -> None:
-    """Go on with what this plan has done here; what another one began (and may be lost) is removed."""
+def _prepare_folder(plan: ExtractionPlan) -> None:
+    """Use the files of an earlier attempt at this plan; remove those of another, unfinished plan."""
     remove_temporary(plan.folder)
     identity = plan.work / IDENTITY_FILE
     if identity.exists() and plan.differences(read_json(identity)):
@@ -67,7 +67,7 @@ def _take_up(plan: ExtractionPlan) -> None:
 
 
 def _empty(plan: ExtractionPlan) -> None:
-    """Remove all but the lock that we hold."""
+    """Remove everything except the lock that this process holds."""
     for path in [*plan.folder.iterdir(), *plan.work.iterdir()]:
         if path.is_dir() and path != plan.work:
             remove_folder(path)
@@ -76,8 +76,8 @@ def _empty(plan: ExtractionPlan) -> None:
 
 
 @contextmanager
-def _nothing_left_without_texts(plan: ExtractionPlan) -> Iterator[None]:
-    """Remove the folder again when the texts are refused."""
+def _removed_on_refusal(plan: ExtractionPlan) -> Iterator[None]:
+    """Remove the store's folder when the block refuses the texts."""
     try:
         yield
     except UserError:
@@ -86,8 +86,8 @@ def _nothing_left_without_texts(plan: ExtractionPlan) -> Iterator[None]:
 
 
 def _refuse_full_disk(plan: ExtractionPlan, tokens: TokenPlan) -> None:
-    there = sum(f.stat().st_size for f in plan.folder.glob("layer=*/position=*/*.parquet"))
-    needed = tokens.bytes(plan) - there
+    written = sum(f.stat().st_size for f in plan.folder.glob("layer=*/position=*/*.parquet"))
+    needed = tokens.bytes(plan) - written
     free = shutil.disk_usage(plan.folder).free
     if needed > free:
         raise UserError(
@@ -100,7 +100,7 @@ def _refuse_full_disk(plan: ExtractionPlan, tokens: TokenPlan) -> None:
 def _run(
     plan: ExtractionPlan, tokens: TokenPlan, placement: Placement, resources: ResourcesConfig
 ) -> None:
-    """Extract every shard that is not committed yet. Raises UserError when one could not be."""
+    """Extract every shard that is not committed yet. Raises UserError when a shard fails."""
     shards = map_committed(
         range(len(tokens.parts)), Work(ShardExtractor, (plan,)),
         committed=lambda shard: committed_shard(plan, shard), placement=placement,
@@ -117,7 +117,7 @@ def _run(
     first = min(failed)
     raise UserError(
         f"{plan.folder}: {len(failed)} of {len(tokens.parts)} shards could not be extracted "
-        f"(shard {first}: {failed[first].failed}); the same command goes on with those that are missing"
+        f"(shard {first}: {failed[first].failed}); the same command continues with the missing shards"
     )
 
 
@@ -129,7 +129,7 @@ def _manifest(plan: ExtractionPlan, tokens: TokenPlan) -> Manifest:
     weights = {report["weights_sha256"] for report in done}
     if len(weights) > 1:
         raise UserError(
-            f"source.model {source.model!r}: its weights changed between two goes at this "
+            f"source.model {source.model!r}: its weights changed between two attempts at this "
             f"extraction; remove {plan.folder} and extract it again"
         )
     return Manifest(

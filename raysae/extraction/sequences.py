@@ -1,7 +1,7 @@
-"""The first half of an extraction: all tokens on disk, in their final order, cut into shards.
+"""Tokenizing for an extraction: all sequences are written to disk, in their final order and shards.
 
-What a shard holds is settled here, by the recipe alone, before any forward pass: the store comes out
-the same whatever the number of workers and however often it is interrupted.
+The recipe alone decides what each shard holds, before any forward pass. So the number of workers and
+interruptions do not change the store.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -28,45 +28,47 @@ from raysae.transformer.tokens import (
 
 SEQUENCES_FILE = "sequences.json"
 SHUFFLED_TOKENS = 4_000_000
-"""Tokens of the sequences that are shuffled together, in memory, when they are written."""
+"""Sequences are shuffled in memory within windows of this many tokens."""
 OTHER_COLUMNS_BYTES = 16
-"""Bytes of a row beside its activation."""
+"""Bytes of the other columns of a row."""
 
 
 @dataclass(frozen=True)
 class TokenPlan:
-    """The sequences on disk, and what they come to."""
+    """The sequences on disk, and their counts."""
 
     parts: list[SequencesEntry]
-    """One for each shard, in order."""
+    """Manifest entries of the files, one for each shard, in order."""
     rows: dict[str, dict[str, int]]
-    """Rows a site will have at each position (as text), by split."""
+    """Rows of a site at each position (as text), by split."""
     counts: dict[str, int]
     texts_sha256: str
     tokenizer_sha256: str
 
     @property
     def tokens(self) -> int:
+        """Tokens of all shards."""
         return sum(part.tokens for part in self.parts)
 
     @property
     def sequences(self) -> int:
+        """Sequences of all shards."""
         return sum(part.sequences for part in self.parts)
 
     def bytes(self, plan: ExtractionPlan) -> int:
-        """What all sites take on disk."""
+        """Estimated bytes of all sites on disk."""
         rows = sum(sum(splits.values()) for splits in self.rows.values())
         return rows * len(plan.layers) * _row_bytes(plan)
 
 
 Report = Callable[[int, int], None]
-"""Called with sequences and tokens so far."""
+"""Called with the numbers of sequences and tokens written so far."""
 
 
 def write_tokens(plan: ExtractionPlan, report: Report) -> TokenPlan:
-    """Read and tokenize the texts and write the sequences, unless an earlier go has done so.
+    """Read and tokenize the texts and write the sequences, unless an earlier attempt has done so.
 
-    Raises UserError when the data set cannot be read or leaves nothing to train on.
+    Raises UserError when the data set cannot be read, or a position has no training or validation rows.
     """
     file = plan.work / SEQUENCES_FILE
     if file.exists():
@@ -102,11 +104,10 @@ class _Writing:
         self.rows = {p: dict.fromkeys(SPLITS, 0) for p in self.plan.positions}
 
     def run(self) -> TokenPlan:
-        """Read, tokenize, shuffle, cut and write; what it came to."""
+        """Read, tokenize, shuffle, cut into shards and write. Returns the resulting plan."""
         transformers_tokenizer = load_tokenizer(self.plan.readable)
-        sha256 = tokenizer_hash(
-            transformers_tokenizer
-        )  # using it changes it: it keeps its last cut
+        # hashed before use: a used tokenizer stores its last truncation, which changes its hash
+        sha256 = tokenizer_hash(transformers_tokenizer)
         tokenizer = Tokenizer(transformers_tokenizer, self.plan.source)
         documents = read_documents(self.plan.readable)
         within = self._within_budget(self._usable(tokenizer, tokenizer.sequences(documents)))
@@ -124,7 +125,8 @@ class _Writing:
     def _usable(
         self, tokenizer: Tokenizer, sequences: Iterable[TokenSequence]
     ) -> Iterator[tuple[TokenSequence, dict[Position, int]]]:
-        """The sequences with a row at every numbered position and one row at all, and their rows."""
+        """Yield the usable sequences with their numbers of rows. A usable sequence has a row at every
+        numbered position, and at least one row."""
         names = self.plan.source.used_patterns
         for sequence in sequences:
             rows = {p: len(sequence.places(p, names)) for p in self.rows}
@@ -136,13 +138,13 @@ class _Writing:
     def _within_budget(
         self, sequences: Iterable[tuple[TokenSequence, dict[Position, int]]]
     ) -> Iterator[TokenSequence]:
-        """The sequences until one more would go beyond a limit; counts them."""
+        """Yield and count sequences until the next one would exceed a limit."""
         source = self.plan.source
         for sequence, rows in sequences:
             code = split_of(np.array([sequence.sequence]), source.validation, source.test)[0]
             for position, count in rows.items():
                 self.rows[position][SPLITS[code]] += count
-            if self._beyond(len(sequence)):
+            if self._exceeds(len(sequence)):
                 for position, count in rows.items():
                     self.rows[position][SPLITS[code]] -= count
                 return
@@ -150,7 +152,7 @@ class _Writing:
             self.sequences += 1
             yield sequence
 
-    def _beyond(self, more_tokens: int) -> bool:
+    def _exceeds(self, more_tokens: int) -> bool:
         source = self.plan.source
         rows = [sum(splits.values()) for splits in self.rows.values()]
         size = sum(rows) * len(self.plan.layers) * _row_bytes(self.plan)
@@ -162,7 +164,8 @@ class _Writing:
         return any(limit is not None and found > limit for limit, found in limits)
 
     def _shards(self, sequences: Iterable[TokenSequence]) -> Iterator[list[TokenSequence]]:
-        """The sequences cut into shards: so many, or so many bytes at all sites together."""
+        """Cut the sequences into shards of at most ``sequences_per_shard`` sequences, and at most
+        ``shard_bytes`` bytes over all sites (or one sequence)."""
         source, names = self.plan.source, self.plan.source.used_patterns
         shard: list[TokenSequence] = []
         size = 0
@@ -181,7 +184,7 @@ class _Writing:
 
 
 def _shuffled(sequences: Iterable[TokenSequence], seed: int) -> Iterator[TokenSequence]:
-    """The sequences in a seeded random order, shuffled a window of tokens at a time."""
+    """Yield the sequences in a seeded random order, shuffled within windows of tokens."""
     window: list[TokenSequence] = []
     tokens = number = 0
     for sequence in sequences:
@@ -208,10 +211,10 @@ def _refuse_unusable(plan: ExtractionPlan, tokens: TokenPlan) -> None:
         limits = {
             n: v for n in ("max_tokens", "max_rows", "max_bytes") if (v := getattr(source, n))
         }
-        held = f" within {limits}" if limits else ""
+        within = f" within {limits}" if limits else ""
         raise UserError(
             f"source.positions {list(source.positions)}: none of the {tokens.counts['documents']} "
-            f"texts of {source.dataset!r} is long enough or matches{held}; ask for fewer tokens, "
+            f"texts of {source.dataset!r} is long enough or matches{within}; ask for fewer tokens, "
             "another pattern or a larger limit"
         )
     for position, splits in tokens.rows.items():
@@ -227,5 +230,5 @@ def _refuse_unusable(plan: ExtractionPlan, tokens: TokenPlan) -> None:
                 raise UserError(
                     f"source: position {position} has no {name} rows ({sum(splits.values())} rows "
                     "in all); read more of the data set (source.sequences), or raise the split's "
-                    "share"
+                    "fraction"
                 )

@@ -1,4 +1,4 @@
-"""A worker's part of an extraction: one shard's sequences in, that shard's file at every site out."""
+"""A worker's part of an extraction: from a shard's sequences to the shard's file at every site."""
 
 import time
 from collections.abc import Callable
@@ -25,20 +25,21 @@ from raysae.transformer.loading import load_model
 from raysae.transformer.tokens import from_table
 
 REPORT_SECONDS = 0.5
+"""Seconds between two updates of a shard's token count."""
 
 
 def report_file(work: Path, shard: int) -> Path:
-    """A shard's commit marker: it is there once all the shard's files are, and says what they are."""
+    """The report of a shard: its commit marker. It lists the shard's files and is written after them."""
     return work / f"shard-{shard:05d}.json"
 
 
 def tokens_file(work: Path, shard: int) -> Path:
-    """How many tokens of a shard have run so far."""
+    """The file with the number of tokens of a shard that have run so far."""
     return work / f"shard-{shard:05d}.tokens"
 
 
 def committed_shard(plan: ExtractionPlan, shard: int) -> dict[str, Any] | None:
-    """A shard's report, when all its files are in place."""
+    """A shard's report; None unless the report and all the shard's files exist."""
     file = report_file(plan.work, shard)
     if not file.is_file():
         return None
@@ -51,7 +52,7 @@ def committed_shard(plan: ExtractionPlan, shard: int) -> dict[str, Any] | None:
 
 
 def site_entries(reports: list[dict[str, Any]]) -> list[SiteEntry]:
-    """The manifest entries of all sites from all shards' reports, in shard order."""
+    """The manifest entries of all sites, from the reports of all shards in order."""
     shards: dict[Site, list[WrittenShard]] = {}
     for report in reports:
         for row in report["sites"]:
@@ -64,9 +65,9 @@ def site_entries(reports: list[dict[str, Any]]) -> list[SiteEntry]:
 
 
 class ShardExtractor:
-    """A worker of the pool: holds the transformer, turns a shard of sequences into its sites' files.
+    """A worker of the pool. It holds the transformer, and makes a shard's files from its sequences.
 
-    Raises UserError when the model cannot be loaded, or gives activations that cannot be stored.
+    Raises UserError when the model cannot be loaded.
     """
 
     def __init__(self, plan: ExtractionPlan):
@@ -84,10 +85,14 @@ class ShardExtractor:
         )
 
     def hung_file(self, shard: int) -> Path:
+        """The file for the worker's stack traces when the shard hangs."""
         return self.plan.work / f"shard-{shard:05d}.hung.txt"
 
     def do(self, shard: int, alive: Callable[[], None]) -> None:
-        """Extract and commit the shard of that number; ``alive`` is called after every batch."""
+        """Extract and commit the shard with number ``shard``; call ``alive`` after every batch.
+
+        Raises UserError when activations cannot be stored.
+        """
         plan, source = self.plan, self.plan.source
         started = time.time()
         part = plan.folder / SEQUENCES_FOLDER / f"part-{shard:05d}.parquet"
@@ -106,7 +111,7 @@ class ShardExtractor:
         tokens_file(plan.work, shard).unlink(missing_ok=True)
 
     def _write(self, shard: int, site: Site, rows: SiteRows) -> dict[str, Any] | None:
-        """Write the shard's file at one site, unless a pattern matched nothing in it."""
+        """Write the shard's file at one site; None when the shard has no rows there."""
         if not len(rows):
             return None
         source = self.plan.source
@@ -123,15 +128,15 @@ class ShardExtractor:
 
 
 class _Progress:
-    """Leaves a shard's token count where the driver looks for it, now and then."""
+    """Writes a shard's token count to the file that the driver reads, at most every half second."""
 
     def __init__(self, work: Path, shard: int, alive: Callable[[], None]):
         self.file, self.alive = tokens_file(work, shard), alive
-        self.tokens, self.told = 0, 0.0
+        self.tokens, self.written = 0, 0.0
 
     def __call__(self, tokens: int) -> None:
         self.alive()
         self.tokens += tokens
-        if time.monotonic() - self.told > REPORT_SECONDS:
-            self.told = time.monotonic()
+        if time.monotonic() - self.written > REPORT_SECONDS:
+            self.written = time.monotonic()
             self.file.write_text(str(self.tokens))

@@ -1,4 +1,4 @@
-"""The pocket GPT-2: a small trained transformer in the package, the offline default."""
+"""The pocket GPT-2: a small trained transformer in the package, for use without a network."""
 
 from pathlib import Path
 

@@ -7,8 +7,8 @@ One problem, as the pocket GPT-2 reads it::
     37-9=28
     #### 28
 
-The steps follow GSM8K's habit of closing with ``#### ANSWER``. A problem is a pure function of
-``(seed, index)``, so any part of the stream can be made on its own, on any machine.
+As in GSM8K, the solution ends with ``#### ANSWER``. A problem is a pure function of ``(seed, index)``,
+so any part of the stream can be made alone, on any machine.
 """
 
 import random
@@ -34,13 +34,13 @@ SENTENCES = {
 }
 ASK = ("How many {items} are there now?", "How many {items} does {name} have in the end?")
 
-LARGEST = 999  # no written number goes above this
-ONE_HELD_OUT_IN = 10  # one expression in so many is never trained on
+LARGEST = 999  # the largest number that a problem contains
+ONE_HELD_OUT_IN = 10  # one expression in this many is never trained on
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A word problem, its written solution, and the labels behind both."""
+    """A word problem, its written solution, and the labels that both are made from."""
 
     question: str
     numbers: tuple[int, ...]
@@ -50,6 +50,7 @@ class Problem:
 
     @property
     def answer(self) -> int:
+        """The final result."""
         return self.intermediates[-1]
 
     @property
@@ -61,21 +62,23 @@ class Problem:
 
     @property
     def solution(self) -> str:
+        """The steps and the answer, one per line."""
         return "\n".join([*self.steps, f"#### {self.answer}"])
 
     @property
     def text(self) -> str:
+        """Question and solution, as the pocket GPT-2 reads them."""
         return f"{self.question}\n{self.solution}"
 
     @property
     def prompt(self) -> str:
-        """The text up to the last step's equals sign: the model is about to write the answer."""
+        """The text up to the equals sign of the last step; the answer comes next."""
         steps = "\n".join(self.steps)
         return f"{self.question}\n{steps[: steps.rindex('=') + 1]}"
 
     @property
     def held_out(self) -> bool:
-        """Whether this expression (numbers and operators) is kept from the pocket GPT-2's training."""
+        """Whether this expression (numbers and operators) is left out of the pocket GPT-2's training."""
         expression = f"{self.numbers}{self.operators}".encode()
         return zlib.crc32(expression) % ONE_HELD_OUT_IN == 0
 
@@ -94,7 +97,7 @@ class Problem:
 
 
 def make_problem(seed: int, index: int) -> Problem:
-    """Problem ``index`` of the stream that ``seed`` names: two or three steps over + - *."""
+    """Make problem ``index`` of the stream of ``seed``. It has two or three steps with +, - and *."""
     rng = random.Random(f"raysae-pocket-{seed}-{index}")
     numbers = [rng.randint(2, 99)]
     operators: list[str] = []
@@ -106,12 +109,12 @@ def make_problem(seed: int, index: int) -> Problem:
         operators.append(operator)
         numbers.append(operand)
         intermediates.append(total)
-    question = _tell(rng, numbers, operators)
+    question = _question(rng, numbers, operators)
     return Problem(question, tuple(numbers), tuple(operators), tuple(intermediates))
 
 
 def stream(seed: int, *, held_out: bool) -> Iterator[Problem]:
-    """The endless stream of ``seed``, only its held-out problems or only the others."""
+    """The endless stream of ``seed``: only its held-out problems, or only the others."""
     problems = (make_problem(seed, index) for index in count())
     return (problem for problem in problems if problem.held_out == held_out)
 
@@ -136,7 +139,7 @@ def _apply(left: int, operator: str, right: int) -> int:
     return {"+": left + right, "-": left - right, "*": left * right}[operator]
 
 
-def _tell(rng: random.Random, numbers: list[int], operators: list[str]) -> str:
+def _question(rng: random.Random, numbers: list[int], operators: list[str]) -> str:
     name, friend = rng.sample(NAMES, 2)
     words = {"name": name, "friend": friend, "items": rng.choice(ITEMS)}
     sentences = [rng.choice(START).format(n=numbers[0], **words)]

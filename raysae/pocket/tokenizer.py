@@ -1,4 +1,4 @@
-"""The pocket GPT-2's tokenizer: one token a word, a digit or a mark; text comes back exactly."""
+"""The pocket GPT-2's tokenizer: one token per word, digit or mark; decoding restores the exact text."""
 
 from string import Formatter
 
@@ -13,9 +13,10 @@ PIECES = r" ?[A-Za-z]+|[0-9]|####|[^A-Za-z0-9]"
 
 
 def build_tokenizer(context_length: int) -> PreTrainedTokenizerFast:
-    """The tokenizer over every word that the problem generator can write.
+    """Build the tokenizer. Its vocabulary has every word that the problem generator can write.
 
-    A word carries the space before it, as in GPT-2; digits are tokens of their own.
+    A word includes the space before it, as in GPT-2; each digit is a token. ``context_length``, in
+    tokens, is its ``model_max_length``.
     """
     tokenizer = Tokenizer(models.WordLevel(_vocabulary(), unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")

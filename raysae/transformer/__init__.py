@@ -1,1 +1,1 @@
-"""Transformers: loading them, their texts and tokens, and reading their activations."""
+"""Transformers: loading models, reading texts and tokens, and capturing activations."""

@@ -1,4 +1,4 @@
-"""One forward pass, all layers: a transformer's activations at chosen tokens of each sequence.
+"""Capturing a transformer's activations: one forward pass gives all layers, at chosen tokens.
 
 Shapes: S sequences, T tokens, D d_in, N rows.
 """
@@ -19,13 +19,13 @@ from raysae.transformer.hookpoints import find_blocks, find_hook
 from raysae.transformer.tokens import TokenSequence
 
 FORWARD_TOKENS = {"cpu": 4096, "cuda": 65_536}
-"""Tokens a forward pass, padding counted."""
+"""Tokens per forward pass, padding included."""
 
 
 class Capturer:
-    """A loaded transformer with hooks at ``layers``; gives the rows of every site of some sequences.
+    """A loaded transformer that captures activations at ``hookpoint`` of ``layers``.
 
-    Rows come in ``dtype``, checked against its range.
+    The rows have the store's ``dtype``. Raises UserError when the model has no such hookpoint.
     """
 
     def __init__(self, model: Any, *, hookpoint: str, layers: Iterable[int], dtype: str):
@@ -43,33 +43,34 @@ class Capturer:
         patterns: Iterable[str] = (),
         report: Callable[[int], None] = lambda tokens: None,
     ) -> dict[Site, SiteRows]:
-        """The rows of every layer at every position, sequences in the order given.
+        """The rows ``[N, d_in]`` of every layer at every position, in the order of ``sequences``.
 
-        Sequences run in right-padded batches of like length; only the rows asked for are kept.
-        ``report`` is called with the tokens of each batch. Raises UserError when ``dtype`` cannot
-        hold a value.
+        Sequences run in right-padded batches of similar length. Only the rows at ``positions`` stay in
+        memory. ``patterns`` are the names of the patterns that the sequences were made with. ``report``
+        is called with the number of tokens of each batch. Raises UserError when a value is too large
+        for ``dtype``.
         """
         names = list(patterns)
         picks = {p: [sequence.places(p, names) for sequence in sequences] for p in positions}
         sites = [Site(layer, position) for layer in self._hooked for position in picks]
-        kept: dict[Site, list[Tensor]] = {site: [] for site in sites}
+        captured: dict[Site, list[Tensor]] = {site: [] for site in sites}
         batches = list(_batches(sequences, FORWARD_TOKENS[self._device.type]))
         for batch in batches:
             outputs = self._forward([sequences[i].token_id for i in batch])
             where = {p: _flat([places[i] for i in batch]) for p, places in picks.items()}
             for site in sites:
                 picked_ND = outputs[site.layer][where[site.position]]
-                kept[site].append(to_storage(picked_ND, self.dtype, site).cpu())
+                captured[site].append(to_storage(picked_ND, self.dtype, site).cpu())
             report(sum(len(sequences[i]) for i in batch))
         order = [i for batch in batches for i in batch]
         return {
-            site: _site_rows(torch.cat(kept.pop(site)), order, sequences, picks[site.position])
+            site: _site_rows(torch.cat(captured.pop(site)), order, sequences, picks[site.position])
             for site in sites
         }
 
     def _forward(self, ids: list[NDArray[np.int32]]) -> dict[int, Tensor]:
         width = max(map(len, ids))
-        input_ids = np.zeros((len(ids), width), dtype=np.int64)  # masked, so any padding does
+        input_ids = np.zeros((len(ids), width), dtype=np.int64)  # the padding is masked
         mask = np.zeros_like(input_ids)
         for number, row in enumerate(ids):
             input_ids[number, : len(row)] = row
@@ -96,7 +97,7 @@ class Capturer:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """sha256 over the names and bytes of all weights."""
+    """The sha256 of the names and bytes of all weights, in hexadecimal."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -107,19 +108,20 @@ def weights_hash(model: nn.Module) -> str:
 def _attach(module: nn.Module, hookpoint: str, layer: int, outputs: dict[int, Tensor]) -> Any:
     if hookpoint == "resid_pre":
 
-        def keep_input(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        def store_input(_module: nn.Module, args: tuple, kwargs: dict) -> None:
             outputs[layer] = args[0] if args else kwargs["hidden_states"]
 
-        return module.register_forward_pre_hook(keep_input, with_kwargs=True)
+        return module.register_forward_pre_hook(store_input, with_kwargs=True)
 
-    def keep_output(_module: nn.Module, _args: tuple, output: Any) -> None:
+    def store_output(_module: nn.Module, _args: tuple, output: Any) -> None:
         outputs[layer] = output[0] if isinstance(output, tuple) else output
 
-    return module.register_forward_hook(keep_output)
+    return module.register_forward_hook(store_output)
 
 
 def _batches(sequences: Sequence[TokenSequence], tokens: int) -> Iterator[list[int]]:
-    """Sequences by length, in batches of at most ``tokens`` tokens, padding counted."""
+    """The indices of the sequences sorted by length, in batches of at most ``tokens`` tokens, padding
+    included. A longer sequence is a batch of its own."""
     batch: list[int] = []
     for i in sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i)):
         if batch and (len(batch) + 1) * len(sequences[i]) > tokens:
@@ -131,7 +133,7 @@ def _batches(sequences: Sequence[TokenSequence], tokens: int) -> Iterator[list[i
 
 
 def _flat(places: list[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
-    """Row and column indices of every place of every sequence of a batch."""
+    """The row and column index of every place in a batch."""
     row = np.repeat(np.arange(len(places)), [len(place) for place in places])
     return torch.from_numpy(row), torch.from_numpy(np.concatenate(places))
 
@@ -142,7 +144,7 @@ def _site_rows(
     sequences: Sequence[TokenSequence],
     places: list[NDArray[np.int64]],
 ) -> SiteRows:
-    """A site's rows, taken from the ``order`` in which the sequences ran back to their own order."""
+    """A site's rows ``[N, D]``, put back from ``order``, in which the sequences ran, to their own."""
     ran = np.repeat(np.array(order), [len(places[i]) for i in order])
     activation_ND = activation_ND[torch.from_numpy(np.argsort(ran, kind="stable"))]
     counts = [len(place) for place in places]

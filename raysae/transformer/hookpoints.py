@@ -1,6 +1,6 @@
-"""Where a hookpoint lies in a Hugging Face model, found from its module tree.
+"""Finding hookpoints in the module tree of a Hugging Face model.
 
-``resid_pre`` is what enters a block, ``resid_post`` what leaves it, ``attn_out`` and ``mlp_out``
+``resid_pre`` is the input of a block and ``resid_post`` its output; ``attn_out`` and ``mlp_out`` are
 what its attention and its MLP add to the residual stream.
 """
 
@@ -14,31 +14,31 @@ MODULES = {
     "attn_out": ("attn", "self_attn", "attention.output.dense", "attention", "self_attention"),
     "mlp_out": ("mlp", "output.dense", "ffn", "feed_forward", "fc2"),
 }
-"""Where to look in a block, the first that is there. BERT's ``output`` also adds and normalises, so
-there it is the ``dense`` within."""
+"""Module names within a block; the first that exists is used. BERT's ``output`` also adds the residual
+stream and normalises, so its inner ``dense`` is used there."""
 
 SANDWICH = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
-"""Gemma 2 and its kin normalise what attention and MLP give before it is added."""
+"""Gemma 2 and similar models normalise the outputs of attention and MLP before they are added."""
 
 
 def find_blocks(model: nn.Module, layers: int) -> nn.ModuleList:
-    """The transformer's list of ``layers`` blocks: the outermost module list of that length.
+    """The transformer's blocks: the outermost module list of length ``layers``.
 
-    Raises UserError when the tree has none.
+    Raises UserError when the model has none.
     """
     for module in model.modules():  # parents come before their children
         if isinstance(module, nn.ModuleList) and len(module) == layers:
             return module
     raise UserError(
         f"{type(model).__name__}: no list of {layers} blocks in its module tree; "
-        "raysae cannot tell where its layers are"
+        "raysae cannot find its layers"
     )
 
 
 def find_hook(block: nn.Module, hookpoint: str) -> nn.Module:
-    """The module of ``block`` whose input (``resid_pre``) or output a hookpoint reads.
+    """The module of ``block`` whose input (``resid_pre``) or output is the hookpoint.
 
-    Raises UserError, naming the block's children, when it has none.
+    Raises UserError, naming the block's children, when there is none.
     """
     if hookpoint in ("resid_pre", "resid_post"):
         return block
@@ -47,7 +47,7 @@ def find_hook(block: nn.Module, hookpoint: str) -> nn.Module:
         return named[SANDWICH[hookpoint]]
     for name in MODULES[hookpoint]:
         if name in named:
-            return _adding_nothing(block, name, named[name], hookpoint)
+            return _without_residual(block, name, named[name], hookpoint)
     raise UserError(
         f"{type(block).__name__}: no module for {hookpoint} (looked for "
         f"{', '.join(MODULES[hookpoint])}; it has "
@@ -55,8 +55,8 @@ def find_hook(block: nn.Module, hookpoint: str) -> nn.Module:
     )
 
 
-def _adding_nothing(block: nn.Module, name: str, module: nn.Module, hookpoint: str) -> nn.Module:
-    """The module, unless it adds the residual stream itself, as BLOOM's do."""
+def _without_residual(block: nn.Module, name: str, module: nn.Module, hookpoint: str) -> nn.Module:
+    """The module. Raises UserError when it adds the residual stream itself, as BLOOM's modules do."""
     if "residual" in inspect.signature(module.forward).parameters:
         raise UserError(
             f"{type(block).__name__}: its {name} adds the residual stream itself, so its output is "

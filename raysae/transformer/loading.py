@@ -1,4 +1,4 @@
-"""Loading the transformer: the pocket GPT-2, a local folder, or a hub id, all by the same path."""
+"""Loading the transformer and its tokenizer: the pocket GPT-2, a local folder, or a hub id."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ POCKET = "pocket"
 
 
 def model_location(source: SourceConfig) -> str:
-    """What ``from_pretrained`` is given. Raises UserError when a named folder is not a model's."""
+    """The folder or hub id for ``from_pretrained``. Raises UserError when a folder holds no model."""
     if source.model == POCKET:
         return str(POCKET_FOLDER)
     folder = Path(source.model).expanduser()
@@ -31,7 +31,7 @@ def model_location(source: SourceConfig) -> str:
 
 
 def with_absolute_paths(source: SourceConfig) -> SourceConfig:
-    """The source with absolute paths of folders and files: workers have working folders of their own."""
+    """The source with absolute paths: workers have other working folders."""
     paths = {
         key: str(Path(value).expanduser().absolute())
         for key in ("model", "dataset")
@@ -41,18 +41,18 @@ def with_absolute_paths(source: SourceConfig) -> SourceConfig:
 
 
 def load_model_config(source: SourceConfig) -> Any:
-    """The transformer's configuration. Raises UserError when the model cannot be had."""
+    """Load the transformer's configuration. Raises UserError when it cannot be loaded."""
     from transformers import AutoConfig
 
     return _loaded(AutoConfig, source)
 
 
 def load_tokenizer(source: SourceConfig) -> Any:
-    """The model's tokenizer. Raises UserError when it cannot be had."""
+    """Load the model's tokenizer. Raises UserError when it cannot be loaded or knows no words."""
     from transformers import AutoTokenizer
 
     tokenizer = _loaded(AutoTokenizer, source)
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # made up from the model's type alone
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # made from the model's type alone
         raise UserError(
             f"source.model {source.model!r}: it has no tokenizer, or one that knows no words; "
             "save the model's tokenizer beside it (tokenizer.save_pretrained)"
@@ -61,9 +61,9 @@ def load_tokenizer(source: SourceConfig) -> Any:
 
 
 def load_model(source: SourceConfig) -> Any:
-    """The transformer, of the class that its configuration names.
+    """Load the transformer, in the class that its configuration names and ``source.model_dtype``.
 
-    Raises UserError when it cannot be had or when weights are missing, which would be random.
+    Raises UserError when it cannot be loaded, or when weights are missing, which would be random.
     """
     import torch
     import transformers

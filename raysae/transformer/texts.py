@@ -1,4 +1,4 @@
-"""The texts to read: the pocket problems, a local file, or any Hugging Face data set."""
+"""Reading texts: the pocket problems, a local file or folder, or any Hugging Face data set."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,17 +23,17 @@ class Document:
     """One text of a data set."""
 
     row: int
-    """Its row in the data set."""
+    """Row number in the data set, from 0."""
     text: str
 
 
 def read_documents(source: SourceConfig) -> Iterator[Document]:
-    """The data set's texts in its order, read as they are asked for; rows without text are left out.
+    """Yield the data set's texts in order, read on demand; rows without text are left out.
 
-    At most ``source.sequences`` of them, unless they are to be packed. Raises UserError when the
-    data set is missing, unreachable, empty, breaks off, or lacks a column.
+    At most the first ``source.sequences`` rows are read. Raises UserError when the data set is missing,
+    unreachable or empty, cannot be read to its end, or lacks a column.
     """
-    rows = _told(source, _pocket_rows() if source.dataset == "pocket" else _dataset_rows(source))
+    rows = _checked(source, _pocket_rows() if source.dataset == "pocket" else _dataset_rows(source))
     found = False
     for number, text in enumerate(_fill(source, islice(rows, source.sequences))):
         if text.strip():
@@ -46,8 +46,8 @@ def read_documents(source: SourceConfig) -> Iterator[Document]:
         )
 
 
-def _told(source: SourceConfig, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows; what goes wrong between two of them becomes a message that names the row."""
+def _checked(source: SourceConfig, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the rows. An error while reading becomes a UserError that names the row."""
     number = 0
     try:
         for row in rows:
@@ -55,7 +55,7 @@ def _told(source: SourceConfig, rows: Iterable[dict[str, Any]]) -> Iterator[dict
             number += 1
     except UserError:
         raise
-    except Exception as error:  # files and networks break in a dozen unrelated ways
+    except Exception as error:  # files and networks raise many unrelated errors
         reason = str(error.__cause__ or error).splitlines()[0] if str(error) else repr(error)
         raise UserError(
             f"source.dataset {source.dataset!r}: cannot be read beyond row {number} ({reason}); "
@@ -82,7 +82,7 @@ def _dataset_rows(source: SourceConfig) -> Iterable[dict[str, Any]]:
 
 
 def _saved_rows(source: SourceConfig, path: Path) -> Iterable[dict[str, Any]]:
-    """A folder that ``save_to_disk`` wrote."""
+    """The rows of a folder that ``save_to_disk`` wrote."""
     from datasets import load_from_disk
 
     saved = load_from_disk(str(path))
@@ -105,7 +105,7 @@ def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
     from datasets.exceptions import DatasetGenerationError
 
     disable_progress_bars()  # a local file is read at once
-    logging.set_verbosity(logging.CRITICAL)  # what is wrong with it is told below
+    logging.set_verbosity(logging.CRITICAL)  # the error below says what is wrong
     read = getattr(Dataset, f"from_{FILE_KINDS[path.suffix]}")
     options = {"sep": "\t"} if path.suffix == ".tsv" else {}
     try:
@@ -123,7 +123,7 @@ def _hub_rows(source: SourceConfig) -> Iterable[dict[str, Any]]:
             source.dataset, source.dataset_config, split=source.dataset_split,
             revision=source.dataset_revision, streaming=True,
         )  # fmt: skip
-    except Exception as error:  # the hub client raises a dozen unrelated kinds
+    except Exception as error:  # the hub client raises many unrelated errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"source.dataset {source.dataset!r}: neither 'pocket', nor a file "

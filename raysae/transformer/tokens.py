@@ -1,4 +1,4 @@
-"""From documents to sequences: what the transformer reads, and which of its tokens count as what."""
+"""From documents to sequences: tokenizing, packing, and marking each token (text, special, pattern)."""
 
 import hashlib
 import re
@@ -20,31 +20,34 @@ from raysae.transformer.texts import Document
 
 TOKENIZER_BATCH = 500
 JOINT = "\n"
-"""What stands between the texts of a packed sequence where the text is shown."""
+"""Separates the texts of a packed sequence in its ``text``."""
 
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """One sequence as the transformer reads it; its arrays hold an item a token."""
+    """One sequence as the transformer reads it; its arrays have one item per token, ``[tokens]``."""
 
     sequence: int
     documents: list[int]
-    """Rows of the data set that it was made of."""
+    """Rows of the data set that the sequence was made of."""
     text: str
     token_id: NDArray[np.int32]
     token_start: NDArray[np.int32]
-    """Where in ``text`` a token starts; -1 for special tokens and where the tokenizer does not say."""
+    """First character of the token in ``text``; -1 for special tokens and when it is not known."""
     token_end: NDArray[np.int32]
     is_text: NDArray[np.bool_]
-    """Whether a token counts: special tokens do not unless asked for."""
+    """Whether the token counts as text; special tokens do only with ``source.special_tokens``."""
     patterns: NDArray[np.int32]
-    """Bit i is set where the token matches the i-th pattern by name."""
+    """Bit i is set when the token matches the i-th pattern, with the patterns sorted by name."""
 
     def __len__(self) -> int:
         return len(self.token_id)
 
     def places(self, position: Position, patterns: Iterable[str] = ()) -> NDArray[np.int64]:
-        """The places in the sequence that ``position`` means; none when it is too short for it."""
+        """The indices of the tokens at ``position``; empty when the sequence is too short.
+
+        ``patterns`` are the names of all patterns.
+        """
         text_index = np.flatnonzero(self.is_text)
         if position == ALL:
             return text_index
@@ -57,18 +60,18 @@ class TokenSequence:
 
 @dataclass
 class Counts:
-    """What became of the documents."""
+    """How many documents were read, cut and left out."""
 
     documents: int = 0
     cut: int = 0
-    """Documents longer than the context, cut at its end (packed ones go on in the next sequence)."""
+    """Documents cut because they are longer than the context (not counted when packing)."""
     too_short: int = 0
-    """Sequences left out because a position lies beyond their end, or no pattern matches."""
+    """Sequences left out because they are too short for a position, or no pattern matches."""
 
 
 @dataclass
 class _Encoded:
-    """One document's tokens, special ones marked."""
+    """The tokens of one document, or a part of them."""
 
     document: Document
     token_id: NDArray[np.int32]
@@ -80,7 +83,10 @@ class _Encoded:
 
 
 class Tokenizer:
-    """A Hugging Face tokenizer with the recipe's rules: context, specials, patterns, packing."""
+    """A Hugging Face tokenizer with the recipe's rules: context, special tokens, patterns, packing.
+
+    Raises UserError when a pattern needs character offsets and the tokenizer has none.
+    """
 
     def __init__(self, tokenizer: Any, source: SourceConfig):
         self.tokenizer, self.source = tokenizer, source
@@ -95,8 +101,11 @@ class Tokenizer:
             )
 
     def sequences(self, documents: Iterable[Document]) -> Iterator[TokenSequence]:
-        """The documents' sequences in order: one each, or packed."""
-        return self._archive(documents) if self.source.packing else self._one_each(documents)
+        """Yield the documents' sequences in order: one per document, or packed.
+
+        Raises UserError when packing leaves no room beside the special tokens.
+        """
+        return self._packed(documents) if self.source.packing else self._one_each(documents)
 
     def _one_each(self, documents: Iterable[Document]) -> Iterator[TokenSequence]:
         for encoded in self._encode(documents, whole=False):
@@ -112,8 +121,8 @@ class Tokenizer:
                 encoded.patterns,
             )  # fmt: skip
 
-    def _archive(self, documents: Iterable[Document]) -> Iterator[TokenSequence]:
-        """Sequences of full length, each of documents of one split: none has text in two splits."""
+    def _packed(self, documents: Iterable[Document]) -> Iterator[TokenSequence]:
+        """Sequences of full length. Each holds documents of one split only, so splits never mix."""
         frame = _Frame.of(self.tokenizer, self.source)
         packers = [_Packer(frame, self.source) for _ in range(3)]
         numbers = _numbers_by_split(self.source)
@@ -169,7 +178,7 @@ class Tokenizer:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """sha256 over the tokenizer's whole definition (its vocabulary where it is a slow one)."""
+    """The sha256 of the tokenizer's whole definition, or of the vocabulary of a slow tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else str(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -182,7 +191,7 @@ def to_table(sequences: list[TokenSequence]) -> pa.Table:
 
 
 def from_table(table: pa.Table) -> list[TokenSequence]:
-    """What ``to_table`` was given."""
+    """The sequences of a table of ``SEQUENCES_SCHEMA``; the reverse of ``to_table``."""
     names = ("sequence", "documents", "text")
     arrays = ("token_id", "token_start", "token_end", "is_text", "patterns")
     rows = zip(
@@ -194,7 +203,7 @@ def from_table(table: pa.Table) -> list[TokenSequence]:
 
 
 def _reach(encoded: _Encoded) -> int | None:
-    """How many characters of a document its tokens cover; all when the tokenizer does not say."""
+    """The end of the last token in the document's text; None when the offsets are not known."""
     reach = int(encoded.end.max(initial=-1))
     return None if reach < 0 else reach
 
@@ -204,7 +213,7 @@ def _split(number: int, source: SourceConfig) -> int:
 
 
 def _numbers_by_split(source: SourceConfig) -> list[Iterator[int]]:
-    """For each split, the sequence ids that fall into it, in order."""
+    """For each split, an endless iterator over the sequence ids that belong to it, in order."""
 
     def of(split: int) -> Iterator[int]:
         start = 0
@@ -225,11 +234,11 @@ class _Frame:
     after: list[int]
     between: list[int]
     room: int
-    """Tokens left for the documents."""
+    """Tokens available for the documents."""
 
     @classmethod
     def of(cls, tokenizer: Any, source: SourceConfig) -> "_Frame":
-        """The frame as the tokenizer itself puts it around a short text."""
+        """The frame that the tokenizer puts around a short text."""
         probe = tokenizer("a", return_special_tokens_mask=True)
         ids, mask = probe["input_ids"], probe["special_tokens_mask"]
         first = mask.index(0) if 0 in mask else len(mask)
@@ -260,12 +269,12 @@ class _Packer:
         self._append(encoded)
 
     def full(self, numbers: Iterator[int]) -> Iterator[TokenSequence]:
-        """The sequences that are full by now."""
+        """Yield the sequences that have full length."""
         while self.waiting >= self.frame.room:
             yield self._take(self.frame.room, next(numbers))
 
     def rest(self, numbers: Iterator[int]) -> Iterator[TokenSequence]:
-        """What is left at the end, shorter than the others."""
+        """Yield the last sequence, which is shorter, when any text is left."""
         if any(not piece.special.all() for piece in self.pieces):
             yield self._take(self.waiting, next(numbers))
 
@@ -302,7 +311,7 @@ def _separator(ids: list[int], document: Document) -> _Encoded:
 
 
 def _joined(pieces: list[_Encoded], frame: _Frame, number: int, specials: bool) -> TokenSequence:
-    """One sequence of pieces of documents, its offsets counted in the text that they make up."""
+    """Join pieces of documents into one sequence; offsets count characters of the joined text."""
     edges = [_separator(frame.before, pieces[0].document), *pieces]
     edges.append(_separator(frame.after, pieces[-1].document))
     texts: list[str] = []

@@ -1,1 +1,1 @@
-"""Activations that other tools wrote, brought into a store."""
+"""Importing activations that other tools wrote into a store."""

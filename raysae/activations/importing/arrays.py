@@ -15,7 +15,7 @@ from raysae.errors import UserError
 
 
 def open_npy(request: Request) -> Source:
-    """A .npy array, memory-mapped. Raises UserError when it is damaged or cannot be activations."""
+    """Open a .npy array in mapped memory. Raises UserError when it is damaged or holds no activations."""
     path = request.path
     array = _load(path)
     if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4, 8):
@@ -25,7 +25,7 @@ def open_npy(request: Request) -> Source:
         )
     if not array.dtype.isnative:
         raise UserError(
-            f"{path}: its bytes are in the other order ({array.dtype.str}); save it again with "
+            f"{path}: its byte order is not this machine's ({array.dtype.str}); save it again with "
             "array.astype(array.dtype.newbyteorder('='))"
         )
     blocks_STD = (as_sequences(mapped_tensor(array), str(path)),)
@@ -33,7 +33,10 @@ def open_npy(request: Request) -> Source:
 
 
 def open_raw(request: Request) -> Source:
-    """A file that is nothing but rows; its shape is the person's word."""
+    """Open a file of bare values; the options ``d_in`` and ``raw_dtype`` give their shape and dtype.
+
+    Raises UserError when an option is missing, or the file's size does not fit them.
+    """
     path, options = request.path, request.options
     if options.d_in is None or options.raw_dtype is None:
         raise UserError(
@@ -51,7 +54,7 @@ def open_raw(request: Request) -> Source:
 
 
 def read_ids(path: Path) -> NDArray[np.int64]:
-    """The sequence ids of a .npy file. Raises UserError when they are not whole numbers."""
+    """Read the sequence ids of a .npy file. Raises UserError when they are not whole numbers."""
     if not path.is_file():
         raise UserError(f"{path}: no such file of sequence ids (--sequences)")
     array = _load(path)
@@ -62,12 +65,12 @@ def read_ids(path: Path) -> NDArray[np.int64]:
 
 
 def map_rows(path: Path, dtype: torch.dtype, d_in: int) -> Tensor:
-    """A file's bytes as rows ``[N, d_in]`` in mapped memory."""
+    """A file's bytes as rows ``[N, d_in]`` of ``dtype``, in mapped memory."""
     return mapped_tensor(np.memmap(path, np.uint8, mode="r")).view(dtype).view(-1, d_in)
 
 
 def mapped_tensor(array: NDArray[np.generic]) -> Tensor:
-    """A tensor over an array's memory, whether it may be written to or not; nothing writes to it."""
+    """A tensor that shares an array's memory, which may be read-only; do not write to it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)

@@ -1,4 +1,4 @@
-"""Which reader opens which file: told by its suffix, a folder by what is in it."""
+"""Choosing the reader of a file by its suffix, and of a folder by its content."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,11 +22,14 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys(PARQUET, open_parquet),
     **dict.fromkeys((".bin", ".dat", ".mmap", ".raw"), open_raw),
 }
-"""By suffix. A reader of another format belongs here."""
+"""Readers by suffix. Add the reader of a new format here."""
 
 
 def open_source(request: Request) -> Source:
-    """The file's activations. Raises UserError on what is missing, unknown, damaged or unfit."""
+    """Open the file's activations.
+
+    Raises UserError when the file is missing, damaged, of an unknown format, or holds no activations.
+    """
     if not request.path.exists():
         raise UserError(f"{request.path}: no such file or folder")
     source = _reader(request)(request)
@@ -52,12 +55,12 @@ def _reader(request: Request) -> Reader:
 def _folder_reader(request: Request) -> Reader:
     path = request.path
     if (path / MANIFEST_FILE).exists():
-        raise UserError(f"{path}: is an activation store already; open it as it is")
+        raise UserError(f"{path}: is an activation store already; use it without an import")
     if is_dataset_folder(path):
         return open_saelens
     if parquet_files(path):
         return open_parquet
     raise UserError(
-        f"{path}: holds neither Parquet files ({', '.join(PARQUET)}; folders below it do not count) "
+        f"{path}: holds neither Parquet files ({', '.join(PARQUET)}; not in subfolders) "
         "nor a data set of SAELens' cached activations (state.json)"
     )

@@ -1,4 +1,4 @@
-"""``python -m raysae.store import FILE --out STORE``: foreign activations into a store."""
+"""``python -m raysae.store import FILE --out STORE``: import activations of another tool."""
 
 import argparse
 import time
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 5.0
 DESCRIPTION = """\
-Bring activations that another tool wrote into a store, or add their sites to an imported store.
+Import activations that another tool wrote into a new store, or add sites to an imported store.
 FILE is a .pt, .npy, .safetensors or Parquet file, a raw memory map (.bin .dat .mmap .raw), a folder of
 Parquet files, or a folder of SAELens' cached activations. Rows are [rows, d_in] or
 [sequences, tokens, d_in]. Pickled code is never run.
@@ -23,46 +23,47 @@ Parquet files, or a folder of SAELens' cached activations. Rows are [rows, d_in]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the command's arguments to ``parser``."""
     parser.description = DESCRIPTION
     parser.add_argument("file", type=Path, metavar="FILE", help="what to import")
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="STORE", help="the store's folder")
-    add("--layer", type=int, metavar="L", help="the layer, where the file does not say it")
+    add("--layer", type=int, metavar="L", help="the layer, if the file does not give it")
     add("--position", metavar="P", help="a token's number (-1 is the last), all, or a pool's name")
     add("--key", action="append", default=[], dest="keys", metavar="ROLE=NAME",
         help="the tensor or column that is the activation, sequence, layer, position, token_index "
-        "or token_id; NAME none leaves it out; may be repeated")  # fmt: skip
-    add("--sequences", type=Path, metavar="FILE.npy", help="sequence ids, one a row or a sequence")
-    add("--d-in", type=int, metavar="N", help="raw files: values a row")
+        "or token_id; NAME none ignores it; may be repeated")  # fmt: skip
+    add("--sequences", type=Path, metavar="FILE.npy", help="sequence ids, one per row or sequence")
+    add("--d-in", type=int, metavar="N", help="raw files: values per row")
     add("--raw-dtype", metavar="DTYPE", help="raw files: float16, bfloat16 or float32")
     add(
         "--dtype",
         metavar="DTYPE",
-        help="the store's: float16, bfloat16, float32; as the file has it",
+        help="the store's: float16, bfloat16 or float32 (default: the file's)",
     )
     add("--validation", type=float, default=0.1, metavar="FRACTION", help="of the sequences (0.1)")
     add("--test", type=float, default=0.1, metavar="FRACTION", help="of the sequences (0.1)")
     add("--seed", type=int, default=0, help="decides the order of the rows (0)")
     add("--non-finite", default="refuse", metavar="refuse|drop", help="rows with NaN or infinity")
-    add("--shard-rows", type=int, metavar="N", help="rows a shard, at most; as many as fit 256 MiB")
-    add("--model", metavar="ID", help="the transformer, for the manifest")
-    add("--dataset", metavar="ID", help="the texts, for the manifest")
-    add("--hookpoint", metavar="NAME", help="for the manifest; unknown, unless the file says it")
+    add("--shard-rows", type=int, metavar="N", help="most rows per shard (as many as fit 256 MiB)")
+    add("--model", metavar="ID", help="the transformer's id, for the manifest")
+    add("--dataset", metavar="ID", help="the data set's id, for the manifest")
+    add("--hookpoint", metavar="NAME", help="for the manifest (the file's, or unknown)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the import; its exit code. Raises UserError on unusable input."""
+    """Run the import; returns the exit code. Raises UserError on unusable input."""
     from raysae.activations.importing.run import plan_import, run_import
 
     started, meter = time.monotonic(), Meter()
     plan = plan_import(args.file, args.out, options_of(args), meter)
     _say(found(plan))
-    _tell(run_import(plan, meter), time.monotonic() - started)
+    _print_result(run_import(plan, meter), time.monotonic() - started)
     return DONE
 
 
 def options_of(args: argparse.Namespace) -> "ImportOptions":
+    """The options in the parsed arguments. Raises UserError when one is out of range."""
     from raysae.activations.importing.options import ImportOptions
 
     values = {field.name: getattr(args, field.name) for field in fields(ImportOptions)}
@@ -70,7 +71,7 @@ def options_of(args: argparse.Namespace) -> "ImportOptions":
 
 
 def found(plan: "ImportPlan") -> str:
-    """What is in the file, in words."""
+    """A description of the file and of the sites it makes, to be printed."""
     from raysae.activations.importing.source import dtype_name
 
     source = plan.source
@@ -86,18 +87,18 @@ def found(plan: "ImportPlan") -> str:
 
 
 class Meter:
-    """Prints now and then how far a long import is."""
+    """Prints the progress of a long import every few seconds."""
 
     def __init__(self) -> None:
-        self._stage, self._started, self._told = "", 0.0, 0.0
+        self._stage, self._started, self._printed = "", 0.0, 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         if stage != self._stage:
-            self._stage, self._started, self._told = stage, now, now
-        if now - self._told < LINE_SECONDS:
+            self._stage, self._started, self._printed = stage, now, now
+        if now - self._printed < LINE_SECONDS:
             return
-        self._told = now
+        self._printed = now
         passed = max(now - self._started, 1e-9)
         left = passed * (total - done) / max(done, 1)
         _say(
@@ -128,7 +129,7 @@ def _sites(plan: "ImportPlan") -> str:
     return f"{len(plan.sites)} sites ({layers} layers, {positions} positions)"
 
 
-def _tell(done: "Imported", passed: float) -> None:
+def _print_result(done: "Imported", passed: float) -> None:
     for note in done.notes:
         _say(f"  note: {note}")
     size = done.bytes / 1e9
@@ -148,5 +149,5 @@ def _count(number: int, thing: str) -> str:
 
 
 def _say(text: str) -> None:
-    """Print text as it is: brackets in a path are no markup."""
+    """Print text unchanged: brackets in a path are no markup."""
     console.print(text, markup=False)

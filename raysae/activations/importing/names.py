@@ -1,4 +1,4 @@
-"""Which tensor or column of a foreign file plays which role, told from its name."""
+"""Finding the role of a tensor or column in a foreign file from its name."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ from raysae.errors import UserError
 
 ROLES = ("activation", "sequence", "layer", "position", "token_index", "token_id")
 NONE = "none"
-"""``--key ROLE=none`` leaves a column out."""
+"""``--key ROLE=none`` ignores the role's column."""
 
 _NUMBER = r"_?(?:id|idx|index|num|number)"
 _WORDS = {
@@ -24,26 +24,26 @@ _MAY_BE_TEXT = {"sequence", "seq", "problem", "example", "sample", "token"}
 
 
 def last_part(name: str) -> str:
-    """``problem_id`` of ``metadata.problem_ids``."""
+    """The last part of a dotted name in the singular: ``problem_id`` for ``metadata.problem_ids``."""
     word = name.rsplit(".", 1)[-1].lower().replace("-", "_")
     word = re.sub("(?:indices|indexes)$", "index", word)
     return word if word.endswith("pos") else word.removesuffix("s")
 
 
 def plays(role: str, name: str) -> bool:
-    """Whether the name says that a column plays the role."""
+    """Whether a column of this name plays the role (one of ``ROLES``)."""
     return bool(re.fullmatch(_WORDS[role], last_part(name)))
 
 
 def may_be_text(name: str) -> bool:
-    """Whether a column of this name may as well hold text, which is then no id."""
+    """Whether a column of this name may hold text instead of ids."""
     return last_part(name) in _MAY_BE_TEXT
 
 
 def find_role(role: str, names: Iterable[str], keys: Mapping[str, str], where: Path) -> str | None:
-    """The name that plays the role: the one asked for, or the one that says so.
+    """The name that plays the role: the one in ``keys``, or else the one that matches; None for none.
 
-    Raises UserError when the one asked for is not there, or several say so.
+    Raises UserError when the name in ``keys`` does not exist, or when several names match.
     """
     names = list(names)
     if role in keys:
@@ -59,14 +59,16 @@ def find_role(role: str, names: Iterable[str], keys: Mapping[str, str], where: P
 
 
 def find_activation(
-    where: Path, possible: list[str], told: Mapping[str, str], keys: Mapping[str, str]
+    where: Path, possible: list[str], contents: Mapping[str, str], keys: Mapping[str, str]
 ) -> str:
-    """The activations: what was asked for, what is so called, or the only thing that could be.
+    """The name of the activations: the one in ``keys``, else the one that matches, else the only
+    possible one.
 
-    ``told`` says what everything in the file is. Raises UserError, saying it, when none is found.
+    ``contents`` describes everything in the file by name. Raises UserError with that list when no name,
+    or more than one, is found.
     """
     if "activation" in keys:
-        return _asked("activation", list(told), keys["activation"], where)
+        return _asked("activation", list(contents), keys["activation"], where)
     called = [name for name in possible if plays("activation", name)]
     for names in (called, possible):
         if len(names) == 1:
@@ -74,9 +76,9 @@ def find_activation(
     what = (
         "several could be the activations; name one with --key activation=NAME"
         if possible
-        else "nothing in it could be activations: floating point numbers, d_in of them a row"
+        else "nothing in it could be activations, which are rows of d_in floating point numbers"
     )
-    lines = "\n".join(f"  {name}: {kind}" for name, kind in told.items())
+    lines = "\n".join(f"  {name}: {kind}" for name, kind in contents.items())
     raise UserError(f"{where}: {what}; it has\n{lines or '  nothing'}")
 
 

@@ -1,4 +1,4 @@
-"""What a person may say about an import."""
+"""The options of an import, and their checks."""
 
 import re
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ from raysae.sites import ALL, POOL_NAME, Position
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """The options of an import. Raises UserError when one cannot be."""
+    """The options of an import. Raises UserError when one is out of range."""
 
     layer: int | None = None
-    """The layer of every row; where the file says the layers, the one to take."""
+    """The layer of every row; when the file gives layers, the one to import."""
     position: Position | None = None
-    """A token's number, ``all`` or a pool's name; where the file says the positions, the one to take."""
+    """A token's number, ``all`` or a pool's name; when the file gives positions, the one to import."""
     keys: Mapping[str, str] = field(default_factory=dict)
     """Which tensor or column of the file plays a role (``activation``, ``sequence``, ...)."""
     sequences: Path | None = None
     """A .npy file with a sequence id for each row."""
     d_in: int | None = None
-    """Raw files only: values a row."""
+    """Raw files only: values per row."""
     raw_dtype: Dtype | None = None
-    """Raw files only."""
+    """Raw files only: the dtype of the values."""
     dtype: Dtype | None = None
     """The store's dtype; None for the file's."""
     validation: float = 0.1
@@ -51,11 +51,11 @@ class ImportOptions:
         self._one_of("dtype", tuple(ITEM_BYTES))
         self._one_of("raw_dtype", tuple(ITEM_BYTES))
         self._one_of("non_finite", get_args(NonFinite))
-        shares = self.validation, self.test
-        if not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
+        fractions = self.validation, self.test
+        if not all(0 <= fraction < 1 for fraction in fractions) or sum(fractions) >= 1:
             raise UserError(
-                f"--validation {self.validation} and --test {self.test}: expected shares from 0 "
-                "that leave rows for training, such as 0.1 and 0.1"
+                f"--validation {self.validation} and --test {self.test}: expected fractions "
+                "of at least 0 that leave rows for training, such as 0.1 and 0.1"
             )
         unknown = sorted(set(self.keys) - set(ROLES))
         if unknown:
@@ -63,10 +63,11 @@ class ImportOptions:
 
     @property
     def split(self) -> dict[str, float]:
+        """The fractions of the sequences, as the manifest has them."""
         return {"validation": self.validation, "test": self.test}
 
     def record(self) -> dict[str, Any]:
-        """The options as the manifest keeps them, without places on this machine."""
+        """The options as recorded in the manifest, without paths of this machine."""
         return {**vars(self), "keys": dict(self.keys), "sequences": base_name(self.sequences)}
 
     def _at_least(self, option: str, least: int) -> None:
@@ -81,7 +82,7 @@ class ImportOptions:
 
 
 def parse_position(value: Position | None) -> Position | None:
-    """A position as typed: numbers become int. Raises UserError on what is no position."""
+    """Parse a position; numbers become int. Raises UserError when it is not a position."""
     if value is None or isinstance(value, int):
         return value
     if re.fullmatch(r"[+-]?\d+", value):
@@ -95,6 +96,7 @@ def parse_position(value: Position | None) -> Position | None:
 
 
 def base_name(path: Path | None) -> str | None:
+    """The file's name without its folders, with links followed; None for None."""
     return None if path is None else path.resolve().name
 
 

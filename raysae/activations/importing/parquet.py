@@ -1,7 +1,7 @@
 """Parquet files: one, or a folder of them.
 
-Rows can only be unpacked in the file's order, and the store wants another: they are unpacked once,
-to a scratch file, and taken from there. So files of any row groups come out in the same order.
+Parquet can only be unpacked in the file's order, but the store needs a shuffled order. So all rows are
+unpacked once, to a temporary file, and read from there. The row groups do not change the store's order.
 
 Shapes: N rows, T tokens, D d_in.
 """
@@ -43,12 +43,12 @@ _FLOATS = {pa.float16(): torch.float16, pa.float32(): torch.float32, pa.float64(
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which columns are wanted, and what a row of the activation column is."""
+    """The columns to read, and dtype and shape of a row of the activation column."""
 
     activation: str
     dtype: torch.dtype
     shape: tuple[int, ...] | None
-    """``[D]`` or ``[T, D]``; None where only the rows tell."""
+    """``[D]`` or ``[T, D]``; None when the schema does not give it."""
     columns: dict[str, str]
     """Names by role."""
 
@@ -57,15 +57,16 @@ class _Layout:
 class _Unpacked:
     scratch: Scratch
     width: int | None = None
-    """Values a row."""
+    """Values per row; None until the first batch."""
     rows: int = 0
     numbers: dict[str, list[NDArray[np.int64]]] = field(default_factory=dict)
 
 
 def open_parquet(request: Request) -> Source:
-    """Unpack the activation column and read the columns of whole numbers that go with it.
+    """Unpack the activation column, and read the columns of whole numbers beside it.
 
-    Raises UserError, naming file and row, on what is ragged, missing or unreadable.
+    Raises UserError, naming file and row, when rows are ragged, missing or unreadable, or the disk is
+    too small.
     """
     paths = parquet_files(request.path)
     files = [_open(path) for path in paths]
@@ -85,7 +86,7 @@ def open_parquet(request: Request) -> Source:
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """The file, or a folder's files in order; not those in folders below it."""
+    """The file itself, or a folder's Parquet files sorted by name, without those in subfolders."""
     if not path.is_dir():
         return [path]
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
@@ -106,8 +107,8 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 def _layout(path: Path, file: pq.ParquetFile, request: Request) -> _Layout:
     schema, keys = file.schema_arrow, request.options.keys
     possible = [column.name for column in schema if _possible(column.type)]
-    told = {column.name: str(column.type) for column in schema}
-    name = find_activation(path, possible, told, keys)
+    contents = {column.name: str(column.type) for column in schema}
+    name = find_activation(path, possible, contents, keys)
     dtype, shape = _row_of(path, schema, name)
     others = [
         column.name
@@ -157,8 +158,8 @@ def _binary_row(
     dtype, d_in = metadata.get(DTYPE_KEY, b"").decode(), metadata.get(D_IN_KEY, b"").decode()
     if dtype not in ITEM_BYTES or not d_in.isdigit() or int(d_in) * ITEM_BYTES[dtype] != width:
         raise UserError(
-            f"{path}: column {name} holds {width} bytes a row, and the file's metadata does not say "
-            f"of what ({DTYPE_KEY.decode()} is {dtype!r}, {D_IN_KEY.decode()} {d_in!r}); save lists"
+            f"{path}: column {name} holds {width} bytes a row, and the file's metadata does not give "
+            f"their dtype ({DTYPE_KEY.decode()} is {dtype!r}, {D_IN_KEY.decode()} {d_in!r}); save lists"
         )
     return torch_dtype(dtype), (int(d_in),)
 
@@ -177,12 +178,12 @@ def _refuse_mixture(paths: list[Path], layouts: list[_Layout]) -> None:
     for path, layout in zip(paths, layouts, strict=True):
         if layout != layouts[0]:
             raise UserError(
-                f"{path}: its columns are not those of {paths[0].name}: {_told(layout)}, there "
-                f"{_told(layouts[0])}; import them one by one"
+                f"{path}: its columns are not those of {paths[0].name}: {_description(layout)}, there "
+                f"{_description(layouts[0])}; import them one by one"
             )
 
 
-def _told(layout: _Layout) -> str:
+def _description(layout: _Layout) -> str:
     columns = ", ".join([layout.activation, *layout.columns.values()])
     shape = list(layout.shape) if layout.shape else "lists"
     return f"{columns} ({shape} of {dtype_name(layout.dtype)})"
@@ -191,7 +192,7 @@ def _told(layout: _Layout) -> str:
 def _batches(
     path: Path, file: pq.ParquetFile, layout: _Layout
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The wanted columns, a few rows at a time, each with the number of its first row."""
+    """The wanted columns in batches of a few rows, each with the number of its first row."""
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     widest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
     size, start = int(min(max(BATCH_BYTES // max(widest, 1), 1), 65_536)), 0
@@ -212,7 +213,7 @@ def _first_width(column: pa.Array, layout: _Layout) -> int:
 def _unpack(
     batch: pa.RecordBatch, unpacked: _Unpacked, layout: _Layout, path: Path, start: int
 ) -> None:
-    """Add a batch's rows to what is unpacked."""
+    """Append a batch's rows to ``unpacked``."""
     for name in batch.schema.names:
         _refuse_null(batch.column(name), f"{path}: {name}", start)
     column = batch.column(layout.activation)
@@ -236,7 +237,7 @@ def _bytes(column: pa.Array) -> NDArray[np.uint8]:
 
 
 def _values(column: pa.Array, width: int, where: str, start: int) -> NDArray[np.generic]:
-    """The numbers of a column of lists, in one dimension. Raises UserError on ragged rows."""
+    """All values of a column of lists, in one dimension. Raises UserError on ragged rows or nulls."""
     lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
     other = np.flatnonzero(lengths != width)
     if len(other):

@@ -1,4 +1,4 @@
-"""What a format's reader is asked to open."""
+"""The request that the reader of a format receives."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from pathlib import Path
 from raysae.activations.importing.options import ImportOptions
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many rows of it are done, and how many there are."""
+"""Called with the name of the stage, the rows done so far, and the rows in total."""
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """No progress."""
+    """Ignore the progress."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A file or folder, what the person says of it, and where there is room for unpacked rows."""
+    """A file or folder to open, the import's options, and a folder for temporary files."""
 
     path: Path
     options: ImportOptions

@@ -1,4 +1,4 @@
-"""An import from beginning to end: look, check every value, write, and only then name it a store."""
+"""Running an import: open the file, check every value, write the shards, then write the manifest."""
 
 import hashlib
 import threading
@@ -43,67 +43,73 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class ImportPlan:
-    """An import that can be done, its options settled, nothing written yet."""
+    """A checked import with all options settled. Nothing has been written yet."""
 
     out: Path
     source: Source
     options: ImportOptions
-    """As asked for, with the dtype, hookpoint and shard size that follow from file and store."""
+    """As given, with dtype, hookpoint and shard size filled in from the file and the store."""
     selections: list[Selection]
     notes: tuple[str, ...]
 
     @property
     def sites(self) -> list[Site]:
+        """The sites that the import adds."""
         return [selection.site for selection in self.selections]
 
     @property
     def rows(self) -> int:
+        """Rows of all sites together."""
         return sum(len(selection) for selection in self.selections)
 
     @property
     def dtype(self) -> Dtype:
+        """The dtype of the activations in the store."""
         assert self.options.dtype, "settled with the plan"
         return self.options.dtype
 
     @property
     def bytes(self) -> int:
-        """Bytes of the activations as they will be stored."""
+        """Bytes of the activations in the store."""
         return self.rows * self.source.d_in * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did."""
+    """The result of an import."""
 
     store: Path
     format: str
     d_in: int
     dtype: str
     entries: list[SiteEntry]
-    """The sites that it added."""
+    """Manifest entries of the sites that the import added."""
     seconds: float
     notes: tuple[str, ...]
 
     @property
     def rows(self) -> int:
+        """Rows written, at all sites together."""
         return sum(entry.rows.total for entry in self.entries)
 
     @property
     def dropped(self) -> int:
+        """Rows left out because they held NaN or infinite values."""
         return sum(entry.dropped for entry in self.entries)
 
     @property
     def bytes(self) -> int:
+        """Bytes of the shards written."""
         return sum(shard.bytes for entry in self.entries for shard in entry.shards)
 
 
 def import_activations(
     file: Path | str, out: Path | str, *, progress: Progress = silent, **options: Any
 ) -> Imported:
-    """Bring the activations of a file or folder into a store, a new one or an imported one.
+    """Import the activations of a file or folder into a store: a new one, or one made by imports.
 
     ``options`` are the fields of ``ImportOptions``: ``layer``, ``position``, ``dtype`` and so on.
-    Raises UserError on unusable input; what it wrote by then does not count as a store.
+    Raises UserError on unusable input; files written before the error do not count as a store.
     """
     started = time.monotonic()
     plan = plan_import(Path(file), Path(out), ImportOptions(**options), progress)
@@ -113,7 +119,7 @@ def import_activations(
 def plan_import(
     file: Path, out: Path, options: ImportOptions, progress: Progress = silent
 ) -> ImportPlan:
-    """Open the file and settle what goes where. Raises UserError when it cannot be done."""
+    """Open the file and decide which rows go to which site. Raises UserError when this is impossible."""
     store = existing_store(out)
     asked = {key: getattr(options, key) for key in ("split", "seed", "model", "dataset", "dtype")}
     if store:
@@ -130,7 +136,10 @@ def plan_import(
 
 
 def run_import(plan: ImportPlan, progress: Progress = silent) -> Imported:
-    """Check every value, write the shards, then the manifest. Raises UserError on unfit values."""
+    """Check every value, write the shards, then the manifest.
+
+    Raises UserError when values cannot be stored, the disk is too small, or another import runs.
+    """
     started, options = time.monotonic(), plan.options
     check_values(plan.source, plan.selections, plan.dtype, options.non_finite, progress)
     refuse_full_disk(plan.out, plan.bytes, "the store")
@@ -179,7 +188,7 @@ def _split_notes(plan: ImportPlan, entries: list[SiteEntry]) -> Iterator[str]:
 
 
 def _write(plan: ImportPlan, progress: Progress) -> list[SiteEntry]:
-    """Write the sites one after the other; each is shuffled alike, so their rows stay aligned."""
+    """Write the sites one after the other, all shuffled in the same way, so their rows stay aligned."""
     options, done, entries = plan.options, 0, []
     form = ShardFormat(plan.dtype, options.split, options.seed, options.non_finite)
     for selection in sorted(plan.selections, key=lambda selection: selection.site):
@@ -216,7 +225,7 @@ def _manifest(
 
 
 def _record(plan: ImportPlan, checksum: str) -> dict[str, Any]:
-    """What the manifest keeps of one import: no place on this machine, only names."""
+    """The manifest's record of one import. It has names of files, but no paths of this machine."""
     source = plan.source
     return {
         "file": source.path.resolve().name,
@@ -233,7 +242,7 @@ def _record(plan: ImportPlan, checksum: str) -> dict[str, Any]:
 
 @contextmanager
 def _hashed_meanwhile(files: tuple[Path, ...]) -> Iterator[Callable[[], str]]:
-    """Hash the files in order of name, one after the other, beside the block; it asks for the sum."""
+    """Hash the files in a thread while the block runs. Yields a function that waits for the sha256."""
     stop = threading.Event()
 
     def checksum() -> str:

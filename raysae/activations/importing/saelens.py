@@ -1,7 +1,8 @@
 """Folders of cached activations that SAELens writes (``CacheActivationsRunner``).
 
-A Hugging Face data set on disk: Arrow streams with a column named by its hook, a context a row
-(``Array2D``, ``[tokens, d_in]``), and perhaps ``token_ids``. Read as they lie, in mapped memory.
+Such a folder is a Hugging Face data set on disk: Arrow streams with a column named after the hook, one
+context per row (``Array2D``, ``[tokens, d_in]``), and optionally ``token_ids``. It is read in mapped
+memory, without unpacking.
 
 Shapes: S contexts, T tokens, D d_in.
 """
@@ -29,11 +30,12 @@ HOOK = re.compile(r"blocks\.(\d+)\.(?:hook_(resid_pre|resid_post|attn_out|mlp_ou
 
 
 def is_dataset_folder(path: Path) -> bool:
+    """Whether the folder is a data set that Hugging Face's ``save_to_disk`` wrote."""
     return any((path / name).exists() for name in (STATE_FILE, SPLITS_FILE))
 
 
 def open_saelens(request: Request) -> Source:
-    """The folder's contexts, one sequence each. Raises UserError, naming the file, when damaged."""
+    """Open the folder; each context is a sequence. Raises UserError, naming the file, when damaged."""
     path = request.path
     _refuse_splits(path)
     files = _data_files(path)
@@ -75,8 +77,8 @@ def _data_files(path: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name or not (path / name).is_file():
             raise UserError(
-                f"{path / STATE_FILE}: lists {name!r}, which is no file in that folder; the folder "
-                "is incomplete"
+                f"{path / STATE_FILE}: lists {name!r}, which is not in that folder; the folder is "
+                "incomplete"
             )
     if not names:
         raise UserError(f"{path}: the data set has no files, so no rows")
@@ -127,7 +129,7 @@ def _grid(column: pa.Array, where: str, start: int) -> Tensor:
 
 
 def _even(lists: pa.Array, where: str, start: int, per_row: int) -> int:
-    """The one length of all lists. Raises UserError, naming the row, on nulls or other lengths."""
+    """The common length of all lists. Raises UserError, naming the row, on nulls or unequal lengths."""
     lengths = pc.list_value_length(lists).fill_null(-1).to_numpy(zero_copy_only=False)
     other = np.flatnonzero((lengths != lengths[0]) | (lengths < 1)) if len(lengths) else [0]
     if len(other):

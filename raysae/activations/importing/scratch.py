@@ -1,4 +1,4 @@
-"""Room on disk: is there enough, and a place for rows that must be unpacked before they are read."""
+"""Disk space: a check of the free space, and a temporary file for unpacked rows."""
 
 import shutil
 import tempfile
@@ -14,7 +14,10 @@ from raysae.errors import UserError
 
 
 def refuse_full_disk(folder: Path, needed: int, what: str) -> None:
-    """Raise UserError when ``needed`` bytes do not fit where ``folder`` is or will be."""
+    """Raise UserError when ``needed`` bytes do not fit on the disk of ``folder``, which need not exist.
+
+    ``what`` says in the message what takes the space.
+    """
     place = existing_parent(folder)
     free = shutil.disk_usage(place).free
     if needed > free:
@@ -25,7 +28,7 @@ def refuse_full_disk(folder: Path, needed: int, what: str) -> None:
 
 
 def existing_parent(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or the nearest parent folder that exists."""
     folder = folder.absolute()
     while not folder.is_dir():
         folder = folder.parent
@@ -33,17 +36,18 @@ def existing_parent(folder: Path) -> Path:
 
 
 class Scratch:
-    """Rows unpacked to a nameless file, which is gone whenever and however the process ends."""
+    """A temporary file of unpacked rows. It has no name, so it is removed however the process ends."""
 
     def __init__(self, folder: Path):
         self._file = tempfile.TemporaryFile(dir=existing_parent(folder))  # noqa: SIM115
 
     def write(self, rows: NDArray[np.generic]) -> None:
+        """Append the bytes of ``rows``."""
         self._file.write(np.ascontiguousarray(rows).view(np.uint8).data)
 
     def rows(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        """All that was written, as a tensor ``[N, *shape]`` in mapped memory."""
+        """All rows written so far, as a tensor ``[N, *shape]`` in mapped memory. Call it once, last."""
         self._file.flush()
         written = np.memmap(self._file, np.uint8, mode="r")
-        self._file.close()  # the map holds on to it
+        self._file.close()  # the map still holds the file open
         return mapped_tensor(written).view(dtype).view(-1, *shape)

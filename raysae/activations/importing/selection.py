@@ -18,27 +18,31 @@ from raysae.sites import Position, Site
 PIECE_ROWS = 2_048
 PIECE_BYTES = 16 * 2**20
 LEAST_PIECES = 64
-"""So that a small file is shuffled too."""
+"""Least number of pieces, so that a small file is shuffled too."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The rows that a site takes, by their numbers in the source and in its order."""
+    """The rows of a site, as row numbers of the source, in the source's order."""
 
     site: Site
     rows: range | NDArray[np.int64]
     sequence: NDArray[np.int64] | None = None
-    """Ids counted within the site, where the source has several sites and no ids."""
+    """Sequence ids counted within the site, when the source has several sites and no ids."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def at(self, piece: slice) -> NDArray[np.int64]:
+        """The row numbers of a piece of the site."""
         return as_array(self.rows[piece])
 
 
 def select_sites(source: Source, options: ImportOptions) -> list[Selection]:
-    """The sites that the file and the person's options make. Raises UserError when they make none."""
+    """The sites of an import, from the file and the options.
+
+    Raises UserError when no row matches, or the layer or position is not known.
+    """
     layer, position = source.column("layer"), source.column("position")
     if isinstance(options.position, str):
         position = None  # a pool takes the tokens of every position
@@ -46,13 +50,13 @@ def select_sites(source: Source, options: ImportOptions) -> list[Selection]:
     if layer is None and position is None:
         return [Selection(Site(_layer(source, options), _position(source, options)), rows)]
     row_N = as_array(rows)
-    layer_N, keep_layer = _values(layer, row_N, options.layer)
-    position_N, keep_position = _values(position, row_N, options.position)
-    kept = keep_layer & keep_position
-    if not kept.any():
+    layer_N, right_layer_N = _values(layer, row_N, options.layer)
+    position_N, right_position_N = _values(position, row_N, options.position)
+    wanted_N = right_layer_N & right_position_N
+    if not wanted_N.any():
         raise UserError(
             f"{source.path}: no rows of layer {options.layer}, position {options.position}; it has "
-            f"{_told(layer, 'layers')}, {_told(position, 'positions')}"
+            f"{_description(layer, 'layers')}, {_description(position, 'positions')}"
         )
 
     def site(first: int) -> Site:
@@ -61,13 +65,13 @@ def select_sites(source: Source, options: ImportOptions) -> list[Selection]:
             _position(source, options) if position is None else int(position_N[first]),
         )
 
-    return _grouped(source, row_N, layer_N * 2**24 + position_N, kept, site)
+    return _grouped(source, row_N, layer_N * 2**24 + position_N, wanted_N, site)
 
 
 def pieces(rows: int, d_in: int) -> list[slice]:
-    """The rows cut into pieces that lie side by side in the file, about 2,048 rows each.
+    """Cut ``rows`` rows into pieces of consecutive rows, at most 2,048 rows and 16 MiB of float32 each.
 
-    The cut follows from the numbers alone, so sites with as many rows are cut and shuffled alike.
+    The cut depends on the numbers alone, so sites with equally many rows are shuffled in the same way.
     """
     size = min(PIECE_ROWS, PIECE_BYTES // (4 * d_in), rows // LEAST_PIECES)
     size = max(size, 1)
@@ -75,13 +79,13 @@ def pieces(rows: int, d_in: int) -> list[slice]:
 
 
 def shuffled_pieces(rows: int, d_in: int, seed: int) -> list[slice]:
-    """The pieces in the order in which they are written; within a shard the writer shuffles."""
+    """The pieces in the order in which they are written; the writer shuffles within a shard."""
     in_order = pieces(rows, d_in)
     return [in_order[i] for i in np.random.default_rng([seed, 0, 1]).permutation(len(in_order))]
 
 
 def site_rows(source: Source, selection: Selection, piece: slice) -> SiteRows:
-    """A piece of a site, read from the file, with where its rows came from."""
+    """Read a piece of a site from the file, with the origin of each row."""
     row_N = selection.at(piece)
     token_id = source.column("token_id")
     return SiteRows(
@@ -93,13 +97,14 @@ def site_rows(source: Source, selection: Selection, piece: slice) -> SiteRows:
 
 
 def as_array(rows: range | NDArray[np.int64]) -> NDArray[np.int64]:
+    """The row numbers as an array ``[N]``."""
     if isinstance(rows, range):
         return np.arange(rows.start, rows.stop, rows.step, dtype=np.int64)
     return rows
 
 
 def _picked(source: Source, options: ImportOptions) -> range:
-    """All rows, or those of one token of each sequence."""
+    """All rows, or the rows of one token of each sequence."""
     if not source.tokenwise or not isinstance(options.position, int):
         return range(source.rows)
     tokens, token = source.tokens, options.position
@@ -131,14 +136,14 @@ def _position(source: Source, options: ImportOptions) -> Position:
 def _values(
     column: Column | None, row_N: NDArray[np.int64], wanted: Position | None
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The column's values, and which are wanted."""
+    """The column's values ``[N]``, and whether each is the wanted one."""
     if column is None:
         return np.zeros_like(row_N), np.ones(len(row_N), bool)
     values = column.at(row_N)
     return values, np.ones(len(row_N), bool) if wanted is None else values == wanted
 
 
-def _told(column: Column | None, what: str) -> str:
+def _description(column: Column | None, what: str) -> str:
     if column is None:
         return f"no {what} of its own"
     values = np.unique(column.values)
@@ -150,12 +155,12 @@ def _grouped(
     source: Source,
     row_N: NDArray[np.int64],
     code_N: NDArray[np.int64],
-    kept: NDArray[np.bool_],
+    wanted_N: NDArray[np.bool_],
     site: Callable[[int], Site],
 ) -> list[Selection]:
-    """The kept rows by site, each site's in the file's order."""
-    kept_rows = np.flatnonzero(kept)
-    order = kept_rows[np.argsort(code_N[kept_rows], kind="stable")]
+    """The wanted rows by site, each site's rows in the file's order."""
+    wanted = np.flatnonzero(wanted_N)
+    order = wanted[np.argsort(code_N[wanted], kind="stable")]
     ends = np.flatnonzero(np.diff(code_N[order])) + 1
     counted = source.column("sequence") is None
     return [
@@ -180,7 +185,7 @@ def _sequence(
 def _token_index(
     source: Source, selection: Selection, row_N: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """A row's place in its sequence: said so, or told from the file's shape or the position."""
+    """Each row's token index: from its column, or else from the file's shape or the position."""
     index, position = source.column("token_index"), source.column("position")
     if index is not None:
         return index.at(row_N)

@@ -1,6 +1,6 @@
-"""What every format opens to: activations in mapped memory, and columns of whole numbers.
+"""The form that every format is opened as: activations in mapped memory, and columns of whole numbers.
 
-Shapes: S sequences, T tokens of each (1 where a row stands alone), N rows (S times T), D d_in.
+Shapes: S sequences, T tokens of each (1 when the file has no sequences), N rows (S times T), D d_in.
 """
 
 from collections.abc import Mapping
@@ -24,50 +24,54 @@ STORED_AS: dict[torch.dtype, Dtype] = {
     torch.float32: "float32",
     torch.float64: "float32",
 }
-"""The dtypes that can be imported, and what a store keeps them as."""
+"""The dtypes that can be imported, and the dtype that a store has by default."""
 LIMITS = {
     "layer": (0, 9_999),
     "position": (-(2**20), 2**20),
     "token_index": (0, 2**31 - 1),
     "token_id": (-(2**31), 2**31 - 1),
 }
-"""The values that a column may have; a sequence's id is any number of 64 bits."""
+"""Smallest and largest value of each column; a sequence's id is any 64-bit number."""
 FOR_ALL = ("layer", "position")
-"""What a file may say once for all its rows."""
+"""The columns that may have a single value for all rows."""
 COLUMN_ROLES = tuple(role for role in ROLES if role != "activation")
 
 
 @dataclass(frozen=True)
 class Column:
-    """A whole number for each row, or for each ``repeat`` rows in turn."""
+    """Whole numbers: one for each row, or one for every ``repeat`` consecutive rows."""
 
     name: str
     values: NDArray[np.int64]
     repeat: int = 1
 
     def at(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The values of the rows with these numbers, ``[rows]``."""
         return self.values[rows // self.repeat]
 
 
 @dataclass(frozen=True)
 class Source:
-    """The activations of a file: rows are numbered through, sequence by sequence."""
+    """The activations of a file. Rows are numbered from 0, sequence by sequence.
+
+    Raises UserError when it has no rows.
+    """
 
     path: Path
     format: str
     files: tuple[Path, ...]
     blocks_STD: tuple[Tensor, ...]
-    """The sequences in turn; one tensor, or several of the same dtype, T and D."""
+    """The sequences in order ``[S, T, D]``: one tensor, or several of the same dtype, T and D."""
     tokenwise: bool
     """Whether the file has a dimension of tokens."""
     activation: str = ""
-    """The name of the activations in the file, where it has names."""
+    """The name of the activations in the file; empty when the file has no names."""
     columns: Mapping[str, Column] | None = None
     """By role."""
     layer: int | None = None
-    """What the activations' name says, which the person may overrule."""
+    """The layer in the activations' name; an option overrides it."""
     position: Position | None = None
-    """What is taken when the person says nothing."""
+    """The position when no option gives one."""
     hookpoint: str | None = None
 
     def __post_init__(self) -> None:
@@ -79,12 +83,14 @@ class Source:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The file's shape: ``(S, T, D)``, or ``(N, D)`` when it has no dimension of tokens."""
         _, *rest = self.blocks_STD[0].shape
         sizes = (sum(len(block) for block in self.blocks_STD), *rest)
         return sizes if self.tokenwise else (sizes[0], sizes[2])
 
     @cached_property
     def sequences(self) -> int:
+        """S."""
         return sum(len(block) for block in self.blocks_STD)
 
     @property
@@ -99,20 +105,24 @@ class Source:
 
     @property
     def d_in(self) -> int:
+        """D."""
         return self.blocks_STD[0].shape[2]
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the values in the file."""
         return self.blocks_STD[0].dtype
 
     def column(self, role: str) -> Column | None:
+        """The column of a role; None when the file has none."""
         return (self.columns or {}).get(role)
 
     def with_column(self, role: str, column: Column) -> "Source":
+        """A copy of this source with ``column`` as the role's column."""
         return replace(self, columns={**(self.columns or {}), role: column})
 
     def take(self, rows: NDArray[np.int64]) -> Tensor:
-        """The activations of ``rows``, ``[rows, D]``, read from the file only now."""
+        """Read the activations of ``rows`` from the file: ``[rows, D]``, in the file's dtype."""
         sequence, token = np.divmod(rows, self.tokens)
         if len(self.blocks_STD) == 1:
             return self.blocks_STD[0][torch.from_numpy(sequence), torch.from_numpy(token)]
@@ -132,9 +142,9 @@ class Source:
 
 
 def as_sequences(tensor: Tensor, where: str) -> Tensor:
-    """A tensor ``[rows, d_in]`` or ``[sequences, tokens, d_in]`` as ``[S, T, D]``, not copied.
+    """View a tensor ``[rows, d_in]`` or ``[sequences, tokens, d_in]`` as ``[S, T, D]``, not copied.
 
-    Raises UserError when it is neither, or not of floating point numbers.
+    Raises UserError when it has another shape, or does not hold floating point numbers.
     """
     if tensor.dim() not in (2, 3):
         raise UserError(
@@ -150,19 +160,20 @@ def as_sequences(tensor: Tensor, where: str) -> Tensor:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """The dtype's name, such as ``"float32"``."""
     return str(dtype).removeprefix("torch.")
 
 
 def make_column(role: str, name: str, values: NDArray[np.int64], source: Source) -> Column:
-    """A column of the source. Raises UserError when its length or a value is impossible.
+    """Make a column of the source: a value per row, per sequence, or (layer and position) one for all.
 
-    There is a value a row, a value a sequence, or (layer and position only) one in all.
+    Raises UserError when the number of values does not fit, or a value is out of range.
     """
     lengths = column_lengths(role, source.sequences, source.tokens)
     if values.size not in lengths:
-        told = " or ".join(f"{length:,}" for length in sorted(lengths, reverse=True))
+        fitting = " or ".join(f"{length:,}" for length in sorted(lengths, reverse=True))
         raise UserError(
-            f"{source.path}: {name} ({role}) has {values.size:,} values; expected {told}, as the "
+            f"{source.path}: {name} ({role}) has {values.size:,} values; expected {fitting}, as the "
             f"activations are {list(source.shape)}"
         )
     low, high = LIMITS.get(role, (-(2**63), 2**63 - 1))
@@ -176,12 +187,12 @@ def make_column(role: str, name: str, values: NDArray[np.int64], source: Source)
 
 
 def column_lengths(role: str, sequences: int, tokens: int) -> set[int]:
-    """How many values a column may have."""
+    """The numbers of values that a role's column may have."""
     return {sequences, sequences * tokens} | ({1} if role in FOR_ALL else set())
 
 
 def whole_numbers(values: object) -> NDArray[np.int64] | None:
-    """The values in one dimension, or None when they are not whole numbers."""
+    """The values as an array of one dimension; None when they are not whole numbers."""
     if isinstance(values, Tensor):
         whole = not values.is_floating_point() and not values.is_complex()
         if not whole or values.dtype == torch.bool:

@@ -1,4 +1,4 @@
-"""The store that an import goes to: what may be added, and what an interrupted import left."""
+"""The store that an import writes to: checks of what may be added, and removal of partial files."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,15 +11,15 @@ from raysae.sites import Site
 from raysae.storage.files import locked, read_json, remove_folder, remove_temporary, write_json
 
 WORK_FOLDER = ".import"
-"""Stands in a store's folder from before the first shard until after the manifest."""
+"""A folder in the store's folder; it exists from before the first shard until after the manifest."""
 LOCK_FILE, SITES_FILE = "lock", "sites.json"
 FLAGS = {"split": "--validation and --test", "non_finite": "--non-finite"}
 
 
 def existing_store(out: Path) -> Manifest | None:
-    """The manifest of the store to add to; None when there is none yet.
+    """The manifest of the store that sites are added to; None when there is no store yet.
 
-    Raises UserError when it is not an imported one, or the folder holds anything else.
+    Raises UserError when the store was not imported, or the folder holds other files.
     """
     if (out / MANIFEST_FILE).exists():
         manifest = read_manifest(out)
@@ -31,9 +31,9 @@ def existing_store(out: Path) -> Manifest | None:
         return manifest
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; name a folder for the store")
-    begun = (out / WORK_FOLDER / SITES_FILE).exists()
-    strangers = out.exists() and {path.name for path in out.iterdir()} - {WORK_FOLDER}
-    if strangers and not begun:
+    interrupted = (out / WORK_FOLDER / SITES_FILE).exists()
+    other_files = out.exists() and {path.name for path in out.iterdir()} - {WORK_FOLDER}
+    if other_files and not interrupted:
         raise UserError(f"{out}: holds files but no activation store; import into another folder")
     return None
 
@@ -44,7 +44,7 @@ def imports(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def refuse_differences(out: Path, manifest: Manifest, wanted: Mapping[str, Any]) -> None:
-    """Raise UserError when the store and what would be added to it differ; None wants nothing."""
+    """Raise UserError when the import's settings differ from the store's. None fits any setting."""
     first = imports(manifest)[0]["options"]
     there = {
         **{key: getattr(manifest, key) for key in ("d_in", "dtype", "hookpoint", "split")},
@@ -80,10 +80,11 @@ def refuse_sites(out: Path, manifest: Manifest | None, sites: list[Site]) -> Non
 
 @contextmanager
 def taking_in(out: Path, sites: list[Site]) -> Iterator[Manifest | None]:
-    """The store as it is now, for the block to write ``sites`` and the manifest; no other import
-    gets at it meanwhile. What an interrupted import left is removed first.
+    """Lock the store, so that the block can write ``sites`` and the manifest.
 
-    Raises UserError when another process is at it, or the store has one of the sites by now.
+    Yields the store's current manifest; None when there is none yet. Partial files of an interrupted
+    import are removed first. Raises UserError when another process imports into the store, or when the
+    store already has one of the sites.
     """
     work = out / WORK_FOLDER
     work.mkdir(parents=True, exist_ok=True)
@@ -99,11 +100,12 @@ def taking_in(out: Path, sites: list[Site]) -> Iterator[Manifest | None]:
 
 
 def _clear(out: Path, manifest: Manifest | None, sites: list[Site]) -> None:
-    """Remove the files of sites that no manifest lists: an interrupted import's, and where ours go."""
-    kept = {entry.site.folder for entry in manifest.sites} if manifest else set()
+    """Remove files of sites that the manifest does not list: those of an interrupted import, and those
+    in the folders that this import will write."""
+    listed = {entry.site.folder for entry in manifest.sites} if manifest else set()
     marker = out / WORK_FOLDER / SITES_FILE
-    begun = read_json(marker) if marker.exists() else []
-    for folder in {*_site_folders(begun), *(site.folder for site in sites)} - kept:
+    unfinished = read_json(marker) if marker.exists() else []
+    for folder in {*_site_folders(unfinished), *(site.folder for site in sites)} - listed:
         remove_folder(out / folder)
     remove_temporary(out)
 

@@ -36,7 +36,10 @@ ZIP = b"PK\x03\x04"
 
 
 def open_pt(request: Request) -> Source:
-    """What ``torch.save`` wrote: a tensor, or a dictionary (nested or not) with one."""
+    """Open a file of ``torch.save``: a tensor, or a dictionary (nested or not) that holds one.
+
+    Raises UserError when the file is unreadable, holds other objects, or has no activations.
+    """
     path = request.path
     loaded = _load_pt(path)
     if isinstance(loaded, Tensor):
@@ -46,7 +49,10 @@ def open_pt(request: Request) -> Source:
 
 
 def open_safetensors(request: Request) -> Source:
-    """A file of named tensors; each stays in mapped memory until its rows are taken."""
+    """Open a file of named tensors. They stay in mapped memory until rows are read.
+
+    Raises UserError when the file is unreadable or has no activations.
+    """
     path = request.path
     try:
         with safe_open(path, framework="pt") as file:
@@ -72,7 +78,7 @@ def _load_pt(path: Path) -> Any:
             "pickled code is never run; save it again with tensors and lists only "
             f"({_reason(error)})"
         ) from None
-    except Exception as error:  # a damaged file fails in as many ways as it has bytes
+    except Exception as error:  # a damaged file can raise almost any error
         raise UserError(
             f"{path}: not a readable file of torch.save: truncated, damaged or of another kind "
             f"({_reason(error)})"
@@ -81,13 +87,13 @@ def _load_pt(path: Path) -> Any:
 
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if line.startswith(("WeightsUnpickler", "Unsupported"))]
-    first = [*telling, *lines, ""][0].split(". ")[0]
+    causes = [line for line in lines if line.startswith(("WeightsUnpickler", "Unsupported"))]
+    first = [*causes, *lines, ""][0].split(". ")[0]
     return f"{type(error).__name__}: {first}".removesuffix(": ")
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf with its dotted name; a list of numbers is a leaf."""
+    """Every leaf of a nested value with its dotted name. A list of numbers is a leaf."""
     nested = isinstance(value, list | tuple) and any(
         isinstance(item, Tensor | Mapping) for item in value
     )
@@ -103,7 +109,7 @@ def _open_named(request: Request, form: str, named: dict[str, Any]) -> Source:
     path, keys = request.path, request.options.keys
     tensors = {name: leaf for name, leaf in named.items() if isinstance(leaf, Tensor)}
     possible = [name for name, leaf in tensors.items() if _possible(leaf)]
-    name = find_activation(path, possible, {n: _told(t) for n, t in tensors.items()}, keys)
+    name = find_activation(path, possible, {n: _description(t) for n, t in tensors.items()}, keys)
     tensor = named.pop(name).detach()
     source = Source(
         path, form, (path,), (as_sequences(tensor, f"{path}: {name}"),),
@@ -121,7 +127,7 @@ def _possible(leaf: Tensor) -> bool:
     return leaf.dtype in STORED_AS and leaf.dim() in (2, 3)
 
 
-def _told(leaf: Tensor) -> str:
+def _description(leaf: Tensor) -> str:
     return f"{list(leaf.shape)} {dtype_name(leaf.dtype)}"
 
 
@@ -135,7 +141,7 @@ def _numbers(path: Path, role: str, name: str, leaf: Any) -> NDArray[np.int64]:
 def _column_name(
     role: str, named: dict[str, Any], source: Source, keys: Mapping[str, str]
 ) -> str | None:
-    """The leaf that plays the role. A file may hold others so called, such as a config's."""
+    """The name of the role's leaf. Other leaves may have a similar name, such as those of a config."""
     if role in keys:
         return find_role(role, named, keys, source.path)
     called = [

@@ -1,4 +1,4 @@
-"""Are the values fit to be stored? Found out before anything is written.
+"""Checking the values of an import before anything is written.
 
 Shapes: N rows, D d_in.
 """
@@ -24,10 +24,10 @@ def check_values(
     non_finite: NonFinite,
     progress: Progress,
 ) -> int:
-    """Read every row once, in the file's order; how many are to be dropped.
+    """Read every row once, in the file's order. Returns the number of rows that will be dropped.
 
-    Raises UserError on values that are too large for ``dtype``, on rows with NaN or infinite ones
-    that are to be refused, and where dropping them would leave a site without rows.
+    Raises UserError when a value is too large for ``dtype``, when rows hold NaN or infinite values and
+    ``non_finite`` is ``"refuse"``, or when dropping such rows would leave a site empty.
     """
     rows = selections[0].rows
     if len(selections) > 1:
@@ -49,7 +49,8 @@ def check_values(
 
 
 def _unfit(source: Source, row_N: NDArray[np.int64], dtype: Dtype) -> NDArray[np.int64]:
-    """The rows with values that are not finite. Raises UserError when ``dtype`` cannot hold one."""
+    """The rows of ``row_N`` with NaN or infinite values. Raises UserError when a finite value is too
+    large for ``dtype``."""
     values_ND = source.take(row_N)
     low, high = values_ND.aminmax()
     largest = max(-float(low), float(high))

@@ -68,7 +68,7 @@ CASES = {
     "whole numbers .npy": ("x.npy", ZEROS.astype(int), {}, "int64 values; expected float16"),
     "whole numbers .pt": ("x.pt", T_ZEROS.int(), {}, "int32 values"),
     "complex": ("x.pt", T_ZEROS.cfloat(), {}, "complex64 values"),
-    "other byte order": ("x.npy", ZEROS.astype(">f4"), {}, "other order"),
+    "other byte order": ("x.npy", ZEROS.astype(">f4"), {}, "byte order"),
     "no activations": ("x.pt", {"a": torch.zeros(6), "b": "x"}, {}, r"(?s)nothing in it.*a: \[6\]"),
     "several tensors": (
         "x.pt", {"a": T_ZEROS, "m": {"b": T_ZEROS}}, {},
@@ -189,7 +189,7 @@ def test_folders_that_hold_nothing_known_are_refused(tmp_path):
     [
         ("{", "not valid JSON"),
         ('{"_fingerprint": null}', "does not list _data_files"),
-        ('{"_data_files": [{"filename": "../outside.arrow"}]}', "no file in that folder"),
+        ('{"_data_files": [{"filename": "../outside.arrow"}]}', "not in that folder"),
         ('{"_data_files": [{"filename": "data-00009.arrow"}]}', "incomplete"),
         ('{"_data_files": []}', "no rows"),
     ],

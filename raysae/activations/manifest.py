@@ -4,9 +4,16 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    ValidationError,
+    model_serializer,
+)
 
 from raysae.activations.schema import Dtype
 from raysae.errors import UserError
@@ -16,10 +23,21 @@ from raysae.storage.files import read_json, write_json
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 SEQUENCES_FOLDER = "sequences"
+DIGEST = "digest"
+"""The context in which a manifest is serialised for its digest."""
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Fields that the format did not have at first. They count in the digest where the file has them."""
+
+    @model_serializer(mode="wrap")
+    def _without_missing(self, handler: Any, info: SerializationInfo) -> dict[str, Any]:
+        """For the digest, leave out fields that did not exist when the file was written."""
+        fields = handler(self)
+        missing = self.added - self.model_fields_set if info.context == DIGEST else frozenset()
+        return {name: value for name, value in fields.items() if name not in missing}
 
 
 class SplitRows(_Record):
@@ -105,9 +123,9 @@ class Manifest(_Record):
     def digest(self) -> str:
         """A sha256 of the whole manifest, and through its checksums of every byte in the store.
 
-        Fields that the file does not have do not count: they did not exist when it was written.
+        Fields that did not exist when the file was written do not count.
         """
-        text = json.dumps(self.model_dump(exclude_unset=True), sort_keys=True)
+        text = json.dumps(self.model_dump(context=DIGEST), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def write(self, store: Path) -> None:

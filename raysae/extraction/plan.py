@@ -12,10 +12,14 @@ from raysae.errors import UserError
 from raysae.identity import differences, flat
 from raysae.sites import Position, Site
 from raysae.storage.files import read_json, remove_folder
-from raysae.transformer.loading import load_model_config, with_absolute_paths
+from raysae.transformer.loading import POCKET, ModelSpec, load_model_config
+from raysae.transformer.texts import TextSpec
+from raysae.transformer.tokens import TokenRules
 
 WORK_FOLDER = "extraction"
 """A folder in the store's folder; it exists until the extraction is finished."""
+PREFIX = "source."
+"""The section of the recipe that an extraction is described in."""
 IDENTITY_FILE = "identity.json"
 REFUSED_FILE = "refused.txt"
 """This file exists when activations were refused: the extraction cannot finish with the same recipe."""
@@ -69,7 +73,7 @@ def plan_extraction(recipe: Recipe) -> ExtractionPlan:
     """
     source = recipe.source
     assert source is not None, "planned only for recipes with a source"
-    config = load_model_config(source).get_text_config()
+    config = load_model_config(model_spec(source)).get_text_config()
     _check_layers(source, config.num_hidden_layers)
     _check_context(source, config)
     layers = range(config.num_hidden_layers) if source.layers == "all" else sorted(source.layers)
@@ -83,6 +87,37 @@ def plan_extraction(recipe: Recipe) -> ExtractionPlan:
         model_layers=config.num_hidden_layers,
         d_in=config.hidden_size,
     )
+
+
+def model_spec(source: SourceConfig) -> ModelSpec:
+    """The transformer that a recipe's source names."""
+    return ModelSpec(source.model, source.revision, source.model_dtype, prefix=PREFIX)
+
+
+def text_spec(source: SourceConfig) -> TextSpec:
+    """The texts that a recipe's source names."""
+    return TextSpec(
+        source.dataset, source.dataset_config, source.dataset_split, source.dataset_revision,
+        source.text, source.sequences, prefix=PREFIX,
+    )  # fmt: skip
+
+
+def token_rules(source: SourceConfig) -> TokenRules:
+    """How a recipe's source wants its texts as tokens."""
+    return TokenRules(
+        source.context_length, source.packing, source.special_tokens, source.used_patterns,
+        source.validation, source.test, prefix=PREFIX,
+    )  # fmt: skip
+
+
+def with_absolute_paths(source: SourceConfig) -> SourceConfig:
+    """The source with absolute paths: workers have other working folders."""
+    paths = {
+        key: str(Path(value).expanduser().absolute())
+        for key in ("model", "dataset")
+        if (value := getattr(source, key)) != POCKET and Path(value).expanduser().exists()
+    }
+    return source.model_copy(update=paths)
 
 
 def existing_store(plan: ExtractionPlan) -> Store | None:

@@ -14,7 +14,7 @@ from raysae.activations.schema import ITEM_BYTES
 from raysae.activations.splits import SPLITS, split_of
 from raysae.activations.writer import write_sequences
 from raysae.errors import UserError
-from raysae.extraction.plan import ExtractionPlan
+from raysae.extraction.plan import ExtractionPlan, model_spec, text_spec, token_rules
 from raysae.sites import Position
 from raysae.storage.files import read_json, remove_folder, write_json
 from raysae.transformer.loading import load_tokenizer
@@ -85,7 +85,7 @@ def write_tokens(plan: ExtractionPlan, report: Report) -> TokenPlan:
 
 def peek(plan: ExtractionPlan) -> None:
     """Read the first text. Raises UserError when the data set cannot be read."""
-    next(iter(read_documents(plan.source)))
+    next(iter(read_documents(text_spec(plan.source))))
 
 
 @dataclass
@@ -105,11 +105,11 @@ class _Writing:
 
     def run(self) -> TokenPlan:
         """Read, tokenize, shuffle, cut into shards and write. Returns the resulting plan."""
-        transformers_tokenizer = load_tokenizer(self.plan.readable)
+        transformers_tokenizer = load_tokenizer(model_spec(self.plan.readable))
         # hashed before use: a used tokenizer stores its last truncation, which changes its hash
         sha256 = tokenizer_hash(transformers_tokenizer)
-        tokenizer = Tokenizer(transformers_tokenizer, self.plan.source)
-        documents = read_documents(self.plan.readable)
+        tokenizer = Tokenizer(transformers_tokenizer, token_rules(self.plan.source))
+        documents = read_documents(text_spec(self.plan.readable))
         within = self._within_budget(self._usable(tokenizer, tokenizer.sequences(documents)))
         for shard in self._shards(_shuffled(within, self.plan.seed)):
             self.parts.append(write_sequences(self.plan.folder, len(self.parts), to_table(shard)))

@@ -18,7 +18,7 @@ from raysae.activations.writer import (
     write_shard,
 )
 from raysae.cluster.worker import prepare_worker
-from raysae.extraction.plan import ExtractionPlan
+from raysae.extraction.plan import ExtractionPlan, model_spec
 from raysae.sites import Site
 from raysae.storage.files import read_json, write_json
 from raysae.transformer.loading import load_model
@@ -75,7 +75,7 @@ class ShardExtractor:
 
         self.plan = plan
         device = prepare_worker()
-        model = load_model(plan.readable)
+        model = load_model(model_spec(plan.readable))
         self.weights_sha256 = weights_hash(model)
         self.capturer = Capturer(
             model.to(device),

@@ -19,7 +19,7 @@ from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.result import SweepResult
 from raysae.records import products
 from raysae.records.environment import write_environment
-from raysae.records.events import Committed, Events, Failed, RunEnded
+from raysae.records.events import Committed, Events, Failed, RunEnded, Stopped
 from raysae.records.folder import RunFolder
 from raysae.records.tables import read_sites, read_trials
 from raysae.sae.checkpoint import METRICS_FILE
@@ -389,7 +389,8 @@ def emit_again(result: SweepResult, events: Events) -> None:
         record = run.record(run.trial(row.trial))
         item = run.trial_item(row.trial, {} if record is None else record["parameters"])
         if record is None:
-            events.emit(Failed(item, row.reason))
+            ended = Stopped if row.state == "stopped" else Failed
+            events.emit(ended(item, row.reason))
         else:
             events.emit(Committed(item, record, run.trial(row.trial)))
     for folder in run.committed_sites():

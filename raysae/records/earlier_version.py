@@ -9,6 +9,7 @@ from raysae.records import products
 from raysae.records.products import EarlierVersion
 from raysae.records.run_files import RunFiles
 from raysae.records.tables import read_table
+from raysae.sae.checkpoint import METRICS_FILE
 from raysae.sites import Site
 from raysae.storage.files import read_json
 
@@ -84,7 +85,7 @@ def _atlas(files: RunFiles, recipe: Recipe, store: str) -> Made:
     choice = read_json(files.selection_file)["choice"]["trial"]
     if choice is None or not recipe.atlas.enabled:
         return products.no_atlas()
-    parameters = read_json(files.trial(choice) / "metrics.json")["parameters"]
+    parameters = read_json(files.trial(choice) / METRICS_FILE)["parameters"]
     rows = read_table(files.atlas_metrics_file)
     trained_at = [Site.of_columns(row["layer"], row["position"]) for row in rows]
     settings = recipe.with_parameters(parameters)

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from raysae.activations.schema import SEQUENCES_SCHEMA
 from raysae.activations.splits import split_of
-from raysae.config.source import SourceConfig
 from raysae.errors import UserError
 from raysae.sites import ALL, Position
 from raysae.transformer.texts import Document
@@ -21,6 +20,26 @@ from raysae.transformer.texts import Document
 TOKENIZER_BATCH = 500
 JOINT = "\n"
 """Separates the texts of a packed sequence in its ``text``."""
+
+
+@dataclass(frozen=True)
+class TokenRules:
+    """How texts become sequences of tokens."""
+
+    context_length: int
+    """Tokens of a sequence, at most."""
+    packing: bool = False
+    """Whether texts are joined into sequences of full length, those of each split apart."""
+    special_tokens: bool = False
+    """Whether special tokens count as tokens of a text."""
+    patterns: Mapping[str, str] = field(default_factory=dict)
+    """Regular expressions by name, in sorted order."""
+    validation: float = 0.0
+    """Fraction of the sequences held out for validation."""
+    test: float = 0.0
+    """Fraction of the sequences reserved for a last test."""
+    prefix: str = ""
+    """What stands before a setting's name in error messages, such as ``source.``."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +55,7 @@ class TokenSequence:
     """First character of the token in ``text``; -1 for special tokens and when it is not known."""
     token_end: NDArray[np.int32]
     is_text: NDArray[np.bool_]
-    """Whether the token counts as text; special tokens do only with ``source.special_tokens``."""
+    """Whether the token counts as text; special tokens do only with ``TokenRules.special_tokens``."""
     patterns: NDArray[np.int32]
     """Bit i is set when the token matches the i-th pattern, with the patterns sorted by name."""
 
@@ -88,15 +107,15 @@ class Tokenizer:
     Raises UserError when a pattern needs character offsets and the tokenizer has none.
     """
 
-    def __init__(self, tokenizer: Any, source: SourceConfig):
-        self.tokenizer, self.source = tokenizer, source
+    def __init__(self, tokenizer: Any, rules: TokenRules):
+        self.tokenizer, self.rules = tokenizer, rules
         self.fast = bool(getattr(tokenizer, "is_fast", False))
-        self.patterns = [re.compile(p) for p in source.used_patterns.values()]
+        self.patterns = [re.compile(p) for p in rules.patterns.values()]
         self.counts = Counts()
         self.texts = hashlib.sha256()
         if self.patterns and not self.fast:
             raise UserError(
-                f"source.positions: {', '.join(source.used_patterns)} need a tokenizer that tells "
+                f"{rules.prefix}positions: {', '.join(rules.patterns)} need a tokenizer that tells "
                 f"where its tokens lie in the text; {type(tokenizer).__name__} does not"
             )
 
@@ -105,7 +124,7 @@ class Tokenizer:
 
         Raises UserError when packing leaves no room beside the special tokens.
         """
-        return self._packed(documents) if self.source.packing else self._one_each(documents)
+        return self._packed(documents) if self.rules.packing else self._one_each(documents)
 
     def _one_each(self, documents: Iterable[Document]) -> Iterator[TokenSequence]:
         for encoded in self._encode(documents, whole=False):
@@ -117,17 +136,17 @@ class Tokenizer:
                 encoded.token_id,
                 encoded.start,
                 encoded.end,
-                np.ones(len(encoded.token_id), bool) if self.source.special_tokens else ~encoded.special,
+                np.ones(len(encoded.token_id), bool) if self.rules.special_tokens else ~encoded.special,
                 encoded.patterns,
             )  # fmt: skip
 
     def _packed(self, documents: Iterable[Document]) -> Iterator[TokenSequence]:
         """Sequences of full length. Each holds documents of one split only, so splits never mix."""
-        frame = _Frame.of(self.tokenizer, self.source)
-        packers = [_Packer(frame, self.source) for _ in range(3)]
-        numbers = _numbers_by_split(self.source)
+        frame = _Frame.of(self.tokenizer, self.rules)
+        packers = [_Packer(frame, self.rules) for _ in range(3)]
+        numbers = _numbers_by_split(self.rules)
         for encoded in self._encode(documents, whole=True):
-            split = _split(encoded.document.row, self.source)
+            split = _split(encoded.document.row, self.rules)
             packers[split].add(encoded)
             yield from packers[split].full(numbers[split])
         for split, packer in enumerate(packers):
@@ -137,7 +156,7 @@ class Tokenizer:
         options = (
             {"add_special_tokens": False, "verbose": False}
             if whole
-            else {"truncation": True, "max_length": self.source.context_length}
+            else {"truncation": True, "max_length": self.rules.context_length}
         )
         waiting = iter(documents)
         while batch := list(islice(waiting, TOKENIZER_BATCH)):
@@ -159,7 +178,7 @@ class Tokenizer:
         cut = (
             bool(encoded.encodings[number].overflowing)
             if self.fast
-            else len(token_id) == self.source.context_length
+            else len(token_id) == self.rules.context_length
         )
         patterns = self._matches(document.text, span[:, 0], span[:, 1])
         return _Encoded(document, token_id, special, span[:, 0], span[:, 1], patterns, cut)
@@ -208,18 +227,18 @@ def _reach(encoded: _Encoded) -> int | None:
     return None if reach < 0 else reach
 
 
-def _split(number: int, source: SourceConfig) -> int:
-    return int(split_of(np.array([number]), source.validation, source.test)[0])
+def _split(number: int, rules: TokenRules) -> int:
+    return int(split_of(np.array([number]), rules.validation, rules.test)[0])
 
 
-def _numbers_by_split(source: SourceConfig) -> list[Iterator[int]]:
+def _numbers_by_split(rules: TokenRules) -> list[Iterator[int]]:
     """For each split, an endless iterator over the sequence ids that belong to it, in order."""
 
     def of(split: int) -> Iterator[int]:
         start = 0
         while True:
             block = np.arange(start, start + 1024)
-            code = split_of(block, source.validation, source.test)
+            code = split_of(block, rules.validation, rules.test)
             yield from block[code == split].tolist()
             start += 1024
 
@@ -237,7 +256,7 @@ class _Frame:
     """Tokens available for the documents."""
 
     @classmethod
-    def of(cls, tokenizer: Any, source: SourceConfig) -> "_Frame":
+    def of(cls, tokenizer: Any, rules: TokenRules) -> "_Frame":
         """The frame that the tokenizer puts around a short text."""
         probe = tokenizer("a", return_special_tokens_mask=True)
         ids, mask = probe["input_ids"], probe["special_tokens_mask"]
@@ -245,10 +264,10 @@ class _Frame:
         last = len(mask) - mask[::-1].index(0) if 0 in mask else len(mask)
         separators = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id)
         between = [token for token in separators if token is not None][:1]
-        room = source.context_length - first - (len(ids) - last)
+        room = rules.context_length - first - (len(ids) - last)
         if room < 1:
             raise UserError(
-                f"source.context_length is {source.context_length}; the tokenizer's special tokens "
+                f"{rules.prefix}context_length is {rules.context_length}; the tokenizer's special tokens "
                 "alone fill it"
             )
         return cls(ids[:first], ids[last:], between, room)
@@ -259,7 +278,7 @@ class _Packer:
     """Joins the documents of one split and cuts the sequence of their tokens to length."""
 
     frame: _Frame
-    source: SourceConfig
+    rules: TokenRules
     pieces: list[_Encoded] = field(default_factory=list)
     waiting: int = 0
 
@@ -292,7 +311,7 @@ class _Packer:
             taken.append(piece)
             room -= len(piece.token_id)
         self.waiting -= sum(len(piece.token_id) for piece in taken)
-        return _joined(taken, self.frame, number, self.source.special_tokens)
+        return _joined(taken, self.frame, number, self.rules.special_tokens)
 
 
 def _slice(piece: _Encoded, part: slice) -> _Encoded:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ import torch
 
 import raysae
 from raysae.activations import Site
+from raysae.activations.manifest import Manifest, SiteEntry, read_manifest
 from raysae.activations.splits import split_of
 from raysae.activations.store import files_of
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
@@ -230,3 +232,24 @@ def test_moving_a_store_changes_nothing(world_store, tmp_path):
     digest = raysae.open_store(world_store).digest
     shutil.move(world_store, tmp_path / "elsewhere")
     assert raysae.open_store(tmp_path / "elsewhere").digest == digest
+
+
+def test_a_field_that_is_added_to_the_format_leaves_older_digests_alone(tmp_path):
+    world = SuperpositionWorld(d_in=8, atoms=16)
+    write_synthetic_store(tmp_path / "store", world, 100)
+    older = read_manifest(tmp_path / "store")
+
+    class Entry(SiteEntry):
+        added: ClassVar = frozenset({"sinks"})
+        sinks: int = 0
+
+    class Later(Manifest):
+        added: ClassVar = frozenset({"notes"})
+        notes: str = ""
+        sites: list[Entry]
+
+    content = json.loads((tmp_path / "store" / "manifest.json").read_text())
+    assert Later.model_validate(content).digest() == older.digest()
+    assert Later.model_validate({**content, "notes": "new"}).digest() != older.digest()
+    without_defaults = {key: value for key, value in content.items() if key != "patterns"}
+    assert Manifest.model_validate(without_defaults).digest() == older.digest()

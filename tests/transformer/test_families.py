@@ -8,11 +8,11 @@ import torch
 import raysae
 from raysae.activations.schema import to_torch
 from raysae.config import load_recipe
-from raysae.extraction.plan import plan_extraction
+from raysae.extraction.plan import model_spec, plan_extraction
 from raysae.extraction.run import _manifest
 from raysae.extraction.sequences import write_tokens
 from raysae.extraction.shards import ShardExtractor
-from raysae.transformer.loading import load_model
+from raysae.transformer.loading import ModelSpec, load_model
 from tests.conftest import FAMILIES
 
 PATHS = {
@@ -92,7 +92,7 @@ def test_the_store_holds_a_plain_forward_pass(
         ],
     )  # fmt: skip
     store = in_this_process(recipe)
-    model = load_model(recipe.source).eval()
+    model = load_model(model_spec(recipe.source)).eval()
     sequences = read_sequences(store)
     expected = {
         number: plain_activations(model, family, row["token_id"])
@@ -131,18 +131,16 @@ def read_sequences(store):
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "bert"])
 def test_hookpoints_add_up(tiny_models, family):
     """What enters a block, and what attention and MLP add, is what leaves it: for pre-norm blocks."""
-    from raysae.config.source import SourceConfig
 
-    found = captured(load_model(SourceConfig(model=str(tiny_models[family]))))
+    found = captured(load_model(ModelSpec(str(tiny_models[family]))))
     for layer in range(3):
         total = found["resid_pre", layer] + found["attn_out", layer] + found["mlp_out", layer]
         assert torch.allclose(total, found["resid_post", layer], atol=1e-5)
 
 
 def test_berts_hookpoints_add_up_and_are_normalised(tiny_models):
-    from raysae.config.source import SourceConfig
 
-    model = load_model(SourceConfig(model=str(tiny_models["bert"])))
+    model = load_model(ModelSpec(str(tiny_models["bert"])))
     found = captured(model)
     for layer, block in enumerate(model.bert.encoder.layer):
         middle = block.attention.output.LayerNorm(
@@ -186,7 +184,6 @@ def test_a_checkpoint_with_weights_missing_is_refused(tiny_models, tmp_path):
 
     from safetensors.torch import load_file, save_file
 
-    from raysae.config.source import SourceConfig
     from raysae.errors import UserError
 
     shutil.copytree(tiny_models["llama"], tmp_path / "half")
@@ -194,4 +191,4 @@ def test_a_checkpoint_with_weights_missing_is_refused(tiny_models, tmp_path):
     kept = {key: value for key, value in weights.items() if "layers.1.mlp" not in key}
     save_file(kept, tmp_path / "half" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="3 of LlamaForCausalLM's weights are not in its files"):
-        load_model(SourceConfig(model=str(tmp_path / "half")))
+        load_model(ModelSpec(str(tmp_path / "half")))

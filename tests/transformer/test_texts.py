@@ -6,11 +6,12 @@ import pytest
 
 from raysae.config.source import SourceConfig
 from raysae.errors import UserError
+from raysae.extraction.plan import text_spec
 from raysae.transformer.texts import read_documents
 
 
 def read_texts(source):
-    return [document.text for document in read_documents(source)]
+    return [document.text for document in read_documents(text_spec(source))]
 
 
 ROWS = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(5)]
@@ -76,7 +77,10 @@ def test_rows_are_numbered_as_in_the_data_set(tmp_path):
     lines = ['{"q": "one"}', '{"q": " "}', '{"q": "three"}']
     (tmp_path / "d.jsonl").write_text("\n".join(lines))
     source = SourceConfig(dataset=str(tmp_path / "d.jsonl"), text="q")
-    assert [(d.row, d.text) for d in read_documents(source)] == [(0, "one"), (2, "three")]
+    assert [(d.row, d.text) for d in read_documents(text_spec(source))] == [
+        (0, "one"),
+        (2, "three"),
+    ]
 
 
 def test_a_data_set_that_breaks_off_says_where(tmp_path):

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from raysae.activations.splits import split_of
 from raysae.config.source import SourceConfig
 from raysae.errors import UserError
+from raysae.extraction.plan import token_rules
 from raysae.transformer.texts import Document
 from raysae.transformer.tokens import Tokenizer, from_table, to_table
 
@@ -30,7 +31,7 @@ def tokenizer():
 
 
 def sequences(tokenizer, texts, **source):
-    made = Tokenizer(tokenizer, SourceConfig(**{"context_length": 16, **source}))
+    made = Tokenizer(tokenizer, token_rules(SourceConfig(**{"context_length": 16, **source})))
     return list(made.sequences(Document(i, text) for i, text in enumerate(texts)))
 
 
@@ -95,7 +96,7 @@ def test_sizes_have_units():
 
 
 def test_a_text_longer_than_the_context_is_cut_and_counted(tokenizer):
-    made = Tokenizer(tokenizer, SourceConfig(context_length=4))
+    made = Tokenizer(tokenizer, token_rules(SourceConfig(context_length=4)))
     found = list(made.sequences([Document(0, "the cat has mice ."), Document(1, "the cat")]))
     assert marked(found[0], "all") == ["the", "cat"] and found[0].text == "the cat"
     assert (made.counts.documents, made.counts.cut) == (2, 1)

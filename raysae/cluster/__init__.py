@@ -1,1 +1,1 @@
-"""Ray: joining it, what fits on it, what a worker takes from it."""
+"""Ray: connecting to it, placing workers on it, running work on it."""

@@ -1,4 +1,4 @@
-"""An alarm that ends a hung process and leaves a trace of where it hung."""
+"""An alarm that ends a hung process and writes its stack to a file."""
 
 import faulthandler
 import time
@@ -6,13 +6,13 @@ from io import TextIOWrapper
 from pathlib import Path
 
 SET_EVERY = 1.0
-"""Seconds between two settings of the alarm, where steps are shorter than that."""
+"""Seconds between two restarts of the countdown, when steps are shorter than that."""
 
 
 class HangAlarm:
-    """Ends this process unless there is a step within ``seconds``; its stack goes to ``file``.
+    """Ends this process when no step happens within ``seconds``; writes its stack to ``file``.
 
-    With ``seconds`` None it does nothing. A process has one alarm: the one that was set last.
+    With ``seconds`` None the alarm does nothing. A process has one alarm: the one that was set last.
     """
 
     def __init__(self, file: Path, seconds: float | None):
@@ -22,27 +22,27 @@ class HangAlarm:
 
     @property
     def rang(self) -> bool:
-        """Whether a process hung and was ended: then the file holds its stack."""
+        """Whether a process hung and the alarm ended it: the file then holds its stack."""
         return self.file.is_file() and self.file.stat().st_size > 0
 
     @property
     def reason(self) -> str:
-        """What to say of work that hung."""
+        """The failure message for work that hung."""
         return hang_reason(self.seconds, self.file)
 
     def set(self) -> None:
-        """Start the countdown anew."""
+        """Start or restart the countdown."""
         self._set_at = time.monotonic()
         if self.seconds is None:
             return
         if self._output is None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._output = self.file.open("w")
-        # a thread in C: it rings even while Python cannot run
+        # a thread in C: it works even while Python cannot run
         faulthandler.dump_traceback_later(self.seconds, exit=True, file=self._output)
 
     def step(self) -> None:
-        """Work has made a step. Cheap enough to be called after every one."""
+        """Report that the work has made a step. This is cheap enough to call after every step."""
         if time.monotonic() - self._set_at >= SET_EVERY:
             self.set()
 
@@ -56,5 +56,5 @@ class HangAlarm:
 
 
 def hang_reason(seconds: float | None, file: Path) -> str:
-    """What to say of work that made no step for ``seconds`` and left its stack in ``file``."""
+    """The failure message for work that made no step for ``seconds``; its stack is in ``file``."""
     return f"hung: no step for {seconds:g} s; see {file}"

@@ -1,4 +1,4 @@
-"""A cluster of several nodes: whether each of them sees the folders that trials write to and read."""
+"""A cluster of several nodes: whether each sees the folders that trials read and write."""
 
 import uuid
 from collections.abc import Sequence
@@ -9,60 +9,65 @@ from raysae.storage.files import write_text
 from raysae.storage.remote import bind, is_copy
 
 LOOK_SECONDS = 120
+"""Seconds to wait for the answers of all nodes."""
 
 
 def check_nodes(run: Path, stored: Path | None, uris: Sequence[str] = ()) -> None:
-    """Raise UserError when a node of the connected Ray does not see the folder ``run``, or the file
-    ``stored`` of a store, as this process does; of those that live at one of ``uris``, when it cannot
-    reach that.
+    """Check that every node of the connected Ray sees the same folders as this process.
 
-    With one node there is nothing to check.
+    ``run`` is the run's folder and ``stored`` a file of the store. Local copies of a URI are not
+    checked; instead, every node must reach each of ``uris``. With one node there is nothing to check.
+    Raises UserError that lists each node's problems.
     """
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
-    mark = run / f".seen-{uuid.uuid4().hex}"
-    write_text(mark, mark.name)
-    tokens = {run: mark, **({} if stored is None else {stored.parent: stored})}
-    tokens = {folder: token for folder, token in tokens.items() if not is_copy(folder)}
+    marker = run / f".seen-{uuid.uuid4().hex}"
+    write_text(marker, marker.name)
+    files = {run: marker, **({} if stored is None else {stored.parent: stored})}
+    files = {folder: file for folder, file in files.items() if not is_copy(folder)}
     try:
-        looks = {
+        answers = {
             node["NodeManagerAddress"] + " " + node["NodeID"][:8]: _look_from(
-                node["NodeID"], tokens, uris
+                node["NodeID"], files, uris
             )
             for node in nodes
         }
-        ready, _ = ray.wait(list(looks.values()), num_returns=len(looks), timeout=LOOK_SECONDS)
-        blind = [
+        ready, _ = ray.wait(list(answers.values()), num_returns=len(answers), timeout=LOOK_SECONDS)
+        problems = [
             f"node {name} {problem}"
-            for name, look in looks.items()
-            for problem in (ray.get(look) if look in ready else ["did not answer"])
+            for name, answer in answers.items()
+            for problem in (ray.get(answer) if answer in ready else ["did not answer"])
         ]
     finally:
-        mark.unlink(missing_ok=True)
-    if blind:
+        marker.unlink(missing_ok=True)
+    if problems:
         raise UserError(
-            f"{'; '.join(blind)}; trials read and write there on every node: use folders on storage that "
-            "all nodes mount, or that all reach (runs_dir=s3://..., store=s3://...)"
+            f"{'; '.join(problems)}; trials read and write these on every node: use "
+            "folders on storage that all nodes mount, or URIs that all nodes reach "
+            "(runs_dir=s3://..., store=s3://...)"
         )
 
 
-def _look_from(node: str, tokens: dict[Path, Path], uris: Sequence[str]):  # type: ignore[no-untyped-def]
+def _look_from(node: str, files: dict[Path, Path], uris: Sequence[str]):  # type: ignore[no-untyped-def]
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(unseen).remote(tokens, uris)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(unseen).remote(files, uris)
 
 
-def unseen(tokens: dict[Path, Path], uris: Sequence[str] = ()) -> list[str]:
-    """What this process lacks of the folders, a clause each."""
-    blind = [f"does not see {folder}" for folder, token in tokens.items() if not token.is_file()]
+def unseen(files: dict[Path, Path], uris: Sequence[str] = ()) -> list[str]:
+    """What this process cannot see or reach, one clause each.
+
+    ``files`` maps each folder to a file in it that must be visible.
+    """
+    problems = [f"does not see {folder}" for folder, file in files.items() if not file.is_file()]
     for uri in uris:
         try:
             bind(uri)
         except UserError as error:
-            blind.append(str(error))
-    return blind
+            problems.append(str(error))
+    return problems

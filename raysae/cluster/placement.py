@@ -7,22 +7,24 @@ from raysae.config import ResourcesConfig
 from raysae.errors import UserError
 
 AUTO_GPU_FRACTION = 0.25
-"""What ``auto`` reserves where the memory of a GPU is not known, as of a logical one."""
+"""The fraction of a GPU that ``auto`` reserves when its memory is unknown (a logical GPU)."""
 CUDA_CONTEXT = 600 * 2**20
 """Bytes that a process takes on a GPU before its first tensor."""
 PROCESS = 450 * 2**20
 """Bytes of a worker that has imported torch and Ray, before its first training."""
 MEMORY_FRACTION = 0.9
-"""How much of a GPU's or a node's memory trials may take."""
+"""The fraction of a GPU's or a node's memory that trials may take."""
 MOST_A_GPU = 8
+"""At most so many trials share a GPU under ``auto``."""
 LOOK_SECONDS = 60
+"""Seconds to wait for a task that reads a GPU's free memory."""
 READER_CPUS = 0.5
-"""What a trial that streams its rows reserves for its readers."""
+"""CPUs that a trial reserves for its reader threads when it streams its rows."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What one worker reserves, and how many run at once."""
+    """What one worker reserves (``cpus`` and ``gpus``), and how many ``workers`` run at once."""
 
     cpus: float
     gpus: float
@@ -30,10 +32,12 @@ class Placement:
 
     @property
     def resources(self) -> dict[str, float]:
+        """The reservation as Ray Tune's ``with_resources`` takes it."""
         return {"cpu": self.cpus, "gpu": self.gpus}
 
     @property
     def ray_options(self) -> dict[str, float]:
+        """The reservation as options of a Ray task or actor."""
         return {"num_cpus": self.cpus, "num_gpus": self.gpus}
 
     def __str__(self) -> str:
@@ -42,33 +46,33 @@ class Placement:
 
 
 def place(resources: ResourcesConfig, memory_each: int = 0) -> Placement:
-    """Fit workers, of which one trains in up to ``memory_each`` bytes, to the connected Ray.
+    """How many workers fit on the connected Ray, each training in up to ``memory_each`` bytes.
 
-    Raises UserError when not even one fits.
+    ``memory_each`` 0 means unknown. Raises UserError when not even one worker fits.
     """
     import ray
 
     there = ray.cluster_resources()
     cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
     asked = resources.gpus_per_trial
-    share = (_auto_fraction(memory_each) if gpus else 0.0) if asked == "auto" else asked
-    for name, wanted, found in (("cpus", resources.cpus_per_trial, cpus), ("gpus", share, gpus)):
+    fraction = (_auto_fraction(memory_each) if gpus else 0.0) if asked == "auto" else asked
+    for name, wanted, found in (("cpus", resources.cpus_per_trial, cpus), ("gpus", fraction, gpus)):
         if wanted > found:
             raise UserError(
                 f"resources.{name}_per_trial is {wanted:g}, but this Ray has {found:g} "
                 f"{name[:-1].upper()}s in all; lower it"
             )
     fit = math.floor(cpus / resources.cpus_per_trial + 1e-9)
-    if share:
-        per_gpu = math.floor(1 / share + 1e-9) if share <= 1 else 1 / math.ceil(share)
+    if fraction:
+        per_gpu = math.floor(1 / fraction + 1e-9) if fraction <= 1 else 1 / math.ceil(fraction)
         fit = min(fit, math.floor(gpus * per_gpu + 1e-9))
     elif memory_each:
         fit = min(fit, _fit_memory(memory_each, there.get("memory", math.inf)))
-    return Placement(resources.cpus_per_trial, share, min(fit, resources.max_concurrent or fit))
+    return Placement(resources.cpus_per_trial, fraction, min(fit, resources.max_concurrent or fit))
 
 
 def _fit_memory(memory_each: int, there: float) -> int:
-    """How many fit in the memory that Ray counts as its own."""
+    """How many workers fit in ``there``, the bytes of memory that Ray may use."""
     needed = memory_each + PROCESS
     fit = MEMORY_FRACTION * there / needed
     if fit < 1:
@@ -80,7 +84,7 @@ def _fit_memory(memory_each: int, there: float) -> int:
 
 
 def _auto_fraction(memory_each: int) -> float:
-    """The fraction of a GPU that holds a trial: 1/n for n of them and their contexts."""
+    """The fraction of a GPU that one trial reserves: 1/n when n trials and their contexts fit."""
     free = _gpu_memory()
     if free is None:
         return AUTO_GPU_FRACTION
@@ -95,7 +99,7 @@ def _auto_fraction(memory_each: int) -> float:
 
 
 def _gpu_memory() -> int | None:
-    """Bytes that are free on one of this Ray's GPUs; None where torch cannot use it."""
+    """Free bytes on one of this Ray's GPUs; None when torch cannot use it or all are taken."""
     import ray
 
     def look() -> int | None:
@@ -112,8 +116,10 @@ def _gpu_memory() -> int | None:
 
 
 def place_extraction(resources: ResourcesConfig) -> Placement:
-    """Workers of an extraction: one whole GPU each where Ray has any and they are not given up by
-    ``gpus_per_trial=0``, else CPUs. Raises UserError when not even one fits."""
+    """The workers of an extraction: one whole GPU each if Ray has any, else CPUs.
+
+    ``gpus_per_trial=0`` means CPUs. Raises UserError when not even one worker fits.
+    """
     import ray
 
     gpus = ray.cluster_resources().get("GPU", 0.0) >= 1 and resources.gpus_per_trial != 0
@@ -121,7 +127,10 @@ def place_extraction(resources: ResourcesConfig) -> Placement:
 
 
 def place_streaming(resources: ResourcesConfig) -> Placement:
-    """Trials with a share of a CPU for their readers, where the machine has one to spare."""
+    """Trials with READER_CPUS more for their readers, if Ray has that many CPUs.
+
+    Raises UserError when not even one trial fits.
+    """
     import ray
 
     wanted = resources.cpus_per_trial + READER_CPUS

@@ -1,6 +1,6 @@
-"""One pool for committed work: items on Ray actors, done once each, whatever happens to a worker.
+"""One pool for committed work: each item is done once on a Ray actor, even if workers are lost.
 
-An item that is committed is skipped. A lost worker is replaced, and its item is given to another one.
+An item that is committed already is skipped. A lost worker is replaced, and another one does its item.
 """
 
 import re
@@ -31,9 +31,10 @@ Item = TypeVar("Item", bound=Hashable)
 Value = TypeVar("Value")
 
 MESSAGES_A_SECOND = 4.0
-"""Reports of progress from all workers together, at the most."""
+"""At most so many progress reports a second, from all workers together."""
 LEAST_STARTS = 3
-"""How often in a row a worker may be lost before it has begun an item, at the least."""
+"""A slot is given up after so many lost workers in a row that began no item, or after more
+if ``retries`` is higher."""
 
 
 def map_committed(
@@ -46,16 +47,16 @@ def map_committed(
     hang_seconds: float | None,
     on_progress: Callable[[Item, Any], None] = lambda item, report: None,
 ) -> Generator[tuple[Item, Outcome[Value]], None, None]:
-    """Do every item that is not committed yet; each with its outcome as soon as there is one.
+    """Do every item that is not committed yet; yield each item with its outcome.
 
-    ``committed(item)`` is what a commit holds, or None where there is none; such items come first. The
-    others are done by up to ``placement.workers`` actors, each with a worker made by ``work``. An item
-    whose worker is lost is given to another up to ``retries`` times. One that raises fails at once, and
-    one that makes no step for ``hang_seconds`` too. Where no worker can be made, all items that are
-    left fail by the reason of that. ``on_progress`` gets what the workers report in mid-item.
+    ``committed(item)`` returns the committed value, or None; committed items are yielded first. Up to
+    ``placement.workers`` actors do the other items, each with a worker made by ``work``. When a worker
+    is lost, another worker does its item, up to ``retries`` times. An item fails at once when it raises
+    an exception or makes no step for ``hang_seconds``. When no worker can be made, all remaining items
+    fail with that reason. ``on_progress(item, report)`` receives the workers' reports during an item.
 
-    Close the iterator to stop (``contextlib.closing``): that ends the actors, as does an exception or a
-    KeyboardInterrupt in it.
+    To stop early, close the iterator (``contextlib.closing``). This ends the actors; an exception or a
+    KeyboardInterrupt in the loop does so too.
     """
     missing = []
     for item in items:
@@ -75,22 +76,22 @@ def map_committed(
 
 @dataclass(eq=False)
 class _Slot:
-    """A place for one actor at a time, with what it is doing."""
+    """A place for one actor at a time, and the item that it works on."""
 
     actor: Any = None
     stream: Any = None
-    """Of the item it works on; None while it has none."""
+    """The messages about its item; None while it has no item."""
     item: Any = None
     begun: Begun | None = None
     failed_starts: int = 0
-    """Actors in a row that were lost here before they began an item."""
+    """How many actors in a row were lost here before they began an item."""
     given_up: bool = False
 
     def give(self, item: Any) -> None:
         self.item, self.begun, self.stream = item, None, self.actor.do.remote(item)
 
     def end(self) -> None:
-        """End the actor, should it still live."""
+        """End the actor if it is alive."""
         if self.actor is not None:
             with suppress(Exception):  # Ray itself may be gone
                 ray.kill(self.actor)
@@ -98,7 +99,7 @@ class _Slot:
 
 
 class _Pool:
-    """The driver's side: which item is with which actor, and what became of it."""
+    """The driver's side: gives items to actors and collects their outcomes."""
 
     def __init__(
         self,
@@ -118,7 +119,7 @@ class _Pool:
         self.report_seconds = len(self.slots) / MESSAGES_A_SECOND
         self.options = {**placement.ray_options, "max_restarts": 0, "max_task_retries": 0}
         self.no_worker: Outcome[Any] = Outcome(failed="no worker could be started")
-        """Why a slot was given up."""
+        """The outcome of the remaining items when every slot was given up."""
 
     def outcomes(self) -> Iterator[tuple[Any, Outcome[Any]]]:
         while True:
@@ -128,7 +129,7 @@ class _Pool:
                 break
             (ready,), _ = ray.wait(list(busy), num_returns=1)
             slot = busy[ready]
-            outcome = self._news_of(slot)
+            outcome = self._next_message(slot)
             if outcome is not None:
                 yield slot.item, outcome
         while self.waiting:
@@ -140,7 +141,7 @@ class _Pool:
             slot.end()
 
     def _hand_out(self) -> None:
-        """Give waiting items to slots that are free, first to those whose actor is there."""
+        """Give waiting items to free slots, first to those that have an actor."""
         free = [slot for slot in self.slots if slot.stream is None and not slot.given_up]
         for slot in sorted(free, key=lambda slot: slot.actor is None):
             if not self.waiting:
@@ -151,14 +152,14 @@ class _Pool:
 
     def _new_actor(self) -> Any:
         actor = ray.remote(PoolWorker).options(**self.options)
-        # in a list, so that it is the worker who fetches it, and reports when it cannot be read
+        # in a list: the worker then fetches the object itself, and can report an error in reading it
         return actor.remote([self.work], self.hang_seconds, self.report_seconds)
 
-    def _news_of(self, slot: _Slot) -> Outcome[Any] | None:
-        """Take in the slot's next message; the item's outcome when that has ended it."""
+    def _next_message(self, slot: _Slot) -> Outcome[Any] | None:
+        """Handle the slot's next message; return the item's outcome if the item has ended."""
         try:
             message = ray.get(next(slot.stream))
-        except RayTaskError as error:  # of the message itself: it could not be packed
+        except RayTaskError as error:  # the message could not be pickled
             message = failure_of(error.cause if isinstance(error.cause, Exception) else error)
         except RayError as error:
             return self._lost(slot, error)
@@ -175,7 +176,7 @@ class _Pool:
         return None
 
     def _lost(self, slot: _Slot, error: RayError) -> Outcome[Any] | None:
-        """The slot's actor is gone: end its item, or let another one do it."""
+        """The slot's actor was lost: end its item, or put it back for another actor."""
         slot.end()
         item, reason = slot.item, _reason(error)
         value = self.committed(item)
@@ -191,7 +192,7 @@ class _Pool:
         self.losses[item] += 1
         if self.losses[item] > self.retries:
             return Outcome(failed=f"worker lost {_times(self.losses[item])}: {reason}")
-        self.waiting.append(item)  # behind the others, should it be the item's own fault
+        self.waiting.append(item)  # last in the queue, because the item itself may kill its workers
         return None
 
     def _count_failed_start(self, slot: _Slot, reason: str) -> None:
@@ -206,7 +207,7 @@ class _Pool:
 
 
 def _reason(error: RayError) -> str:
-    """What Ray knows of a worker's end, without its advice on Ray."""
+    """Why the worker ended, from Ray's message without its general advice."""
     text = str(error).strip()
     found = re.search(r"exit detail: (.+?)\.?(?= Some common causes|\n|$)", text)
     line = found[1] if found else (text.splitlines() or [""])[0]

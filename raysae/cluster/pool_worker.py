@@ -1,4 +1,4 @@
-"""The actor of the pool: it makes its worker once and does one item after another."""
+"""The actor of the pool: it makes its worker once, then does one item after another."""
 
 import time
 import traceback
@@ -16,22 +16,22 @@ Value = TypeVar("Value")
 
 
 class Worker(Protocol):
-    """What does the items. It is made in the actor's process."""
+    """Does the items. It is made in the actor's process."""
 
     def do(self, item: Any, alive: Callable[[], None]) -> Any:
-        """Do one item and commit it; what comes of it, small enough for a message.
+        """Do one item, commit it, and return a value that is small enough for a message.
 
-        ``alive`` is to be called after every step. A generator's yields are reports of progress; what
-        it returns is the outcome.
+        Call ``alive`` after every step. ``do`` may be a generator: it yields progress reports and
+        returns the value. It raises UserError for an item that will fail every time.
         """
 
     def hung_file(self, item: Any) -> Path:
-        """Where the stack goes when the item hangs."""
+        """The file that receives the stack if the item hangs."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """How to make a worker: ``make(*arguments)``. It is sent to each actor once."""
+    """How to make a worker: ``make(*arguments)``. Each actor receives it once."""
 
     make: Callable[..., Worker]
     arguments: tuple[Any, ...] = ()
@@ -39,15 +39,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Outcome(Generic[Value]):
-    """How an item ended: with a value, or failed, and why."""
+    """How an item ended: with a value, or with the reason of its failure."""
 
     value: Value | None = None
     failed: str | None = None
-    """The reason in words."""
+    """The reason in words; None when the item is done."""
     refused: bool = False
-    """Whether it failed by a UserError: as it stands, it will always fail."""
+    """Whether a UserError ended it: another attempt would fail the same way."""
     trace: str = ""
-    """The traceback of an exception that was no UserError."""
+    """The traceback of an exception other than UserError."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Begun:
 
 @dataclass(frozen=True)
 class Progress:
-    """A report in the midst of an item."""
+    """A report during an item."""
 
     report: Any
 
 
 @dataclass(frozen=True)
 class Broken:
-    """The actor has no worker: its constructor failed."""
+    """The actor has no worker, because its constructor failed."""
 
     outcome: Outcome[Any] = field(default_factory=Outcome)
 
@@ -81,8 +81,12 @@ def failure_of(error: Exception) -> Outcome[Any]:
 
 
 class PoolWorker:
-    """Answers to ``do(item)`` by a stream: ``Begun``, now and then ``Progress``, and an ``Outcome`` at
-    the end; or by ``Broken``. ``work`` is a list of one reference to a ``Work``."""
+    """Answers ``do(item)`` with a stream of messages.
+
+    The stream is ``Begun``, some ``Progress``, then ``Outcome``; or ``Broken`` alone when there is no
+    worker. ``work`` is a list with one reference to a ``Work``. An item may make no step for up to
+    ``hang_seconds``; ``report_seconds`` is the least time between two progress reports.
+    """
 
     def __init__(self, work: list[Any], hang_seconds: float | None, report_seconds: float):
         self.hang_seconds, self.report_seconds = hang_seconds, report_seconds
@@ -90,11 +94,12 @@ class PoolWorker:
         try:
             work_here: Work = ray.get(work[0])
             self.worker = work_here.make(*work_here.arguments)
-        except Exception as error:  # Ray would hide it in a long message of its own
+        except Exception as error:  # Ray would wrap it in a long message of its own
             self.broken = Broken(failure_of(error))
 
     @ray.method(num_returns="streaming")
     def do(self, item: Any) -> Iterator[Begun | Progress | Broken | Outcome[Any]]:
+        """Do one item and stream the messages about it. Failures are messages, never exceptions."""
         if self.broken is not None:
             yield self.broken
             return
@@ -109,19 +114,19 @@ class PoolWorker:
             if isinstance(result, Generator):
                 result = yield from self._reported(result)
             return Outcome(result)
-        except Exception as error:  # the actor serves on
+        except Exception as error:  # the actor continues with other items
             return failure_of(error)
         finally:
             alarm.cancel()
 
     def _reported(self, work: Generator[Any, None, Any]) -> Generator[Progress, None, Any]:
-        """Pass reports on, but not more often than one in ``report_seconds``."""
-        told = time.monotonic()
+        """Pass reports on, at most one every ``report_seconds``."""
+        last_report = time.monotonic()
         while True:
             try:
                 report = next(work)
             except StopIteration as end:
                 return end.value
-            if time.monotonic() - told >= self.report_seconds:
-                told = time.monotonic()
+            if time.monotonic() - last_report >= self.report_seconds:
+                last_report = time.monotonic()
                 yield Progress(report)

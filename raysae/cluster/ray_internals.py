@@ -1,8 +1,8 @@
-"""Starts Ray and runs Tune without the parts that a sweep does not use; this saves seconds of each start.
+"""Starts Ray and runs Tune without the parts that a sweep does not use: a start is seconds shorter.
 
-This replaces names inside Ray. Any release of Ray may change them, so that every failure here leads to
-one more attempt without replacements, and to a warning in the log. ``resources.lean=false`` never
-replaces anything.
+This replaces names inside Ray, and any release of Ray may change them. So every failure here leads to
+one more attempt without replacements and to a warning in the log. ``resources.lean=false`` replaces
+nothing.
 """
 
 import logging
@@ -19,9 +19,9 @@ from raysae.config import ResourcesConfig
 
 LOGGER = logging.getLogger(__name__)
 MAX_PRELOADED = 8
-"""Workers that may import what trials need before there are any trials; each holds some 300 MB."""
+"""At most so many workers import the trials' modules before the first trial; each takes 300 MB."""
 IDLE_MS = 5_000
-"""How long a worker without a task lives; Ray's own second is over before the first trial starts."""
+"""Milliseconds that an idle worker lives; Ray's default, one second, ends before the first trial."""
 
 T = TypeVar("T")
 
@@ -49,10 +49,10 @@ def start_ray(resources: ResourcesConfig, workers_import: str, **options: Any) -
 
 
 def run_tune(call: Callable[[], T], resources: ResourcesConfig, begun: Callable[[], bool]) -> T:
-    """What ``call`` returns, which runs Tune, without what ``resources.lean`` leaves out.
+    """Run Tune by ``call``, without what ``resources.lean`` leaves out; return what ``call`` returns.
 
-    If it fails before ``begun`` says that a trial has started, it is called once more, plainly. Raises
-    what ``call`` raises.
+    If ``call`` fails before ``begun()`` says that a trial has started, it is called once more with
+    nothing left out. Raises what ``call`` raises.
     """
     import ray
 
@@ -79,8 +79,11 @@ def warn_of_plain(what: str, reason: str) -> None:
 
 
 def preloading(resources: ResourcesConfig, module: str) -> dict[str, Any]:
-    """Ray's settings that make its idle workers, one a CPU, import ``module``; empty on a machine with
-    more CPUs than MAX_PRELOADED, whose workers would take too much memory."""
+    """Ray's settings that make its idle workers, one for each CPU, import ``module``.
+
+    They are empty on a machine with more CPUs than MAX_PRELOADED: the workers would take too much
+    memory.
+    """
     if not module or (resources.cpus or os.cpu_count() or 1) > MAX_PRELOADED:
         return {}
     return {"preload_python_modules": [module], "idle_worker_killing_time_threshold_ms": IDLE_MS}
@@ -88,9 +91,9 @@ def preloading(resources: ResourcesConfig, module: str) -> dict[str, Any]:
 
 @contextmanager
 def fewer_processes(resources: ResourcesConfig) -> Iterator[None]:
-    """A Ray that starts inside has no processes that only a dashboard or an autoscaler needs.
+    """Inside the block, Ray starts without the processes that only a dashboard or an autoscaler needs.
 
-    Without a dashboard, Ray starts and awaits a server all the same, which counts its users. Raises
+    Even without a dashboard, Ray starts a server that counts its users, and waits for it. Raises
     ImportError, AttributeError, TypeError or ValueError if this release of Ray has other names.
     """
     if resources.dashboard:
@@ -104,11 +107,12 @@ def fewer_processes(resources: ResourcesConfig) -> Iterator[None]:
 
 @contextmanager
 def fewer_tune_steps() -> Iterator[None]:
-    """A sweep inside skips two steps of Tune.
+    """Inside the block, a sweep skips two steps of Tune.
 
-    Tune sets a variable in its workers' environment that keeps PyTorch Lightning from forking: Ray then
-    starts new workers, although some are ready. And Tune imports MLflow, and every other library that
-    has a logger for Tune, to count who uses them. Raises as ``fewer_processes`` does.
+    First, Tune sets an environment variable for its workers that stops PyTorch Lightning from forking;
+    Ray then starts new workers although some are ready. Second, Tune imports MLflow and every other
+    library that has a logger for Tune, to count their users. Raises the same errors as
+    ``fewer_processes``.
     """
     with ExitStack() as stack:
         stack.enter_context(
@@ -145,7 +149,7 @@ def _check_callable(value: Any) -> None:
 
 @contextmanager
 def _replaced(module_name: str, name: str, replacement: Callable[[Any], Any]) -> Iterator[None]:
-    """Inside, ``name`` of the module is what ``replacement`` makes of it."""
+    """Inside the block, ``name`` of the module has the value ``replacement(original)``."""
     module = import_module(module_name)
     original = getattr(module, name)
     setattr(module, name, replacement(original))
@@ -158,8 +162,8 @@ def _replaced(module_name: str, name: str, replacement: Callable[[Any], Any]) ->
 def _stop_what_started(error: BaseException) -> None:
     """Stop the processes of a Ray whose start ended with ``error``.
 
-    ``ray.shutdown`` knows them only once all have started; before, only the frames of the failed start
-    know the node.
+    ``ray.shutdown`` knows them only after all have started. Before that, only the stack frames of the
+    failed start hold the node.
     """
     import ray
 

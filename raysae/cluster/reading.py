@@ -1,4 +1,4 @@
-"""Shared or streamed: how the trials of a sweep come by a site's rows, and why."""
+"""How trials read a site's rows: shared in memory or streamed from disk."""
 
 import math
 from dataclasses import dataclass, replace
@@ -14,21 +14,23 @@ from raysae.storage.remote import fetched
 from raysae.training.rows import IndexedRows
 
 OBJECT_STORE_FRACTION = 0.8
-"""How full the object store may get: Ray spills to disk beyond."""
+"""The fraction of the object store that rows may fill; Ray spills to disk when it is full."""
 MEMORY_FRACTION = 0.8
-"""How much of the memory that Ray counts as a node's the windows of a node's trials may take."""
+"""The fraction of a node's memory, as Ray counts it, that the windows of its trials may take."""
 WINDOWS_HELD = 2
+"""Shuffle windows that a streaming trial holds in memory at once."""
 
 
 class OpenSite(Protocol):
-    """A site's rows on their way to a worker: ``SharedSite`` or ``StreamedSite``."""
+    """A site that workers can read: ``SharedSite`` or ``StreamedSite``. It can be sent to any worker."""
 
-    def rows(self, split: str) -> IndexedRows: ...
+    def rows(self, split: str) -> IndexedRows:
+        """The rows of a split, ``[rows, d_in]``."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The path that was chosen, with the reason in words."""
+    """The way of reading that was chosen (``how``), with the reason in words (``why``)."""
 
     how: Literal["shared", "streaming"]
     why: str
@@ -38,9 +40,10 @@ class Reading:
 
 
 def choose_reading(store: Store, sites: list[Site], resources: ResourcesConfig) -> Reading:
-    """Shared where the sites fit Ray's object store, or ``resources.memory``; else streaming.
+    """Choose shared when the sites fit in Ray's object store or ``resources.memory``, else streaming.
 
-    Raises UserError when shared reading is demanded of what does not fit.
+    ``resources.reading`` may demand one of them. Raises UserError when it demands shared reading and
+    the rows do not fit.
     """
     needed, (budget, what) = sum(map(store.training_bytes, sites)), _budget(resources)
     where = str(sites[0]) if len(sites) == 1 else f"{len(sites)} sites"
@@ -51,28 +54,28 @@ def choose_reading(store: Store, sites: list[Site], resources: ResourcesConfig) 
         return Reading("shared", f"one copy in memory for all trials ({figures})")
     if resources.reading == "shared":
         raise UserError(
-            f"resources.reading is 'shared', but that does not fit: {figures}; "
+            f"resources.reading is 'shared', but the rows do not fit: {figures}; "
             "set it to streaming or auto, or use a machine with more memory"
         )
-    return Reading("streaming", f"it does not fit in memory ({figures})")
+    return Reading("streaming", f"the rows do not fit in memory ({figures})")
 
 
 def check_sites(store: Store, sites: list[Site]) -> None:
-    """Check that the shards of ``sites`` are of the store's kind and unaltered.
+    """Check that the shards of ``sites`` have the store's format and their recorded checksums.
 
-    Raises UserError, naming the first that is not.
+    Raises UserError naming the first shard that does not.
     """
     shards = [shard for site in sites for shard in store.entry(site).shards]
     for shard in shards:
         for split in TRAINING_SPLITS:
-            store.segments(shard, split)  # seen from the footer alone
+            store.segments(shard, split)  # reads only the footer
     store.check(*shards)
 
 
 def open_site(reading: Reading, store: Store, site: Site) -> OpenSite:
-    """Make the site ready for the workers.
+    """Check a site and open it for the workers, shared or streamed.
 
-    Raises UserError when a shard was altered, or rows are not finite.
+    Raises UserError when a shard was altered or a row is not finite.
     """
     check_sites(store, [site])
     shared = reading.how == "shared"
@@ -84,19 +87,23 @@ def open_site(reading: Reading, store: Store, site: Site) -> OpenSite:
 
 
 def fetched_site(site: OpenSite, uri: str) -> OpenSite:
-    """The site as this node reads it, of a store that lives at ``uri``."""
+    """The site of a store at ``uri``, as this node reads it.
+
+    A streamed site reads the node's local copy, which is downloaded if needed. Raises UserError when
+    ``uri`` cannot be reached.
+    """
     return replace(site, store=fetched(uri)) if isinstance(site, StreamedSite) else site
 
 
 def _refuse_non_finite(where: str, rows: IndexedRows) -> None:
-    """Raise UserError with count and place when rows hold NaN or infinite values."""
+    """Raise UserError with the count and the first row when rows hold NaN or infinite values."""
     bad, first, start = 0, None, 0
     for batch_BD in rows.batches():
         least, most = batch_BD.aminmax()
         if not (math.isfinite(least) and math.isfinite(most)):
-            rows_bad = (~batch_BD.isfinite().all(dim=1)).nonzero().squeeze(1).tolist()
-            first = start + rows_bad[0] if first is None else first
-            bad += len(rows_bad)
+            bad_rows = (~batch_BD.isfinite().all(dim=1)).nonzero().squeeze(1).tolist()
+            first = start + bad_rows[0] if first is None else first
+            bad += len(bad_rows)
         start += len(batch_BD)
     if bad:
         raise UserError(
@@ -107,7 +114,10 @@ def _refuse_non_finite(where: str, rows: IndexedRows) -> None:
 
 
 def check_windows(store: Store, shuffle_rows: int, rows: int, workers: int) -> None:
-    """Raise UserError when the windows of ``workers`` streaming at once do not fit in memory."""
+    """Raise UserError when the shuffle windows of ``workers`` streaming trials do not fit in memory.
+
+    ``shuffle_rows`` is the window's size and ``rows`` the site's size, both in rows.
+    """
     import ray
 
     window = min(shuffle_rows, rows) * store.row_bytes
@@ -115,14 +125,14 @@ def check_windows(store: Store, shuffle_rows: int, rows: int, workers: int) -> N
     there = MEMORY_FRACTION * ray.cluster_resources().get("memory", 0.0)
     if needed > there:
         raise UserError(
-            f"streaming holds {WINDOWS_HELD} windows of {window / 1e9:.2f} GB a trial, "
-            f"{needed / 1e9:.2f} GB for {workers} trials at once, and {there / 1e9:.2f} GB may be "
-            "taken; lower training.shuffle_rows or resources.max_concurrent"
+            f"each streaming trial holds {WINDOWS_HELD} windows of {window / 1e9:.2f} GB, "
+            f"{needed / 1e9:.2f} GB for {workers} trials at once, but they may take only "
+            f"{there / 1e9:.2f} GB; lower training.shuffle_rows or resources.max_concurrent"
         )
 
 
 def memory_each(resources: ResourcesConfig, workers: int) -> float:
-    """Bytes of rows that one of ``workers`` may hold: none where all is to be streamed."""
+    """Bytes of rows that each of ``workers`` may hold; 0 when the recipe demands streaming."""
     import ray
 
     if resources.reading == "streaming":

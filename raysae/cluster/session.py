@@ -1,4 +1,4 @@
-"""Starting and joining Ray, quietly, and what it has to offer."""
+"""Starting or joining Ray without its output, and the checks before that."""
 
 import logging
 import os
@@ -22,20 +22,20 @@ from raysae.errors import UserError
 from raysae.storage.remote import is_uri
 
 JOB_PACKAGE = "_ray_pkg_"
-"""What the name of a submitted job's working folder begins with."""
+"""The prefix of the name of a submitted job's working folder."""
 
 
 def _start_ray(
     resources: ResourcesConfig, meanwhile: Callable[[], object], workers_import: str, **options: Any
 ) -> None:
-    """Start Ray, most of which is waiting for its processes; ``meanwhile`` is called beside it."""
+    """Start Ray. Most of this time is waiting for processes, so ``meanwhile`` runs in a thread."""
     if not home_is_writable() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        # Ray guards a cluster by a token in the home folder; without one, by the environment
+        # Ray reads its cluster token from the home folder, or else from the environment
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with stderr_held_back(), ThreadPoolExecutor(1) as beside:
-        # not Ray in the thread: its processes would end with it, and all wait for them
-        called = beside.submit(_politely, meanwhile)
-        plain_because = start_ray(
+    with stderr_held_back(), ThreadPoolExecutor(1) as thread:
+        # Ray itself starts in this thread: its processes would end with another thread
+        called = thread.submit(_with_low_priority, meanwhile)
+        plain_reason = start_ray(
             resources,
             workers_import,
             address="local",
@@ -45,13 +45,13 @@ def _start_ray(
             **options,
         )
         called.result()
-    if plain_because is not None:  # here, where stderr is shown again
-        warn_of_plain("Ray", plain_because)
+    if plain_reason is not None:  # here, where stderr is shown again
+        warn_of_plain("Ray", plain_reason)
 
 
-def _politely(call: Callable[[], object]) -> None:
-    """Call it in a thread that lets others have the processor first, for its own rest of life."""
-    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+def _with_low_priority(call: Callable[[], object]) -> None:
+    """Lower this thread's priority for the rest of its life, then call ``call``."""
+    if sys.platform == "linux":  # on other systems a thread has no priority of its own
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + 10)
     call()
@@ -65,34 +65,35 @@ def _join_ray(address: str, **options: Any) -> None:
     except (ConnectionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"resources.address {address!r}: no Ray cluster answers there ({reason}); check that it "
-            "runs, and that this machine has its token (RAY_AUTH_TOKEN or ~/.ray/auth_token)"
+            f"resources.address {address!r}: no Ray cluster answers there ({reason}); check that "
+            "the cluster runs, and that this machine has its token (RAY_AUTH_TOKEN or ~/.ray/auth_token)"
         ) from None
 
 
 @contextmanager
 def stderr_held_back() -> Iterator[None]:
-    """Show what is written to stderr inside only if the block fails.
+    """Show what the block writes to stderr only if the block fails.
 
-    Ray's C++ core writes there, past every logging setting, such as that a machine has no network.
+    Ray's C++ core writes there whatever the logging settings are, for example that a machine has no
+    network.
     """
     sys.stderr.flush()
-    kept = os.dup(2)
+    original = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
             yield
         except BaseException:
             held.seek(0)
-            os.write(kept, held.read())
+            os.write(original, held.read())
             raise
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(original, 2)
+            os.close(original)
 
 
 def check_dashboard(resources: ResourcesConfig) -> None:
-    """Raise UserError when a dashboard is asked for that this installation cannot serve."""
+    """Raise UserError when the recipe asks for a dashboard and it is not installed."""
     if resources.dashboard and find_spec("aiohttp_cors") is None:
         raise UserError(
             "resources.dashboard is true, but Ray's dashboard is not installed; "
@@ -101,7 +102,7 @@ def check_dashboard(resources: ResourcesConfig) -> None:
 
 
 def check_address(resources: ResourcesConfig) -> None:
-    """Raise UserError when a cluster's host and port are named and nothing listens there.
+    """Raise UserError when ``resources.address`` is HOST:PORT and nothing listens there.
 
     Ray itself would try for two minutes.
     """
@@ -113,20 +114,23 @@ def check_address(resources: ResourcesConfig) -> None:
     except OSError as error:
         raise UserError(
             f"resources.address {resources.address!r}: nothing answers there ({error}); "
-            "check that the cluster runs, or leave it out to start Ray here"
+            "check that the cluster runs, or leave out resources.address to start Ray here"
         ) from None
 
 
 def check_job_folders(recipe: Recipe) -> None:
-    """Raise UserError when this is a submitted job and the run or store would lie in its working folder:
-    that is a copy, which Ray removes."""
+    """Raise UserError when a submitted job would write its run or store to its working folder.
+
+    That folder is a copy, which Ray removes.
+    """
     if not any(part.startswith(JOB_PACKAGE) for part in Path.cwd().parts):
         return
     stored = recipe.store or f"stores/{recipe.name}"
     for key, name in (("runs_dir", recipe.runs_dir), ("store", stored)):
         if not is_uri(name) and not Path(name).expanduser().is_absolute():
             raise UserError(
-                f"{key} is {name!r}, which in a submitted job lies in a folder that Ray removes; "
+                f"{key} is {name!r}, a relative path: in a submitted job it would be in a folder "
+                "that Ray removes; "
                 f"give an absolute path that every node sees, or a URI: {key}=s3://BUCKET/FOLDER"
             )
 
@@ -139,9 +143,10 @@ def ray_session(
 ) -> Iterator[Callable[[], None]]:
     """A connected Ray inside the block: the caller's own, a cluster's, or one started here.
 
-    What was started here is stopped at the end, or from when the function that the block is given is
-    called, beside what the block has left to do. ``meanwhile`` is called while Ray starts;
-    ``workers_import`` names a module that its workers will need.
+    The block receives a function that begins to stop a Ray started here, in a thread, while the block
+    continues; otherwise it is stopped at the end of the block. ``meanwhile`` is called while Ray
+    starts. ``workers_import`` names a module that its workers will need. Raises UserError when the
+    cluster does not answer.
     """
     import ray
 
@@ -171,6 +176,7 @@ def ray_session(
 
 
 def dashboard_url() -> str | None:
+    """The address of the connected Ray's dashboard; None when it has none."""
     import ray
 
     url = getattr(ray.get_runtime_context(), "dashboard_url", None) or getattr(
@@ -180,7 +186,7 @@ def dashboard_url() -> str | None:
 
 
 def _leave_on_sigterm() -> None:
-    """Let SIGTERM end the run as Ctrl-C does; Ray's own handler dumps a stack and exits."""
+    """Make SIGTERM end the run as Ctrl-C does; Ray's own handler prints a stack and exits."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -191,5 +197,5 @@ def _quiet_libraries() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a lost block is told in our words
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost trial is told in our table
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # raysae reports a lost block itself
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # raysae reports a lost trial itself

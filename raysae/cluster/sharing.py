@@ -1,6 +1,6 @@
-"""One copy of a site's rows for all trials of a node: materialised once, large ones through Ray Data.
+"""One copy of a site's rows in memory for all trials of a node: large sites are read by Ray Data.
 
-The blocks lie in Ray's object store; every trial maps the same memory, without a copy.
+The rows are in Ray's object store; every trial maps the same memory, without a copy.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from raysae.sites import Site
 from raysae.training.rows import Rows
 
 READ_HERE_BYTES = 64 * 2**20
-"""Up to so much the driver reads itself: to start workers for it takes seconds."""
+"""The driver reads a site of up to so many bytes itself: starting workers takes seconds."""
 
 
 @dataclass(frozen=True)
 class SharedSite:
-    """References to the blocks of one site, small enough to hand to any worker."""
+    """References to one site's rows in Ray's object store, small enough to send to any worker."""
 
     dtype: str
     d_in: int
     blocks: dict[str, list[Any]]
-    """For each split, object references of Arrow tables, their rows in the store's order."""
+    """For each split, references to Arrow tables, with the rows in the store's order."""
 
     def tensors(self, split: str) -> list[Tensor]:
         """The split's blocks as ``[rows, d_in]`` views of the object store's memory."""
@@ -36,13 +36,15 @@ class SharedSite:
         return [rows for table in tables for rows in to_torch(table["activation"], self.dtype)]
 
     def rows(self, split: str) -> Rows:
-        """The split's rows, over the object store's memory."""
+        """The split's rows, ``[rows, d_in]``, as views of the object store's memory."""
         return Rows(self.tensors(split))
 
 
 def share_site(store: Store, site: Site) -> SharedSite:
-    """Read ``site`` once, by the connected Ray, into shared blocks; its checksums are the caller's to
-    check."""
+    """Read ``site`` once into the object store of the connected Ray.
+
+    The caller must have checked the checksums. Raises UserError when a shard is not readable.
+    """
     blocks = {split: _share_split(store, site, split) for split in TRAINING_SPLITS}
     return SharedSite(store.manifest.dtype, store.d_in, blocks)
 
@@ -58,7 +60,7 @@ def _share_split(store: Store, site: Site, split: str) -> list[Any]:
     dataset = ray.data.from_items([{**task, "split": split}]).map_batches(
         _read, batch_size=None, batch_format="pyarrow"
     )
-    # one block: rows are then picked by one call a batch, at twice the speed of several blocks
+    # one block: a batch then takes one call, which is twice as fast as with several blocks
     dataset.context.target_max_block_size = None
     return dataset.materialize().to_arrow_refs()
 

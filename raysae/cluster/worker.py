@@ -1,14 +1,14 @@
-"""What every Ray worker of raysae does first: take the device and the threads it was given."""
+"""What every Ray worker of raysae does first: set its threads and choose its device."""
 
 import os
 
 
 def prepare_worker() -> str:
-    """Set torch's threads to the CPUs that Ray reserved here; return the device to use.
+    """Set torch's threads to the CPUs that Ray reserved; return the device, ``cuda`` or ``cpu``.
 
-    The device follows from Ray's allocation and not from ``cuda.is_available()``: without a GPU
-    of its own, a worker still sees every GPU of the node. A GPU that torch cannot use (a logical one,
-    or a CPU build) leaves the worker on the CPU; the tables' ``device`` column shows it.
+    The device follows from Ray's allocation and not from ``cuda.is_available()``, because a worker
+    without a GPU of its own still sees every GPU of the node. When torch cannot use the GPU (a logical
+    one, or a CPU build of torch), the worker uses the CPU; the tables' ``device`` column shows it.
     """
     import ray
     import torch
@@ -19,7 +19,7 @@ def prepare_worker() -> str:
 
 
 def memory_used(device: str) -> int:
-    """The most bytes that torch held on the GPU; on a CPU, the most that this process held."""
+    """Peak memory in bytes: torch's on the GPU, or this process's on the CPU."""
     if device == "cuda":
         import torch
 

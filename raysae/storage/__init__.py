@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all, and folders that live at a URI."""
+"""Files that appear whole or not at all, and folders that are stored at a URI."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, flushed to disk, moved in."""
+"""Files that appear whole or not at all: written under a temporary name, flushed, then renamed."""
 
 import fcntl
 import hashlib
@@ -18,9 +18,12 @@ from raysae.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write a file to; it takes ``path``'s place when the block succeeds."""
+    """A temporary path for a new file, which replaces ``path`` when the block succeeds.
+
+    Missing parent folders are created. When the block fails, ``path`` stays as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    temporary = _temporary_path(path)
     try:
         yield temporary
         _flush(temporary)
@@ -32,8 +35,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill; it takes ``path``'s place when the block succeeds."""
-    temporary = _beside(path)
+    """A temporary folder, which replaces ``path`` when the block succeeds.
+
+    When the block fails, ``path`` stays as it was.
+    """
+    temporary = _temporary_path(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -48,28 +54,32 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def refuse_other_content(folder: Path, marker: str, what: str) -> None:
-    """Raise UserError when ``folder`` holds anything but what has ``marker`` as one of its files."""
+    """Raise UserError when ``folder`` is a file, or holds something but not the file ``marker``.
+
+    ``what`` names in words the kind of folder that has the file ``marker``.
+    """
     if not folder.exists() or (folder / marker).is_file():
         return
     if not folder.is_dir() or any(folder.iterdir()):
         raise UserError(
-            f"{folder}: is there already and holds no {what} (no {marker}); nothing was written: "
-            "give another folder, or remove it"
+            f"{folder}: is there already and holds no {what} (no {marker}); nothing was written. "
+            "Give another folder, or remove this one"
         )
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON: numbers that are not finite become null."""
+    """Write strict JSON, whole or not at all; numbers that are not finite become null."""
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The file's content. Raises UserError when it is not JSON."""
+    """The file's content. Raises UserError when it is not valid JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -80,9 +90,10 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def locked(file: Path, what: str, otherwise: str) -> Iterator[None]:
-    """Hold the lock ``file`` for the block.
+    """Hold a lock on ``file`` during the block.
 
-    Raises UserError, saying who works on ``what`` and what to do, when another process holds it.
+    When another process holds it, raises UserError that names the process, ``what`` it works on, and
+    what to do ``otherwise``.
     """
     with file.open("a+") as lock:
         try:
@@ -100,18 +111,19 @@ def locked(file: Path, what: str, otherwise: str) -> Iterator[None]:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder and all in it, when it is there."""
+    """Remove a folder and everything in it, if it exists."""
     if path.exists():
         shutil.rmtree(path)
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what a killed process left half written below ``folder``."""
+    """Remove the partial files of killed processes below ``folder``."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:
+    """The SHA-256 hash of a file, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -126,7 +138,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _beside(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     return path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
 
 

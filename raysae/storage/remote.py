@@ -1,8 +1,9 @@
-"""Folders that live at a URI (``s3://bucket/runs``, ``gs://``, ``file://``, what fsspec knows), and here.
+"""Folders stored at a URI: each node works in a local copy and uploads what it has finished.
 
-Such a folder is worked on in a copy on each node, below the cache folder, and what is done is sent home
-file by file. ``bind`` ties a copy to its URI; ``push``, ``pull`` and ``discard`` then find the way from
-any path within it, and do nothing for a path that is nobody's copy: callers need not know.
+A URI is ``s3://bucket/runs``, ``gs://``, ``file://``, or any other that fsspec knows. The local copies
+are in the cache folder. ``bind`` connects a local copy to its URI. After that, ``push``, ``pull`` and
+``discard`` take any path inside the copy. For other paths they do nothing, so that callers need not
+check.
 """
 
 import fcntl
@@ -23,22 +24,24 @@ from raysae.errors import UserError
 from raysae.storage.files import replacing, replacing_folder, write_text
 
 HOME_FILE = ".raysae-home"
-"""Tells of a copy where it lives."""
+"""The file in a local copy that records its URI."""
 CACHE_VARIABLE = "RAYSAE_CACHE"
+"""The environment variable that names the folder of the local copies."""
 CHECKPOINT, ARCHIVE = ".training", ".tar"
-"""Suffixes of a folder that is sent packed, and of what is sent."""
+"""Suffixes of a folder that is uploaded as one archive, and of that archive."""
 CLAIM_FILE, CLAIM_SECONDS = ".driver", 120
-_sent: dict[Path, tuple[int, int]] = {}
-"""Time and size of what this process has sent."""
+"""The file by which a machine claims a run at a URI, and how long it counts without renewal."""
+_uploaded: dict[Path, tuple[int, int]] = {}
+"""Modification time (nanoseconds) and size (bytes) of the files that this process has uploaded."""
 
 
 def is_uri(name: str | None) -> bool:
-    """Whether ``name`` is a URI and no folder's path."""
+    """Whether ``name`` is a URI and not a folder's path."""
     return name is not None and re.match(r"[a-z][a-z0-9+.-]+://", name) is not None
 
 
 def join(folder: str, name: str) -> str:
-    """``name`` below ``folder``, which is a path or a URI (whose ``?options`` stay at the end)."""
+    """The path or URI of ``name`` in ``folder``; a URI's ``?options`` stay at the end."""
     if not is_uri(folder):
         return f"{folder}/{name}"
     base, mark, options = folder.partition("?")
@@ -46,14 +49,14 @@ def join(folder: str, name: str) -> str:
 
 
 def split(uri: str) -> tuple[str, str]:
-    """The folder above, and the name in it: ``join`` undone."""
+    """The URI of the parent folder, and the name in it: the inverse of ``join``."""
     base, mark, options = uri.partition("?")
     parent, name = posixpath.split(base.rstrip("/"))
     return f"{parent}{mark}{options}", name
 
 
 def local_copy(uri: str) -> Path:
-    """The folder where this node has its copy of ``uri``: in ``RAYSAE_CACHE``, else ~/.cache/raysae."""
+    """The folder of this node's copy of ``uri``, below ``RAYSAE_CACHE`` or else ~/.cache/raysae."""
     cache = os.environ.get(CACHE_VARIABLE) or "~/.cache/raysae"
     scheme, _, rest = uri.partition("?")[0].partition("://")
     parts = [part for part in rest.split("/") if part not in ("", ".", "..")]
@@ -61,67 +64,78 @@ def local_copy(uri: str) -> Path:
 
 
 def bind(uri: str) -> Path:
-    """This node's copy of ``uri``, made when it is not there. Raises UserError when ``uri`` cannot be
-    reached, or the copy not be written."""
+    """The folder of this node's copy of ``uri``, created if it is missing.
+
+    Raises UserError when ``uri`` cannot be reached or the folder cannot be written.
+    """
     local = local_copy(uri)
     _filesystem(uri)
-    if _home_of(local) != (local, uri):
+    if _copy_of(local) != (local, uri):
         try:
             write_text(local / HOME_FILE, json.dumps({"uri": uri}))
         except OSError as error:
             raise UserError(
-                f"{local}: {uri} has its copy there, and nothing can be written ({error.strerror}); "
+                f"{local}: cannot write the local copy of {uri} there ({error.strerror}); "
                 f"name another folder in {CACHE_VARIABLE}"
             ) from None
     return local
 
 
 def is_copy(path: Path) -> bool:
-    """Whether ``path`` is in the copy of a folder that lives at a URI."""
-    return _home_of(path) is not None
+    """Whether ``path`` is in the local copy of a folder at a URI."""
+    return _copy_of(path) is not None
 
 
 def push(path: Path, last: str = "") -> None:
-    """Send a file, or what is new in a folder and all below it, home; but no hidden files, and no
-    folders that are sent packed.
+    """Upload a file, or the new files in a folder and all its subfolders.
 
-    The file called ``last`` goes after all others: where it is, the folder is whole. Raises UserError
-    when it cannot be sent; what is here stays.
+    Hidden files are left out, and folders that ``push_archive`` uploads. The file named ``last`` is
+    uploaded after all others, so that its presence shows that the folder is complete. Raises UserError
+    when a file cannot be uploaded; the local files stay.
     """
-    home = _home(path)
-    if home is None or not path.exists():
+    remote = _remote_of(path)
+    if remote is None or not path.exists():
         return
     files = [path] if path.is_file() else sorted(_files(path), key=lambda f: f.name == last)
     for file in files:
-        home.send_new(file)
+        remote.upload_new(file)
 
 
 def pull(path: Path, last: str = "") -> bool:
-    """Fetch a file, or what a folder lacks here, from home, ``last`` after all others; whether there was
-    any."""
-    home = _home(path)
-    return home is not None and home.fetch(path, last)
+    """Download a file, or the files of a folder that are missing or older here.
+
+    The file named ``last`` is downloaded after all others. Returns whether the URI has any such file.
+    """
+    remote = _remote_of(path)
+    return remote is not None and remote.download(path, last)
 
 
 def move(path: Path, to: Path) -> None:
-    """Move a file or folder to another place within the same copy, here and at home."""
-    home = _home(path)
+    """Move a file or folder within the same local copy, here and at its URI.
+
+    Raises UserError when the moved files cannot be uploaded.
+    """
+    remote = _remote_of(path)
     to.parent.mkdir(parents=True, exist_ok=True)
     os.replace(path, to)
-    if home is not None:
+    if remote is not None:
         push(to)
-        home.remove_all(path)
+        remote.remove_all(path)
 
 
 def discard(path: Path) -> None:
-    """Remove at home what was a file or folder ``path`` here."""
-    home = _home(path)
-    if home is not None:
-        home.remove_all(path)
+    """Remove the file or folder at the URI whose local copy is ``path``."""
+    remote = _remote_of(path)
+    if remote is not None:
+        remote.remove_all(path)
 
 
 def fetched(uri: str) -> Path:
-    """This node's copy of a folder, with all that is there. Others on this node wait meanwhile."""
+    """This node's complete copy of the folder at ``uri``.
+
+    Other processes on this node that call this wait until the download is done. Raises UserError when
+    ``uri`` cannot be reached.
+    """
     folder = bind(uri)
     with (folder / ".fetching").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -130,20 +144,23 @@ def fetched(uri: str) -> Path:
 
 
 def push_archive(folder: Path) -> None:
-    """Send a folder home as one object, which is there whole or not at all."""
-    home = _home(folder)
-    if home is None:
+    """Upload a folder as one archive, which appears whole or not at all.
+
+    Raises UserError when it cannot be uploaded.
+    """
+    remote = _remote_of(folder)
+    if remote is None:
         return
     with tempfile.NamedTemporaryFile(suffix=".tar") as archive:
         with tarfile.open(archive.name, "w") as tar:
             tar.add(folder, arcname=".")
-        home.send(Path(archive.name), home.place(_archive(folder)))
+        remote.upload(Path(archive.name), remote.place(_archive(folder)))
 
 
 def pull_archive(folder: Path) -> None:
-    """Fetch what ``push_archive`` sent, where ``folder`` is not there. What is damaged is left alone."""
-    home = _home(folder)
-    if home is None or folder.exists() or not home.fetch(_archive(folder)):
+    """Download the archive of ``push_archive`` if ``folder`` is missing; ignore a damaged archive."""
+    remote = _remote_of(folder)
+    if remote is None or folder.exists() or not remote.download(_archive(folder)):
         return
     try:
         with tarfile.open(_archive(folder)) as tar, replacing_folder(folder) as temporary:
@@ -155,65 +172,67 @@ def pull_archive(folder: Path) -> None:
 
 
 def discard_archive(folder: Path) -> None:
-    """Remove what ``push_archive`` sent."""
-    home = _home(folder)
-    if home is not None:
-        home.remove(_archive(folder))
+    """Remove the archive of ``push_archive`` at the URI."""
+    remote = _remote_of(folder)
+    if remote is not None:
+        remote.remove(_archive(folder))
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold a folder that lives at a URI against other machines, by a file there that is renewed.
+    """Claim a folder at a URI for this machine during the block.
 
-    Raises UserError when another machine renewed it less than ``CLAIM_SECONDS`` ago.
+    The claim is a file there, which a thread renews. Raises UserError when another machine renewed its
+    claim less than ``CLAIM_SECONDS`` ago.
     """
-    home = _home(folder)
-    if home is None:
+    remote = _remote_of(folder)
+    if remote is None:
         yield
         return
     claim = folder / CLAIM_FILE
     write_text(claim, f"process {os.getpid()} on {socket.gethostname()}")
-    age = home.age(claim)
-    other = home.text(claim) if age is not None and age < CLAIM_SECONDS else claim.read_text()
-    if other.split(" on ")[-1] != socket.gethostname():  # on one machine a lock tells
+    age = remote.age(claim)
+    other = remote.text(claim) if age is not None and age < CLAIM_SECONDS else claim.read_text()
+    if other.split(" on ")[-1] != socket.gethostname():  # processes of one machine have a lock
         raise UserError(
-            f"{home.uri}: {other} is working on this run; wait for it, stop it, or take another "
-            f"name=NAME (a killed one is forgotten after {CLAIM_SECONDS} s)"
+            f"{remote.uri}: {other} is working on this run; wait for it, stop it, or take another "
+            f"name=NAME (the claim of a killed process ends after {CLAIM_SECONDS} s)"
         )
-    home.send(claim)
-    over = threading.Event()
+    remote.upload(claim)
+    ended = threading.Event()
 
     def renew() -> None:
-        while not over.wait(CLAIM_SECONDS / 4):
+        while not ended.wait(CLAIM_SECONDS / 4):
             with suppress(UserError):
-                home.send(claim)
+                remote.upload(claim)
 
     renewer = threading.Thread(target=renew, daemon=True)
     renewer.start()
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         renewer.join()
         claim.unlink(missing_ok=True)
-        home.remove(claim)
+        remote.remove(claim)
 
 
 def _archive(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}{ARCHIVE}")
 
 
-class _Home:
-    """Where a copy lives."""
+class _Remote:
+    """The folder at a URI, with its local copy."""
 
     def __init__(self, local: Path, uri: str):
         self.local, self.uri = local, uri.partition("?")[0]
         self.filesystem, self.root = _filesystem(uri)
 
     def place(self, path: Path) -> str:
+        """The remote path of a local one."""
         return posixpath.join(self.root, *path.relative_to(self.local).parts)
 
-    def send(self, file: Path, place: str = "") -> None:
+    def upload(self, file: Path, place: str = "") -> None:
         place = place or self.place(file)
         try:
             self.filesystem.create_dir(posixpath.dirname(place), recursive=True)
@@ -222,22 +241,22 @@ class _Home:
                     out.write(block)
         except OSError as error:
             raise UserError(
-                f"{self.uri}: {posixpath.basename(place)} could not be written there ({error}); what is "
-                f"done stays in {self.local}, and another go sends it"
+                f"{self.uri}: {posixpath.basename(place)} could not be written there ({error}); the "
+                f"results stay in {self.local}, and the same command uploads them later"
             ) from None
 
-    def send_new(self, file: Path) -> None:
-        """Send a file unless this very version is there."""
+    def upload_new(self, file: Path) -> None:
+        """Upload a file unless this version of it is there."""
         stamp = file.stat().st_mtime_ns, file.stat().st_size
-        if _sent.get(file) == stamp:
+        if _uploaded.get(file) == stamp:
             return
         there = self.filesystem.get_file_info(self.place(file))
         if there.size != stamp[1] or _seconds(there) < stamp[0] / 1e9:
-            self.send(file)
-        _sent[file] = stamp
+            self.upload(file)
+        _uploaded[file] = stamp
 
-    def fetch(self, path: Path, last: str = "") -> bool:
-        """Copy what is there of ``path`` and not here, ``last`` after the rest; whether there was any."""
+    def download(self, path: Path, last: str = "") -> bool:
+        """Download ``path`` as ``pull`` does; return whether the URI has any such file."""
         from pyarrow import fs
 
         place, found = self.place(path), False
@@ -254,13 +273,13 @@ class _Home:
             hidden = any(part.startswith(".") and part != ".." for part in relative.parts)
             if info.type == fs.FileType.File and relative.suffix != ARCHIVE and not hidden:
                 if relative.is_absolute() or ".." in relative.parts:
-                    raise UserError(f"{info.path}: leads out of {place}")
+                    raise UserError(f"{info.path}: is outside of {place}; nothing outside is read")
                 self._copy(info, path / relative)
                 found = True
         return found
 
     def _copy(self, info: Any, file: Path) -> None:
-        """Fetch a file, unless it is here with the same size and no older."""
+        """Download a file unless the local one has the same size and is not older."""
         if file.is_file():
             here = file.stat()
             if here.st_size == info.size and here.st_mtime >= _seconds(info):
@@ -272,20 +291,20 @@ class _Home:
         ):
             while block := content.read(1 << 22):
                 out.write(block)
-        _sent[file] = file.stat().st_mtime_ns, file.stat().st_size
+        _uploaded[file] = file.stat().st_mtime_ns, file.stat().st_size
 
     def text(self, path: Path) -> str:
-        """What a file there says."""
+        """The text of a remote file."""
         with self.filesystem.open_input_stream(self.place(path)) as content:
             return content.read().decode()
 
     def age(self, path: Path) -> float | None:
-        """For how long a file there has not been written, by the clock there; None: it is not there."""
+        """Seconds since a remote file was written, by the remote clock; None when it is missing."""
         there = self.filesystem.get_file_info(self.place(path))
         if there.mtime is None:
             return None
         probe = path.with_name(f"{path.name}-probe")
-        self.send(path, self.place(probe))
+        self.upload(path, self.place(probe))
         now = _seconds(self.filesystem.get_file_info(self.place(probe)))
         self.remove(probe)
         return now - _seconds(there)
@@ -298,7 +317,7 @@ class _Home:
             self.filesystem.delete_file(place)
 
     def remove_all(self, path: Path) -> None:
-        """Remove a file, or a folder with all that is in it."""
+        """Remove a remote file, or a remote folder with everything in it."""
         from pyarrow import fs
 
         place = self.place(path)
@@ -313,20 +332,20 @@ def _seconds(info: Any) -> float:
     return 0.0 if info.mtime is None else info.mtime.timestamp()
 
 
-_homes: dict[tuple[Path, str], _Home] = {}
+_remotes: dict[tuple[Path, str], _Remote] = {}
 
 
-def _home(path: Path) -> _Home | None:
-    found = _home_of(path)
+def _remote_of(path: Path) -> _Remote | None:
+    found = _copy_of(path)
     if found is None:
         return None
-    if found not in _homes:
-        _homes[found] = _Home(*found)
-    return _homes[found]
+    if found not in _remotes:
+        _remotes[found] = _Remote(*found)
+    return _remotes[found]
 
 
-def _home_of(path: Path) -> tuple[Path, str] | None:
-    """The copy that ``path`` is in, with its URI."""
+def _copy_of(path: Path) -> tuple[Path, str] | None:
+    """The folder of the local copy that contains ``path``, and its URI; None when there is none."""
     for folder in (path, *path.parents):
         marker = folder / HOME_FILE
         if marker.is_file():
@@ -345,14 +364,14 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _filesystem(uri: str) -> tuple[Any, str]:
-    """The file system of a URI and the path in it. Raises UserError when there is none."""
+    """The file system of a URI and the path in it. Raises UserError when it cannot be reached."""
     import pyarrow as pa
     from pyarrow import fs
 
     try:
         try:
             filesystem, path = fs.FileSystem.from_uri(uri)
-        except pa.ArrowInvalid:  # a scheme that Arrow does not know
+        except pa.ArrowInvalid:  # Arrow does not know the scheme
             import fsspec
 
             found, path = fsspec.core.url_to_fs(uri)

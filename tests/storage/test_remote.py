@@ -46,11 +46,11 @@ def test_files_go_home_and_come_back_elsewhere(home, tmp_path, monkeypatch):
     for name in ("deep/a", "deep/last", "deep/z", "deep/.hidden", "deep/one.training/state"):
         (here / name).write_text(name)
     order = []
-    send = remote._Home.send
+    upload = remote._Remote.upload
     monkeypatch.setattr(
-        remote._Home,
-        "send",
-        lambda self, file, place="": (order.append(file.name), send(self, file, place)),
+        remote._Remote,
+        "upload",
+        lambda self, file, place="": (order.append(file.name), upload(self, file, place)),
     )
     remote.push(here, last="last")
     assert order == ["a", "z", "last"]

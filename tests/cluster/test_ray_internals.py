@@ -86,7 +86,9 @@ def test_trials_take_the_workers_that_are_ready(tmp_path):
         ("a changed signature", "unexpected keyword argument 'no_monitor'"),
         ("a signature that does not show its change", "['include_log_monitor', 'no_monitor']"),
         ("another arity", "not enough values to unpack"),
-        ("an unknown setting", "RuntimeError"),
+        pytest.param(
+            "an unknown setting", "RuntimeError", marks=pytest.mark.long
+        ),  # Ray waits 30 s
     ],
 )
 def test_another_release_of_ray_starts_plainly(change, reason):

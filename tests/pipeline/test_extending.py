@@ -84,7 +84,12 @@ def stable(rows):
 
 @pytest.mark.parametrize(
     ("change", "trained"),
-    [(MORE_TRIALS, None), (MORE_LAYERS, 2), (ANOTHER_RULE, None), (ANOTHER_OBJECTIVE, None)],
+    [
+        (MORE_TRIALS, None),
+        pytest.param(MORE_LAYERS, 2, marks=pytest.mark.long),
+        pytest.param(ANOTHER_RULE, None, marks=pytest.mark.long),
+        pytest.param(ANOTHER_OBJECTIVE, None, marks=pytest.mark.long),
+    ],
     ids=["trials", "layers", "rule", "objective"],
 )
 def test_only_the_new_is_made_and_equals_a_run_that_asked_for_all(

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 import raysae
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
-from raysae.records import tracking
+from raysae.records import mlflow_listener
 from raysae.storage.files import read_json, write_json
 from raysae.sweep.search.searcher import OrderedSearcher
 
@@ -76,8 +76,8 @@ class Outage(threading.Thread):
 
 
 def test_a_sweep_goes_on_while_the_server_is_away(connected_ray, tmp_path, monkeypatch, port):
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.2)
-    monkeypatch.setattr(tracking, "LAST_TRIES_SECONDS", 60)
+    monkeypatch.setattr(mlflow_listener, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(mlflow_listener, "LAST_TRIES_SECONDS", 60)
     world = SuperpositionWorld(d_in=16, atoms=24, p=0.08)
     write_synthetic_store(tmp_path / "store", world, 1500, validation=0.2, test=0.0)
     uri = f"http://127.0.0.1:{port}"

@@ -4,6 +4,7 @@ import raysae.metrics.definitions as _definitions
 from raysae.metrics.registry import (
     CANDIDATES,
     CONSOLE,
+    HEATMAP,
     LOG,
     MLFLOW,
     MODELS,
@@ -24,6 +25,7 @@ _definitions.register_all()
 __all__ = [
     "CANDIDATES",
     "CONSOLE",
+    "HEATMAP",
     "LOG",
     "MLFLOW",
     "MODELS",

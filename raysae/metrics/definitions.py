@@ -7,6 +7,7 @@ from typing import Any
 from raysae.metrics.registry import (
     CANDIDATES,
     CONSOLE,
+    HEATMAP,
     LOG,
     MLFLOW,
     MODELS,
@@ -41,11 +42,12 @@ def _reconstruction() -> list[Metric]:
     return [
         Metric(
             "explained_variance", "1 − Σ‖x−x̂‖² / Σ‖x−x̄‖²; predicting the mean scores 0", "",
-            "maximize", (-math.inf, 1.0), BEST, objective=True, label="EV", form="{:.4f}",
+            "maximize", (-math.inf, 1.0), BEST | {HEATMAP}, objective=True, label="EV", form="{:.4f}",
+            axis="explained variance (validation)",
         ),
         Metric(
             "l0", "mean number of active latents a row", "latents", "minimize", COUNT, BEST,
-            objective=True, label="L0", form="{:.2f}",
+            objective=True, label="L0", form="{:.2f}", axis="L0 (active latents a row)",
         ),
         Metric(
             "sparsity", "l0 / d_sae", "", "minimize", FRACTION, RECORDED | {PAGE},
@@ -53,8 +55,8 @@ def _reconstruction() -> list[Metric]:
         ),
         Metric(
             "dead_fraction", "fraction of latents that did not fire in the last "
-            "`dead_window_tokens` training tokens", "", "minimize", FRACTION, BEST,
-            objective=True, label="dead", form="{:.1%}",
+            "`dead_window_tokens` training tokens", "", "minimize", FRACTION, BEST | {HEATMAP},
+            objective=True, label="dead", form="{:.1%}", axis="dead latents", cell="{:.0%}",
         ),
         Metric(
             "dead_fraction_validation", "fraction of latents that did not fire on the validation "

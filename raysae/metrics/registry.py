@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 CONSOLE, PROGRESS, LOG, MLFLOW = "console", "progress", "log", "mlflow"
 TABLE, CANDIDATES, MODELS, PAGE = "table", "candidates", "models", "page"
-PLACES = (CONSOLE, PROGRESS, LOG, MLFLOW, TABLE, CANDIDATES, MODELS, PAGE)
+HEATMAP = "heatmap"
+PLACES = (CONSOLE, PROGRESS, LOG, MLFLOW, TABLE, CANDIDATES, MODELS, PAGE, HEATMAP)
 """Where metrics are shown. Console: all text about a trained SAE. Progress: text about a running
 training. Log: JSON lines. MLflow: its runs. Table: the Parquet tables. Candidates:
-``selection.json``. Models: the table that compares models. Page: the report."""
-
-EVERYWHERE = frozenset(PLACES) - {PROGRESS, MODELS}
+``selection.json``. Models: the table that compares models. Page: the report's table. Heatmap: a
+plot over the atlas."""
 Merge = Literal["mean", "any", "none"]
 
 
@@ -37,6 +37,10 @@ class Metric:
     """Its short name on console and page; empty: ``name``."""
     form: str | Callable[[Any], str] = "{}"
     """How console and page format its value: a format string or a function."""
+    axis: str = ""
+    """How plots call it, on an axis or as a title."""
+    cell: str = "{:.3f}"
+    """How a heatmap writes it."""
     merge: Merge = "mean"
     """How a trial with several seeds or sites combines its values: their mean, whether any is true,
     or not at all, because the trial itself computes it."""

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raysae.activations import Store
 from raysae.console.board import seconds
-from raysae.metrics import PAGE, labels
+from raysae.metrics import HEATMAP, PAGE, Metric, labels, shown
 from raysae.records.folder import RunFolder
 from raysae.records.mlflow_listener import tracking_uri
 from raysae.records.rows import SPARSITY_LABELS, Row, SiteRow, TrialRow
@@ -93,21 +93,18 @@ def _plots(
         sizes = [row.d_sae for row in finished]
         plots.training_curves(histories, sizes, source, folder / "training_curves.png")
     if measured(atlas):
-        window = measured(atlas)[0]["dead_window_tokens"]
-        dead = f"Dead latents (last {window:,} training tokens)"
-        plots.heatmap(
-            atlas, "explained_variance", "Explained variance (validation)", source,
-            folder / "atlas_explained_variance.png", is_fraction=False,
-        )  # fmt: skip
-        plots.heatmap(
-            atlas,
-            "dead_fraction",
-            dead,
-            source,
-            folder / "atlas_dead_fraction.png",
-            is_fraction=True,
-        )
+        for metric in shown(HEATMAP):
+            file = folder / f"atlas_{metric.name}.png"
+            plots.heatmap(atlas, metric, _heatmap_title(metric, atlas), source, file)
     return embedded(folder)
+
+
+def _heatmap_title(metric: Metric, atlas: list[SiteRow]) -> str:
+    """What the plot shows; of dead latents also over how many tokens they did not fire."""
+    title = metric.axis[:1].upper() + metric.axis[1:]
+    if metric.name != "dead_fraction":
+        return title
+    return f"{title} (last {measured(atlas)[0]['dead_window_tokens']:,} training tokens)"
 
 
 def measured(rows: list[SomeRow]) -> list[SomeRow]:

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
+from raysae.metrics import Metric, registered
+
 Row = Mapping[str, Any]
 """A row of a table, by column."""
 
@@ -53,7 +55,7 @@ def ev_against_l0(trials: Sequence[Row], chosen: int | None, source: str, path: 
             axes.legend(loc="lower right", frameon=False)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set(xlabel="L0 (active latents a row)", ylabel="explained variance (validation)")
+    axes.set(xlabel=_axis("l0"), ylabel=_axis("explained_variance"))
     axes.set_title("Explained variance against L0")
     bar = figure.colorbar(points, ax=axes, label="d_sae", ticks=sorted(set(sizes)))
     bar.ax.yaxis.set_major_formatter("{x:g}")
@@ -75,37 +77,36 @@ def training_curves(
         tokens = [row["tokens"] for row in history]
         values = [row["explained_variance"] for row in history]
         axes.plot(tokens, values, marker=".", color=colours(norm(size)), label=name)
-    axes.set(xlabel="training tokens", ylabel="explained variance (validation)")
+    axes.set(xlabel="training tokens", ylabel=_axis("explained_variance"))
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
     axes.set_title("Training curves")
     axes.legend(fontsize=7, frameon=False, ncols=2 if len(sizes) > 6 else 1, loc="lower right")
     _save(figure, path)
 
 
-def heatmap(
-    rows: Sequence[Row], metric: str, title: str, source: str, path: Path, *, is_fraction: bool
-) -> None:
+def heatmap(rows: Sequence[Row], metric: Metric, title: str, source: str, path: Path) -> None:
     """Draw a metric over layers (down) and positions (across), with the value in each cell.
 
-    Bright is better. A fraction (``is_fraction``) is written in percent, and smaller is better.
+    Bright is better; the metric says which way that is, and how values are written.
     """
     layers = sorted({row["layer"] for row in rows})
     positions = list(dict.fromkeys(row["position"] for row in rows))
     grid = np.full((len(layers), len(positions)), np.nan)
     for row in rows:
-        value = row.get(metric)
+        value = row.get(metric.name)
         place = layers.index(row["layer"]), positions.index(row["position"])
         grid[place] = np.nan if value is None else value
     width = min(2.6 + 0.62 * len(positions), 16)
     figure, axes = _figure(width, 1.7 + 0.36 * len(layers), source)
     axes.grid(visible=False)
-    image = axes.imshow(grid, cmap=f"{COLOURS}_r" if is_fraction else COLOURS, aspect="auto")
-    _write_values(axes, grid, image.cmap(image.norm(grid)), "{:.0%}" if is_fraction else "{:.3f}")
+    colours = f"{COLOURS}_r" if metric.direction == "minimize" else COLOURS
+    image = axes.imshow(grid, cmap=colours, aspect="auto")
+    _write_values(axes, grid, image.cmap(image.norm(grid)), metric.cell)
     axes.set_xticks(range(len(positions)), positions)
     axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set(xlabel="position", ylabel="layer")
     axes.set_title(title)
-    figure.colorbar(image, ax=axes, format="{x:.0%}" if is_fraction else "{x:.3f}")
+    figure.colorbar(image, ax=axes, format=metric.cell.replace("{:", "{x:"))
     _save(figure, path)
 
 
@@ -129,7 +130,7 @@ def ev_by_model(
                 axes.scatter(l0, ev, s=190, facecolors="none", edgecolors=colour, linewidths=2)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set(xlabel="L0 (active latents a row)", ylabel="explained variance (validation)")
+    axes.set(xlabel=_axis("l0"), ylabel=_axis("explained_variance"))
     axes.set_title("Trials of each model; sweet spots ringed")
     axes.legend(frameon=False, fontsize=7)
     _save(figure, path)
@@ -165,10 +166,15 @@ def atlas_by_depth(
         )  # fmt: skip
     axes.set_xlabel("depth (layer / number of layers)" if relative else "layer")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=not relative))
-    axes.set_ylabel("explained variance (validation)")
+    axes.set_ylabel(_axis("explained_variance"))
     axes.set_title("Atlases by depth")
     axes.legend(frameon=False, fontsize=7)
     _save(figure, path)
+
+
+def _axis(metric: str) -> str:
+    """How the axes of plots call a metric."""
+    return registered()[metric].axis
 
 
 def _colour(number: int) -> Any:

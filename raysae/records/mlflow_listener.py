@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from raysae.identity import flat
 from raysae.metrics import MLFLOW, floats
 from raysae.records.events import Committed, Event, Failed, Item, Progressed, RunEnded, Stopped
 from raysae.records.folder import RunFolder
@@ -225,7 +226,7 @@ class _Writer:
 
     def _parent_parameters(self) -> None:
         known = set(self.client.get_run(self.parent).data.params)
-        flat = _flat(self.run.recipe.dump())
+        flat = flat(self.run.recipe.dump())
         self._parameters(self.parent, {k: v for k, v in flat.items() if k not in known})
 
     def _parameters(self, run_id: str, parameters: dict[str, Any]) -> None:
@@ -242,13 +243,3 @@ class _Writer:
         rows = [Metric(key, value, now, step) for key, value in metrics.items()]
         if rows:
             self.client.log_batch(run_id, metrics=rows)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    rows: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            rows |= _flat(value, f"{prefix}{key}.")
-        else:
-            rows[f"{prefix}{key}"] = value
-    return rows

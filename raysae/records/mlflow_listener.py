@@ -226,8 +226,8 @@ class _Writer:
 
     def _parent_parameters(self) -> None:
         known = set(self.client.get_run(self.parent).data.params)
-        flat = flat(self.run.recipe.dump())
-        self._parameters(self.parent, {k: v for k, v in flat.items() if k not in known})
+        settings = flat(self.run.recipe.dump())
+        self._parameters(self.parent, {k: v for k, v in settings.items() if k not in known})
 
     def _parameters(self, run_id: str, parameters: dict[str, Any]) -> None:
         from mlflow.entities import Param

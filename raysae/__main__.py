@@ -15,6 +15,7 @@ VERBS = {
 
 
 def main() -> int:
+    """Run the verb that the command line names; its exit code."""
     if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
         known = ", ".join(VERBS)
         print(f"usage: raysae VERB ...   with VERB one of: {known}", file=sys.stderr)

@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--format",
         choices=["raysae", *FORMATS],
-        help="what SAE is (told from its files by default)",
+        help="the format of SAE (by default found from its files)",
     )
     args = parser.parse_args(arguments)
     sae = load_sae(args.sae, format=args.format)

@@ -44,6 +44,7 @@ class Site:
 
     @classmethod
     def of_folder(cls, folder: str) -> "Site":
+        """The site of a folder such as ``layer=08/position=03``. Raises ValueError on another form."""
         found = FOLDER.fullmatch(folder)
         if not found:
             raise ValueError(f"{folder!r} is not a site's folder, such as layer=08/position=03")

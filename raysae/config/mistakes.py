@@ -35,6 +35,7 @@ def explain(item: dict[str, Any], known: Sequence[str]) -> str:
 
 
 def field_names(config: Any) -> list[str]:
+    """The names of a dataclass's fields, in their order."""
     return [field.name for field in fields(config)]
 
 
@@ -60,6 +61,7 @@ def refuse_unknown(parameters: Mapping[str, Any], variant: str) -> None:
 
 
 def nearest(key: str, known: Sequence[str]) -> str:
+    """A hint at the known key that ``key`` is most like; at all of them where none is like it."""
     sections = {name.rsplit(".", 1)[0] for name in known if "." in name}
     close = difflib.get_close_matches(key, [*known, *sorted(sections)], n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"

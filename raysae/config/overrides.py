@@ -12,6 +12,7 @@ TEMPLATE_KEY = "source.text"
 
 
 def parse_override(override: str) -> tuple[str, Any]:
+    """The key and the value of ``key=value``, read as YAML. Raises UserError on another form."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise UserError(f"{override!r}: expected key=value, such as sweep.trials=16")

@@ -226,9 +226,11 @@ class Recipe(Section):
         return replaced.sae, replaced.training
 
     def dump(self) -> dict[str, Any]:
+        """The recipe as plain JSON values."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
+        """The recipe as YAML; ``load_recipe`` reads it back."""
         return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
 
     def sites_of(self, layers: Sequence[int], positions: Sequence[Position]) -> list[Site]:

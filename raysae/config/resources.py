@@ -27,7 +27,8 @@ class ResourcesConfig(Section):
     """Trials that are trained side by side in one worker, each batch read once for all of them, for
     where reading costs more than training. Proposed together, so at most ``sweep.proposal_lag``."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60
-    """How often a running trial or site is saved, so that it goes on from there when cut off."""
+    """Seconds between two checkpoints of a running trial or site; an interrupted one continues from the
+    last."""
     hang_seconds: Annotated[float, Field(gt=0)] | None = 1800
     """A trial, site or shard that has made no step for so long is given up; null waits for ever."""
     retries: Annotated[int, Field(ge=0)] = 2

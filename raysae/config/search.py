@@ -171,7 +171,7 @@ class SweepConfig(Section):
     max_tokens: Positive | None = None
     """No trial is begun once so many tokens have been trained on, in all trials together."""
     early_stopping: Literal["asha", "median"] | None = None
-    """Whether poor trials end early, by the first objective: ASHA (the best third goes on), or those
+    """Whether poor trials end early, by the first objective: ASHA (the best third continues), or those
     below the median. Who is stopped depends on timing, so two goes at one recipe may then differ."""
     grace: Fraction = 0.2
     """Fraction of its training that a trial has before it may be stopped early."""
@@ -230,10 +230,10 @@ class SelectConfig(Section):
     trial: int | None = None
     """Your own choice among the finished trials; the rules are then only recorded."""
     tolerance: Fraction = 0.05
-    """parsimonious: share of the best explained variance that may be given up."""
+    """parsimonious: fraction of the best explained variance that may be given up."""
     ev_floor: float = 0.9
     """ev_floor_then_min_dead: the least explained variance."""
     max_l0: float | None = None
     """Trials with more active latents a row are out."""
     max_dead_fraction: float | None = None
-    """Trials with a larger share of dead latents are out."""
+    """Trials with a larger fraction of dead latents are left out."""

@@ -25,6 +25,6 @@ Size = Annotated[int, BeforeValidator(_number_with_unit), Field(ge=1)]
 
 
 class Section(BaseModel):
-    """What every section of a recipe keeps to: frozen, no unknown keys, docstrings as help."""
+    """The base of every section: frozen, without unknown keys, with docstrings as help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

@@ -39,7 +39,7 @@ class SourceConfig(Section):
     max_bytes: Size | None = None
     """Size of the store, at most; such as ``50 GB``."""
     context_length: Positive = 128
-    """Tokens a sequence, at most; a longer text is cut at the end, or with ``packing`` goes on in
+    """Tokens a sequence, at most; a longer text is cut at the end, or with ``packing`` continues in
     the next sequence."""
     packing: bool = False
     """Whether texts are joined, with the model's separator between, into sequences of full length;

@@ -1,4 +1,4 @@
-"""What every command shares: exit codes and how errors are told."""
+"""What every command shares: exit codes, and errors printed as messages."""
 
 import argparse
 import atexit
@@ -27,7 +27,7 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str] | None
         print(f"error: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -45,6 +45,7 @@ def _has_token() -> bool:
 
 
 def home_is_writable() -> bool:
+    """Whether this user can write to the home folder."""
     return os.access(Path.home(), os.W_OK)
 
 

@@ -54,10 +54,10 @@ def choose_reading(store: Store, sites: list[Site], resources: ResourcesConfig) 
         return Reading("shared", f"one copy in memory for all trials ({figures})")
     if resources.reading == "shared":
         raise UserError(
-            f"resources.reading is 'shared', but the rows do not fit: {figures}; "
+            f"resources.reading is 'shared', but that does not fit: {figures}; "
             "set it to streaming or auto, or use a machine with more memory"
         )
-    return Reading("streaming", f"the rows do not fit in memory ({figures})")
+    return Reading("streaming", f"it does not fit in memory ({figures})")
 
 
 def check_sites(store: Store, sites: list[Site]) -> None:

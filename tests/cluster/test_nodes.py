@@ -23,7 +23,7 @@ def test_a_node_killed_in_mid_sweep_costs_nothing(tmp_path):
     recipe = {
         "name": "cluster", "runs_dir": f"file://{home}/runs", "store": f"file://{home}/store",
         "source": None, "atlas": {"enabled": False}, "records": {"mlflow": False},
-        "training": {"epochs": 10, "batch_size": 256, "lr": 3e-3, "evaluations": 4},
+        "training": {"epochs": 30, "batch_size": 256, "lr": 3e-3, "evaluations": 4},
         "sweep": {"sampler": "list", "configs": configs},
         "resources": {"checkpoint_seconds": 0.5},
     }  # fmt: skip

@@ -92,6 +92,7 @@ def whole(address, tmp_path_factory):
     return store
 
 
+@pytest.mark.long
 def test_killed_workers_do_not_end_the_command(whole, address, tmp_path):
     process, kills = start(tmp_path / "broken", address), 0
     wait_for_shards(tmp_path / "broken", process, 2)

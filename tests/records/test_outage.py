@@ -75,6 +75,7 @@ class Outage(threading.Thread):
             time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_a_sweep_goes_on_while_the_server_is_away(connected_ray, tmp_path, monkeypatch, port):
     monkeypatch.setattr(mlflow_listener, "RETRY_SECONDS", 0.2)
     monkeypatch.setattr(mlflow_listener, "LAST_TRIES_SECONDS", 60)

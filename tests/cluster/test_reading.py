@@ -182,7 +182,7 @@ def test_the_path_follows_from_the_budget(store, connected_ray):
     small = choose(memory="1 kB")
     assert small.how == "streaming" and "does not fit in memory" in str(small)
     assert choose(reading="streaming").how == "streaming"
-    with pytest.raises(UserError, match="resources.reading is 'shared', but the rows do not fit"):
+    with pytest.raises(UserError, match="resources.reading is 'shared', but that does not fit"):
         choose(reading="shared", memory=100)
     assert isinstance(rows_within(store, SITE, 10**9).train, Rows)
     assert isinstance(rows_within(store, SITE, 10).train, StreamedRows)

@@ -9,7 +9,7 @@ import torch
 from raysae.cluster.placement import MEMORY_FRACTION, PROCESS, Placement
 from raysae.config import parse_recipe
 from raysae.errors import UserError
-from raysae.pipeline.admission import _measured, admit
+from raysae.pipeline.admission import BOUNDS, _measured, admit
 from raysae.pipeline.estimate import Needs
 from raysae.sae import sae_config
 from raysae.training import TrainingConfig
@@ -50,7 +50,7 @@ def test_memory_is_measured_in_a_worker_where_it_decides(memory):
     memory(3)
     admitted = admit(RECIPE, WANTED)
     assert admitted.measured
-    assert 0.6 * ESTIMATE < admitted.memory < 1.4 * ESTIMATE
+    assert BOUNDS[0] * ESTIMATE < admitted.memory < BOUNDS[1] * ESTIMATE
     needed = admitted.memory + PROCESS
     there = 3 * (ESTIMATE + PROCESS)
     assert admitted.placement.workers == min(there // needed, 4)

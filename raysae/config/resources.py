@@ -15,7 +15,7 @@ class ResourcesConfig(Section):
     gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """GPUs or a fraction of one a trial reserves; ``auto``: a quarter where Ray has any, else none."""
     reading: Literal["auto", "shared", "streaming"] = "auto"
-    """How trials come by their rows: one shared copy in memory, or streamed from disk; ``auto``
+    """How trials read their rows: one shared copy in memory, or streamed from disk; ``auto``
     shares what fits. The results are the same to the bit."""
     memory: Size | None = None
     """Bytes that shared rows may take, such as ``8 GB``; null takes 80% of Ray's object store."""

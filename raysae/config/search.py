@@ -172,12 +172,12 @@ class SweepConfig(Section):
     """No trial is begun once so many tokens have been trained on, in all trials together."""
     early_stopping: Literal["asha", "median"] | None = None
     """Whether poor trials end early, by the first objective: ASHA (the best third continues), or those
-    below the median. Who is stopped depends on timing, so two goes at one recipe may then differ."""
+    below the median. Who is stopped depends on timing, so two runs of one recipe may then differ."""
     grace: Fraction = 0.2
     """Fraction of its training that a trial has before it may be stopped early."""
     reproducible: bool = True
     """Whether proposals wait for the trials they follow from; false never waits for a straggler, and
-    two goes at one recipe then try different configs."""
+    two runs of one recipe then try different configs."""
 
     @model_validator(mode="after")
     def _coherent(self) -> "SweepConfig":

@@ -65,7 +65,7 @@ class SourceConfig(Section):
     validation: Fraction = 0.1
     """Fraction of the sequences held out for validation."""
     test: Fraction = 0.1
-    """Fraction of the sequences kept for a last test."""
+    """Fraction of the sequences reserved for a last test."""
     sequences_per_shard: Positive = 2000
     """Sequences whose activations go into one file a site, at most."""
     shard_bytes: Size = 512_000_000

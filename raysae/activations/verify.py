@@ -1,11 +1,11 @@
 """Verifying a store: the manifest is checked against the files, and every problem is listed.
 
 Memory is bounded: each thread holds one row group, and the tokens of a few sequences files.
-
 Shapes: N rows (or tokens, or sequences), D d_in.
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -146,7 +146,7 @@ def _contradictions(manifest: Manifest) -> Iterator[Problem]:
             yield Problem(MANIFEST_FILE, f"{stated} {key} in dataset", expected)
 
 
-class _FileCheck:
+class _FileCheck(ABC):
     """Checks one Parquet file and collects its problems."""
 
     def __init__(self, store: Path, manifest: Manifest, entry: ShardEntry | SequencesEntry):
@@ -170,9 +170,9 @@ class _FileCheck:
             self.add(f"{count:,} {what} (first: {first})", expected)
         return self
 
+    @abstractmethod
     def check(self, file: pq.ParquetFile) -> None:
-        """Check the content of an open file. Each kind of file overrides this."""
-        raise NotImplementedError
+        """Check the content of an open file."""
 
     def add(self, found: str, expected: str) -> None:
         self.problems.append(Problem(self.entry.file, found, expected))

@@ -122,6 +122,7 @@ class _Pool:
         """The outcome of the remaining items when every slot was given up."""
 
     def outcomes(self) -> Iterator[tuple[Any, Outcome[Any]]]:
+        """Every item with its outcome, as soon as there is one."""
         while True:
             self._hand_out()
             busy = {slot.stream: slot for slot in self.slots if slot.stream is not None}

@@ -1,6 +1,7 @@
 """The rows of a run's tables, as types: trials and sites. Their columns are in the Parquet files."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,10 +26,10 @@ class Row(Mapping[str, Any]):
     figures: Mapping[str, Any]
     """Metrics and costs; see ``raysae.metrics``."""
 
-    @cached_property
+    @property
+    @abstractmethod
     def columns(self) -> dict[str, Any]:
         """The row's values by column, in the order of the table."""
-        raise NotImplementedError
 
     def __getitem__(self, column: str) -> Any:
         return self.columns[column]

@@ -17,6 +17,10 @@ PATTERNS = {
 """Patterns that every recipe knows. A token is at such a position when it shares a character with a
 match, or with the first group's match where the pattern has one."""
 
+ROLE = "role:"
+"""``role:assistant`` in place of a regular expression: the content of a chat's messages of that role."""
+CHAT_ROLES = ("assistant", "developer", "system", "tool", "user")
+
 POOL_NAME = r"[a-z][a-z0-9_]*"
 FOLDER = re.compile(rf"layer=(\d+)/position=(-?\d+|{POOL_NAME})")
 

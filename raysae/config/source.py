@@ -10,7 +10,7 @@ from pydantic import (
 )
 
 from raysae.config.section import Fraction, PositionKey, Positive, Section, Size
-from raysae.sites import ALL, PATTERNS, POOL_NAME
+from raysae.sites import ALL, CHAT_ROLES, PATTERNS, POOL_NAME, ROLE
 
 
 class SourceConfig(Section):
@@ -21,7 +21,8 @@ class SourceConfig(Section):
     revision: str | None = None
     """The hub model's revision."""
     dataset: str = "pocket"
-    """``pocket``, a local .jsonl, .json, .csv, .tsv, .parquet or .txt file, or a hub id."""
+    """``pocket``, a local .jsonl, .json, .csv, .tsv, .parquet or .txt file (compressed or not), a folder,
+    or a hub id."""
     dataset_config: str | None = None
     """The hub data set's configuration."""
     dataset_split: str = "train"
@@ -29,7 +30,16 @@ class SourceConfig(Section):
     dataset_revision: str | None = None
     """The hub data set's revision."""
     text: str = "{prompt}"
-    """How a row becomes a text: a template over the data set's columns, or one column's name."""
+    """How a row becomes a text: a template over the data set's columns, or one column's name. Text goes in
+    as it is, whole numbers as they are written, null as nothing; other types are refused."""
+    chat_column: str | None = None
+    """A column of chat messages, which the tokenizer's chat template writes out; ``text`` is then not used.
+    Roles such as ``assistant`` become positions."""
+    split_by: str | None = None
+    """A column whose value (a document, a chat) decides the split, so that all its texts lie in one;
+    without it, the text itself decides."""
+    repeats: Literal["keep", "drop"] = "keep"
+    """Whether a text that came before is read again. Either way all its copies lie in one split."""
     sequences: Positive | None = 4000
     """Rows of the data set to read, at most; null reads on to the end, or to another limit below."""
     max_tokens: Size | None = None
@@ -39,8 +49,10 @@ class SourceConfig(Section):
     max_bytes: Size | None = None
     """Size of the store, at most; such as ``50 GB``."""
     context_length: Positive = 128
-    """Tokens a sequence, at most; a longer text is cut at the end, or with ``packing`` continues in
-    the next sequence."""
+    """Tokens a sequence, at most; a longer text is cut, or with ``packing`` continues in the next
+    sequence."""
+    cut: Literal["end", "start"] = "end"
+    """Which end of a text longer than ``context_length`` is cut off, whatever the tokenizer's own setting."""
     packing: bool = False
     """Whether texts are joined, with the model's separator between, into sequences of full length;
     texts of different splits never meet in one."""
@@ -50,7 +62,8 @@ class SourceConfig(Section):
     """Layers to read, counted from 0."""
     positions: tuple[PositionKey, ...] = (-6, -5, -4, -3, -2, -1)
     """Text tokens to read, one site each: from 0, or from the end from -1; ``all`` pools them, a
-    pattern's name (``numbers``, ``operators``, ``answer`` or your own) those that it matches."""
+    pattern's name (``numbers``, ``operators``, ``answer`` or your own) those that it matches, with
+    ``chat_column`` a role (``assistant``, ``user``, ``system``, ...) its messages' content."""
     patterns: dict[Annotated[str, Field(pattern=f"^{POOL_NAME}$")], str] = {}  # noqa: RUF012  (pydantic copies it)
     """Patterns of your own: names with regular expressions (a first group, where there is one, is
     what counts)."""
@@ -67,7 +80,8 @@ class SourceConfig(Section):
     test: Fraction = 0.1
     """Fraction of the sequences reserved for a last test."""
     sequences_per_shard: Positive = 2000
-    """Sequences whose activations go into one file a site, at most."""
+    """Sequences whose activations go into one file a site, at most; of a small data set fewer go in, so
+    that many workers share it."""
     shard_bytes: Size = 512_000_000
     """Bytes that go into one file of every site together, at most: what a worker holds in memory."""
 
@@ -101,13 +115,18 @@ class SourceConfig(Section):
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"{name}: {pattern!r} is no regular expression: {error}") from None
+            if pattern.startswith(ROLE):
+                raise ValueError(
+                    f"{name}: {pattern!r} names a role; set source.chat_column, and name the role in "
+                    "positions"
+                )
         if ALL in value:
             raise ValueError("'all' means every token and cannot be a pattern's name")
         return value
 
     @model_validator(mode="after")
     def _known_names(self) -> "SourceConfig":
-        known = [ALL, *sorted({*PATTERNS, *self.patterns})]
+        known = [ALL, *sorted(self._patterns)]
         for name in self.positions:
             if isinstance(name, str) and name not in known:
                 raise ValueError(
@@ -129,5 +148,11 @@ class SourceConfig(Section):
     @property
     def used_patterns(self) -> dict[str, str]:
         """The patterns that ``positions`` names, by name in sorted order."""
-        known = {**PATTERNS, **self.patterns}
+        known = self._patterns
         return {name: known[name] for name in sorted(known) if name in self.positions}
+
+    @property
+    def _patterns(self) -> dict[str, str]:
+        """All patterns that ``positions`` may name, and the roles of a chat."""
+        roles = {role: f"{ROLE}{role}" for role in CHAT_ROLES} if self.chat_column else {}
+        return {**PATTERNS, **roles, **self.patterns}

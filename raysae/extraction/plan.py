@@ -13,8 +13,8 @@ from raysae.identity import differences, flat
 from raysae.sites import Position, Site
 from raysae.storage.files import read_json, remove_folder
 from raysae.transformer.loading import POCKET, ModelSpec, load_model_config
+from raysae.transformer.sequence import TokenRules
 from raysae.transformer.texts import TextSpec
-from raysae.transformer.tokens import TokenRules
 
 WORK_FOLDER = "extraction"
 """A folder in the store's folder; it exists until the extraction is finished."""
@@ -98,7 +98,7 @@ def text_spec(source: SourceConfig) -> TextSpec:
     """The texts that a recipe's source names."""
     return TextSpec(
         source.dataset, source.dataset_config, source.dataset_split, source.dataset_revision,
-        source.text, source.sequences, prefix=PREFIX,
+        source.text, source.chat_column, source.split_by, source.sequences, prefix=PREFIX,
     )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def token_rules(source: SourceConfig) -> TokenRules:
     """How a recipe's source wants its texts as tokens."""
     return TokenRules(
         source.context_length, source.packing, source.special_tokens, source.used_patterns,
-        source.validation, source.test, prefix=PREFIX,
+        source.validation, source.test, source.cut, source.repeats, prefix=PREFIX,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from raysae.console.board import console, seconds
 from raysae.extraction.plan import ExtractionPlan
 from raysae.extraction.sequences import TokenPlan
 from raysae.extraction.shards import report_file, tokens_file
+from raysae.extraction.text_notes import text_notes
 
 LINE_SECONDS = 10.0
 """Seconds between two lines when there is no terminal to redraw."""
@@ -36,7 +37,8 @@ class ExtractionProgress:
             f"{_number(len(tokens.parts), 'shard')}; {_number(len(self.plan.sites), 'site')}, "
             f"{size / 1e9:.3f} GB"
         )
-        self._print_losses(tokens.counts)
+        for note in text_notes(self.plan.source, tokens.counts, tokens.repeated_rows):
+            console.print(f"  {note}", markup=False)
         watch = _Watch(self.plan, tokens, size)
         stop = threading.Event()
         thread = threading.Thread(target=watch.run, args=(stop,), daemon=True)
@@ -47,19 +49,6 @@ class ExtractionProgress:
             stop.set()
             thread.join()
         watch.print_line("done")
-
-    def _print_losses(self, counts: dict[str, int]) -> None:
-        """Print how many texts were cut or left out, if any."""
-        if counts["cut"]:
-            console.print(
-                f"  {counts['cut']:,} of {counts['documents']:,} texts are longer than "
-                f"{self.plan.source.context_length} tokens and were cut there"
-            )
-        if counts["too_short"]:
-            console.print(
-                f"  {_number(counts['too_short'], 'sequence')} left out: too short for the positions, "
-                "or no pattern matches"
-            )
 
 
 def _number(count: int, what: str) -> str:

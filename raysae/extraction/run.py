@@ -7,6 +7,7 @@ manifest is written. After an interruption, the same command continues with the 
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from typing import Any
 
 from raysae.activations.manifest import FORMAT_VERSION, Manifest
 from raysae.activations.store import Store, open_store
@@ -144,7 +145,7 @@ def _manifest(plan: ExtractionPlan, tokens: TokenPlan) -> Manifest:
             "weights_sha256": weights.pop(),
             "tokenizer_sha256": tokens.tokenizer_sha256,
         },
-        dataset={"id": source.dataset, "texts_sha256": tokens.texts_sha256, **tokens.counts},
+        dataset=_dataset(plan, tokens),
         hookpoint=source.hookpoint,
         dtype=source.dtype,
         d_in=plan.d_in,
@@ -154,3 +155,13 @@ def _manifest(plan: ExtractionPlan, tokens: TokenPlan) -> Manifest:
         sequences=tokens.parts,
         sites=site_entries(done),
     )
+
+
+def _dataset(plan: ExtractionPlan, tokens: TokenPlan) -> dict[str, Any]:
+    return {
+        "id": plan.source.dataset,
+        "texts_sha256": tokens.texts_sha256,
+        "split_by": plan.source.split_by or "text",
+        "repeated_rows": tokens.repeated_rows,
+        **tokens.counts,
+    }

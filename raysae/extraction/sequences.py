@@ -18,19 +18,19 @@ from raysae.extraction.plan import ExtractionPlan, model_spec, text_spec, token_
 from raysae.sites import Position
 from raysae.storage.files import read_json, remove_folder, write_json
 from raysae.transformer.loading import load_tokenizer
+from raysae.transformer.repeats import RepeatedRows, prefix_hashes
+from raysae.transformer.sequence import TokenSequence, to_table
 from raysae.transformer.texts import read_documents
-from raysae.transformer.tokens import (
-    Tokenizer,
-    TokenSequence,
-    to_table,
-    tokenizer_hash,
-)
+from raysae.transformer.tokens import Tokenizer, tokenizer_hash
 
 SEQUENCES_FILE = "sequences.json"
 SHUFFLED_TOKENS = 4_000_000
 """Sequences are shuffled in memory within windows of this many tokens."""
 OTHER_COLUMNS_BYTES = 16
 """Bytes of the other columns of a row."""
+SHARDS, SHARD_TOKENS = 32, 4096
+"""A shard holds at most one part in ``SHARDS`` of the tokens so far, but may always hold ``SHARD_TOKENS``:
+so a small data set still keeps many workers busy, and a large one has not too many shards."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ class TokenPlan:
     counts: dict[str, int]
     texts_sha256: str
     tokenizer_sha256: str
+    repeated_rows: dict[str, float] = field(default_factory=dict)
+    """By position, the share of held-out rows whose sequence begins with the same tokens as that of a
+    training row, so that a model that reads from left to right gives the same activation."""
 
     @property
     def tokens(self) -> int:
@@ -102,6 +105,7 @@ class _Writing:
 
     def __post_init__(self) -> None:
         self.rows = {p: dict.fromkeys(SPLITS, 0) for p in self.plan.positions}
+        self.repeated = {p: RepeatedRows() for p in self.plan.positions}
 
     def run(self) -> TokenPlan:
         """Read, tokenize, shuffle, cut into shards and write. Returns the resulting plan."""
@@ -117,9 +121,10 @@ class _Writing:
         return TokenPlan(
             self.parts,
             {str(position): counts for position, counts in self.rows.items()},
-            {**asdict(tokenizer.counts), "sequences": self.sequences, "tokens": self.tokens},
+            {**tokenizer.found.record(), "sequences": self.sequences, "tokens": self.tokens},
             tokenizer.texts.hexdigest(),
             sha256,
+            {str(position): round(rows.share(), 4) for position, rows in self.repeated.items()},
         )
 
     def _usable(
@@ -150,7 +155,14 @@ class _Writing:
                 return
             self.tokens += len(sequence)
             self.sequences += 1
+            self._compare(sequence, int(code))
             yield sequence
+
+    def _compare(self, sequence: TokenSequence, split: int) -> None:
+        """Note the sequence's rows, to find out which are the same in two splits."""
+        prefix, names = prefix_hashes(sequence.token_id), self.plan.source.used_patterns
+        for position, rows in self.repeated.items():
+            rows.add(prefix[sequence.places(position, names)], split)
 
     def _exceeds(self, more_tokens: int) -> bool:
         source = self.plan.source
@@ -163,27 +175,29 @@ class _Writing:
         )
         return any(limit is not None and found > limit for limit, found in limits)
 
-    def _shards(self, sequences: Iterable[TokenSequence]) -> Iterator[list[TokenSequence]]:
-        """Cut the sequences into shards of at most ``sequences_per_shard`` sequences, and at most
-        ``shard_bytes`` bytes over all sites (or one sequence)."""
-        source, names = self.plan.source, self.plan.source.used_patterns
-        shard: list[TokenSequence] = []
-        size = 0
-        for sequence in sequences:
-            rows = sum(len(sequence.places(p, names)) for p in self.rows)
-            more = rows * len(self.plan.layers) * _row_bytes(self.plan)
-            if shard and (
-                len(shard) == source.sequences_per_shard or size + more > source.shard_bytes
-            ):
+    def _shards(self, windows: Iterable[list[TokenSequence]]) -> Iterator[list[TokenSequence]]:
+        """Cut the sequences into shards of at most ``sequences_per_shard`` sequences, of at most
+        ``shard_bytes`` bytes over all sites, and of about a thirty-second of the tokens (or one
+        sequence)."""
+        source, names, before = self.plan.source, self.plan.source.used_patterns, 0
+        for window in windows:
+            before += sum(map(len, window))
+            limit = max(before // SHARDS, SHARD_TOKENS)
+            shard, size, tokens = list[TokenSequence](), 0, 0
+            for sequence in window:
+                rows = sum(len(sequence.places(p, names)) for p in self.rows)
+                more = rows * len(self.plan.layers) * _row_bytes(self.plan)
+                full = len(shard) == source.sequences_per_shard or tokens >= limit
+                if shard and (full or size + more > source.shard_bytes):
+                    yield shard
+                    shard, size, tokens = [], 0, 0
+                shard.append(sequence)
+                size, tokens = size + more, tokens + len(sequence)
+            if shard:
                 yield shard
-                shard, size = [], 0
-            shard.append(sequence)
-            size += more
-        if shard:
-            yield shard
 
 
-def _shuffled(sequences: Iterable[TokenSequence], seed: int) -> Iterator[TokenSequence]:
+def _shuffled(sequences: Iterable[TokenSequence], seed: int) -> Iterator[list[TokenSequence]]:
     """Yield the sequences in a seeded random order, shuffled within windows of tokens."""
     window: list[TokenSequence] = []
     tokens = number = 0
@@ -191,14 +205,14 @@ def _shuffled(sequences: Iterable[TokenSequence], seed: int) -> Iterator[TokenSe
         window.append(sequence)
         tokens += len(sequence)
         if tokens >= SHUFFLED_TOKENS:
-            yield from _permuted(window, seed, number)
+            yield _permuted(window, seed, number)
             window, tokens, number = [], 0, number + 1
-    yield from _permuted(window, seed, number)
+    if window:
+        yield _permuted(window, seed, number)
 
 
-def _permuted(window: list[TokenSequence], seed: int, number: int) -> Iterator[TokenSequence]:
-    for i in np.random.default_rng([seed, number]).permutation(len(window)):
-        yield window[i]
+def _permuted(window: list[TokenSequence], seed: int, number: int) -> list[TokenSequence]:
+    return [window[i] for i in np.random.default_rng([seed, number]).permutation(len(window))]
 
 
 def _row_bytes(plan: ExtractionPlan) -> int:
@@ -230,5 +244,5 @@ def _refuse_unusable(plan: ExtractionPlan, tokens: TokenPlan) -> None:
                 raise UserError(
                     f"source: position {position} has no {name} rows ({sum(splits.values())} rows "
                     "in all); read more of the data set (source.sequences), or raise the split's "
-                    "fraction"
+                    "fraction (a text that repeats, or a group, lies in one split)"
                 )

@@ -22,7 +22,7 @@ from raysae.extraction.plan import ExtractionPlan, model_spec
 from raysae.sites import Site
 from raysae.storage.files import read_json, write_json
 from raysae.transformer.loading import load_model
-from raysae.transformer.tokens import from_table
+from raysae.transformer.sequence import from_table
 
 REPORT_SECONDS = 0.5
 """Seconds between two updates of a shard's token count."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from raysae.activations.writer import SiteRows, to_storage
 from raysae.sites import Position, Site
 from raysae.transformer.hookpoints import find_blocks, find_hook
-from raysae.transformer.tokens import TokenSequence
+from raysae.transformer.sequence import TokenSequence
 
 FORWARD_TOKENS = {"cpu": 4096, "cuda": 65_536}
 """Tokens per forward pass, padding included."""

@@ -1,7 +1,7 @@
 """Reading texts: the pocket problems, a local file or folder, or any Hugging Face data set."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from string import Formatter
@@ -9,12 +9,13 @@ from typing import Any
 
 from raysae.errors import UserError
 from raysae.pocket.problems import stream
+from raysae.transformer.chat import messages_of
+from raysae.transformer.text_files import COMPRESSED, FILE_KINDS, file_rows, is_text_file
 
-FILE_KINDS = {
-    ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
-    ".txt": "text",
-}  # fmt: skip
+POCKET = "pocket"
 POCKET_SEED = 1  # not the seed that the pocket GPT-2 was trained on
+FAITHFUL = ("csv", "json", "text")
+"""Formats whose files are read here, wherever they lie: ``datasets`` would guess at their values."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class Document:
     row: int
     """Row number in the data set, from 0."""
     text: str
+    """Empty where there are messages, until a tokenizer has written them out."""
+    group: str | None = None
+    """What the text belongs to, such as a document or a chat; None without ``split_by``."""
+    messages: tuple[dict[str, Any], ...] = ()
+    """The messages of a chat: dictionaries with ``role`` and ``content``."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,10 @@ class TextSpec:
     dataset_revision: str | None = None
     text: str = "{prompt}"
     """A template over the columns, or one column's name."""
+    chat_column: str | None = None
+    """The column of messages, which the tokenizer's chat template writes out; ``text`` then is not used."""
+    split_by: str | None = None
+    """The column of groups."""
     sequences: int | None = None
     """Rows to read, at most."""
     prefix: str = ""
@@ -48,14 +58,14 @@ def read_documents(spec: TextSpec) -> Iterator[Document]:
     """Yield the data set's texts in order, read on demand; rows without text are left out.
 
     At most the first ``spec.sequences`` rows are read. Raises UserError when the data set is missing,
-    unreachable or empty, cannot be read to its end, or lacks a column.
+    unreachable or empty, cannot be read to its end, lacks a column, or a value is no text.
     """
-    rows = _checked(spec, _pocket_rows() if spec.dataset == "pocket" else _dataset_rows(spec))
+    rows = _checked(spec, _pocket_rows() if spec.dataset == POCKET else _dataset_rows(spec))
     found = False
-    for number, text in enumerate(_fill(spec, islice(rows, spec.sequences))):
-        if text.strip():
+    for document in _documents(spec, islice(rows, spec.sequences)):
+        if document.messages or document.text.strip():
             found = True
-            yield Document(number, text)
+            yield document
     if not found:
         raise UserError(
             f"{spec.prefix}dataset {spec.dataset!r}: empty, no text to read; "
@@ -70,8 +80,10 @@ def _checked(spec: TextSpec, rows: Iterable[dict[str, Any]]) -> Iterator[dict[st
         for row in rows:
             yield row
             number += 1
-    except UserError:
-        raise
+    except UserError as error:
+        if str(error).startswith(spec.prefix):
+            raise
+        raise UserError(f"{spec.prefix}dataset {error}") from None
     except Exception as error:  # files and networks raise many unrelated errors
         reason = str(error.__cause__ or error).splitlines()[0] if str(error) else repr(error)
         raise UserError(
@@ -86,12 +98,12 @@ def _pocket_rows() -> Iterator[dict[str, Any]]:
 
 def _dataset_rows(spec: TextSpec) -> Iterable[dict[str, Any]]:
     path = Path(spec.dataset).expanduser()
-    if spec.dataset_revision is not None and (path.suffix in FILE_KINDS or path.is_dir()):
+    if spec.dataset_revision is not None and (is_text_file(path.name) or path.is_dir()):
         raise UserError(
             f"{spec.prefix}dataset_revision {spec.dataset_revision!r}: {spec.dataset!r} is on this "
             "machine and has no revisions; leave it out, or name a hub data set"
         )
-    if path.suffix in FILE_KINDS:
+    if path.is_file() or is_text_file(path.name):
         return _file_rows(spec, path)
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return _saved_rows(spec, path)
@@ -106,40 +118,46 @@ def _saved_rows(spec: TextSpec, path: Path) -> Iterable[dict[str, Any]]:
     if not isinstance(saved, dict):
         return saved
     if spec.dataset_split not in saved:
-        raise UserError(
-            f"{spec.prefix}dataset_split {spec.dataset_split!r}: {spec.dataset!r} has "
-            f"{', '.join(saved)}"
-        )
+        raise _no_split(spec, saved)
     return saved[spec.dataset_split]
+
+
+def _no_split(spec: TextSpec, there: Iterable[str]) -> UserError:
+    return UserError(
+        f"{spec.prefix}dataset_split {spec.dataset_split!r}: {spec.dataset!r} has "
+        f"{', '.join(map(str, there))}"
+    )
 
 
 def _file_rows(spec: TextSpec, path: Path) -> Iterable[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{spec.prefix}dataset {str(path)!r}: no such file")
+    if not is_text_file(path.name):
+        raise UserError(
+            f"{spec.prefix}dataset {str(path)!r}: unknown kind of file; expected one of "
+            f"{', '.join(FILE_KINDS)}, alone or followed by {', '.join(COMPRESSED)}"
+        )
     if not path.stat().st_size:
         raise UserError(f"{spec.prefix}dataset {str(path)!r}: the file is empty, no text to read")
-    from datasets import Dataset, disable_progress_bars, logging
-    from datasets.exceptions import DatasetGenerationError
-
-    disable_progress_bars()  # a local file is read at once
-    logging.set_verbosity(logging.CRITICAL)  # the error below says what is wrong
-    read = getattr(Dataset, f"from_{FILE_KINDS[path.suffix]}")
-    options = {"sep": "\t"} if path.suffix == ".tsv" else {}
-    try:
-        return read(str(path), **options)
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{spec.prefix}dataset {str(path)!r}: cannot be read ({reason})") from None
+    return file_rows(str(path))
 
 
 def _hub_rows(spec: TextSpec) -> Iterable[dict[str, Any]]:
-    from datasets import load_dataset
+    """The rows of a hub data set, or of a folder that ``load_dataset`` understands."""
+    from datasets import load_dataset, load_dataset_builder
 
+    name = str(Path(spec.dataset).expanduser()) if spec.dataset.startswith("~") else spec.dataset
     try:
+        builder = load_dataset_builder(name, spec.dataset_config, revision=spec.dataset_revision)
+        files = _files_of(builder, spec)
+        if files is not None:
+            return (row for file in files for row in file_rows(file))
         return load_dataset(
-            spec.dataset, spec.dataset_config, split=spec.dataset_split,
+            name, spec.dataset_config, split=spec.dataset_split,
             revision=spec.dataset_revision, streaming=True,
         )  # fmt: skip
+    except UserError:
+        raise
     except Exception as error:  # the hub client raises many unrelated errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
@@ -149,24 +167,118 @@ def _hub_rows(spec: TextSpec) -> Iterable[dict[str, Any]]:
         ) from None
 
 
-def _fill(spec: TextSpec, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+def _files_of(builder: Any, spec: TextSpec) -> list[str] | None:
+    """The files of the wanted split, where all are of a format that ``datasets`` would guess at; None
+    where it need not guess."""
+    if builder.name not in FAITHFUL or builder.config.features is not None:
+        return None
+    splits = {str(name): files for name, files in (builder.config.data_files or {}).items()}
+    if spec.dataset_split not in splits:
+        if spec.dataset_split.isidentifier():
+            raise _no_split(spec, splits)
+        return None  # a slice such as train[:10%], which datasets understands
+    files = [str(file) for file in splits[spec.dataset_split]]
+    changed = _changed_settings(builder.config, "\t" if files[0].endswith(".tsv") else ",")
+    if not all(map(is_text_file, files)) or (changed and builder.name == "text"):
+        return None
+    if changed:
+        raise UserError(
+            f"{spec.prefix}dataset {spec.dataset!r}: its own settings say how its {builder.name} files "
+            f"are to be read ({', '.join(changed)}), and numbers, dates and missing values would be "
+            "guessed; save the texts as JSON lines or Parquet, and name that file"
+        )
+    return files
+
+
+def _changed_settings(config: Any, mark: str) -> list[str]:
+    """The settings of a data set's configuration that change how its files are read."""
+    usual = type(config)(**({"sep": mark} if hasattr(config, "sep") else {}))
+    where = ("name", "version", "data_dir", "data_files", "description")
+    return [f.name for f in fields(config) if f.name not in where
+            and getattr(config, f.name) != getattr(usual, f.name)]  # fmt: skip
+
+
+def _documents(spec: TextSpec, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
     template = spec.text if "{" in spec.text else f"{{{spec.text}}}"
-    try:
-        columns = [name for _, name, *_ in Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise _no_template(spec, error) from None
+    columns = [] if spec.chat_column else _columns(spec, template)
     for number, row in enumerate(rows):
-        missing = [name for name in columns if name not in row]
-        if missing:
-            raise UserError(
-                f"{spec.prefix}text {spec.text!r}: row {number} of {spec.dataset!r} has no column "
-                f"{', '.join(map(repr, missing))}; it has {', '.join(map(repr, row))}"
-            )
-        values = {name: "" if row[name] is None else row[name] for name in columns}
+        where = f"row {number} of {spec.dataset!r}"
+        _refuse_missing(spec, where, row, columns)
+        group = None if spec.split_by is None else _group(spec, row[spec.split_by], where)
+        if spec.chat_column:
+            column = f"{spec.prefix}chat_column {spec.chat_column!r}: {where}"
+            messages = messages_of(row[spec.chat_column], column)
+            yield Document(number, "", group, messages)
+            continue
+        values = {name: _text(spec, name, row[name], where) for name in columns}
         try:
-            yield template.format(**values)
+            text = template.format(**values)
         except (ValueError, LookupError, TypeError) as error:
             raise _no_template(spec, error) from None
+        yield Document(number, text, group)
+
+
+def _columns(spec: TextSpec, template: str) -> list[str]:
+    try:
+        return [name for _, name, *_ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise _no_template(spec, error) from None
+
+
+def _refuse_missing(spec: TextSpec, where: str, row: dict[str, Any], columns: list[str]) -> None:
+    wanted = {"text": columns, "chat_column": [spec.chat_column], "split_by": [spec.split_by]}
+    for key, names in wanted.items():
+        missing = [name for name in names if name is not None and name not in row]
+        if missing:
+            raise UserError(
+                f"{spec.prefix}{key} {getattr(spec, key)!r}: {where} has no column "
+                f"{', '.join(map(repr, missing))}; it has {', '.join(map(repr, row))}"
+            )
+
+
+def _text(spec: TextSpec, name: str, value: Any, where: str) -> str:
+    """A value as text: text as it is, whole numbers as they are written, null as nothing."""
+    if value is None:
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise UserError(
+            f"{spec.prefix}text {spec.text!r}: column {name!r} of {where} is {_kind(value)}; expected "
+            f"text; {_way_out(spec, value)}"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{spec.prefix}text {spec.text!r}: column {name!r} of {where} is no valid text ({error}); "
+            "mend the row, or leave it out"
+        ) from None
+    return value
+
+
+def _kind(value: Any) -> str:
+    items = f" of {type(value[0]).__name__}" if isinstance(value, list) and value else ""
+    return f"{type(value).__name__}{items}"
+
+
+def _way_out(spec: TextSpec, value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return f"for a chat's messages set {spec.prefix}chat_column instead"
+    if isinstance(value, list):
+        return "write one text a row (a file that holds whole columns must be saved by rows)"
+    if isinstance(value, dict):
+        return "write the parts that you want into a column of text"
+    return "save the column as text, as you want it to be read"
+
+
+def _group(spec: TextSpec, value: Any, where: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise UserError(
+            f"{spec.prefix}split_by {spec.split_by!r}: {where} has {_kind(value)} there; expected the "
+            "name or number of the group that the row belongs to"
+        )
+    return str(value)
 
 
 def _no_template(spec: TextSpec, error: Exception) -> UserError:

@@ -1,80 +1,25 @@
-"""From documents to sequences: tokenizing, packing, and marking each token (text, special, pattern)."""
+"""From texts to sequences: tokenizing, splitting, and marking each token (text, special, pattern)."""
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from raysae.activations.schema import SEQUENCES_SCHEMA
-from raysae.activations.splits import split_of
+from raysae.activations.splits import split_of, split_of_key
 from raysae.errors import UserError
-from raysae.sites import ALL, Position
+from raysae.sites import ROLE
+from raysae.transformer.chat import Span, rendered, spans_of
+from raysae.transformer.packing import Encoded, Frame, Packer
+from raysae.transformer.repeats import Repeats, same_text
+from raysae.transformer.sequence import TokenRules, TokenSequence
 from raysae.transformer.texts import Document
 
 TOKENIZER_BATCH = 500
-JOINT = "\n"
-"""Separates the texts of a packed sequence in its ``text``."""
-
-
-@dataclass(frozen=True)
-class TokenRules:
-    """How texts become sequences of tokens."""
-
-    context_length: int
-    """Tokens of a sequence, at most."""
-    packing: bool = False
-    """Whether texts are joined into sequences of full length, those of each split apart."""
-    special_tokens: bool = False
-    """Whether special tokens count as tokens of a text."""
-    patterns: Mapping[str, str] = field(default_factory=dict)
-    """Regular expressions by name, in sorted order."""
-    validation: float = 0.0
-    """Fraction of the sequences held out for validation."""
-    test: float = 0.0
-    """Fraction of the sequences reserved for a last test."""
-    prefix: str = ""
-    """What stands before a setting's name in error messages, such as ``source.``."""
-
-
-@dataclass(frozen=True)
-class TokenSequence:
-    """One sequence as the transformer reads it; its arrays have one item per token, ``[tokens]``."""
-
-    sequence: int
-    documents: list[int]
-    """Rows of the data set that the sequence was made of."""
-    text: str
-    token_id: NDArray[np.int32]
-    token_start: NDArray[np.int32]
-    """First character of the token in ``text``; -1 for special tokens and when it is not known."""
-    token_end: NDArray[np.int32]
-    is_text: NDArray[np.bool_]
-    """Whether the token counts as text; special tokens do only with ``TokenRules.special_tokens``."""
-    patterns: NDArray[np.int32]
-    """Bit i is set when the token matches the i-th pattern, with the patterns sorted by name."""
-
-    def __len__(self) -> int:
-        return len(self.token_id)
-
-    def places(self, position: Position, patterns: Iterable[str] = ()) -> NDArray[np.int64]:
-        """The indices of the tokens at ``position``; empty when the sequence is too short.
-
-        ``patterns`` are the names of all patterns.
-        """
-        text_index = np.flatnonzero(self.is_text)
-        if position == ALL:
-            return text_index
-        if isinstance(position, str):
-            bit = 1 << sorted(patterns).index(position)
-            return text_index[(self.patterns[text_index] & bit) > 0]
-        inside = -len(text_index) <= position < len(text_index)
-        return text_index[[position]] if inside else text_index[:0]
 
 
 @dataclass
@@ -86,19 +31,22 @@ class Counts:
     """Documents cut because they are longer than the context (not counted when packing)."""
     too_short: int = 0
     """Sequences left out because they are too short for a position, or no pattern matches."""
+    dropped: int = 0
+    """Documents left out because the same text came before (``TokenRules.repeats``)."""
+    double_bos: int = 0
+    """Sequences that begin with two BOS tokens: the text's own, and the tokenizer's."""
 
 
 @dataclass
-class _Encoded:
-    """The tokens of one document, or a part of them."""
+class Found:
+    """What is known of the texts once all are read."""
 
-    document: Document
-    token_id: NDArray[np.int32]
-    special: NDArray[np.bool_]
-    start: NDArray[np.int32]
-    end: NDArray[np.int32]
-    patterns: NDArray[np.int32]
-    cut: bool
+    counts: Counts = field(default_factory=Counts)
+    repeats: Repeats = field(default_factory=Repeats)
+
+    def record(self) -> dict[str, int]:
+        """All numbers by name."""
+        return {**asdict(self.counts), **self.repeats.record()}
 
 
 class Tokenizer:
@@ -110,9 +58,12 @@ class Tokenizer:
     def __init__(self, tokenizer: Any, rules: TokenRules):
         self.tokenizer, self.rules = tokenizer, rules
         self.fast = bool(getattr(tokenizer, "is_fast", False))
-        self.patterns = [re.compile(p) for p in rules.patterns.values()]
-        self.counts = Counts()
+        self.patterns = [_Pattern(expression) for expression in rules.patterns.values()]
+        self.special_ids = np.array(sorted(special_ids(tokenizer)), dtype=np.int32)
+        self.found = Found()
+        self.counts = self.found.counts
         self.texts = hashlib.sha256()
+        self._numbers = _numbers_by_split(rules)
         if self.patterns and not self.fast:
             raise UserError(
                 f"{rules.prefix}positions: {', '.join(rules.patterns)} need a tokenizer that tells "
@@ -122,56 +73,91 @@ class Tokenizer:
     def sequences(self, documents: Iterable[Document]) -> Iterator[TokenSequence]:
         """Yield the documents' sequences in order: one per document, or packed.
 
-        Raises UserError when packing leaves no room beside the special tokens.
+        The id of a sequence is the next one that lies in the split of its texts. Raises UserError when
+        packing leaves no room beside the special tokens, or a chat cannot be written out.
         """
-        return self._packed(documents) if self.rules.packing else self._one_each(documents)
+        made = self._packed(documents) if self.rules.packing else self._one_each(documents)
+        bos = getattr(self.tokenizer, "bos_token_id", None)
+        for sequence in made:
+            first = sequence.token_id[:2].tolist()
+            self.counts.double_bos += bos is not None and first == [bos, bos]
+            yield sequence
 
     def _one_each(self, documents: Iterable[Document]) -> Iterator[TokenSequence]:
-        for encoded in self._encode(documents, whole=False):
+        for split, encoded in self._split(self._encode(documents, whole=False)):
             self.counts.cut += encoded.cut
+            first, reach = _extent(encoded, self.rules.cut)
+            known = encoded.start >= 0
             yield TokenSequence(
-                encoded.document.row,
+                next(self._numbers[split]),
                 [encoded.document.row],
-                encoded.document.text[: _reach(encoded)],
+                encoded.document.text[first:reach],
                 encoded.token_id,
-                encoded.start,
-                encoded.end,
+                np.where(known, encoded.start - first, -1).astype(np.int32),
+                np.where(known, encoded.end - first, -1).astype(np.int32),
                 np.ones(len(encoded.token_id), bool) if self.rules.special_tokens else ~encoded.special,
                 encoded.patterns,
             )  # fmt: skip
 
     def _packed(self, documents: Iterable[Document]) -> Iterator[TokenSequence]:
         """Sequences of full length. Each holds documents of one split only, so splits never mix."""
-        frame = _Frame.of(self.tokenizer, self.rules)
-        packers = [_Packer(frame, self.rules) for _ in range(3)]
-        numbers = _numbers_by_split(self.rules)
-        for encoded in self._encode(documents, whole=True):
-            split = _split(encoded.document.row, self.rules)
+        frame = Frame.of(self.tokenizer, self.rules)
+        packers = [Packer(frame, self.rules) for _ in range(3)]
+        for split, encoded in self._split(self._encode(documents, whole=True)):
             packers[split].add(encoded)
-            yield from packers[split].full(numbers[split])
+            yield from packers[split].full(self._numbers[split])
         for split, packer in enumerate(packers):
-            yield from packer.rest(numbers[split])
+            yield from packer.rest(self._numbers[split])
 
-    def _encode(self, documents: Iterable[Document], whole: bool) -> Iterator[_Encoded]:
-        options = (
-            {"add_special_tokens": False, "verbose": False}
-            if whole
-            else {"truncation": True, "max_length": self.rules.context_length}
-        )
-        waiting = iter(documents)
+    def _split(self, encoded: Iterable[Encoded]) -> Iterator[tuple[int, Encoded]]:
+        """Yield each document with its split, which follows from its group, or from the text that is
+        read of it. Texts that came before are left out where the rules say so."""
+        for one in encoded:
+            first, reach = _extent(one, self.rules.cut)
+            text = same_text(one.document.text[first:reach])
+            key = text if one.document.group is None else f"group {one.document.group}"
+            split = split_of_key(key, self.rules.validation, self.rules.test)
+            new = self.found.repeats.add(text, split)
+            if not new and self.rules.repeats == "drop":
+                self.counts.dropped += 1
+            else:
+                yield split, one
+
+    def _encode(self, documents: Iterable[Document], whole: bool) -> Iterator[Encoded]:
+        options: dict[str, Any] = {"truncation": True, "max_length": self.rules.context_length}
+        if whole:
+            options = {"verbose": False}
+        self.tokenizer.truncation_side = "left" if self.rules.cut == "start" else "right"
+        waiting = map(self._rendered, documents)
         while batch := list(islice(waiting, TOKENIZER_BATCH)):
+            # a chat template writes the special tokens itself
+            specials = not whole and not any(document.messages for document, _ in batch)
             encoded = self.tokenizer(
-                [document.text for document in batch], return_special_tokens_mask=True,
-                return_offsets_mapping=self.fast, return_attention_mask=False, **options,
+                [document.text for document, _ in batch], return_special_tokens_mask=True,
+                return_offsets_mapping=self.fast, return_attention_mask=False,
+                add_special_tokens=specials, **options,
             )  # fmt: skip
-            for number, document in enumerate(batch):
+            for number, (document, spans) in enumerate(batch):
                 self.counts.documents += 1
                 self.texts.update(document.text.encode() + b"\0")
-                yield self._of(document, encoded, number)
+                yield self._of(document, spans, encoded, number)
 
-    def _of(self, document: Document, encoded: Any, number: int) -> _Encoded:
+    def _rendered(self, document: Document) -> tuple[Document, tuple[Span, ...]]:
+        """The document with its messages written out, and where each message lies."""
+        if not document.messages:
+            return document, ()
+        where = f"{self.rules.prefix}chat_column, row {document.row}"
+        text = rendered(self.tokenizer, document.messages, where)
+        roles = any(pattern.role for pattern in self.patterns)
+        spans = spans_of(text, document.messages, where) if roles else ()
+        return replace(document, text=text), spans
+
+    def _of(
+        self, document: Document, spans: tuple[Span, ...], encoded: Any, number: int
+    ) -> Encoded:
         token_id = np.array(encoded["input_ids"][number], dtype=np.int32)
         special = np.array(encoded["special_tokens_mask"][number], dtype=bool)
+        special |= np.isin(token_id, self.special_ids)
         offsets = encoded["offset_mapping"][number] if self.fast else [(-1, -1)] * len(token_id)
         span = np.array(offsets, dtype=np.int32).reshape(-1, 2)
         span[special] = -1
@@ -180,20 +166,49 @@ class Tokenizer:
             if self.fast
             else len(token_id) == self.rules.context_length
         )
-        patterns = self._matches(document.text, span[:, 0], span[:, 1])
-        return _Encoded(document, token_id, special, span[:, 0], span[:, 1], patterns, cut)
+        patterns = self._matches(document.text, spans, span[:, 0], span[:, 1])
+        return Encoded(document, token_id, special, span[:, 0], span[:, 1], patterns, cut)
 
-    def _matches(self, text: str, start: NDArray[Any], end: NDArray[Any]) -> NDArray[np.int32]:
+    def _matches(
+        self, text: str, spans: tuple[Span, ...], start: NDArray[Any], end: NDArray[Any]
+    ) -> NDArray[np.int32]:
         bits = np.zeros(len(start), dtype=np.int32)
         for number, pattern in enumerate(self.patterns):
             covered = np.zeros(len(text) + 1, dtype=np.int64)
-            for match in pattern.finditer(text):
-                first, last = match.span(1 if pattern.groups else 0)
+            for first, last in pattern.places(text, spans):
                 covered[first + 1 : last + 1] = 1
             through = covered.cumsum()
             # a special token has start = end = -1 and so covers nothing
             bits |= ((through[end] - through[start]) > 0).astype(np.int32) << number
         return bits
+
+
+class _Pattern:
+    """A regular expression, or the messages of a role."""
+
+    def __init__(self, expression: str):
+        self.role = expression.removeprefix(ROLE) if expression.startswith(ROLE) else None
+        self.expression = re.compile(expression)
+
+    def places(self, text: str, spans: tuple[Span, ...]) -> Iterator[tuple[int, int]]:
+        """First character of each match, and the one after its last."""
+        if self.role is not None:
+            yield from ((span.start, span.end) for span in spans if span.role == self.role)
+            return
+        for match in self.expression.finditer(text):
+            yield match.span(1 if self.expression.groups else 0)
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """The ids that are special to the tokenizer, whoever wrote them.
+
+    A token that only stands for unknown words is text.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    ids = set(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+    kinds = ("bos", "eos", "pad", "sep", "cls", "mask")
+    named = {getattr(tokenizer, f"{kind}_token_id", None) for kind in kinds}
+    return ids - ({tokenizer.unk_token_id} - named)
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -203,32 +218,17 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def to_table(sequences: list[TokenSequence]) -> pa.Table:
-    """The sequences as a table of ``SEQUENCES_SCHEMA``."""
-    columns = {name: [getattr(s, name) for s in sequences] for name in SEQUENCES_SCHEMA.names}
-    return pa.table(columns, schema=SEQUENCES_SCHEMA)
+def _extent(encoded: Encoded, cut: str) -> tuple[int, int | None]:
+    """First character of the document's text that a token reaches, and the one after the last.
 
-
-def from_table(table: pa.Table) -> list[TokenSequence]:
-    """The sequences of a table of ``SEQUENCES_SCHEMA``; the reverse of ``to_table``."""
-    names = ("sequence", "documents", "text")
-    arrays = ("token_id", "token_start", "token_end", "is_text", "patterns")
-    rows = zip(
-        *(table[name].to_pylist() for name in names),
-        *([item.values.to_numpy(zero_copy_only=False) for item in table[name]] for name in arrays),
-        strict=True,
-    )
-    return [TokenSequence(*row) for row in rows]
-
-
-def _reach(encoded: _Encoded) -> int | None:
-    """The end of the last token in the document's text; None when the offsets are not known."""
-    reach = int(encoded.end.max(initial=-1))
-    return None if reach < 0 else reach
-
-
-def _split(number: int, rules: TokenRules) -> int:
-    return int(split_of(np.array([number]), rules.validation, rules.test)[0])
+    The whole text when the offsets are not known. What stands before the first token was cut off, or is
+    space that the tokenizer leaves out; it is kept unless the beginning was cut off.
+    """
+    known = encoded.start >= 0
+    if not known.any():
+        return 0, None
+    first = int(encoded.start[known].min()) if cut == "start" and encoded.cut else 0
+    return first, int(encoded.end.max())
 
 
 def _numbers_by_split(rules: TokenRules) -> list[Iterator[int]]:
@@ -243,117 +243,3 @@ def _numbers_by_split(rules: TokenRules) -> list[Iterator[int]]:
             start += 1024
 
     return [of(split) for split in range(3)]
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """The special tokens around a sequence, and the one between the documents of a packed one."""
-
-    before: list[int]
-    after: list[int]
-    between: list[int]
-    room: int
-    """Tokens available for the documents."""
-
-    @classmethod
-    def of(cls, tokenizer: Any, rules: TokenRules) -> "_Frame":
-        """The frame that the tokenizer puts around a short text."""
-        probe = tokenizer("a", return_special_tokens_mask=True)
-        ids, mask = probe["input_ids"], probe["special_tokens_mask"]
-        first = mask.index(0) if 0 in mask else len(mask)
-        last = len(mask) - mask[::-1].index(0) if 0 in mask else len(mask)
-        separators = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id)
-        between = [token for token in separators if token is not None][:1]
-        room = rules.context_length - first - (len(ids) - last)
-        if room < 1:
-            raise UserError(
-                f"{rules.prefix}context_length is {rules.context_length}; the tokenizer's special tokens "
-                "alone fill it"
-            )
-        return cls(ids[:first], ids[last:], between, room)
-
-
-@dataclass
-class _Packer:
-    """Joins the documents of one split and cuts the sequence of their tokens to length."""
-
-    frame: _Frame
-    rules: TokenRules
-    pieces: list[_Encoded] = field(default_factory=list)
-    waiting: int = 0
-
-    def add(self, encoded: _Encoded) -> None:
-        if self.pieces and self.frame.between:
-            self._append(_separator(self.frame.between, encoded.document))
-        self._append(encoded)
-
-    def full(self, numbers: Iterator[int]) -> Iterator[TokenSequence]:
-        """Yield the sequences that have full length."""
-        while self.waiting >= self.frame.room:
-            yield self._take(self.frame.room, next(numbers))
-
-    def rest(self, numbers: Iterator[int]) -> Iterator[TokenSequence]:
-        """Yield the last sequence, which is shorter, when any text is left."""
-        if any(not piece.special.all() for piece in self.pieces):
-            yield self._take(self.waiting, next(numbers))
-
-    def _append(self, encoded: _Encoded) -> None:
-        self.pieces.append(encoded)
-        self.waiting += len(encoded.token_id)
-
-    def _take(self, room: int, number: int) -> TokenSequence:
-        taken = []
-        while room and self.pieces:
-            piece = self.pieces.pop(0)
-            if len(piece.token_id) > room:
-                self.pieces.insert(0, _slice(piece, slice(room, None)))
-                piece = _slice(piece, slice(room))
-            taken.append(piece)
-            room -= len(piece.token_id)
-        self.waiting -= sum(len(piece.token_id) for piece in taken)
-        return _joined(taken, self.frame, number, self.rules.special_tokens)
-
-
-def _slice(piece: _Encoded, part: slice) -> _Encoded:
-    return _Encoded(
-        piece.document, piece.token_id[part], piece.special[part], piece.start[part],
-        piece.end[part], piece.patterns[part], piece.cut,
-    )  # fmt: skip
-
-
-def _separator(ids: list[int], document: Document) -> _Encoded:
-    none = np.full(len(ids), -1, dtype=np.int32)
-    return _Encoded(
-        document, np.array(ids, dtype=np.int32), np.ones(len(ids), bool), none, none, none * 0,
-        False,
-    )  # fmt: skip
-
-
-def _joined(pieces: list[_Encoded], frame: _Frame, number: int, specials: bool) -> TokenSequence:
-    """Join pieces of documents into one sequence; offsets count characters of the joined text."""
-    edges = [_separator(frame.before, pieces[0].document), *pieces]
-    edges.append(_separator(frame.after, pieces[-1].document))
-    texts: list[str] = []
-    starts, ends, length = [], [], 0
-    for piece in edges:
-        known = piece.start >= 0
-        shift = 0
-        if known.any():
-            first, last = int(piece.start[known].min()), int(piece.end[known].max())
-            shift = length - first
-            texts.append(piece.document.text[first:last])
-            length += last - first + len(JOINT)
-        starts.append(np.where(known, piece.start + shift, -1))
-        ends.append(np.where(known, piece.end + shift, -1))
-    special = np.concatenate([piece.special for piece in edges])
-    rows = [piece.document.row for piece in pieces if not piece.special.all()]
-    return TokenSequence(
-        number,
-        list(dict.fromkeys(rows)),
-        JOINT.join(texts),
-        np.concatenate([piece.token_id for piece in edges]),
-        np.concatenate(starts).astype(np.int32),
-        np.concatenate(ends).astype(np.int32),
-        np.ones(len(special), bool) if specials else ~special,
-        np.concatenate([piece.patterns for piece in edges]),
-    )

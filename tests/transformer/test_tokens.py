@@ -8,12 +8,14 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from raysae.activations.splits import split_of
+from raysae.activations.splits import split_of, split_of_key
 from raysae.config.source import SourceConfig
 from raysae.errors import UserError
 from raysae.extraction.plan import token_rules
+from raysae.transformer.repeats import same_text
+from raysae.transformer.sequence import from_table, to_table
 from raysae.transformer.texts import Document
-from raysae.transformer.tokens import Tokenizer, from_table, to_table
+from raysae.transformer.tokens import Tokenizer
 
 WORDS = ["the", "cat", "has", "12", "3", "mice", "+", "=", "15", "####", "."]
 
@@ -120,16 +122,15 @@ def test_packed_sequences_hold_every_text_once(tokenizer):
 
 
 def test_packed_sequences_never_mix_splits(tokenizer):
-    _, found = packed(tokenizer)
+    texts, found = packed(tokenizer)
     ids = np.array([sequence.sequence for sequence in found])
     assert len(set(ids.tolist())) == len(ids)
     split = split_of(ids, 0.3, 0.2)
     assert set(split.tolist()) == {0, 1, 2}
     home: dict[int, set[int]] = {}
     for sequence, code in zip(found, split.tolist(), strict=True):
-        assert split_of(np.array(sequence.documents), 0.3, 0.2).tolist() == [code] * len(
-            sequence.documents
-        )
+        of_texts = [split_of_key(same_text(texts[i]), 0.3, 0.2) for i in sequence.documents]
+        assert of_texts == [code] * len(of_texts)
         for document in sequence.documents:
             home.setdefault(document, set()).add(code)
     assert all(len(codes) == 1 for codes in home.values())

@@ -30,11 +30,11 @@ class SourceConfig(Section):
     dataset_revision: str | None = None
     """The hub data set's revision."""
     text: str = "{prompt}"
-    """How a row becomes a text: a template over the data set's columns, or one column's name. Text goes in
-    as it is, whole numbers as they are written, null as nothing; other types are refused."""
+    """How a row becomes a text: a template over the data set's columns, or one column's name. Text goes
+    in as it is, whole numbers as they are written, null as nothing; other types are refused."""
     chat_column: str | None = None
-    """A column of chat messages, which the tokenizer's chat template writes out; ``text`` is then not used.
-    Roles such as ``assistant`` become positions."""
+    """A column of chat messages, which the tokenizer's chat template writes out; ``text`` is then not
+    used. Roles such as ``assistant`` become positions."""
     split_by: str | None = None
     """A column whose value (a document, a chat) decides the split, so that all its texts lie in one;
     without it, the text itself decides."""
@@ -52,7 +52,7 @@ class SourceConfig(Section):
     """Tokens a sequence, at most; a longer text is cut, or with ``packing`` continues in the next
     sequence."""
     cut: Literal["end", "start"] = "end"
-    """Which end of a text longer than ``context_length`` is cut off, whatever the tokenizer's own setting."""
+    """Which end of a text longer than ``context_length`` is cut off, whatever the tokenizer says."""
     packing: bool = False
     """Whether texts are joined, with the model's separator between, into sequences of full length;
     texts of different splits never meet in one."""

@@ -29,8 +29,8 @@ SHUFFLED_TOKENS = 4_000_000
 OTHER_COLUMNS_BYTES = 16
 """Bytes of the other columns of a row."""
 SHARDS, SHARD_TOKENS = 32, 4096
-"""A shard holds at most one part in ``SHARDS`` of the tokens so far, but may always hold ``SHARD_TOKENS``:
-so a small data set still keeps many workers busy, and a large one has not too many shards."""
+"""A shard holds at most one part in ``SHARDS`` of the tokens so far, but may hold ``SHARD_TOKENS``.
+So a small data set still keeps many workers busy, and a large one has not too many shards."""
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,14 @@ def _repeats(source: SourceConfig, counts: Mapping[str, int]) -> Iterator[str]:
     repeated, texts = counts.get("repeated", 0), counts["documents"]
     if not repeated:
         return
-    done = "were left out (source.repeats=drop)"
+    done = "they were left out (source.repeats=drop)"
     if source.repeats == "keep":
-        by = f"its group of {source.split_by}" if source.split_by else "the first one"
-        done = f"are in the split of {by}; source.repeats=drop leaves them out"
-    yield f"{repeated:,} of {texts:,} texts repeat an earlier one and {done}"
+        apart = counts.get("repeated_apart", 0)
+        done = "they are in its split"
+        if apart:
+            done = f"{apart:,} of them are in another split, as {source.split_by} decides it"
+        done += "; source.repeats=drop leaves them out"
+    yield f"{repeated:,} of {texts:,} texts repeat an earlier one; {done}"
 
 
 def _near_duplicates(counts: Mapping[str, int]) -> Iterator[str]:

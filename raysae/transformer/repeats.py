@@ -7,6 +7,7 @@ import hashlib
 import re
 import unicodedata
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,10 @@ class Repeats:
     texts: int = 0
     repeated: int = 0
     """Texts that are the same as one before."""
-    seen: set[int] = field(default_factory=set)
+    apart: int = 0
+    """Of these, texts whose group put them into another split."""
+    seen: dict[int, int] = field(default_factory=dict)
+    """The split of every text, by its hash."""
     signatures: list[NDArray[np.uint32]] = field(default_factory=list)
     """Of every text that is new, ``[H]``."""
     splits: list[int] = field(default_factory=list)
@@ -51,18 +55,24 @@ class Repeats:
         key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
         if key in self.seen:
             self.repeated += 1
+            self.apart += self.seen[key] != split
             return False
-        self.seen.add(key)
+        self.seen[key] = split
         if len(self.signatures) < MOST_SIGNATURES:
             self.signatures.append(signature(text))
             self.splits.append(split)
         return True
 
     def record(self) -> dict[str, int]:
-        """The numbers: texts that repeat one exactly, texts that nearly repeat one, and how many of
-        those are held out while the other is trained on."""
+        """The numbers: texts that repeat one exactly, and those of them in another split than it; texts
+        that nearly repeat one, and held-out texts that nearly repeat a training text."""
         near, leaked = self.near()
-        return {"repeated": self.repeated, "near_duplicates": near, "near_training": leaked}
+        return {
+            "repeated": self.repeated,
+            "repeated_apart": self.apart,
+            "near_duplicates": near,
+            "near_training": leaked,
+        }
 
     def near(self) -> tuple[int, int]:
         """The number of texts that nearly repeat one before, and of held-out texts that nearly repeat a
@@ -84,7 +94,7 @@ class Repeats:
 def signature(text: str) -> NDArray[np.uint32]:
     """The MinHash signature ``[H]`` of a text's pairs of neighbouring words; all numbers are alike."""
     words = ["", *_WORD.findall(_DIGITS.sub("0", text)), ""]
-    pairs = {f"{one} {other}" for one, other in zip(words, words[1:], strict=False)}
+    pairs = {f"{one} {other}" for one, other in pairwise(words)}
     hashed = np.fromiter((hash_of(pair) for pair in pairs), dtype=np.uint64, count=len(pairs))
     return ((hashed * _FACTORS) >> np.uint64(32)).min(axis=1).astype(np.uint32)
 

@@ -45,7 +45,7 @@ class TextSpec:
     text: str = "{prompt}"
     """A template over the columns, or one column's name."""
     chat_column: str | None = None
-    """The column of messages, which the tokenizer's chat template writes out; ``text`` then is not used."""
+    """The column of messages, which the tokenizer's chat template writes out in place of ``text``."""
     split_by: str | None = None
     """The column of groups."""
     sequences: int | None = None
@@ -226,7 +226,11 @@ def _columns(spec: TextSpec, template: str) -> list[str]:
 
 
 def _refuse_missing(spec: TextSpec, where: str, row: dict[str, Any], columns: list[str]) -> None:
-    wanted = {"text": columns, "chat_column": [spec.chat_column], "split_by": [spec.split_by]}
+    wanted: dict[str, list[str | None]] = {
+        "text": [*columns],
+        "chat_column": [spec.chat_column],
+        "split_by": [spec.split_by],
+    }
     for key, names in wanted.items():
         missing = [name for name in names if name is not None and name not in row]
         if missing:

@@ -161,3 +161,77 @@ def test_sequences_survive_their_table(tokenizer):
     for one, other in zip(found, again, strict=True):
         for here, there in zip(astuple(one), astuple(other), strict=True):
             assert np.array_equal(here, there)
+
+
+def splits_of(found, validation=0.1, test=0.1):
+    return split_of(np.array([s.sequence for s in found]), validation, test).tolist()
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_text_that_repeats_lies_in_one_split(tokenizer, packing):
+    texts = [" ".join(WORDS[i % 7 : i % 7 + 2 + i % 3]) for i in range(84)]
+    found = sequences(tokenizer, texts, packing=packing, validation=0.3, test=0.3, context_length=8)
+    home = {}
+    for sequence, code in zip(found, splits_of(found, 0.3, 0.3), strict=True):
+        for row in sequence.documents:
+            home.setdefault(texts[row], set()).add(code)
+    assert len(home) == 21 and all(len(codes) == 1 for codes in home.values())
+    assert len({s.sequence for s in found}) == len(found)
+
+
+def test_texts_that_are_cut_to_the_same_tokens_lie_in_one_split(tokenizer):
+    texts = [f"the cat has mice {' '.join(WORDS[i : i + 1])} ." for i in range(9)] * 3
+    found = sequences(tokenizer, texts, context_length=6, validation=0.4, test=0.2)
+    assert len({tuple(s.token_id.tolist()) for s in found}) == 1
+    assert len(set(splits_of(found, 0.4, 0.2))) == 1
+
+
+def test_a_texts_split_does_not_depend_on_the_texts_before_it(tokenizer):
+    texts = [f"the cat has {w} {v} ." for w in WORDS for v in WORDS]
+    for some in (texts, texts[::-1], texts[17:40]):
+        found = sequences(tokenizer, some, validation=0.3, test=0.2)
+        expected = [split_of_key(same_text(some[s.documents[0]]), 0.3, 0.2) for s in found]
+        assert splits_of(found, 0.3, 0.2) == expected
+
+
+def test_repeats_are_counted_and_left_out_on_request(tokenizer):
+    texts = ["the cat", "the  Cat", "12 mice", "the cat"]
+    for choice, kept in (("keep", 4), ("drop", 2)):
+        made = Tokenizer(tokenizer, token_rules(SourceConfig(context_length=16, repeats=choice)))
+        assert len(list(made.sequences(Document(i, t) for i, t in enumerate(texts)))) == kept
+        record = made.found.record()
+        assert (record["repeated"], record["dropped"]) == (2, 4 - kept)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_key_says_which_end_is_cut_whatever_the_tokenizer_says(tokenizer, side, monkeypatch):
+    monkeypatch.setattr(tokenizer, "truncation_side", side)
+    text = " the cat has mice ."
+    (end,) = sequences(tokenizer, [text], context_length=4)
+    (start,) = sequences(tokenizer, [text], context_length=4, cut="start")
+    assert marked(end, "all") == ["the", "cat"] and end.text == " the cat"
+    assert marked(start, "all") == ["mice", "."] and start.text == "mice ."
+    assert start.token_id.tolist()[0] == 0 and start.token_id.tolist()[-1] == 1
+
+
+def test_special_tokens_of_the_text_are_special(tokenizer):
+    made = Tokenizer(tokenizer, token_rules(SourceConfig(context_length=16)))
+    (found,) = made.sequences([Document(0, "<s> the cat </s> has </s>")])
+    assert marked(found, "all") == ["the", "cat", "has"]
+    assert marked(found, 0) == ["the"] and marked(found, -1) == ["has"]
+    assert made.counts.double_bos == 1
+
+
+def test_a_token_for_unknown_words_is_text(tokenizer):
+    rust = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )  # fmt: skip
+    (found,) = sequences(rust, ["the dog has"])
+    assert marked(found, "all") == ["the", "dog", "has"]
+
+
+def test_special_tokens_within_packed_texts_are_special(tokenizer):
+    found = sequences(
+        tokenizer, ["<s> the cat </s>", "12 mice </s> 3"], packing=True, context_length=32
+    )
+    assert sorted(w for s in found for w in marked(s, "all")) == ["12", "3", "cat", "mice", "the"]

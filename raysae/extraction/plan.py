@@ -8,6 +8,7 @@ from raysae.activations.manifest import MANIFEST_FILE, read_manifest
 from raysae.activations.store import Store, open_store
 from raysae.config import Recipe
 from raysae.config.source import SourceConfig
+from raysae.console.board import console
 from raysae.errors import UserError
 from raysae.identity import differences, flat
 from raysae.sites import Position, Site
@@ -21,6 +22,8 @@ WORK_FOLDER = "extraction"
 PREFIX = "source."
 """The section of the recipe that an extraction is described in."""
 IDENTITY_FILE = "identity.json"
+SPLIT_BY = "split_by"
+"""In the manifest's ``dataset``: what decides a text's split, ``text`` or a column."""
 REFUSED_FILE = "refused.txt"
 """This file exists when activations were refused: the extraction cannot finish with the same recipe."""
 
@@ -131,7 +134,15 @@ def existing_store(plan: ExtractionPlan) -> Store | None:
     if (plan.folder / MANIFEST_FILE).exists():
         _refuse_other(plan, read_manifest(plan.folder).source, "a store made from another source")
         remove_folder(plan.work)  # left when the process was killed just after the manifest
-        return open_store(plan.folder)
+        store = open_store(plan.folder)
+        if SPLIT_BY not in (store.manifest.dataset or {}):
+            console.print(
+                f"{plan.folder}: an earlier version split it by row numbers, so a text that repeats may "
+                "be in train and held out; to mend that, extract it again into another folder "
+                "(store=FOLDER)",
+                markup=False,
+            )
+        return store
     if (plan.work / IDENTITY_FILE).exists():
         if any(plan.work.glob("shard-*.json")) and not (plan.work / REFUSED_FILE).exists():
             unfinished = read_json(plan.work / IDENTITY_FILE)

@@ -15,7 +15,7 @@ from raysae.cluster.placement import Placement
 from raysae.cluster.pool import Work, map_committed
 from raysae.config import ResourcesConfig
 from raysae.errors import UserError
-from raysae.extraction.plan import IDENTITY_FILE, REFUSED_FILE, ExtractionPlan
+from raysae.extraction.plan import IDENTITY_FILE, REFUSED_FILE, SPLIT_BY, ExtractionPlan
 from raysae.extraction.progress import ExtractionProgress
 from raysae.extraction.sequences import TokenPlan, write_tokens
 from raysae.extraction.shards import (
@@ -161,7 +161,7 @@ def _dataset(plan: ExtractionPlan, tokens: TokenPlan) -> dict[str, Any]:
     return {
         "id": plan.source.dataset,
         "texts_sha256": tokens.texts_sha256,
-        "split_by": plan.source.split_by or "text",
+        SPLIT_BY: plan.source.split_by or "text",
         "repeated_rows": tokens.repeated_rows,
         **tokens.counts,
     }

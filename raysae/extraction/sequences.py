@@ -6,6 +6,7 @@ interruptions do not change the store.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -28,8 +29,8 @@ SHUFFLED_TOKENS = 4_000_000
 """Sequences are shuffled in memory within windows of this many tokens."""
 OTHER_COLUMNS_BYTES = 16
 """Bytes of the other columns of a row."""
-SHARDS, SHARD_TOKENS = 32, 4096
-"""A shard holds at most one part in ``SHARDS`` of the tokens so far, but may hold ``SHARD_TOKENS``.
+SHARDS, SHARD_TOKENS = 40, 4096
+"""A shard holds about one part in ``SHARDS`` of the tokens so far, but may hold ``SHARD_TOKENS``.
 So a small data set still keeps many workers busy, and a large one has not too many shards."""
 
 
@@ -86,9 +87,15 @@ def write_tokens(plan: ExtractionPlan, report: Report) -> TokenPlan:
     return tokens
 
 
-def peek(plan: ExtractionPlan) -> None:
-    """Read the first text. Raises UserError when the data set cannot be read."""
-    next(iter(read_documents(text_spec(plan.source))))
+def peek(plan: ExtractionPlan) -> TokenSequence:
+    """Read and tokenize the first text.
+
+    Raises UserError when the data set cannot be read, the tokenizer cannot be loaded, or the text cannot
+    be written out or tokenized as the recipe says.
+    """
+    tokenizer = Tokenizer(load_tokenizer(model_spec(plan.readable)), token_rules(plan.source))
+    first = islice(read_documents(text_spec(plan.source)), 1)
+    return next(iter(tokenizer.sequences(first)))
 
 
 @dataclass

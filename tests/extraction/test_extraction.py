@@ -1,5 +1,6 @@
 """Extraction through Ray: the same store from any number of workers, limits, bad input."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -9,16 +10,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import raysae
+import raysae.extraction.sequences as sequences_module
 from raysae.activations import Site
-from raysae.activations.splits import SPLITS, split_of
+from raysae.activations.splits import SPLITS, split_of_key
 from raysae.activations.verify import verify
 from raysae.cluster.placement import Placement
 from raysae.config import load_recipe
 from raysae.errors import UserError
 from raysae.extraction.extract_command import main
-from raysae.extraction.plan import WORK_FOLDER, existing_store, plan_extraction
+from raysae.extraction.plan import WORK_FOLDER, existing_store, plan_extraction, text_spec
 from raysae.extraction.run import extract
+from raysae.extraction.sequences import write_tokens
 from raysae.pocket.problems import make_problem
+from raysae.transformer.repeats import same_text
+from raysae.transformer.texts import read_documents
 
 
 def recipe_of(tmp_path, name, *overrides):
@@ -211,8 +216,9 @@ def test_texts_too_short_for_the_positions_are_counted_and_left_out(connected_ra
 
 
 def test_a_split_without_rows_is_refused_before_any_forward_pass(connected_ray, tmp_path):
-    ids = np.arange(10_000)
-    first = int(np.flatnonzero(split_of(ids, 0.01, 0.0))[0])
+    recipe = recipe_of(tmp_path, "s", "source.sequences=null")
+    texts = (same_text(d.text) for d in read_documents(text_spec(recipe.source)))
+    first = next(i for i, text in enumerate(texts) if split_of_key(text, 0.01, 0.0))
     few = f"source.sequences={first}"
     with pytest.raises(UserError, match="position -1 has no validation rows"):
         extracted(recipe_of(tmp_path, "s", "source.validation=0.01", "source.test=0", few))
@@ -263,3 +269,57 @@ def test_two_extractions_into_one_folder(connected_ray, tmp_path):
 def test_a_recipe_without_a_source(tmp_path):
     with pytest.raises(UserError, match="source is null"):
         main(["source=null", f"store={tmp_path}"])
+
+
+def test_rows_of_a_text_that_repeats_are_in_one_split_and_counted(connected_ray, tmp_path, capsys):
+    """Twenty texts, each five times, in an order that mixes them."""
+    texts = [make_problem(1, i).prompt for i in range(20)]
+    data = tmp_path / "d.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": texts[i * 7 % 20]}) for i in range(100)))
+    overrides = [f"source.dataset={data}", "source.test=0.3", "source.positions=[-1]"]
+    recipe = recipe_of(tmp_path, "s", *overrides, "source.sequences=100")
+    store = extracted(recipe)
+    site = Site(3, -1)
+    rows = [getattr(store, name)(site).float() for name in SPLITS]
+    assert sum(map(len, rows)) == 100 and all(map(len, rows))
+    for one, other in itertools.combinations(rows, 2):
+        assert torch.cdist(one, other).min() > 0.1  # far beyond rounding
+    assert store.manifest.dataset["repeated"] == 80
+    assert store.manifest.dataset["split_by"] == "text"
+    assert store.manifest.dataset["repeated_rows"] == {"-1": 0.0}
+    assert "80 of 100 texts repeat an earlier one; they are in its split" in capsys.readouterr().out
+    assert verify(store.path) == []
+
+
+def test_held_out_rows_that_stand_after_the_same_tokens_are_told(connected_ray, tmp_path, capsys):
+    data = tmp_path / "d.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": f"There are {i} cups."}) for i in range(40)))
+    overrides = [f"source.dataset={data}", "source.positions=[0,-1]", "source.test=0.3"]
+    store = extracted(recipe_of(tmp_path, "s", *overrides))
+    shares = store.manifest.dataset["repeated_rows"]
+    assert shares == {"-1": 0.0, "0": 1.0}
+    out = " ".join(capsys.readouterr().out.split())
+    assert "after the same tokens as a training row: at 0 (100%)" in out
+    assert "39 of 40 texts nearly repeat an earlier one" in out
+
+
+@pytest.mark.parametrize(("sequences", "shards"), [(1500, (15, 32)), (40, (1, 2))])
+def test_a_small_data_set_makes_shards_for_many_workers(tmp_path, sequences, shards):
+    """1,500 texts were one shard, so one of two cores worked."""
+    recipe = recipe_of(
+        tmp_path, "s", f"source.sequences={sequences}", "source.sequences_per_shard=2000"
+    )
+    tokens = write_tokens(plan_extraction(recipe), lambda sequences, tokens: None)
+    assert shards[0] <= len(tokens.parts) <= shards[1]
+    sizes = [part.tokens for part in tokens.parts]
+    assert max(sizes) < 1.5 * (sum(sizes) / len(sizes) + 128)
+
+
+def test_a_large_data_set_makes_more_shards_but_few(tmp_path, monkeypatch):
+    monkeypatch.setattr(sequences_module, "SHUFFLED_TOKENS", 10_000)
+    monkeypatch.setattr(sequences_module, "SHARD_TOKENS", 100)
+    recipe = recipe_of(tmp_path, "s", "source.sequences=1500")
+    tokens = write_tokens(plan_extraction(recipe), lambda sequences, tokens: None)
+    windows = tokens.tokens / 10_000
+    assert 32 < len(tokens.parts) < 16 * 1500 / 16
+    assert len(tokens.parts) < 32 * (2 + np.log(windows)) * 1.3

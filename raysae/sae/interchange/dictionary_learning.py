@@ -243,10 +243,8 @@ def _ranks(
     if hasattr(CONFIGS[variant], "k"):
         if "k" in theirs:
             ranks["k"] = _whole(folder / WEIGHTS_FILE, theirs, "k")[0]
-            if ranks["k"] > 0 and trainer.get("k") not in (
-                None,
-                ranks["k"],
-            ):  # their loader refuses it, too
+            said = trainer.get("k")
+            if ranks["k"] > 0 and said not in (None, ranks["k"]):  # their loader refuses it, too
                 raise UserError(
                     f"{folder / SETTINGS_FILE}: trainer.k is {said!r}, but {WEIGHTS_FILE} has "
                     f"k {ranks['k']}; set it to the k that is meant"

@@ -66,7 +66,7 @@ TRAINING = (
 )
 """The fields of SAELens's training configs that its encode and decode do not read."""
 HARMLESS = (*RUN, *TRAINING, "architecture", "d_in", "d_sae", "dtype", "device")
-WHERE = {
+WHERE: dict[str, list[Any]] = {
     "reshape_activations": ["none", None],
     "hook_head_index": [None],
     "hook_head_index_out": [None],
@@ -74,7 +74,7 @@ WHERE = {
     "seqpos_slice": [None, [], [None], [None, None], [None, None, None], [0], [0, None]],
 }
 """Settings that say which part of the activations the SAE reads or predicts."""
-CHANGED = {
+CHANGED: dict[str, list[Any]] = {
     "activation_fn": ["relu", None],
     "activation_fn_str": ["relu", None],
     "activation_fn_kwargs": [{}, None],
@@ -173,10 +173,10 @@ def _check(path: Path, settings: Mapping[str, Any], metadata: Mapping[str, Any])
     refuse_unknown(f"{path}: metadata", described, (), WHERE, ADVICE)
 
 
-def _supported(architecture: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _supported(architecture: str, settings: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The values that raysae follows, of settings that matter."""
     both = [True, False]
-    supported = {**WHERE, **CHANGED, "normalize_activations": ["none", None]}
+    supported: dict[str, list[Any]] = {**WHERE, **CHANGED, "normalize_activations": ["none", None]}
     supported |= {"apply_b_dec_to_input": both, "rescale_acts_by_decoder_norm": [False]}
     if architecture == "topk":
         k = settings.get("k")

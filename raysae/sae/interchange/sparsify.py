@@ -4,6 +4,7 @@ It supports TopK only; other variants are refused.
 """
 
 from pathlib import Path
+from typing import Any
 
 from raysae.sae.base import SAE
 from raysae.sae.checkpoint import (
@@ -25,7 +26,7 @@ HARMLESS = (
     "normalize_decoder",  # only at the start and in training; loading takes the weights as they are
     *("version", "sae_version", "hookpoint", "layer", "model", "dataset", "device", "dtype"),
 )
-SUPPORTED = {
+SUPPORTED: dict[str, list[Any]] = {
     "activation": ["topk"],
     "signed": [False],
     "multi_topk": [False],

@@ -266,9 +266,9 @@ def to_storage(activation_ND: Tensor, dtype: str, site: Site) -> Tensor:
     """The rows ``[N, D]`` in the store's dtype.
 
     Raises UserError when a finite value is too large, or when rows in bulk are too small: when more
-    than 1 row in 100 (and at least 10 rows, or half of them) loses more than 1% of its norm. A row's error
-    counts, not a value's: small values beside large ones may become 0, as they matter as little to an
-    SAE's squared error.
+    than 1 row in 100 (and at least 10 rows, or half of them) loses more than 1% of its norm. A row's
+    error counts, not a value's: small values beside large ones may become 0, as they matter as little
+    to an SAE's squared error.
     """
     largest = _largest(activation_ND)
     limit = torch.finfo(torch_dtype(dtype)).max

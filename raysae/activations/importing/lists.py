@@ -19,6 +19,8 @@ from raysae.activations.importing.names import ITEM, NONE
 from raysae.activations.importing.source import Source, refuse_dtype
 from raysae.errors import UserError
 
+LONG_NAME = 60
+"""A longer name is a text."""
 MANY = 128
 """More vectors than any transformer has layers."""
 _OTHER_PARTS = re.compile(
@@ -61,7 +63,7 @@ def of_items(
     _refuse_mixture(where, items)
     mode = ITEM if has_ids else keys.get("sequence")
     dims, count = items.tensors[0].dim(), f"{len(items.tensors):,} {items.word}s"
-    if mode not in (ITEM, NONE) and _unclear(items):
+    if mode not in (ITEM, NONE) and _unclear(items.shapes):
         raise UserError(
             f"{where}: {count} of shape {list(items.shapes[0])}: each could be a sequence, a batch of "
             "rows, or a layer; say --key sequence=item when each is a sequence (or holds sequences), "
@@ -96,16 +98,16 @@ def as_items(leaf: Any) -> Items | None:
     return Items([tensor.detach() for tensor in leaf], "item", [str(i) for i in range(len(leaf))])
 
 
-def named_prompts(tensors: Mapping[str, Tensor], others: int) -> Items | None:
-    """The tensors as items when they can only be the sequences of one data set: several ``[T, D]`` of
-    one d_in and dtype but unequal lengths, no ``others`` beside them, and no names of something else.
-    None otherwise."""
-    kinds = {(t.shape[-1], t.dtype) for t in tensors.values() if t.dim() == 2}
-    if others or len(tensors) < 2 or len(kinds) != 1 or any(t.dim() != 2 for t in tensors.values()):
-        return None
-    items = Items(list(tensors.values()), "tensor", list(tensors))
-    names = any(_OTHER_PARTS.search(name) for name in tensors if len(name) < 60)
-    return None if names or _unclear(items) else items
+def are_prompts(kinds: Mapping[str, tuple[tuple[int, ...], torch.dtype]], others: int) -> bool:
+    """Whether tensors of these shapes and dtypes can only be the sequences of one data set: several
+    ``[T, D]`` of one d_in and dtype but unequal lengths, no ``others`` beside them, and no names of
+    something else."""
+    shapes = [shape for shape, _ in kinds.values()]
+    if others or len(shapes) < 2 or any(len(shape) != 2 for shape in shapes):
+        return False
+    if len({(shape[1], dtype) for shape, dtype in kinds.values()}) > 1 or _unclear(shapes):
+        return False
+    return not any(_OTHER_PARTS.search(name) for name in kinds if len(name) < LONG_NAME)
 
 
 def with_names_as_ids(source: Source, items: Items) -> Source:
@@ -127,10 +129,9 @@ def _refuse_mixture(where: str, items: Items) -> None:
             )
 
 
-def _unclear(items: Items) -> bool:
-    """Whether the items could be batches or layers as well as sequences: all of one shape, or all but a
+def _unclear(shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether tensors could be batches or layers as well as sequences: all of one shape, or all but a
     smaller last one."""
-    shapes = items.shapes
     if len(shapes) < 2:
         return False
     if len(shapes[0]) == 1:

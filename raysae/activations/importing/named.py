@@ -26,8 +26,8 @@ from raysae.activations.importing.columns import (
 )
 from raysae.activations.importing.lists import (
     Items,
+    are_prompts,
     as_items,
-    named_prompts,
     of_items,
     with_names_as_ids,
 )
@@ -131,13 +131,14 @@ def with_ids_of_texts(source: Source, named: Mapping[str, Any], options: ImportO
 
 
 def _prompts(named: Mapping[str, Any]) -> Items | None:
+    """All tensors as items when they can only be the sequences of one data set."""
     tensors = {name: leaf for name, leaf in named.items() if isinstance(leaf, Tensor | Stored)}
     others = sum(size_of(leaf) > 1 for name, leaf in named.items() if name not in tensors)
-    found = named_prompts(tensors, others)  # type: ignore[arg-type]
-    if found is None:
+    kinds = {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in tensors.items()}
+    if not are_prompts(kinds, others):
         return None
-    read = [t.read() if isinstance(t, Stored) else t.detach() for t in found.tensors]
-    return Items(read, found.word, found.names)
+    read = [t.read() if isinstance(t, Stored) else t.detach() for t in tensors.values()]
+    return Items(read, "tensor", list(tensors))
 
 
 def _possible(named: Mapping[str, Any]) -> list[str]:

@@ -53,7 +53,7 @@ ZEROS = np.zeros((6, 4), np.float32)
 T_ZEROS = torch.zeros(6, 4)
 RAW = {"d_in": 4, "raw_dtype": "float16"}
 CASES = {
-    "unknown suffix": ("x.foo", b"1,2", {}, r"unknown suffix '.foo'; known are .pt, .pth, .th, .ckpt, .npy"),
+    "unknown suffix": ("x.foo", b"1,2", {}, r"unknown suffix '.foo'; known are .pt, .pth"),
     "empty .npy": ("x.npy", None, {}, "empty, truncated"),
     "empty .pt": ("x.pt", None, {}, "truncated, damaged"),
     "empty .safetensors": ("x.safetensors", None, {}, "truncated, damaged"),

@@ -197,6 +197,6 @@ def _column_name(
     ]
     lengths = column_lengths(role, source) - {1}
     fitting = [name for name in called if size_of(named[name]) in lengths]
-    if role == "group":  # its names are common words: only those that fit count
-        fitting, called = [name for name in fitting if values(named[name]) is not None], []
+    if role == "group":  # of common words, only those that fit count
+        called = [name for name in called if not may_be_other(name)]
     return find_role(role, fitting or called, {}, source.path)

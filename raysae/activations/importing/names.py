@@ -50,8 +50,10 @@ def plays(role: str, name: str) -> bool:
 
 
 def may_be_other(name: str) -> bool:
-    """Whether a column of this name may hold something else than ids."""
-    return last_part(name) in _MAY_BE_OTHER
+    """Whether a column of this name may hold something else than ids: a common word, without ``_id``."""
+    word = last_part(name)
+    numbered = re.search(rf"{_NUMBER}$", word) is not None
+    return word in _MAY_BE_OTHER or (plays("group", name) and not numbered)
 
 
 def is_length(name: str) -> bool:

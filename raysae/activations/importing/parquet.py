@@ -36,7 +36,6 @@ from raysae.activations.importing.names import (
     find_columns,
     may_be_other,
     other_way,
-    plays,
 )
 from raysae.activations.importing.request import Request
 from raysae.activations.importing.scratch import Scratch, refuse_full_disk
@@ -148,7 +147,7 @@ def _layout(path: Path, file: pq.ParquetFile, request: Request) -> _Layout:
 
 def _may_be_other(name: str, keys: Mapping[str, str]) -> bool:
     """Whether a column of this name may hold something else than ids; not when a key names it."""
-    return name not in keys.values() and (may_be_other(name) or plays("group", name))
+    return name not in keys.values() and may_be_other(name)
 
 
 def _fits(role: str, kind: pa.DataType) -> bool:

@@ -146,6 +146,8 @@ def _sequences(items: Items) -> tuple[tuple[Tensor, ...], NDArray[np.int64] | No
     ``[S, T, D]`` is S of them."""
     tensors = [t if t.dim() == 3 else t.unsqueeze(0) for t in items.tensors]
     tensors = [t for t in tensors if t.shape[0]]
+    if not tensors:
+        return (), None
     if len({t.shape[1] for t in tensors}) == 1:
         return tuple(tensors), None
     lengths = np.concatenate([np.full(t.shape[0], t.shape[1], np.int64) for t in tensors])

@@ -39,6 +39,7 @@ from raysae.activations.importing.names import (
     find_text,
     may_be_other,
     plays,
+    without_texts,
 )
 from raysae.activations.importing.options import ImportOptions
 from raysae.activations.importing.request import Request
@@ -190,12 +191,16 @@ def _column_name(
     if role in keys:
         return find_role(role, named, keys, source.path)
     values = ids_of if role in ("sequence", "group") else whole_numbers
+    lengths = column_lengths(role, source) - {1}
+    texts = {name for name in named if may_be_other(name) and texts_of(named[name]) is not None}
     called = [
         name
         for name, leaf in named.items()
-        if plays(role, name) and not (may_be_other(name) and values(leaf) is None)
+        if plays(role, name)
+        and not (may_be_other(name) and values(leaf) is None)
+        and (name not in texts or size_of(leaf) in lengths)
     ]
-    lengths = column_lengths(role, source) - {1}
+    called = without_texts(role, called, texts)
     fitting = [name for name in called if size_of(named[name]) in lengths]
     if role == "group":  # of common words, only those that fit count
         called = [name for name in called if not may_be_other(name)]

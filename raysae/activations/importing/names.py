@@ -1,7 +1,7 @@
 """Finding the role of a tensor or column in a foreign file from its name."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 from raysae.errors import UserError
@@ -133,14 +133,22 @@ def find_activation(
     raise UserError(f"{where}: {what}; it has\n{lines or '  nothing'}")
 
 
-def find_columns(names: list[str], keys: Mapping[str, str], where: Path) -> dict[str, str]:
+def find_columns(
+    names: list[str], texts: Container[str], keys: Mapping[str, str], where: Path
+) -> dict[str, str]:
     """The columns that an import needs, by role; of masks, ``mask``, ``padding`` or ``length``; and
-    ``text`` where there are no ids.
+    ``text`` where there are no ids. ``texts`` are the columns that hold text.
 
     Raises UserError when several could play a role, or a name in ``keys`` does not exist.
     """
     alone = ("activation", "mask", "padding")
-    found = {role: find_role(role, names, keys, where) for role in ROLES if role not in alone}
+    found = {
+        role: find_role(
+            role, names if role in keys else without_texts(role, names, texts), keys, where
+        )
+        for role in ROLES
+        if role not in alone
+    }
     mask = find_mask(names, keys, where)
     if mask is not None:
         found[mask[0]] = mask[1]
@@ -149,6 +157,13 @@ def find_columns(names: list[str], keys: Mapping[str, str], where: Path) -> dict
     if not found["sequence"] and not found["group"]:
         found["text"] = find_text(names)
     return {role: name for role, name in found.items() if name is not None}
+
+
+def without_texts(role: str, names: list[str], texts: Container[str]) -> list[str]:
+    """The names without columns of text under a common word (``problem``), if another plays the role
+    (``problem_id``)."""
+    others = [name for name in names if not (may_be_other(name) and name in texts)]
+    return others if any(plays(role, name) for name in others) else names
 
 
 def other_way(role: str) -> str:

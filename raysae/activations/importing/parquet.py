@@ -131,7 +131,8 @@ def _layout(path: Path, file: pq.ParquetFile, request: Request) -> _Layout:
         if column.name != name
         and (_fits("sequence", column.type) or not _may_be_other(column.name, keys))
     ]
-    columns = find_columns(names, keys, path)
+    texts = [column.name for column in schema if is_text(column.type)]
+    columns = find_columns(names, texts, keys, path)
     for role, column in columns.items():
         kind = schema.field(column).type
         if not _fits(role, kind):
@@ -249,7 +250,8 @@ def _unpack(
 ) -> None:
     """Append a batch's rows to ``unpacked``."""
     for name in batch.schema.names:
-        _refuse_null(batch.column(name), f"{path}: {name}", start)
+        if name != layout.columns.get("text"):
+            _refuse_null(batch.column(name), f"{path}: {name}", start)
     column = batch.column(layout.activation)
     lists = storage(column)
     assert unpacked.width is not None, "known since the first batch"
@@ -262,7 +264,8 @@ def _unpack(
             lists = storage(lists.flatten())
         unpacked.scratch.write(_values(lists, unpacked.width, where, start))
     for name in layout.columns.values():
-        values = values_of(batch.column(name), f"{path}: {name} from row {start}")
+        other = batch.column(name)
+        values = None if other.null_count else values_of(other, f"{path}: {name} from row {start}")
         unpacked.columns.setdefault(name, []).append(values)
     unpacked.rows += len(batch)
 

@@ -18,6 +18,8 @@ from raysae.activations.importing.same_texts import mix
 from raysae.activations.importing.selection import Selection, as_array, pieces
 from raysae.activations.importing.source import Source
 
+LOOKED = 2**24
+"""Only so many rows are looked at, so that the memory held does not follow the file."""
 PROBES = 16
 """Values of a row that its hash depends on."""
 MASK_WAY = "leave padding out with a mask [sequences, tokens] (1 is a token; --key mask=NAME)"
@@ -25,7 +27,7 @@ MASK_WAY = "leave padding out with a mask [sequences, tokens] (1 is a token; --k
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of the selected rows, in the file's order."""
+    """What was seen of the first ``LOOKED`` selected rows, in the file's order."""
 
     rows: NDArray[np.int64]
     """Their numbers ``[N]``."""
@@ -61,14 +63,19 @@ def notes_on_repeats(source: Source, selection: Selection, look: Look) -> Iterat
     Each is told from 1 row (or sequence) in 100 on. Rows that repeat are counted only where the split
     does not follow from ids or token ids.
     """
-    at = np.searchsorted(look.rows, as_array(selection.rows))
-    rows, zero = as_array(selection.rows), int(look.zero[at].sum())
-    padding = list(_padding(source, rows, look.hashes[at]))
+    rows = as_array(selection.rows[:LOOKED])
+    hashes, zero_N = look.hashes, look.zero
+    if len(rows) != len(look.rows):  # of several sites, the first
+        at = np.searchsorted(look.rows, rows)
+        rows, at = rows[at < len(look.rows)], at[at < len(look.rows)]
+        hashes, zero_N = hashes[at], zero_N[at]
+    zero = int(zero_N.sum())
+    padding = list(_padding(source, rows, hashes))
     yield from padding
     if zero >= max(BULK * len(rows), 2) and not padding:
         yield f"{zero:,} of {len(rows):,} rows are all 0; if they are padding, {MASK_WAY}"
     if source.ids is None:
-        yield from _repeated(source, rows, look.hashes[at])
+        yield from _repeated(source, rows, hashes)
 
 
 def _padding(source: Source, rows: NDArray[np.int64], hashes: NDArray[np.uint64]) -> Iterator[str]:
@@ -83,6 +90,12 @@ def _padding(source: Source, rows: NDArray[np.int64], hashes: NDArray[np.uint64]
         )
         return
     if len(rows) != source.rows:
+        return
+    long = source.lengths > 1
+    last_S = np.cumsum(source.lengths)[long] - 1
+    first_S = last_S + 1 - source.lengths[long]
+    ends = (hashes[last_S] == hashes[last_S - 1]) | (hashes[first_S] == hashes[first_S + 1])
+    if not ends.any():
         return
     last_S = np.cumsum(source.lengths)[source.lengths > 0] - 1
     first_S = last_S + 1 - source.lengths[source.lengths > 0]
@@ -100,9 +113,10 @@ def _padding(source: Source, rows: NDArray[np.int64], hashes: NDArray[np.uint64]
 def _repeated(source: Source, rows: NDArray[np.int64], hashes: NDArray[np.uint64]) -> Iterator[str]:
     number = source.sequence_of(rows)
     starts = np.flatnonzero(np.diff(number, prepend=-1))
-    likely = _twice(_joined(hashes, source.place_of(rows), starts))
-    if int(likely.sum()) < max(BULK * len(starts), 2):
+    likely_keys = _joined(hashes, source.place_of(rows), starts)
+    if len(starts) - len(np.unique(likely_keys)) < max(BULK * len(starts), 1):
         return
+    likely = _twice(likely_keys)
     counts = np.diff([*starts, len(rows)])
     chosen = rows[np.repeat(likely, counts)]
     exact = _exact_hashes(source, chosen)

@@ -239,6 +239,7 @@ def _record(plan: ImportPlan, checksum: str) -> dict[str, Any]:
         "activation": source.activation or None,
         "columns": {role: column.name for role, column in (source.columns or {}).items()},
         "read_as": list(source.said),
+        "notes": list(plan.notes),
         "sites": [site.folder for site in sorted(plan.sites)],
         "options": plan.options.record(),
     }

@@ -306,3 +306,22 @@ def test_groups_are_aligned_over_layers_added_later(tmp_path):
         import_activations(file, tmp_path / "s", **{**PLACE, "layer": layer}, shard_rows=100)
     found = [splits_of(tmp_path / "s", Site(layer, "all")) for layer in (0, 1)]
     assert found[0] == found[1] and one_split(tmp_path / "s", DOCUMENT)
+
+
+def test_a_text_beside_ids_is_no_second_id(tmp_path):
+    texts = [f"text {number}" for number in range(S)]
+    content = {"acts": torch.from_numpy(ROWS), "problem": texts, "problem_id": DOCUMENT.tolist()}
+    torch.save({**content, "example": ["only one"], "document": "a title"}, tmp_path / "x.pt")
+    import_activations(tmp_path / "x.pt", tmp_path / "s", **PLACE)
+    assert one_split(tmp_path / "s", DOCUMENT)
+    table = pa.table({"acts": list(ROWS[:, 0]), "problem": texts, "problem_id": DOCUMENT})
+    pq.write_table(table, tmp_path / "x.parquet")
+    import_activations(tmp_path / "x.parquet", tmp_path / "t", **PLACE)
+    assert one_split(tmp_path / "t", DOCUMENT)
+
+
+def test_a_text_column_with_nulls_is_not_used(tmp_path):
+    table = pa.table({"acts": list(ROWS[:, 0]), "text": ["a", None] * (S // 2)})
+    pq.write_table(table, tmp_path / "x.parquet")
+    import_activations(tmp_path / "x.parquet", tmp_path / "s", **PLACE)
+    assert one_split(tmp_path / "s", np.arange(S))

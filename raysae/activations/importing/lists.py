@@ -67,8 +67,8 @@ def of_items(
         raise UserError(
             f"{where}: {count} of shape {list(items.shapes[0])}: each could be a sequence, a batch of "
             "rows, or a layer; say --key sequence=item when each is a sequence (or holds sequences), "
-            "--key sequence=none when each of their rows is a sequence of its own; save layers one by "
-            "one, and import each with its --layer"
+            "--key sequence=none when each of their rows is a sequence of its own; of layers, save the "
+            "stack and say --axes layer,sequence,token,d_in"
         )
     if dims == 1:
         rows = torch.stack(list(items.tensors)).unsqueeze(1)

@@ -22,7 +22,10 @@ LOOKED = 2**24
 """Only so many rows are looked at, so that the memory held does not follow the file."""
 PROBES = 16
 """Values of a row that its hash depends on."""
-MASK_WAY = "leave padding out with a mask [sequences, tokens] (1 is a token; --key mask=NAME)"
+MASK_WAY = (
+    "leave padding out with a mask [sequences, tokens] in the same file, such as a .npz (1 is a token; "
+    "--key mask=NAME)"
+)
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from raysae.activations.importing.arrow import (
     is_grid,
+    is_text,
     joined,
     storage,
     values_of,
 )
 from raysae.activations.importing.named import with_columns
-from raysae.activations.importing.names import find_activation
+from raysae.activations.importing.names import find_activation, find_columns
 from raysae.activations.importing.request import Request
 from raysae.activations.importing.scratch import mapped_tensor
 from raysae.activations.importing.source import Source, as_sequences
@@ -62,7 +63,7 @@ def open_saelens(request: Request) -> Source:
         activation=name, position=ALL, layer=int(hook[1]) if hook else None,
         hookpoint=hook[2] if hook else None,
     )  # fmt: skip
-    return with_columns(source, _columns(files, tables, name), request.options)
+    return with_columns(source, _columns(files, tables, name, request), request.options)
 
 
 def _refuse_splits(path: Path) -> None:
@@ -147,12 +148,15 @@ def _refuse_mixture(path: Path, name: str, blocks_STD: list[Tensor]) -> None:
         raise UserError(f"{path}: {name} has rows of several shapes or dtypes: {sorted(kinds)}")
 
 
-def _columns(files: list[Path], tables: list[pa.Table], activation: str) -> dict[str, Any]:
-    """The other columns of numbers and text, of all files joined, by name."""
+def _columns(
+    files: list[Path], tables: list[pa.Table], activation: str, request: Request
+) -> dict[str, Any]:
+    """The other columns that the import needs, of all files joined, by name."""
+    schema = tables[0].schema
+    names = [c.name for c in schema if c.name != activation and not is_grid(c.type)]
+    texts = [name for name in names if is_text(schema.field(name).type)]
     columns: dict[str, Any] = {}
-    for name in tables[0].schema.names:
-        if name == activation or is_grid(tables[0].schema.field(name).type):
-            continue
+    for name in find_columns(names, texts, request.options.keys, request.path).values():
         parts = [
             values_of(chunk, f"{file}: {name}")
             for file, table in zip(files, tables, strict=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysae.activations.importing.columns import TextIds, hashed
 from raysae.errors import UserError
 
 
@@ -52,19 +53,15 @@ def is_number(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-class Texts(list[str]):
-    """The texts of a column."""
-
-
 def values_of(column: pa.Array, where: str) -> Any:
     """The values of a column without nulls: numbers ``[S]``, ``[S, T]`` of lists of one length or flat
-    of others, or ``Texts``; None for other types.
+    of others, or the hashes of texts; None for other types.
 
     Raises UserError, naming ``where``, when a list holds a null.
     """
     column = storage(column)
     if is_text(column.type):
-        return Texts(column.cast(pa.large_string()).to_pylist())
+        return TextIds(hashed(column.cast(pa.large_string()).to_pylist()))
     if is_list(column.type) and is_number(column.type.value_type):
         flat = column.flatten()
         if flat.null_count:
@@ -80,7 +77,7 @@ def joined(parts: list[Any]) -> Any:
     """The values of a column's parts in one; lists of unequal lengths flat."""
     if not parts or any(part is None for part in parts):
         return None
-    if isinstance(parts[0], Texts):
-        return [text for part in parts for text in part]
+    if isinstance(parts[0], TextIds):
+        return TextIds(np.concatenate([part.values for part in parts]))
     even = len({part.shape[1:] for part in parts}) == 1
     return np.concatenate(parts if even else [part.reshape(-1) for part in parts])

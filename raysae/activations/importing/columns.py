@@ -5,6 +5,7 @@ Shapes: S sequences, T tokens of each, N rows.
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,13 +55,30 @@ def column_lengths(role: str, source: Source) -> set[int]:
     return whole | once | ({1} if role in FOR_ALL else set())
 
 
+@dataclass(frozen=True)
+class TextIds:
+    """A column of texts of which only the hashes are kept."""
+
+    values: NDArray[np.int64]
+
+
 def ids_of(leaf: Any) -> NDArray[np.int64] | None:
     """The leaf as ids: whole numbers as they are, text hashed; None when it is neither."""
-    numbers = whole_numbers(leaf)
-    if numbers is not None:
-        return numbers
+    numbers = None if isinstance(leaf, TextIds) else whole_numbers(leaf)
+    return numbers if numbers is not None else text_ids(leaf)
+
+
+def text_ids(leaf: Any) -> NDArray[np.int64] | None:
+    """The hashes of the leaf's texts; None when it holds no texts."""
+    if isinstance(leaf, TextIds):
+        return leaf.values
     texts = texts_of(leaf)
     return None if texts is None else hashed(texts)
+
+
+def holds_text(leaf: Any) -> bool:
+    """Whether the leaf holds texts."""
+    return isinstance(leaf, TextIds) or texts_of(leaf) is not None
 
 
 def hashed(texts: Iterable[str]) -> NDArray[np.int64]:
@@ -95,6 +113,8 @@ def texts_of(leaf: Any) -> list[str] | None:
 def as_array(values: Any) -> NDArray[Any] | None:
     """Numbers as an array: of a tensor, an array, a number or nested lists; parts of unequal lengths
     one after the other. None when it holds anything else."""
+    if isinstance(values, TextIds):
+        return None
     if isinstance(values, Tensor):
         odd = values.is_complex() or (values.dtype.itemsize < 2 and values.is_floating_point())
         values = values.detach()
@@ -119,6 +139,8 @@ def size_of(leaf: Any) -> int:
     """The number of values in a leaf; 1 for anything without a length."""
     if isinstance(leaf, Tensor):
         return leaf.numel()
+    if isinstance(leaf, TextIds):
+        return leaf.values.size
     if isinstance(leaf, list | tuple) and leaf and _nested(leaf):
         return sum(size_of(part) for part in leaf)
     return int(np.size(leaf)) if isinstance(leaf, list | tuple | np.ndarray) else 1
@@ -132,14 +154,16 @@ def refuse_group_within(source: Source) -> None:
         return
     rows = np.arange(source.rows, dtype=np.int64)
     ids = source.sequence_of(rows) if sequence is None else sequence.at(rows)
-    pairs = np.unique(np.stack([ids, group.at(rows)]), axis=1)
-    ids, counts = np.unique(pairs[0], return_counts=True)
-    if (counts > 1).any():
-        named = f"sequence {ids[counts > 1][0]}"
+    order = np.argsort(ids, kind="stable")
+    starts = np.flatnonzero(np.diff(ids[order], prepend=~ids[order[0]]))
+    groups = group.at(order)
+    cut = np.minimum.reduceat(groups, starts) != np.maximum.reduceat(groups, starts)
+    if cut.any():
         raise UserError(
             f"{source.path}: {group.name} could be the group, which keeps a document or chat in one "
-            f"split, but {named} has rows of {counts.max()} of them; say --key group={group.name} to "
-            "split by it all the same, or --key group=none"
+            f"split, but sequence {ids[order[starts[cut][0]]]} has rows of several ({int(cut.sum()):,} "
+            f"sequences have); say --key group={group.name} to split by it all the same, or --key "
+            "group=none"
         )
 
 

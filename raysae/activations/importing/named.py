@@ -15,13 +15,13 @@ from raysae.activations.importing.axes import BY_AXES, of_tensor
 from raysae.activations.importing.columns import (
     as_array,
     column_lengths,
-    hashed,
+    holds_text,
     ids_of,
     make_column,
     numbers_or_refuse,
     refuse_group_within,
     size_of,
-    texts_of,
+    text_ids,
     whole_numbers,
 )
 from raysae.activations.importing.lists import (
@@ -103,7 +103,7 @@ def with_columns(source: Source, named: Mapping[str, Any], options: ImportOption
         if name is not None:
             values = numbers_or_refuse(role, name, named[name], source)
             source = source.with_column(role, make_column(role, name, values, source))
-            if texts_of(named[name]) is not None:
+            if holds_text(named[name]):
                 source = source.saying(f"{name} is text: its hash is the id")
     if "group" not in options.keys:
         refuse_group_within(source)
@@ -123,11 +123,13 @@ def with_ids_of_texts(source: Source, named: Mapping[str, Any], options: ImportO
     if source.ids is not None or options.keys.get("sequence") == NONE:
         return source
     lengths = column_lengths("sequence", source)
-    texts = {name: texts_of(leaf) for name, leaf in named.items() if size_of(leaf) in lengths}
-    name = find_text(name for name, text in texts.items() if text is not None)
-    if name is None:
+    name = find_text(
+        name for name, leaf in named.items() if size_of(leaf) in lengths and holds_text(leaf)
+    )
+    values = None if name is None else text_ids(named[name])
+    if name is None or values is None:
         return source
-    column = make_column("sequence", name, hashed(texts[name] or []), source)
+    column = make_column("sequence", name, values, source)
     return source.with_column("sequence", column).saying(f"{name} is text: its hash is the id")
 
 
@@ -192,7 +194,7 @@ def _column_name(
         return find_role(role, named, keys, source.path)
     values = ids_of if role in ("sequence", "group") else whole_numbers
     lengths = column_lengths(role, source) - {1}
-    texts = {name for name in named if may_be_other(name) and texts_of(named[name]) is not None}
+    texts = {name for name in named if may_be_other(name) and holds_text(named[name])}
     called = [
         name
         for name, leaf in named.items()

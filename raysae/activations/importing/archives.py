@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raysae.activations.importing.named import Stored, open_named
+from raysae.activations.importing.named import Other, Stored, open_named
 from raysae.activations.importing.request import Request
 from raysae.activations.importing.scratch import (
     PIECE_BYTES,
@@ -147,9 +147,11 @@ def _data_set(path: Path, request: Request, data: Any) -> Any:
     """A data set of HDF5: ``Stored`` when it could be activations, else its values."""
     if data.dtype.kind == "O":  # text of any length; other objects stay undescribed
         is_text = importlib.import_module("h5py").check_string_dtype(data.dtype) is not None
-        return data.asstr()[()].reshape(-1).tolist() if is_text and data.shape else str(data.dtype)
+        if is_text and data.shape:
+            return data.asstr()[()].reshape(-1).tolist()
+        return Other(f"{list(data.shape or ())} {'text' if is_text else 'values of any length'}")
     if data.shape is None or not _may_be_activations(data.shape, data.dtype):
-        return data[()] if data.shape is not None else "empty"
+        return data[()] if data.shape is not None else Other("empty")
 
     def read() -> Tensor:
         offset = data.id.get_offset()  # None where it is in chunks or compressed

@@ -19,6 +19,16 @@ from raysae.activations.importing.names import ITEM, NONE
 from raysae.activations.importing.source import Source, refuse_dtype
 from raysae.errors import UserError
 
+_QUESTIONS = {
+    1: "each could be a row, or a layer; say --key sequence=item when each is a row",
+    2: "each could be a sequence, a batch of rows, or a layer; say --key sequence=item when each is a "
+    "sequence, --key sequence=none when each of their rows is a sequence of its own",
+    3: "each could hold sequences of its own, or be a layer; say --key sequence=item when each holds "
+    "sequences",
+}
+_STACK = (
+    "of layers, save the stack and say --axes layer,sequence,token,d_in (or layer,sequence,d_in)"
+)
 LONG_NAME = 60
 """A longer name is a text."""
 MANY = 128
@@ -65,10 +75,7 @@ def of_items(
     dims, count = items.tensors[0].dim(), f"{len(items.tensors):,} {items.word}s"
     if mode not in (ITEM, NONE) and _unclear(items.shapes):
         raise UserError(
-            f"{where}: {count} of shape {list(items.shapes[0])}: each could be a sequence, a batch of "
-            "rows, or a layer; say --key sequence=item when each is a sequence (or holds sequences), "
-            "--key sequence=none when each of their rows is a sequence of its own; of layers, save the "
-            "stack and say --axes layer,sequence,token,d_in"
+            f"{where}: {count} of shape {list(items.shapes[0])}: {_QUESTIONS[dims]}; {_STACK}"
         )
     if dims == 1:
         rows = torch.stack(list(items.tensors)).unsqueeze(1)

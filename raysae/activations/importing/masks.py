@@ -156,6 +156,12 @@ def _refuse_inverse(role: str, name: str, kept_N: NDArray[np.bool_], source: Sou
     lengths = source.lengths[source.lengths > 0]
     clear = role == "mask" and last_part(name) not in ("mask", "token_mask", "src_mask")
     empty, full = (per_S == 0).any(), (per_S == lengths).any()
+    causal = len(per_S) == source.tokens > 1 and bool((per_S == np.arange(len(per_S)) + 1).all())
+    if causal:
+        raise UserError(
+            f"{source.path}: {name} could be the causal mask of one sequence, as sequence 1 has 1 token, "
+            f"sequence 2 has 2, and so on; {WAY}"
+        )
     doubt = source.tokenwise and empty and not full and not clear
     tokens = source.column("token_id")
     if tokens is not None and kept_N.any() and not kept_N.all():

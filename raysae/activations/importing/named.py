@@ -61,6 +61,13 @@ class Stored:
     read: Callable[[], Tensor]
 
 
+@dataclass(frozen=True)
+class Other:
+    """A value in a file that is neither numbers nor text."""
+
+    what: str
+
+
 def open_named(request: Request, form: str, named: Mapping[str, Any]) -> Source:
     """The source of a file with these leaves by name: tensors, arrays, ``Stored`` arrays, lists.
 
@@ -68,6 +75,8 @@ def open_named(request: Request, form: str, named: Mapping[str, Any]) -> Source:
     """
     path, keys, named = request.path, request.options.keys, dict(named)
     prompts = None if "activation" in keys else _prompts(named)
+    if prompts is None and "activation" not in keys:
+        prompts, named = _grouped_prompts(named)
     if prompts is not None:
         source = of_items(path, form, (path,), prompts, "", keys)
         source = with_names_as_ids(source, prompts)
@@ -144,6 +153,27 @@ def _prompts(named: Mapping[str, Any]) -> Items | None:
     return Items(read, "tensor", list(tensors))
 
 
+def _grouped_prompts(named: dict[str, Any]) -> tuple[Items | None, dict[str, Any]]:
+    """The activations of a dictionary of prompts, each with the same leaves (``p1.acts``, ``p1.mask``),
+    and the lists of the other leaves; None, and ``named``, when it is none."""
+    prompts: dict[str, dict[str, Any]] = {}
+    for name, leaf in named.items():
+        prompt, _, last = name.rpartition(".")
+        prompts.setdefault(prompt, {})[last] = leaf
+    lasts = {frozenset(leaves) for leaves in prompts.values()}
+    possible = [_possible(leaves) for leaves in prompts.values()]
+    if "" in prompts or len(lasts) > 1 or any(len(found) != 1 for found in possible):
+        return None, named
+    last = possible[0][0]
+    items = _prompts({prompt: leaves[last] for prompt, leaves in prompts.items()})
+    if items is None:
+        return None, named
+    others = {
+        one: [p[one] for p in prompts.values()] for one in sorted(next(iter(lasts))) if one != last
+    }
+    return items, others
+
+
 def _possible(named: Mapping[str, Any]) -> list[str]:
     """The names of what could be activations: those of 4 and more dimensions only if nothing else is."""
     usual: list[str] = []
@@ -161,6 +191,8 @@ def _possible(named: Mapping[str, Any]) -> list[str]:
 def _description(leaf: Any) -> str:
     if isinstance(leaf, Tensor | Stored):
         return f"{list(leaf.shape)} {dtype_name(leaf.dtype)}"
+    if isinstance(leaf, Other):
+        return leaf.what
     if isinstance(leaf, np.ndarray):
         return f"{list(leaf.shape)} {leaf.dtype}"
     if isinstance(leaf, list | tuple) and leaf:

@@ -294,6 +294,7 @@ ROWS = activations(MASK)
         ({"attention_mask": MASK * 0}, "all 360 rows are padding|40 of 40 sequences would have no"),
         ({"mask": 1 - MASK}, r"with 1 for a token, .*--key padding=NAME where 1 is padding"),
         ({"padding_mask": MASK}, r"with 1 for padding, .*--key mask=NAME where 1 is a token"),
+        ({"attention_mask": MASK[:, None, None, :-1]}, r"is \[40, 1, 1, 8\]"),
         ({"mask": MASK, "attention_mask": MASK}, "several could be the mask: mask, attention_mask"),
         ({"attention_mask": MASK, "padding_mask": 1 - MASK}, "several could be the mask"),
     ],
@@ -384,3 +385,19 @@ def test_nothing_is_told_of_ordinary_rows(tmp_path):
     rows[:, :, 2:] *= np.random.default_rng(1).random((S, T, D - 2)) < 0.3  # sparse rows
     np.save(tmp_path / "x.npy", rows)
     assert import_activations(tmp_path / "x.npy", tmp_path / "s", **PLACE).notes == ()
+
+
+@pytest.mark.parametrize("name", ["mask", "attention_mask"])
+def test_a_causal_mask_is_not_taken_for_padding(tmp_path, name):
+    content = {"activations": ROWS[:T], name: np.tril(np.ones((T, T)))}
+    refused(tmp_path, content, f"{name} could be the causal mask")
+    assert (
+        import_activations(tmp_path / "x.pt", tmp_path / "s", **PLACE, keys={"mask": name}).rows
+        == 45
+    )
+
+
+def test_masks_of_four_dimensions_are_read(tmp_path):
+    file = pt(tmp_path / "x", {"activations": ROWS, "attention_mask": MASK[:, None, None, :]})
+    import_activations(file, tmp_path / "s", **PLACE)
+    assert sorted(stored(tmp_path / "s")[1]) == wanted()

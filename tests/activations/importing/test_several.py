@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -111,14 +112,30 @@ def test_a_dictionary_of_prompts_has_their_names_as_ids(tmp_path, suffix):
         case "safetensors":
             save_file(content, file)
         case "h5":
-            import h5py
-
             with h5py.File(file, "w") as h5:
                 for name, rows in content.items():
                     h5[name] = rows.numpy()
     import_activations(file, tmp_path / "s", **PLACE)
     wanted = {(int(hashed([names[s]])[0]), t): place for (s, t), place in ALL.items()}
     assert stored(tmp_path / "s") == wanted
+
+
+@pytest.mark.parametrize("suffix", ["pt", "h5"])
+def test_a_dictionary_of_prompts_may_have_masks_beside_the_rows(tmp_path, suffix):
+    content = {
+        f"prompt {number}": {"acts": rows, "attention_mask": torch.arange(len(rows)) > 0}
+        for number, rows in enumerate(prompts())
+    }
+    torch.save(content, tmp_path / "x.pt")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name, leaves in content.items():
+            for last, leaf in leaves.items():
+                file[f"{name}/{last}"] = leaf.numpy()
+    import_activations(tmp_path / f"x.{suffix}", tmp_path / "s", **PLACE)
+    found = stored(tmp_path / "s")
+    assert sorted(found.values()) == sorted(place for place in ALL.values() if place[1] > 0)
+    names = hashed([f"prompt {number}" for number in range(len(LENGTHS))]).tolist()
+    assert all(names[prompt] == sequence for (sequence, _), (prompt, _) in found.items())
 
 
 SAME = prompts([4] * 12)
@@ -129,7 +146,9 @@ SAME = prompts([4] * 12)
 )
 def test_lists_that_may_be_batches_or_layers_are_asked_about(tmp_path, content):
     refused(
-        tmp_path, content, "a batch of rows, or a layer; say --key sequence=item .*sequence=none"
+        tmp_path,
+        content,
+        "a batch of rows, or a layer; say --key sequence=item .*sequence=none.*--axes layer,sequence",
     )
     assert bring(tmp_path, content, keys={"sequence": "none"}).rows == len(stored(tmp_path / "s"))
 
@@ -255,8 +274,6 @@ def test_axes_name_the_dimensions_in_any_order(tmp_path, names, suffix):
         case "pt":
             torch.save(torch.from_numpy(array), file)
         case "h5":
-            import h5py
-
             with h5py.File(file, "w") as h5:
                 h5["acts"] = array
     import_activations(file, tmp_path / "s", position="all", axes=",".join(names))

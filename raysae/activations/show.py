@@ -325,6 +325,8 @@ def _origin(manifest: Manifest) -> Iterator[tuple[str, str]]:
     for record in imports[:NAMED_IMPORTS]:
         words = [f"{record.get('file')} ({record.get('format')})", f"shape {record.get('shape')}"]
         yield "imported", f"{', '.join(words)}, sha256 {record.get('sha256')}"
+        yield from (("read as", str(said)) for said in record.get("read_as") or [])
+        yield from (("note", str(note)) for note in record.get("notes") or [])
     if len(imports) > NAMED_IMPORTS:
         yield "imported", f"and {len(imports) - NAMED_IMPORTS} more"
     if manifest.provenance != "model" and not imports:

@@ -285,6 +285,120 @@ def test_settings_that_raysae_cannot_express_are_named(exported, format, key, va
     assert words in refusal(folder, format)
 
 
+PLACES = {
+    "saelens": [""],
+    "sparsify": [""],
+    "dictionary_learning": ["", "trainer.", "buffer."],
+    "raysae": [""],
+}
+UNKNOWN = [True, 1, 0.5, "on", [1], {"a": 1}]
+OFF = [None, False, "", [], {}]
+
+
+@pytest.mark.parametrize("value", UNKNOWN, ids=str)
+@pytest.mark.parametrize(
+    ("format", "place"), [(format, place) for format in PLACES for place in PLACES[format]]
+)
+def test_a_setting_that_is_not_known_is_refused_by_name(exported, tmp_path, format, place, value):
+    if format == "raysae":
+        save_sae(lively("topk"), tmp_path / "own")
+        folder = tmp_path / "own"
+    else:
+        folder = exported(format)
+    file = folder / SETTINGS.get(format, "cfg.json")
+    settings = json.loads(file.read_text())
+    holder = settings[place.removesuffix(".")] if place else settings
+    holder["new_rescale"] = value
+    file.write_text(json.dumps(settings))
+    words = refusal(folder, format)
+    assert str(file) in words and "new_rescale" in words
+    if format != "raysae":
+        assert repr(value) in words and "remove it from the file" in words
+
+
+@pytest.mark.parametrize("value", OFF, ids=str)
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_setting_that_is_off_is_no_reason_to_refuse(exported, format, value):
+    folder = exported(format)
+    edit(folder, format, "new_rescale", value)
+    assert load_sae(folder, format=format).config.k == K
+
+
+@pytest.mark.parametrize(
+    ("format", "variant", "key", "value"),
+    [
+        ("sparsify", "topk", "signed", True),
+        ("sparsify", "topk", "multi_topk", True),
+        ("sparsify", "topk", "encoder_pkm", True),
+        ("sparsify", "topk", "signed", 1),
+        ("saelens", "relu_l1", "normalize_activations", "constant_norm_rescale"),
+        ("saelens", "relu_l1", "normalize_activations", "expected_average_only_in"),
+        ("saelens", "relu_l1", "reshape_activations", "hook_z"),
+        ("saelens", "relu_l1", "hook_head_index", 3),
+        ("saelens", "relu_l1", "metadata.hook_head_index", 3),
+        ("saelens", "relu_l1", "metadata.hook_head_index", 0),
+        ("saelens", "relu_l1", "metadata.seqpos_slice", [3, -5]),
+        ("saelens", "relu_l1", "metadata.hook_name_out", "blocks.3.hook_mlp_out"),
+        ("saelens", "relu_l1", "finetuning_scaling_factor", True),
+        ("saelens", "relu_l1", "activation_fn", "tanh-relu"),
+        ("saelens", "relu_l1", "activation_fn", "topk"),
+        ("saelens", "relu_l1", "rescale_acts_by_decoder_norm", True),
+        ("saelens", "gated", "k", 8),
+        ("saelens", "topk", "activation_fn_kwargs", {"k": 3}),
+        ("saelens", "topk", "activation_fn", "relu"),
+        ("saelens", "topk", "d_out", 12),
+        ("dictionary_learning", "topk", "trainer.norm_factor", 3.7),
+        ("dictionary_learning", "jumprelu", "trainer.apply_b_dec_to_input", True),
+        ("dictionary_learning", "topk", "buffer.io", "in_and_out"),
+        ("dictionary_learning", "topk", "trainer.trainer_class", "TranscoderTrainer"),
+    ],
+)
+def test_settings_that_change_the_output_are_refused(exported, format, variant, key, value):
+    folder = exported(format, variant)
+    edit(folder, format, key, value)
+    assert f"{key.split('.')[-1]} is {value!r}" in refusal(folder, format)
+
+
+@pytest.mark.parametrize(
+    ("format", "variant", "keys"),
+    [
+        (
+            "saelens", "topk",
+            {
+                "activation_fn": "topk", "activation_fn_kwargs": {"k": K}, "dtype": "bfloat16",
+                "decoder_init_norm": 0.1, "aux_loss_coefficient": 1.0, "model_name": "gpt2",
+                "metadata.seqpos_slice": [None], "metadata.model_from_pretrained_kwargs": {"a": 1},
+                "metadata.training_architecture_details": {"k": 8}, "metadata.prepend_bos": True,
+                "finetuning_scaling_factor": False,
+            },
+        ),
+        ("saelens", "relu_l1", {"l1_coefficient": 5.0, "lp_norm": 1.0, "activation_fn": "relu"}),
+        ("sparsify", "topk", {"normalize_decoder": False, "signed": False, "multi_topk": False}),
+        (
+            "dictionary_learning", "topk",
+            {
+                "trainer.auxk_alpha": 0.03, "trainer.wandb_name": "x", "trainer.decay_start": 80,
+                "trainer.threshold_beta": 0.999, "buffer.io": "out", "buffer.n_ctxs": 3000,
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_settings_of_training_and_names_are_no_reason_to_refuse(exported, format, variant, keys):
+    folder = exported(format, variant)
+    for key, value in keys.items():
+        edit(folder, format, key, value)
+    sae = load_sae(folder, format=format)
+    torch.testing.assert_close(sae(rows()).features, lively(variant)(rows()).features)
+
+
+def test_a_scaling_factor_of_one_changes_nothing(exported):
+    folder = exported("saelens", "relu_l1")
+    edit_tensors(folder, "saelens", scaling_factor=torch.ones(D_SAE))
+    torch.testing.assert_close(
+        load_sae(folder)(rows()).features, lively("relu_l1")(rows()).features
+    )
+
+
 def test_sparsify_counts_latents_by_expansion_when_it_has_no_number(exported):
     folder = exported("sparsify")
     edit(folder, "sparsify", "num_latents", 0)
@@ -316,6 +430,15 @@ def edit_tensors(folder, format, **changes):
         ("saelens", "jumprelu", {"threshold": GONE}, "threshold is absent, expected [64]"),
         ("saelens", "topk", {"b_enc": torch.ones(63)}, "b_enc is [63], expected [64]"),
         ("saelens", "topk", {"W_skip": torch.ones(2, 2)}, "W_skip is [2, 2], expected absent"),
+        ("saelens", "relu_l1", {"scaling_factor": torch.full((64,), 2.0)}, "scaling_factor is [64]"),
+        ("saelens", "relu_l1", {"threshold": torch.ones(64)}, "threshold is [64], expected absent"),
+        ("saelens", "jumprelu", {"r_mag": torch.ones(64)}, "r_mag is [64], expected absent"),
+        ("sparsify", "topk", {"W_skip": torch.ones(24, 24)}, "W_skip is [24, 24], expected absent"),
+        ("sparsify", "topk", {"encoder__scale": torch.ones(64)}, "encoder.scale is [64], expected"),
+        ("dictionary_learning", "relu_l1", {"threshold": torch.ones(64)}, "threshold is [64], exp"),
+        ("dictionary_learning", "gated", {"k": torch.tensor(8)}, "k is [], expected absent"),
+        ("dictionary_learning", "topk", {"group_sizes": torch.tensor([64])}, "group_sizes is [1]"),
+        ("dictionary_learning", "topk", {"k": torch.tensor(3)}, "trainer.k is 8, but ae.pt has k 3"),
         ("sparsify", "topk", {"W_dec": GONE}, "lacks W_dec"),
         ("sparsify", "topk", {"encoder__bias": GONE}, "lacks encoder.bias"),
         ("sparsify", "topk", {"encoder__weight": torch.ones(2, 3, 4)}, "W_enc is [2, 3, 4]"),

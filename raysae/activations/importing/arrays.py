@@ -1,35 +1,58 @@
-"""Files of one array: ``.npy`` and raw memory maps."""
+"""Files of one array: ``.npy``, a folder of them, and raw memory maps."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raysae.activations.importing.columns import ids_of
+from raysae.activations.importing.lists import Items, of_items
+from raysae.activations.importing.named import open_named
 from raysae.activations.importing.request import Request
-from raysae.activations.importing.source import Source, as_sequences, whole_numbers
+from raysae.activations.importing.scratch import mapped_tensor, unpacked
+from raysae.activations.importing.source import Source
 from raysae.activations.schema import ITEM_BYTES, torch_dtype
 from raysae.errors import UserError
+
+NPY = ".npy"
 
 
 def open_npy(request: Request) -> Source:
     """Open a .npy array in mapped memory. Raises UserError when it is damaged or holds no activations."""
-    path = request.path
+    tensor = _activations(request.path, request)
+    return open_named(request, "npy", {"": tensor})
+
+
+def open_npy_folder(request: Request) -> Source:
+    """Open a folder of .npy arrays, in the order of their names. Raises UserError as ``of_items``
+    does."""
+    path, files = request.path, npy_files(request.path)
+    tensors = [_activations(file, request) for file in files]
+    items = Items(tensors, "file", [file.name for file in files])
+    return of_items(
+        path, "npy folder", tuple(files), items, "", request.options.keys,
+        request.options.sequences is not None,
+    )  # fmt: skip
+
+
+def npy_files(path: Path) -> list[Path]:
+    """A folder's .npy files sorted by name, without those in subfolders."""
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() == NPY)
+    return [file for file in files if not file.name.startswith((".", "_"))]
+
+
+def _activations(path: Path, request: Request) -> Tensor:
+    """The file's array in mapped memory. Raises UserError when it does not hold activations."""
     array = _load(path)
     if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4, 8):
         raise UserError(
             f"{path}: it holds {array.dtype} values; expected float16, float32 or float64"
             " (.npy has no bfloat16: use .safetensors)"
         )
-    if not array.dtype.isnative:
-        raise UserError(
-            f"{path}: its byte order is not this machine's ({array.dtype.str}); save it again with "
-            "array.astype(array.dtype.newbyteorder('='))"
-        )
-    blocks_STD = (as_sequences(mapped_tensor(array), str(path)),)
-    return Source(path, "npy", (path,), blocks_STD, tokenwise=array.ndim == 3)
+    if array.ndim == 0:
+        raise UserError(f"{path}: it holds one number; expected activations [rows, d_in]")
+    return mapped_tensor(array) if array.dtype.isnative else unpacked(array, request.scratch)
 
 
 def open_raw(request: Request) -> Source:
@@ -49,31 +72,23 @@ def open_raw(request: Request) -> Source:
             f"{path}: it has {size:,} bytes, no whole number of rows of {width:,} bytes (--d-in "
             f"{options.d_in} of {options.raw_dtype}); check both, or the file was truncated"
         )
-    rows_ND = map_rows(path, torch_dtype(options.raw_dtype), options.d_in)
+    values = mapped_tensor(np.memmap(path, np.uint8, mode="r"))
+    rows_ND = values.view(torch_dtype(options.raw_dtype)).view(-1, options.d_in)
     return Source(path, "raw", (path,), (rows_ND.unsqueeze(1),), tokenwise=False)
 
 
 def read_ids(path: Path) -> NDArray[np.int64]:
-    """Read the sequence ids of a .npy file. Raises UserError when they are not whole numbers."""
+    """Read the sequence ids of a .npy file, whole numbers or text, which is hashed. Raises UserError when
+    they are neither."""
     if not path.is_file():
         raise UserError(f"{path}: no such file of sequence ids (--sequences)")
     array = _load(path)
-    ids = whole_numbers(np.asarray(array))
+    ids = ids_of(np.asarray(array))
     if ids is None:
-        raise UserError(f"{path}: it holds {array.dtype} values; expected whole numbers as ids")
+        raise UserError(
+            f"{path}: it holds {array.dtype} values; expected whole numbers or text as ids"
+        )
     return ids
-
-
-def map_rows(path: Path, dtype: torch.dtype, d_in: int) -> Tensor:
-    """A file's bytes as rows ``[N, d_in]`` of ``dtype``, in mapped memory."""
-    return mapped_tensor(np.memmap(path, np.uint8, mode="r")).view(dtype).view(-1, d_in)
-
-
-def mapped_tensor(array: NDArray[np.generic]) -> Tensor:
-    """A tensor that shares an array's memory, which may be read-only; do not write to it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)
 
 
 def _load(path: Path) -> NDArray[np.generic]:
@@ -88,6 +103,5 @@ def _load(path: Path) -> NDArray[np.generic]:
         raise UserError(
             f"{path}: not a readable .npy array: empty, truncated, damaged or of another kind"
         ) from None
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path}: an archive of several arrays; save one with numpy.save")
+    assert isinstance(array, np.ndarray), "archives are read elsewhere"
     return array

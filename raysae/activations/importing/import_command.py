@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 LINE_SECONDS = 5.0
 DESCRIPTION = """\
 Import activations that another tool wrote into a new store, or add sites to an imported store.
-FILE is a .pt, .npy, .safetensors or Parquet file, a raw memory map (.bin .dat .mmap .raw), a folder of
-Parquet files, or a folder of SAELens' cached activations. Rows are [rows, d_in] or
-[sequences, tokens, d_in]. Pickled code is never run.
+FILE is a .pt, .npy, .npz, .safetensors, Parquet or HDF5 file, a raw memory map (.bin .dat .mmap .raw), a
+folder of Parquet or .npy files, or a folder of SAELens' cached activations. Rows are [rows, d_in] or
+[sequences, tokens, d_in], or a list of [tokens, d_in]. An attention mask beside them is used. The split
+follows from the ids of groups (documents, chats) or sequences, or from the token ids. Pickled code is
+never run.
 """
 
 
@@ -31,8 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layer", type=int, metavar="L", help="the layer, if the file does not give it")
     add("--position", metavar="P", help="a token's number (-1 is the last), all, or a pool's name")
     add("--key", action="append", default=[], dest="keys", metavar="ROLE=NAME",
-        help="the tensor or column that is the activation, sequence, layer, position, token_index "
-        "or token_id; NAME none ignores it; may be repeated")  # fmt: skip
+        help="the tensor or column that is the activation, sequence, group, mask (1 is a token), "
+        "padding (1 is padding), layer, position, token_index or token_id; NAME none ignores it; "
+        "sequence=item makes each item of a list a sequence; may be repeated")  # fmt: skip
+    add("--axes", metavar="NAMES", help="the array's dimensions: sequence,layer,position,token,d_in, "
+        "in its order, 1 for one of size 1")  # fmt: skip
+    add("--pad-token", type=int, metavar="ID", help="the padding's token id, without a mask")
     add("--sequences", type=Path, metavar="FILE.npy", help="sequence ids, one per row or sequence")
     add("--d-in", type=int, metavar="N", help="raw files: values per row")
     add("--raw-dtype", metavar="DTYPE", help="raw files: float16, bfloat16 or float32")
@@ -81,6 +87,8 @@ def found(plan: "ImportPlan") -> str:
         f"Found: {source.path} ({source.format}), {source.rows:,} rows, d_in {source.d_in}, "
         f"{dtype_name(source.dtype)}, shape {list(source.shape)}",
         *([f"  {', '.join([*named, *columns])}"] if named or columns else []),
+        *(f"  {said}" for said in source.said),
+        *([f"  the split follows from {source.ids.name}"] if source.ids else []),
         f"  {_sites(plan)}: {plan.rows:,} rows, {plan.bytes / 1e9:.3f} GB as {plan.dtype}",
     ]
     return "\n".join(lines)

@@ -29,6 +29,10 @@ class ImportOptions:
     """Raw files only: values per row."""
     raw_dtype: Dtype | None = None
     """Raw files only: the dtype of the values."""
+    axes: str | None = None
+    """The dimensions of one array, such as ``sequence,layer,token,d_in``."""
+    pad_token: int | None = None
+    """The token id of the padding, where the file has token ids and no mask."""
     dtype: Dtype | None = None
     """The store's dtype; None for the file's."""
     validation: float = 0.1
@@ -46,7 +50,7 @@ class ImportOptions:
         object.__setattr__(self, "sequences", self.sequences and Path(self.sequences))
         for option in ("d_in", "shard_rows"):
             self._at_least(option, 1)
-        for option in ("layer", "seed"):
+        for option in ("layer", "seed", "pad_token"):
             self._at_least(option, 0)
         self._one_of("dtype", tuple(ITEM_BYTES))
         self._one_of("raw_dtype", tuple(ITEM_BYTES))

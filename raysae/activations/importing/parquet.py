@@ -6,9 +6,10 @@ unpacked once, to a temporary file, and read from there. The row groups do not c
 Shapes: N rows, T tokens, D d_in.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,22 +18,28 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from raysae.activations.importing.arrow import is_float_list, is_list, storage, storage_type
+from raysae.activations.importing.arrow import (
+    is_float_list,
+    is_grid,
+    is_list,
+    is_number,
+    is_text,
+    joined,
+    storage,
+    storage_type,
+    values_of,
+)
+from raysae.activations.importing.columns import IDS
+from raysae.activations.importing.named import with_columns
 from raysae.activations.importing.names import (
     find_activation,
-    find_role,
-    may_be_text,
+    find_columns,
+    may_be_other,
     other_way,
 )
 from raysae.activations.importing.request import Request
 from raysae.activations.importing.scratch import Scratch, refuse_full_disk
-from raysae.activations.importing.source import (
-    COLUMN_ROLES,
-    Source,
-    as_sequences,
-    dtype_name,
-    make_column,
-)
+from raysae.activations.importing.source import Source, as_sequences, dtype_name
 from raysae.activations.schema import D_IN_KEY, DTYPE_KEY, ITEM_BYTES, torch_dtype
 from raysae.errors import UserError
 
@@ -51,6 +58,8 @@ class _Layout:
     """``[D]`` or ``[T, D]``; None when the schema does not give it."""
     columns: dict[str, str]
     """Names by role."""
+    grid: bool = False
+    """Whether a row is a list of lists: a sequence's tokens, whose number may differ."""
 
 
 @dataclass
@@ -59,7 +68,10 @@ class _Unpacked:
     width: int | None = None
     """Values per row; None until the first batch."""
     rows: int = 0
-    numbers: dict[str, list[NDArray[np.int64]]] = field(default_factory=dict)
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    """The values of other columns, batch by batch, by name."""
+    lengths: list[NDArray[np.int64]] = field(default_factory=list)
+    """Tokens of each row of a grid, batch by batch."""
 
 
 def open_parquet(request: Request) -> Source:
@@ -78,11 +90,14 @@ def open_parquet(request: Request) -> Source:
         for start, batch in _batches(path, file, layout):
             if unpacked.width is None:
                 unpacked.width = _first_width(batch.column(layout.activation), layout)
-                size = total * unpacked.width * layout.dtype.itemsize
+                tokens = (
+                    len(batch.column(layout.activation)[0]) if layout.grid and len(batch) else 1
+                )
+                size = total * tokens * unpacked.width * layout.dtype.itemsize
                 refuse_full_disk(request.scratch, size, "unpacking the rows")
             _unpack(batch, unpacked, layout, path, start)
             request.progress("unpacking", unpacked.rows, total)
-    return _source(request.path, paths, layout, unpacked)
+    return _source(request, paths, layout, unpacked)
 
 
 def parquet_files(path: Path) -> list[Path]:
@@ -110,29 +125,45 @@ def _layout(path: Path, file: pq.ParquetFile, request: Request) -> _Layout:
     contents = {column.name: str(column.type) for column in schema}
     name = find_activation(path, possible, contents, keys)
     dtype, shape = _row_of(path, schema, name)
-    others = [
+    names = [
         column.name
         for column in schema
-        if column.name != name and (_whole(column.type) or not may_be_text(column.name))
+        if column.name != name
+        and (_fits("sequence", column.type) or not _may_be_other(column.name, keys))
     ]
-    found = {role: find_role(role, others, keys, path) for role in COLUMN_ROLES}
-    columns = {role: column for role, column in found.items() if column}
+    texts = [column.name for column in schema if is_text(column.type)]
+    columns = find_columns(names, texts, keys, path)
     for role, column in columns.items():
-        if not _whole(schema.field(column).type):
+        kind = schema.field(column).type
+        if not _fits(role, kind):
             raise UserError(
-                f"{path}: column {column} ({role}) is {schema.field(column).type}; expected whole "
-                f"numbers; {other_way(role)}"
+                f"{path}: column {column} ({role}) is {kind}; expected "
+                f"{'whole numbers or text' if role in IDS else 'whole numbers'}; {other_way(role)}"
             )
-    return _Layout(name, dtype, shape, columns)
+    plain = {role: column for role, column in columns.items() if role != "text"}
+    if "text" in columns and is_text(schema.field(columns["text"]).type):
+        plain["text"] = columns["text"]
+    return _Layout(name, dtype, shape, plain, is_grid(schema.field(name).type))
+
+
+def _may_be_other(name: str, keys: Mapping[str, str]) -> bool:
+    """Whether a column of this name may hold something else than ids; not when a key names it."""
+    return name not in keys.values() and may_be_other(name)
+
+
+def _fits(role: str, kind: pa.DataType) -> bool:
+    """Whether a column of this type can play the role."""
+    kind = storage_type(kind)
+    if is_list(kind) and role in ("token_id", "token_index", "mask", "padding"):
+        kind = kind.value_type
+    if role in ("mask", "padding"):
+        return is_number(kind)
+    return pa.types.is_integer(kind) or role == "text" or (role in IDS and is_text(kind))
 
 
 def _possible(kind: pa.DataType) -> bool:
     kind = storage_type(kind)
-    return pa.types.is_fixed_size_binary(kind) or is_float_list(kind)
-
-
-def _whole(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind)
+    return pa.types.is_fixed_size_binary(kind) or is_float_list(kind) or is_grid(kind)
 
 
 def _row_of(path: Path, schema: pa.Schema, name: str) -> tuple[torch.dtype, tuple[int, ...] | None]:
@@ -141,11 +172,14 @@ def _row_of(path: Path, schema: pa.Schema, name: str) -> tuple[torch.dtype, tupl
     plain = storage_type(kind)
     if pa.types.is_fixed_size_binary(plain):
         return _binary_row(path, schema, name, plain.byte_width)
-    if not is_list(plain) or plain.value_type not in _FLOATS:
+    inner = plain.value_type if is_grid(plain) else plain
+    if not is_list(inner) or inner.value_type not in _FLOATS:
         raise UserError(
             f"{path}: column {name} is {kind}; expected lists of float16, float32 or float64"
         )
-    dtype = _FLOATS[plain.value_type]
+    dtype = _FLOATS[inner.value_type]
+    if is_grid(plain):
+        return dtype, None
     if isinstance(kind, pa.FixedShapeTensorType):
         return dtype, _tensor_shape(path, name, kind)
     return dtype, (plain.list_size,) if pa.types.is_fixed_size_list(plain) else None
@@ -207,7 +241,8 @@ def _batches(
 def _first_width(column: pa.Array, layout: _Layout) -> int:
     if layout.shape is not None:
         return int(np.prod(layout.shape))
-    return len(column[0]) if len(column) and column[0].is_valid else 0
+    lists = storage(column).flatten() if layout.grid else column
+    return len(lists[0]) if len(lists) and lists[0].is_valid else 0
 
 
 def _unpack(
@@ -215,7 +250,8 @@ def _unpack(
 ) -> None:
     """Append a batch's rows to ``unpacked``."""
     for name in batch.schema.names:
-        _refuse_null(batch.column(name), f"{path}: {name}", start)
+        if name != layout.columns.get("text"):
+            _refuse_null(batch.column(name), f"{path}: {name}", start)
     column = batch.column(layout.activation)
     lists = storage(column)
     assert unpacked.width is not None, "known since the first batch"
@@ -223,10 +259,14 @@ def _unpack(
         unpacked.scratch.write(_bytes(lists))
     else:
         where = f"{path}: {layout.activation}"
+        if layout.grid:
+            unpacked.lengths.append(pc.list_value_length(lists).to_numpy(zero_copy_only=False))
+            lists = storage(lists.flatten())
         unpacked.scratch.write(_values(lists, unpacked.width, where, start))
-    for role, name in layout.columns.items():
-        numbers = batch.column(name).to_numpy(zero_copy_only=False).astype(np.int64)
-        unpacked.numbers.setdefault(role, []).append(numbers)
+    for name in layout.columns.values():
+        other = batch.column(name)
+        values = None if other.null_count else values_of(other, f"{path}: {name} from row {start}")
+        unpacked.columns.setdefault(name, []).append(values)
     unpacked.rows += len(batch)
 
 
@@ -261,16 +301,21 @@ def _refuse_null(column: pa.Array, where: str, start: int) -> None:
         )
 
 
-def _source(path: Path, paths: list[Path], layout: _Layout, unpacked: _Unpacked) -> Source:
+def _source(request: Request, paths: list[Path], layout: _Layout, unpacked: _Unpacked) -> Source:
+    path = request.path
     if not unpacked.rows or not unpacked.width:
         raise UserError(f"{path}: {layout.activation} has no rows, or empty ones")
+    lengths = np.concatenate(unpacked.lengths) if layout.grid else None
+    even = lengths is not None and lengths[0] > 0 and bool((lengths == lengths[0]).all())
     shape = layout.shape or (unpacked.width,)
-    rows = unpacked.scratch.rows(layout.dtype, shape)
+    if even and lengths is not None:
+        shape = (int(lengths[0]), unpacked.width)
+    ragged = lengths is not None and not even
     source = Source(
-        path, "parquet", tuple(paths), (as_sequences(rows, str(path)),),
-        tokenwise=len(shape) == 2, activation=layout.activation,
+        path, "parquet", tuple(paths),
+        (as_sequences(unpacked.scratch.rows(layout.dtype, shape), str(path)),),
+        tokenwise=len(shape) == 2 or ragged, activation=layout.activation,
+        starts=np.cumsum([0, *lengths]) if ragged and lengths is not None else None,
     )  # fmt: skip
-    for role, name in layout.columns.items():
-        values = np.concatenate(unpacked.numbers[role])
-        source = source.with_column(role, make_column(role, name, values, source))
-    return source
+    named = {name: joined(parts) for name, parts in unpacked.columns.items()}
+    return with_columns(source, named, request.options)

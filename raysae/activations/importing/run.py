@@ -14,6 +14,7 @@ import torch
 
 from raysae.activations.importing.formats import open_source
 from raysae.activations.importing.options import ImportOptions
+from raysae.activations.importing.repeats import notes_on_repeats
 from raysae.activations.importing.request import Progress, Request, silent
 from raysae.activations.importing.scratch import refuse_full_disk
 from raysae.activations.importing.selection import (
@@ -127,7 +128,8 @@ def plan_import(
     source = open_source(Request(file, options, out, progress))
     settled = _settled(options, source, store)
     selections = select_sites(source, settled)
-    plan = ImportPlan(out, source, settled, selections, tuple(_notes(source, options, store)))
+    notes = *source.notes, *_notes(source, options, store)
+    plan = ImportPlan(out, source, settled, selections, notes)
     if store:
         wanted = {"d_in": source.d_in, "dtype": settled.dtype, "hookpoint": settled.hookpoint}
         refuse_differences(out, store, wanted)
@@ -141,7 +143,8 @@ def run_import(plan: ImportPlan, progress: Progress = silent) -> Imported:
     Raises UserError when values cannot be stored, the disk is too small, or another import runs.
     """
     started, options = time.monotonic(), plan.options
-    check_values(plan.source, plan.selections, plan.dtype, options.non_finite, progress)
+    look = check_values(plan.source, plan.selections, plan.dtype, options.non_finite, progress)
+    notes = [*plan.notes, *notes_on_repeats(plan.source, plan.selections[0], look)]
     refuse_full_disk(plan.out, plan.bytes, "the store")
     with (
         taking_in(plan.out, plan.sites) as store,
@@ -151,7 +154,7 @@ def run_import(plan: ImportPlan, progress: Progress = silent) -> Imported:
         _manifest(plan, store, entries, checksum()).write(plan.out)
     return Imported(
         plan.out, plan.source.format, plan.source.d_in, plan.dtype, entries,
-        time.monotonic() - started, (*plan.notes, *_split_notes(plan, entries)),
+        time.monotonic() - started, (*notes, *_split_notes(plan, entries)),
     )  # fmt: skip
 
 
@@ -184,7 +187,7 @@ def _split_notes(plan: ImportPlan, entries: list[SiteEntry]) -> Iterator[str]:
         without = [entry for entry in entries if not getattr(entry.rows, name)]
         if without and (name == "train" or plan.options.split[name]):
             more = f" (and {len(without) - 1} more sites)" if len(without) > 1 else ""
-            yield f"{without[0].site}{more} has no {name} rows: too few sequences"
+            yield f"{without[0].site}{more} has no {name} rows: too few sequences or groups"
 
 
 def _write(plan: ImportPlan, progress: Progress) -> list[SiteEntry]:
@@ -235,6 +238,8 @@ def _record(plan: ImportPlan, checksum: str) -> dict[str, Any]:
         "shape": list(source.shape),
         "activation": source.activation or None,
         "columns": {role: column.name for role, column in (source.columns or {}).items()},
+        "read_as": list(source.said),
+        "notes": list(plan.notes),
         "sites": [site.folder for site in sorted(plan.sites)],
         "options": plan.options.record(),
     }

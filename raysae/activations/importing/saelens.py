@@ -10,17 +10,25 @@ Shapes: S contexts, T tokens, D d_in.
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from torch import Tensor
 
-from raysae.activations.importing.arrays import mapped_tensor
-from raysae.activations.importing.arrow import is_float_list, is_list, storage, storage_type
-from raysae.activations.importing.names import find_activation, find_role
+from raysae.activations.importing.arrow import (
+    is_grid,
+    is_text,
+    joined,
+    storage,
+    values_of,
+)
+from raysae.activations.importing.named import with_columns
+from raysae.activations.importing.names import find_activation, find_columns
 from raysae.activations.importing.request import Request
-from raysae.activations.importing.source import Source, as_sequences, make_column
+from raysae.activations.importing.scratch import mapped_tensor
+from raysae.activations.importing.source import Source, as_sequences
 from raysae.errors import UserError
 from raysae.sites import ALL
 from raysae.storage.files import read_json
@@ -55,7 +63,7 @@ def open_saelens(request: Request) -> Source:
         activation=name, position=ALL, layer=int(hook[1]) if hook else None,
         hookpoint=hook[2] if hook else None,
     )  # fmt: skip
-    return _with_token_ids(source, files, tables, request.options.keys)
+    return with_columns(source, _columns(files, tables, name, request), request.options)
 
 
 def _refuse_splits(path: Path) -> None:
@@ -95,19 +103,13 @@ def _table(file: Path) -> pa.Table:
 
 
 def _hook_column(path: Path, schema: pa.Schema, keys: Mapping[str, str]) -> str:
-    possible = [column.name for column in schema if _is_grid(column.type)]
+    possible = [column.name for column in schema if is_grid(column.type)]
     return find_activation(path, possible, {c.name: str(c.type) for c in schema}, keys)
-
-
-def _is_grid(kind: pa.DataType) -> bool:
-    """Lists of lists of floating point numbers: an ``Array2D``."""
-    kind = storage_type(kind)
-    return is_list(kind) and is_float_list(kind.value_type)
 
 
 def _blocks(file: Path, table: pa.Table, name: str) -> list[Tensor]:
     """The file's record batches as tensors ``[S, T, D]`` over the mapped file."""
-    if name not in table.schema.names or not _is_grid(table.schema.field(name).type):
+    if name not in table.schema.names or not is_grid(table.schema.field(name).type):
         raise UserError(f"{file}: it has no column {name} of activations [tokens, d_in]")
     blocks, start = [], 0
     for chunk in table[name].chunks:
@@ -146,19 +148,20 @@ def _refuse_mixture(path: Path, name: str, blocks_STD: list[Tensor]) -> None:
         raise UserError(f"{path}: {name} has rows of several shapes or dtypes: {sorted(kinds)}")
 
 
-def _with_token_ids(
-    source: Source, files: list[Path], tables: list[pa.Table], keys: Mapping[str, str]
-) -> Source:
-    names = [name for name in tables[0].schema.names if name != source.activation]
-    name = find_role("token_id", names, keys, source.path)
-    if name is None:
-        return source
-    parts = []
-    for file, table in zip(files, tables, strict=True):
-        for chunk in table[name].chunks if name in table.schema.names else []:
-            flat = chunk.flatten() if is_list(chunk.type) else chunk
-            if not pa.types.is_integer(flat.type) or flat.null_count:
-                raise UserError(f"{file}: {name} is {chunk.type}; expected lists of whole numbers")
-            parts.append(flat.to_numpy(zero_copy_only=False).astype(np.int64))
-    values = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-    return source.with_column("token_id", make_column("token_id", name, values, source))
+def _columns(
+    files: list[Path], tables: list[pa.Table], activation: str, request: Request
+) -> dict[str, Any]:
+    """The other columns that the import needs, of all files joined, by name."""
+    schema = tables[0].schema
+    names = [c.name for c in schema if c.name != activation and not is_grid(c.type)]
+    texts = [name for name in names if is_text(schema.field(name).type)]
+    columns: dict[str, Any] = {}
+    for name in find_columns(names, texts, request.options.keys, request.path).values():
+        parts = [
+            values_of(chunk, f"{file}: {name}")
+            for file, table in zip(files, tables, strict=True)
+            for chunk in (table[name].chunks if name in table.schema.names else [])
+            if len(chunk)
+        ]
+        columns[name] = joined(parts)
+    return columns

@@ -1,16 +1,43 @@
-"""Disk space: a check of the free space, and a temporary file for unpacked rows."""
+"""Mapped memory: arrays as tensors, a temporary file for unpacked rows, and a check of the free space."""
 
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raysae.activations.importing.arrays import mapped_tensor
 from raysae.errors import UserError
+
+PIECE_BYTES = 8 * 2**20
+
+
+def mapped_tensor(array: NDArray[np.generic]) -> Tensor:
+    """A tensor that shares an array's memory, which may be read-only; do not write to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def unpacked(array: Any, folder: Path) -> Tensor:
+    """A file's array of any byte order, or a data set that gives slices as arrays, unpacked to a
+    temporary file in ``folder``: a tensor of its shape in mapped memory.
+
+    Raises UserError when the disk is too small.
+    """
+    dtype, shape = np.dtype(array.dtype).newbyteorder("="), tuple(array.shape)
+    size = dtype.itemsize * int(np.prod(shape))
+    if not size:
+        return torch.from_numpy(np.zeros(shape, dtype))
+    refuse_full_disk(folder, size, "unpacking the values")
+    scratch, step = Scratch(folder), max(PIECE_BYTES * shape[0] // size, 1)
+    for start in range(0, shape[0], step):
+        scratch.write(np.asarray(array[start : start + step]).astype(dtype, copy=False))
+    return scratch.rows(torch.from_numpy(np.zeros(0, dtype)).dtype, shape[1:])
 
 
 def refuse_full_disk(folder: Path, needed: int, what: str) -> None:

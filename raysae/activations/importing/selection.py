@@ -46,7 +46,7 @@ def select_sites(source: Source, options: ImportOptions) -> list[Selection]:
     layer, position = source.column("layer"), source.column("position")
     if isinstance(options.position, str):
         position = None  # a pool takes the tokens of every position
-    rows = _picked(source, options) if position is None else range(source.rows)
+    rows = _picked(source, options) if position is None else _kept(source)
     if layer is None and position is None:
         return [Selection(Site(_layer(source, options), _position(source, options)), rows)]
     row_N = as_array(rows)
@@ -103,17 +103,34 @@ def as_array(rows: range | NDArray[np.int64]) -> NDArray[np.int64]:
     return rows
 
 
-def _picked(source: Source, options: ImportOptions) -> range:
-    """All rows, or the rows of one token of each sequence."""
+def _kept(source: Source) -> range | NDArray[np.int64]:
+    """All rows that are no padding."""
+    return range(source.rows) if source.kept_N is None else source.kept_rows()
+
+
+def _picked(source: Source, options: ImportOptions) -> range | NDArray[np.int64]:
+    """All rows that are no padding, or those of one token of each sequence."""
     if not source.tokenwise or not isinstance(options.position, int):
-        return range(source.rows)
-    tokens, token = source.tokens, options.position
-    if not -tokens <= token < tokens:
+        return _kept(source)
+    token = options.position
+    even = source.kept_N is None and source.starts is None
+    kept = np.arange(0) if even else source.kept_rows()
+    counts_S = (
+        source.lengths
+        if even
+        else np.bincount(source.sequence_of(kept), minlength=source.sequences)
+    )
+    has_S = counts_S > token if token >= 0 else counts_S >= -token
+    if not has_S.any():
+        most = int(counts_S.max())
         raise UserError(
-            f"{source.path}: --position {token}: its sequences have {tokens} tokens; expected "
-            f"{-tokens} to {tokens - 1}, or all"
+            f"{source.path}: --position {token}: its sequences have {most} tokens; expected "
+            f"{-most} to {most - 1}, or all"
         )
-    return range(token % tokens, source.rows, tokens)
+    if even:
+        return range(token % source.tokens, source.rows, source.tokens)
+    end_S = np.cumsum(counts_S)
+    return kept[(end_S - counts_S + token if token >= 0 else end_S + token)[has_S]]
 
 
 def _layer(source: Source, options: ImportOptions) -> int:
@@ -162,12 +179,14 @@ def _grouped(
     wanted = np.flatnonzero(wanted_N)
     order = wanted[np.argsort(code_N[wanted], kind="stable")]
     ends = np.flatnonzero(np.diff(code_N[order])) + 1
-    counted = source.column("sequence") is None
+    counted = source.ids is None
     return [
         Selection(
             site(group[0]),
             row_N[group],
-            np.unique(row_N[group] // source.tokens, return_inverse=True)[1] if counted else None,
+            np.unique(source.sequence_of(row_N[group]), return_inverse=True)[1]
+            if counted
+            else None,
         )
         for group in np.split(order, ends)
     ]
@@ -176,10 +195,10 @@ def _grouped(
 def _sequence(
     source: Source, selection: Selection, piece: slice, row_N: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    column = source.column("sequence")
+    column = source.ids
     if column is not None:
         return column.at(row_N)
-    return row_N // source.tokens if selection.sequence is None else selection.sequence[piece]
+    return source.sequence_of(row_N) if selection.sequence is None else selection.sequence[piece]
 
 
 def _token_index(
@@ -190,7 +209,7 @@ def _token_index(
     if index is not None:
         return index.at(row_N)
     if source.tokenwise:
-        return row_N % source.tokens
+        return source.place_of(row_N)
     if position is not None:
         return np.maximum(position.at(row_N), 0)
     numbered = isinstance(selection.site.position, int)

@@ -8,12 +8,14 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from raysae.activations.importing.repeats import LOOKED, Look, row_hashes
 from raysae.activations.importing.request import Progress
 from raysae.activations.importing.selection import Selection, as_array, pieces
 from raysae.activations.importing.source import Source
 from raysae.activations.schema import Dtype, torch_dtype
-from raysae.activations.writer import NonFinite
+from raysae.activations.writer import NonFinite, lossy_rows, refuse_lossy
 from raysae.errors import UserError
 
 
@@ -23,20 +25,29 @@ def check_values(
     dtype: Dtype,
     non_finite: NonFinite,
     progress: Progress,
-) -> int:
-    """Read every row once, in the file's order. Returns the number of rows that will be dropped.
+) -> Look:
+    """Read every row once, in the file's order. Returns what repeats among the rows.
 
-    Raises UserError when a value is too large for ``dtype``, when rows hold NaN or infinite values and
-    ``non_finite`` is ``"refuse"``, or when dropping such rows would leave a site empty.
+    Raises UserError when a value is too large for ``dtype``, when rows in bulk are too small for it, when
+    rows hold NaN or infinite values and ``non_finite`` is ``"refuse"``, or when dropping such rows would
+    leave a site empty.
     """
     rows = selections[0].rows
     if len(selections) > 1:
         rows = np.sort(np.concatenate([as_array(selection.rows) for selection in selections]))
     unfit: list[NDArray[np.int64]] = []
+    lossy: list[NDArray[np.int64]] = []
+    look = Look(as_array(rows[:LOOKED]))
     for piece in pieces(len(rows), source.d_in):
         row_N = as_array(rows[piece])
-        unfit.append(_unfit(source, row_N, dtype))
+        values_ND = source.take(row_N)
+        unfit.append(_unfit(source, row_N, values_ND, dtype))
+        lossy.append(row_N[lossy_rows(values_ND, dtype)])
+        if piece.stop <= LOOKED:
+            look.hashes[piece], look.zero[piece] = row_hashes(values_ND)
         progress("checking", piece.stop, len(rows))
+    small = np.concatenate(lossy)
+    refuse_lossy(str(source.path), small, len(rows), dtype, source.take)
     dropped = np.concatenate(unfit)
     if len(dropped) and non_finite == "refuse":
         raise UserError(
@@ -45,13 +56,14 @@ def check_values(
             "--non-finite drop"
         )
     _refuse_emptied(source, selections, dropped)
-    return len(dropped)
+    return look
 
 
-def _unfit(source: Source, row_N: NDArray[np.int64], dtype: Dtype) -> NDArray[np.int64]:
+def _unfit(
+    source: Source, row_N: NDArray[np.int64], values_ND: Tensor, dtype: Dtype
+) -> NDArray[np.int64]:
     """The rows of ``row_N`` with NaN or infinite values. Raises UserError when a finite value is too
     large for ``dtype``."""
-    values_ND = source.take(row_N)
     low, high = values_ND.aminmax()
     largest = max(-float(low), float(high))
     limit = torch.finfo(torch_dtype(dtype)).max
@@ -72,7 +84,8 @@ def _unfit(source: Source, row_N: NDArray[np.int64], dtype: Dtype) -> NDArray[np
 
 def _place(source: Source, row: int) -> str:
     if source.tokenwise:
-        return f"sequence {row // source.tokens}, token {row % source.tokens} of the file"
+        at = np.array([row])
+        return f"sequence {source.sequence_of(at)[0]}, token {source.place_of(at)[0]} of the file"
     return f"row {row} of the file"
 
 

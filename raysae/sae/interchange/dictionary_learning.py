@@ -26,6 +26,7 @@ from raysae.sae.interchange.settings import (
     keys_and_values,
     part,
     read_settings,
+    refuse_unknown,
     transposed,
 )
 from raysae.storage.files import write_json
@@ -78,6 +79,35 @@ DICTIONARIES = {
         "relu_l1", "StandardTrainerAprilUpdate", {**LINEAR, "decoder.bias": "b_dec"}, reads_x=True
     ),
 }
+SECTIONS = ("trainer", "buffer")
+TRAINING = (
+    *("trainer_class", "dict_class", "activation_dim", "dict_size", "k", "lr", "steps", "seed"),
+    *("device", "layer", "lm_name", "submodule_name", "wandb_name", "warmup_steps", "decay_start"),
+    *("resample_steps", "auxk_alpha", "top_k_aux", "threshold_beta", "threshold_start_step"),
+    *("l0_penalty", "l1_penalty", "sparsity_penalty", "sparsity_coeff", "sparsity_coefficient"),
+    *("sparsity_function", "sparsity_warmup_steps", "sparsity_queue_length", "n_sparsity_updates"),
+    *("sparsity_loss_queue_length", "adaptive_sparsity_penalty", "activation_queue_length"),
+    *("bandwidth", "target_l0", "p", "next_p", "p_start", "p_end", "anneal_start"),
+    *("group_fractions", "group_weights", "group_sizes", "weights_temperature", "gp_reg_coeff"),
+    *("lambda", "lambda_warm_steps", "steps_before_annealing"),
+)
+"""What its trainers write that its dictionaries do not read (``k`` and group sizes are tensors, too)."""
+BUFFER = (
+    *(
+        "d_submodule",
+        "n_ctxs",
+        "ctx_len",
+        "refresh_batch_size",
+        "out_batch_size",
+        "device",
+        "layer",
+    ),
+)
+ADVICE = {
+    "io": "a transcoder predicts other activations than it reads",
+    "norm_factor": "scale the biases with scale_biases(norm_factor) in dictionary_learning, save, and "
+    "remove the key; if its trainSAE saved the file, they are scaled already",
+}
 CLASS_OF = {dictionary.variant: name for name, dictionary in reversed(DICTIONARIES.items())}
 
 
@@ -110,11 +140,14 @@ def read(folder: Path) -> SAE:
     """The SAE that dictionary_learning saved in ``folder``; the pickle is read with
     ``weights_only``.
 
-    Raises UserError when raysae has no variant for its class, or a file is missing or damaged.
+    Raises UserError when raysae has no variant for its class, does not know a setting or a tensor, or
+    a file is missing or damaged.
     """
     path, weights = folder / SETTINGS_FILE, folder / WEIGHTS_FILE
-    (trainer,) = require(path, read_settings(path), "trainer")
+    settings = read_settings(path)
+    (trainer,) = require(path, settings, "trainer")
     trainer = keys_and_values(f"{path}: trainer", trainer)
+    _check(path, settings, trainer)
     (name,) = require(path, trainer, "dict_class")
     if name not in list(DICTIONARIES):  # a list, as a damaged value may not be hashable
         raise UserError(
@@ -134,6 +167,18 @@ def read(folder: Path) -> SAE:
     origin = {"layer": trainer.get("layer"), "model": {"id": trainer.get("lm_name")}}
     sae.metadata = {"imported_from": "dictionary_learning", **origin}
     return sae
+
+
+def _check(path: Path, settings: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
+    """Raise UserError when a setting is not known."""
+    refuse_unknown(f"{path}", settings, SECTIONS, {})
+    refuse_unknown(f"{path}: trainer", trainer, TRAINING, {"norm_factor": [1, 1.0, None]}, ADVICE)
+    buffer = keys_and_values(f"{path}: buffer", settings.get("buffer") or {})
+    refuse_unknown(f"{path}: buffer", buffer, BUFFER, {"io": ["in", "out", None]}, ADVICE)
+    if "transcoder" in str(trainer.get("trainer_class")).lower():
+        raise UserError(
+            f"{path}: trainer.trainer_class is {trainer['trainer_class']!r}: {ADVICE['io']}"
+        )
 
 
 def _class_of(sae: SAE) -> str:
@@ -173,12 +218,21 @@ def _their_tensors(sae: SAE, dictionary: Dictionary) -> Tensors:
 
 
 def _our_tensors(theirs: Tensors, dictionary: Dictionary) -> Tensors:
-    besides = {"k", "group_sizes", "threshold"} - dictionary.names.keys()
+    besides = {name for name in _besides(dictionary.variant) if name not in dictionary.names}
     return {
         dictionary.names.get(name, name): transposed(tensor) if name in TRANSPOSED else tensor
         for name, tensor in theirs.items()
         if name not in besides
     }
+
+
+def _besides(variant: str) -> list[str]:
+    """The tensors of a class that are no parameters: k, and for TopK a threshold, which its encode
+    does not use unless it is asked to."""
+    names = {"k": ["k", "threshold"], "prefixes": ["group_sizes"]}
+    return [
+        name for field, all in names.items() if hasattr(CONFIGS[variant], field) for name in all
+    ]
 
 
 def _ranks(
@@ -189,6 +243,12 @@ def _ranks(
     if hasattr(CONFIGS[variant], "k"):
         if "k" in theirs:
             ranks["k"] = _whole(folder / WEIGHTS_FILE, theirs, "k")[0]
+            said = trainer.get("k")
+            if ranks["k"] > 0 and said not in (None, ranks["k"]):  # their loader refuses it, too
+                raise UserError(
+                    f"{folder / SETTINGS_FILE}: trainer.k is {said!r}, but {WEIGHTS_FILE} has "
+                    f"k {ranks['k']}; set it to the k that is meant"
+                )
         else:  # older files have no such tensor
             (ranks["k"],) = whole_numbers(folder / SETTINGS_FILE, trainer, "k")
     if hasattr(CONFIGS[variant], "prefixes"):

@@ -29,6 +29,7 @@ from raysae.sae.interchange.settings import (
     keys_and_values,
     part,
     read_settings,
+    refuse_unknown,
     yes_or_no,
 )
 from raysae.storage.files import write_json
@@ -43,6 +44,52 @@ ARCHITECTURES = {
     "relu_l1": "standard",
 }
 VARIANTS = {"topk": "topk", "jumprelu": "jumprelu", "gated": "gated", "standard": "relu_l1"}
+RUN = (
+    *("model_name", "model_class_name", "hook_name", "hook_layer", "hook_eval", "hf_hook_name"),
+    *(
+        "dataset_path",
+        "dataset_trust_remote_code",
+        "context_size",
+        "prepend_bos",
+        "is_dataset_tokenized",
+    ),
+    *("exclude_special_tokens", "neuronpedia_id", "model_from_pretrained_kwargs", "seed"),
+    *("sae_lens_version", "sae_lens_training_version", "training_tokens", "metadata", "raysae"),
+)
+"""Where the SAE comes from, which SAELens writes into ``metadata``, and earlier versions beside it."""
+TRAINING = (
+    *("decoder_init_norm", "lr", "l1_coefficient", "lp_norm", "l1_warm_up_steps"),
+    *("l0_coefficient", "l0_warm_up_steps", "pre_act_loss_coefficient", "target_l0"),
+    *("jumprelu_init_threshold", "jumprelu_bandwidth", "jumprelu_sparsity_loss_mode"),
+    *("jumprelu_tanh_scale", "jumprelu_ste_to_input", "use_sparse_activations"),
+    *("aux_loss_coefficient", "mse_loss_normalization", "use_ghost_grads"),
+)
+"""The fields of SAELens's training configs that its encode and decode do not read."""
+HARMLESS = (*RUN, *TRAINING, "architecture", "d_in", "d_sae", "dtype", "device")
+WHERE: dict[str, list[Any]] = {
+    "reshape_activations": ["none", None],
+    "hook_head_index": [None],
+    "hook_head_index_out": [None],
+    "hook_name_out": [None],
+    "seqpos_slice": [None, [], [None], [None, None], [None, None, None], [0], [0, None]],
+}
+"""Settings that say which part of the activations the SAE reads or predicts."""
+CHANGED: dict[str, list[Any]] = {
+    "activation_fn": ["relu", None],
+    "activation_fn_str": ["relu", None],
+    "activation_fn_kwargs": [{}, None],
+    "finetuning_scaling_factor": [False, None],
+    "noise_scale": [0, 0.0, None],
+}
+"""Settings of earlier versions, which changed the features or the reconstruction."""
+ADVICE = {
+    "normalize_activations": "it is not in the weights; fold it in with SAELens first "
+    "(fold_activation_norm_scaling_factor)",
+    "reshape_activations": "it reads the heads' outputs joined: if your rows are, set it to 'none'",
+    "hook_head_index": "it reads one head's output: if your rows are that, remove the key",
+    "seqpos_slice": "it reads only some tokens: if your rows are those, remove the key",
+    "hook_name_out": "a transcoder predicts other activations than it reads",
+}
 SAE_LENS_VERSION = "6.0.0"
 """The version of the written format; without it SAELens runs its converter for older files."""
 
@@ -75,8 +122,8 @@ def write(sae: SAE, folder: Path) -> None:
 def read(folder: Path) -> SAE:
     """The SAE that SAELens 6 saved with ``save_model`` or ``save_inference_model``.
 
-    Raises UserError when raysae has no equivalent of its architecture or its normalisation, or a
-    file is missing or damaged.
+    Raises UserError when raysae has no equivalent of its architecture or of a setting, does not know
+    a setting or a tensor, or a file is missing or damaged.
     """
     path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     settings = read_settings(path)
@@ -88,6 +135,9 @@ def read(folder: Path) -> SAE:
     if architecture == "topk":
         (config["k"],) = whole_numbers(path, settings, "k")
     tensors = read_tensors(weights)
+    factor = tensors.get("scaling_factor")
+    if factor is not None and bool((factor == 1).all()):  # SAELens ignores it then, too
+        del tensors["scaling_factor"]
     if architecture == "gated":
         (tensors["b_enc"],) = require(weights, tensors, "b_gate")
         del tensors["b_gate"]
@@ -118,12 +168,22 @@ def _check(path: Path, settings: Mapping[str, Any], metadata: Mapping[str, Any])
             f"{path}: metadata.sae_lens_version is {version}; raysae reads the format of SAELens 6: "
             "load it there with SAE.load_from_disk and save it again"
         )
-    normalisation = settings.get("normalize_activations", "none")
-    if normalisation != "none":
-        raise UserError(
-            f"{path}: normalize_activations is {normalisation!r}, which is not in the weights; fold "
-            "it in with SAELens first (fold_activation_norm_scaling_factor)"
-        )
+    refuse_unknown(f"{path}", settings, HARMLESS, _supported(architecture, settings), ADVICE)
+    described = {key: value for key, value in metadata.items() if key in WHERE}
+    refuse_unknown(f"{path}: metadata", described, (), WHERE, ADVICE)
+
+
+def _supported(architecture: str, settings: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The values that raysae follows, of settings that matter."""
+    both = [True, False]
+    supported: dict[str, list[Any]] = {**WHERE, **CHANGED, "normalize_activations": ["none", None]}
+    supported |= {"apply_b_dec_to_input": both, "rescale_acts_by_decoder_norm": [False]}
+    if architecture == "topk":
+        k = settings.get("k")
+        supported |= {"rescale_acts_by_decoder_norm": both, "k": [k]}
+        supported |= {"activation_fn": ["topk", None], "activation_fn_str": ["topk", None]}
+        supported["activation_fn_kwargs"] = [{"k": k}, {}, None]
+    return supported
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 Shapes: D d_in, F d_sae.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,50 @@ def yes_or_no(path: Path, settings: Mapping[str, Any], name: str, default: bool)
     if not isinstance(value, bool):
         raise UserError(f"{path}: {name} is {value!r}; expected true or false")
     return value
+
+
+def refuse_unknown(
+    where: str,
+    settings: Mapping[str, Any],
+    harmless: Collection[str],
+    supported: Mapping[str, Sequence[Any]],
+    advice: Mapping[str, str] | None = None,
+) -> None:
+    """Raise UserError, naming ``where`` and the key, for a setting that may change what the SAE
+    computes in a way that raysae would not follow.
+
+    ``harmless`` are keys that only concern training, names or places. ``supported`` gives the values
+    that raysae can follow for keys that matter; true and 1 are different values. Any other key is
+    refused unless it is off (null, false, or empty). ``advice`` says for some keys what to do.
+    """
+    for key, value in settings.items():
+        if key in harmless:
+            continue
+        known = supported.get(key)
+        if _off(value) if known is None else any(_same(value, wanted) for wanted in known):
+            continue
+        found = f"{where}: {key} is {value!r}"
+        if known is not None:
+            wanted = " or ".join(repr(one) for one in known)
+            todo = (advice or {}).get(key, "load it with the library that made it")
+            raise UserError(f"{found}; raysae reads only {wanted}; {todo}")
+        raise UserError(
+            f"{found}, a setting that raysae does not know and that may change what the SAE "
+            "computes; if it does not (it is about training or names only), remove it from "
+            "the file; else load the SAE with the library that made it"
+        )
+
+
+def _off(value: Any) -> bool:
+    return value is None or value is False or value in ("", [], {})
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    """Equality that tells true from 1, also inside lists."""
+    if isinstance(value, list) and isinstance(wanted, list):
+        pairs = zip(value, wanted, strict=False)
+        return len(value) == len(wanted) and all(_same(*pair) for pair in pairs)
+    return type(value) is type(wanted) and value == wanted
 
 
 def part(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -4,8 +4,8 @@ It supports TopK only; other variants are refused.
 """
 
 from pathlib import Path
+from typing import Any
 
-from raysae.errors import UserError
 from raysae.sae.base import SAE
 from raysae.sae.checkpoint import (
     CONFIG_FILE,
@@ -16,9 +16,30 @@ from raysae.sae.checkpoint import (
     whole_numbers,
     write_tensors,
 )
-from raysae.sae.interchange.settings import read_settings, transposed
+from raysae.sae.interchange.settings import read_settings, refuse_unknown, transposed
 from raysae.sae.topk import TopKSAE
 from raysae.storage.files import write_json
+
+SIZES = ("d_in", "num_latents", "expansion_factor", "k")
+HARMLESS = (
+    *SIZES,
+    "normalize_decoder",  # only at the start and in training; loading takes the weights as they are
+    *("version", "sae_version", "hookpoint", "layer", "model", "dataset", "device", "dtype"),
+)
+SUPPORTED: dict[str, list[Any]] = {
+    "activation": ["topk"],
+    "signed": [False],
+    "multi_topk": [False],
+    "skip_connection": [False],
+    "transcode": [False],
+}
+ADVICE = {
+    "signed": "an earlier sparsify selected by absolute value, with negative features",
+    "multi_topk": "with true, sparsify's forward reconstructs from 4 * k latents (its encode from k): "
+    "set it to false if k latents are meant",
+    "transcode": "a transcoder predicts other activations than it reads",
+    "skip_connection": "a linear skip connection adds W_skip to the reconstruction",
+}
 
 
 def write(sae: SAE, folder: Path) -> None:
@@ -52,15 +73,12 @@ def write(sae: SAE, folder: Path) -> None:
 def read(folder: Path) -> SAE:
     """The SAE that sparsify saved.
 
-    Raises UserError when it is not a plain TopK autoencoder, or a file is missing or damaged.
+    Raises UserError when it is not a plain TopK autoencoder, a setting or a tensor is not known, or a
+    file is missing or damaged.
     """
     path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     settings = read_settings(path)
-    for key, wanted in (("activation", "topk"), ("skip_connection", False), ("transcode", False)):
-        if settings.get(key, wanted) != wanted:
-            raise UserError(
-                f"{path}: {key} is {settings[key]!r}; raysae reads only sparse coders with {wanted!r}"
-            )
+    refuse_unknown(f"{path}", settings, HARMLESS, SUPPORTED, ADVICE)
     d_in, k = whole_numbers(path, settings, "d_in", "k")
     if settings.get("num_latents"):
         (d_sae,) = whole_numbers(path, settings, "num_latents")
@@ -69,8 +87,8 @@ def read(folder: Path) -> SAE:
         d_sae = d_in * factor
     tensors = read_tensors(weights)
     W_enc_FD, b_enc_F = require(weights, tensors, "encoder.weight", "encoder.bias")
-    ours = {name: tensor for name, tensor in tensors.items() if not name.startswith("encoder.")}
-    ours |= {"W_enc": transposed(W_enc_FD), "b_enc": b_enc_F}
+    del tensors["encoder.weight"], tensors["encoder.bias"]
+    ours = {**tensors, "W_enc": transposed(W_enc_FD), "b_enc": b_enc_F}
     sae = made_sae(path, {"variant": "topk", "d_sae": d_sae, "k": k}, d_in, weights, ours)
     sae.metadata = {"imported_from": "sparsify"}
     return sae

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -96,9 +98,9 @@ def pt(content: Callable[[Tensor], Any], **options: Any) -> Callable[[Path, Tens
     return write
 
 
-def npy(shape: Callable[[Tensor], Tensor], fortran: bool = False) -> Callable[[Path, Tensor], Path]:
+def npy(shape: Callable[[Tensor], Any], fortran: bool = False) -> Callable[[Path, Tensor], Path]:
     def write(folder: Path, rows: Tensor) -> Path:
-        array = shape(rows).numpy()
+        array = np.asarray(shape(rows))
         np.save(folder / "acts.npy", np.asfortranarray(array) if fortran else array)
         return folder / "acts.npy"
 
@@ -141,6 +143,35 @@ def own_parquet(folder: Path, rows: Tensor) -> Path:
     table = pa.table(columns, schema=shard_schema(dtype, D_IN))
     pq.write_table(table, folder / "acts.parquet", row_group_size=64)
     return folder / "acts.parquet"
+
+
+def npz(folder: Path, rows: Tensor, save: Callable[..., None] = np.savez, **arrays: Any) -> Path:
+    save(folder / "acts.npz", activations=by_token(rows).numpy(), **arrays)
+    return folder / "acts.npz"
+
+
+def hdf5(folder: Path, rows: Tensor, **options: Any) -> Path:
+    import h5py
+
+    with h5py.File(folder / "acts.h5", "w") as file:
+        file.create_dataset("run/acts", data=by_token(rows).numpy(), **options)
+    return folder / "acts.h5"
+
+
+def npy_folder(folder: Path, rows: Tensor) -> Path:
+    (folder / "parts").mkdir()
+    for number, part in enumerate(np.split(by_token(rows).numpy(), 4)):
+        np.save(folder / f"parts/{number}.npy", part)
+    return folder / "parts"
+
+
+def other_order(rows: Tensor) -> NDArray[Any]:
+    array = by_token(rows).numpy()
+    return array.astype(array.dtype.newbyteorder(">"))
+
+
+def grids(rows: Tensor) -> pa.Array:
+    return pa.array(by_token(rows).numpy().tolist(), pa.list_(lists(rows).type))
 
 
 def lists(rows: Tensor) -> pa.Array:
@@ -202,6 +233,23 @@ FORMATS = {
     "npy matrix": Foreign(npy(lambda x: x), NUMPY, "row", ALL),
     "npy tokens": Foreign(npy(by_token), NUMPY, "token", ALL),
     "npy fortran": Foreign(npy(by_token, fortran=True), NUMPY, "token", ALL),
+    "npy of the other byte order": Foreign(npy(other_order), NUMPY, "token", ALL),
+    "npy folder": Foreign(npy_folder, NUMPY, "token", {**ALL, "keys": {"sequence": "item"}}),
+    "npz": Foreign(npz, NUMPY, "token", ALL),
+    "npz compressed": Foreign(partial(npz, save=np.savez_compressed), NUMPY, "token", ALL),
+    "hdf5": Foreign(hdf5, NUMPY, "token", ALL),
+    "hdf5 in chunks": Foreign(
+        partial(hdf5, chunks=(7, 2, 3), compression="gzip"), NUMPY, "token", ALL
+    ),
+    "pt list of tensors": Foreign(
+        pt(lambda x: list(by_token(x).clone())), ANY, "token", {**ALL, "keys": {"sequence": "item"}}
+    ),
+    "pt list of batches": Foreign(pt(lambda x: list(by_token(x).split(7))), ANY, "token", ALL),
+    "pt list of dictionaries": Foreign(
+        pt(lambda x: [{"acts": t.clone(), "i": i} for i, t in enumerate(by_token(x))]),
+        ANY, "token", {**ALL, "keys": {"sequence": "item"}},
+    ),
+    "parquet of lists of lists": Foreign(parquet(grids), NUMPY, "token", ALL),
     "raw": Foreign(raw, ANY, "row", {**ALL, "d_in": D_IN}),
     "safetensors tokens": Foreign(safetensors(lambda x: {"x": by_token(x)}), ANY, "token", ALL),
     "safetensors columns": Foreign(

@@ -59,6 +59,27 @@ def test_every_option_reaches_the_store(tmp_path):
     assert manifest.source["imports"][0]["options"]["seed"] == 4
 
 
+def test_the_options_of_padding_and_dimensions_reach_the_import(tmp_path, capsys):
+    ids = np.random.default_rng(0).integers(1, 50, (40, 3))
+    ids[:, 2] = 0
+    content = {"acts": np.random.default_rng(0).standard_normal((2, 40, 3, 6)), "token_ids": ids}
+    np.savez(
+        tmp_path / "x.npz",
+        **{k: v.astype(np.float32) if v.dtype == float else v for k, v in content.items()},
+    )
+    typed = ["--axes", "layer,sequence,token,d_in", "--pad-token", "0", "--position", "-1"]
+    assert main([tmp_path / "x.npz", "--out", tmp_path / "s", *typed]) == DONE
+    told = capsys.readouterr().out
+    assert "dimensions layer 2, sequence 40, token 3, d_in 6" in told
+    assert "padded with 0: 80 of 240 rows are padding and left out" in told
+    assert "the split follows from the tokens (token_ids)" in told
+    store = open_store(tmp_path / "s")
+    assert store.sites == [Site(0, -1), Site(1, -1)]
+    record = store.manifest.source["imports"][0]
+    assert record["options"]["pad_token"] == 0
+    assert any("80 of 240 rows" in said for said in record["read_as"])
+
+
 def test_keys_may_be_repeated(tmp_path):
     import torch
 

@@ -145,6 +145,15 @@ class SAE(nn.Module):
             self.get_parameter_or_buffer(name).div_(scale)
         return self
 
+    @torch.no_grad()
+    def fold_mean(self, mean_D: Tensor) -> Self:
+        """Change an SAE trained on ``x - mean_D`` so that it reads ``x``, in place.
+
+        Only ``b_dec`` changes, which the encoder subtracts and the decoder adds.
+        """
+        self.b_dec.add_(mean_D)
+        return self
+
     def get_parameter_or_buffer(self, name: str) -> Tensor:
         """The parameter or buffer of that name. Raises KeyError when there is none."""
         return self.state_dict(keep_vars=True)[name]

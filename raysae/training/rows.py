@@ -6,6 +6,7 @@ in memory and rows streamed from disk, in blocks of any size, train to the same 
 Shapes: B batch, D d_in.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,16 @@ class RowSource(ABC):
         """Batches ``[batch, d_in]`` of the first rows, in storage order, that are readable before
         an epoch begins."""
 
+    def survey(self, count: int) -> Iterator[tuple[int, Tensor]]:
+        """Batches ``[batch, d_in]`` of at least ``count`` rows (all rows when there are fewer), each
+        with the number of its first row; readable before an epoch begins."""
+        start = 0
+        for batch_BD in self.head():
+            if start >= count:
+                return
+            yield start, batch_BD
+            start += len(batch_BD)
+
     @abstractmethod
     def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
         """``count`` rows ``[count, d_in]`` drawn by ``seed``; all rows when there are fewer."""
@@ -130,6 +141,16 @@ class IndexedRows(RowSource):
     def head(self) -> Iterator[Tensor]:
         """All rows, as ``batches`` reads them."""
         return self.batches()
+
+    def survey(self, count: int) -> Iterator[tuple[int, Tensor]]:
+        """See ``RowSource.survey``; the batches are spread evenly over the rows, which may be sorted."""
+        batches = math.ceil(min(count, len(self)) / EVALUATION_BATCH)
+        last = max(len(self) - EVALUATION_BATCH, 0)
+        for number in range(batches):
+            start = number * EVALUATION_BATCH
+            if len(self) > count:
+                start = round(number * last / max(batches - 1, 1))
+            yield start, self.read(start, min(start + EVALUATION_BATCH, len(self)))
 
     def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
         """``count`` rows ``[count, d_in]`` drawn by ``seed``; all rows when there are fewer."""

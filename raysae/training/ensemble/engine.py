@@ -15,7 +15,7 @@ from raysae.training.ensemble.members import Member, Record
 from raysae.training.ensemble.plan import Group, plan
 from raysae.training.ensemble.program import PackedProgram
 from raysae.training.ensemble.stopping import StopRules
-from raysae.training.initialisation import StatisticsCache
+from raysae.training.statistics import StatisticsCache
 from raysae.training.trainer import Trainer
 
 

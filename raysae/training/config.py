@@ -34,6 +34,9 @@ class TrainingConfig:
     """Number format of the matrix products; weights, optimizer and sums stay float32."""
     compiled: bool = True
     """Use compiled kernels where variant and machine support them; false: plain torch."""
+    sink_rows: Literal["keep", "leave_out"] = "keep"
+    """Whether to train on sink rows, which are over ten times as far from the median as the median
+    row, such as attention sinks; leave_out reads all rows once more to find them."""
     dead_window_tokens: int = 10_000_000
     """A latent is dead when it did not fire in this many training tokens (or the whole run)."""
     aux_window_tokens: int | None = None

@@ -1,5 +1,6 @@
 """``raysae.fit``: one SAE from a tensor, an iterator or a store's site, without Ray."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +66,21 @@ def fit(
         checked_config(sae_config), training, rows, measured, seed=seed, device=device,
         truth=train.truth if isinstance(train, Splits) else None,
     )  # fmt: skip
+    tell_health(trainer, progress)
     history: list[dict[str, Any]] = []
     if checkpoint is not None and has_training(checkpoint):
         history = load_training(trainer, checkpoint)
     _train(trainer, history, checkpoint, progress)
     return outcome(trainer, history)
+
+
+def tell_health(trainer: Trainer, progress: bool, who: str = "train") -> None:
+    """Print what is unusual about the training rows, if anything, where progress is shown."""
+    from tqdm.auto import tqdm
+
+    if progress:
+        for note in trainer.statistics.health.notes:
+            tqdm.write(f"{who}: {note}", file=sys.stderr)
 
 
 def outcome(trainer: Trainer, history: list[dict[str, Any]], **more: Any) -> Fit:

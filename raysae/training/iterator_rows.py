@@ -10,6 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from raysae.sae.metrics import Sinks
 from raysae.training.rows import EVALUATION_BATCH, SHUFFLE_ROWS, RowSource, rebatched, windows
 
 HEAD_ROWS = 65_536
@@ -27,6 +28,7 @@ class IteratorRows(RowSource):
 
     def __init__(self, batches: Iterator[Tensor], rows: int):
         self._rest, self.rows, self.d_in = batches, rows, 0
+        self._sinks: Sinks | None = None
         head, count = [], 0
         while count < min(rows, HEAD_ROWS) and (batch_ND := next(self._rest, None)) is not None:
             head.append(self._checked(batch_ND))
@@ -47,6 +49,16 @@ class IteratorRows(RowSource):
         """``count`` rows ``[count, d_in]`` of the head, drawn at random by ``seed``."""
         (window,) = windows(len(self._head_ND), len(self._head_ND), seed, -1)
         return self._head_ND[window.order[:count]]
+
+    def without(self, sinks: Sinks) -> "IteratorRows":
+        """These rows, of which the sinks are left out from now on; ``len`` stays the same."""
+        if self._sinks is None:
+            self._sinks = sinks
+            self._head_ND = self._kept(self._head_ND)
+        return self
+
+    def _kept(self, batch_ND: Tensor) -> Tensor:
+        return batch_ND if self._sinks is None else batch_ND[~self._sinks.are(batch_ND)]
 
     def epoch(
         self,
@@ -79,7 +91,7 @@ class IteratorRows(RowSource):
     def _all(self) -> Iterator[Tensor]:
         """The head, then the rest of the iterator; ``rows`` rows in all."""
         left = self.rows
-        for batch_ND in chain([self._head_ND], map(self._checked, self._rest)):
+        for batch_ND in chain([self._head_ND], map(self._kept, map(self._checked, self._rest))):
             yield batch_ND[:left]
             left -= min(left, len(batch_ND))
             if not left:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raysae.sae.metrics import Sinks
 from raysae.training.config import TrainingConfig
 
 EVALUATION_BATCH = 4096
@@ -107,6 +108,10 @@ class RowSource(ABC):
         """``count`` rows ``[count, d_in]`` drawn by ``seed``; all rows when there are fewer."""
 
     @abstractmethod
+    def without(self, sinks: Sinks) -> "RowSource":
+        """The rows that are no sinks."""
+
+    @abstractmethod
     def epoch(
         self,
         seed: int,
@@ -132,6 +137,11 @@ class IndexedRows(RowSource):
     def to(self, device: str) -> "IndexedRows":
         """The same rows, stored on ``device`` where that is possible; else these rows."""
         return self
+
+    def without(self, sinks: Sinks) -> "IndexedRows":
+        """The rows that are no sinks; all rows are read once to find them."""
+        ordinary_N = torch.cat([~sinks.are(batch_BD).cpu() for batch_BD in self.batches()])
+        return self if bool(ordinary_N.all()) else OrdinaryRows(self, ordinary_N)
 
     def batches(self, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
         """All rows in storage order, in batches ``[batch, d_in]``, whatever the blocks."""
@@ -167,6 +177,56 @@ class IndexedRows(RowSource):
         """An epoch's batches ``[batch, d_in]`` after ``taken`` rows; the last may be smaller."""
         order = windows(len(self), shuffle_rows, seed, epoch, taken)
         return rebatched(self.taken(order, batch_size), batch_size)
+
+
+class OrdinaryRows(IndexedRows):
+    """Those of ``rows`` for which ``ordinary_N [rows]`` is true, in the order of ``rows``.
+
+    Shuffle windows are those of ``rows``, so that they are read as if no row were left out.
+    """
+
+    def __init__(self, rows: IndexedRows, ordinary_N: Tensor):
+        self.rows, self.d_in, self.ordinary_N = rows, rows.d_in, ordinary_N
+        self._place = ordinary_N.nonzero().squeeze(1)
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def to(self, device: str) -> "OrdinaryRows":
+        """See ``IndexedRows.to``."""
+        there = self.rows.to(device)
+        return self if there is self.rows else OrdinaryRows(there, self.ordinary_N)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """See ``IndexedRows.read``."""
+        place = self._place[start:stop]
+        first, last = (int(place[0]), int(place[-1]) + 1) if len(place) else (0, 0)
+        rows_BD = self.rows.read(first, last)
+        return rows_BD[(place - first).to(rows_BD.device)]
+
+    def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
+        """See ``IndexedRows.taken``; the windows are those of ``rows``."""
+        return self.rows.taken(order, batch_size)
+
+    def epoch(
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        shuffle_rows: int = SHUFFLE_ROWS,
+        taken: int = 0,
+    ) -> Iterator[Tensor]:
+        """See ``RowSource.epoch``."""
+        order = self._windows(windows(len(self.rows), shuffle_rows, seed, epoch), taken)
+        return rebatched(self.taken(order, batch_size), batch_size)
+
+    def _windows(self, order: Iterator[Window], taken: int) -> Iterator[Window]:
+        """The windows without the other rows, and without the first ``taken`` rows."""
+        for window in order:
+            kept = window.order[self.ordinary_N[window.start + window.order]]
+            if taken < len(kept):
+                yield Window(window.start, kept[taken:], window.rows)
+            taken = max(taken - len(kept), 0)
 
 
 class Stream:

@@ -54,14 +54,15 @@ class Trainer:
     ):
         same_d_in(train, validation)
         self.training, self.seed, self.device, self.truth = training, seed, device, truth
-        self.train, self.validation = train.to(device), validation.to(device)
+        self.validation = validation.to(device)
+        self.statistics = statistics or input_statistics(
+            train.to(device), self.validation, seed, training
+        )
+        self.train = self.statistics.rows.to(device)
         self.stream = Stream(
-            self.train, seed=seed, epochs=training.passes(len(train)),
+            self.train, seed=seed, epochs=training.passes(len(self.train)),
             batch_size=training.batch_size, shuffle_rows=training.shuffle_rows,
         )  # fmt: skip
-        self.statistics = statistics or input_statistics(
-            self.train, self.validation, seed, training.shuffle_rows
-        )
         require_room(sae_config, train.d_in, training, device)
         self.model = build_sae(sae_config, train.d_in, seed).to(device)
         shrink_encoder(self.model)
@@ -71,7 +72,7 @@ class Trainer:
         self.model.b_dec.data = median_D.to(self.model.b_dec)
         self.adam_state = self._step.adam_state
         self.feed = Feed(self.stream, device)
-        self.steps = training.steps(len(train))
+        self.steps = training.steps(len(self.train))
         self._stops = self._evaluation_steps()
         self.step = self.tokens = 0
         self.seconds = 0.0
@@ -173,6 +174,7 @@ class Trainer:
         if degenerate:
             metrics |= {"explained_variance": math.nan, "fvu": math.nan}
             metrics["explained_variance_legacy"] = math.nan
+            metrics["explained_variance_ordinary"] = math.nan
         return {
             **metrics,
             "degenerate": degenerate,
@@ -180,6 +182,7 @@ class Trainer:
             "dead_window_tokens": self.dead_window,
             "dead_fraction_validation": sums.dead_fraction(),
             "dead_validation_tokens": sums.rows,
+            "mean_ratio": self.statistics.health.mean_ratio,
             "training_bytes": training_bytes(
                 self.train.d_in, self.model.config.d_sae, self.training
             ),

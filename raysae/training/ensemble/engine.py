@@ -132,7 +132,7 @@ class Ensemble:
             member.config, member.training, member.rows, member.validation, seed=member.seed,
             device=self.device, truth=member.truth,
             statistics=self.statistics.of(
-                member.rows, member.validation, member.seed, member.training.shuffle_rows
+                member.rows, member.validation, member.seed, member.training
             ),
         )  # fmt: skip
 

@@ -200,8 +200,10 @@ class OrdinaryRows(IndexedRows):
     def read(self, start: int, stop: int) -> Tensor:
         """See ``IndexedRows.read``."""
         place = self._place[start:stop]
-        first, last = (int(place[0]), int(place[-1]) + 1) if len(place) else (0, 0)
-        rows_BD = self.rows.read(first, last)
+        if not len(place):
+            return self.rows.read(0, 1)[:0]
+        first = int(place[0])
+        rows_BD = self.rows.read(first, int(place[-1]) + 1)
         return rows_BD[(place - first).to(rows_BD.device)]
 
     def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:

@@ -5,7 +5,7 @@ means the same on all rows, and no figure depends on a constant that is added to
 are in float64 and around the median, so that a mean far larger than the spread does not spoil them.
 
 A sink row is one that is more than ``SINK_DISTANCE`` times as far from the geometric median of the
-rows as the median row is. Attention sinks are such rows. Mean and scale are those of the ordinary
+rows as the median row is, where at most a tenth of the rows are so. Attention sinks are such rows. Mean and scale are those of the ordinary
 rows, also where sinks are trained on: one sink of 50 times the usual size in 128 rows would make the
 inputs 4.5 times smaller, and a sparsity coefficient as much stronger.
 
@@ -30,6 +30,9 @@ SURVEY_ROWS = 262_144
 """The most rows that mean and scale are measured on; they are spread over all rows."""
 HEALTH_ROWS = 8192
 SINK_DISTANCE = 10.0
+MOST_SINKS = 0.1
+TOLERANCE = 1e-5
+"""A distance up to this fraction of the spread may be the median's own error."""
 NO_SPREAD = 1e-8
 """A spread up to this fraction of the mean's norm is only rounding error of float32."""
 LARGEST_SCALE = 1e30
@@ -114,14 +117,18 @@ def health_of(rows: RowSource, count: int = HEALTH_ROWS) -> Health:
 def sink_rule(sample_BD: Tensor) -> tuple[Sinks, float]:
     """The rule for sink rows, and the distance of the median row from the centre, from a sample.
 
-    When half of the sample ``[batch, d_in]`` is equal to the centre, no row is a sink.
+    No row is a sink where half of the sample ``[batch, d_in]`` is equal to the centre, or where more
+    than ``MOST_SINKS`` of it are that far out: those are rows of another kind, not a few sinks.
     """
     refuse_non_finite(sample_BD, "a sample of train")
     shift_D = sample_BD.double().mean(dim=0)
     centre_D = shift_D + geometric_median((sample_BD.double() - shift_D).float())
-    typical = float((sample_BD.double() - centre_D).norm(dim=1).median())
-    rounding = NO_SPREAD * float(centre_D.norm())
-    return Sinks(centre_D, SINK_DISTANCE * typical if typical > rounding else math.inf), typical
+    distance_B = (sample_BD.double() - centre_D).norm(dim=1)
+    typical, spread = float(distance_B.median()), float(distance_B.square().mean().sqrt())
+    limit = SINK_DISTANCE * typical
+    few = float((distance_B > limit).double().mean()) <= MOST_SINKS
+    apart = typical > max(NO_SPREAD * float(centre_D.norm()), TOLERANCE * spread)
+    return Sinks(centre_D, limit if few and apart else math.inf), typical
 
 
 def survey(

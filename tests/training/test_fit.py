@@ -81,7 +81,7 @@ def test_data_without_variance_trains_without_nan():
 @pytest.mark.parametrize("added", [0.0, 3.0, 1e4])
 def test_inputs_have_mean_zero_and_mean_square_norm_d_in(rows, added):
     moved = rows.double() + added
-    found = input_statistics(Rows(moved), Rows(moved[:100]), seed=0, shuffle_rows=500)
+    found = input_statistics(Rows(moved), Rows(moved[:100]), 0, TrainingConfig())
     inputs = (moved - found.mean_D) * found.scale
     assert float(inputs.mean(dim=0).norm()) < 1e-9
     assert float(inputs.square().sum(dim=1).mean()) == pytest.approx(16, rel=1e-9)

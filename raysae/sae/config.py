@@ -93,9 +93,7 @@ def known_keys(argument: str, what: str, settings: Any, config: type) -> None:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {close[0]!r}" if close else ""
-            raise ValueError(
-                f"{what} has no setting {key!r}{hint}; it has {', '.join(known)}"
-            )
+            raise ValueError(f"{what} has no setting {key!r}{hint}; it has {', '.join(known)}")
 
 
 def refuse_negative(config: SAEConfig, *names: str) -> None:

@@ -184,8 +184,8 @@ def evaluate(
 ) -> ReconstructionSums:
     """The sums over all batches ``[*, d_in]``; ``mean_D [d_in]`` is the mean of their rows.
 
-    With ``sinks`` they include those of ordinary rows. Without ``mean_D`` all batches are held in memory and read twice. Raises ValueError when there
-    are no rows.
+    With ``sinks`` they include those of ordinary rows. Without ``mean_D`` all batches are held in
+    memory and read twice. Raises ValueError when there are no rows.
     """
     if mean_D is None:
         batches = list(batches)

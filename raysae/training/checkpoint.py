@@ -1,9 +1,9 @@
 """The checkpoint of a training: its exact state, in ``training.json`` and ``training.safetensors``.
 
 It holds the weights, the thresholds, Adam's moments, the mean and the scale of the inputs, the
-tokens since each latent fired, the position in the data and the last loss. It holds no state of a random generator: schedules depend on
-the step alone, and the order of the data depends on seed, epoch and position alone. No file is a
-pickle.
+tokens since each latent fired, the position in the data and the last loss. It holds no state of a
+random generator: schedules depend on the step alone, and the order of the data depends on seed,
+epoch and position alone. No file is a pickle.
 
 Up to schema 3 inputs were scaled but not centred; such a training goes on so, with a mean of 0.
 """

@@ -28,7 +28,9 @@ def as_rows(given: Any, argument: str) -> Tensor:
         raise ValueError(f"{argument} is a sparse tensor; give {argument}.to_dense()")
     if given.dtype not in DTYPES:
         name = str(given.dtype).removeprefix("torch.")
-        raise ValueError(f"{argument} holds {name}; rows must be floats, such as {argument}.float()")
+        raise ValueError(
+            f"{argument} holds {name}; rows must be floats, such as {argument}.float()"
+        )
     if given.dim() != 2 or not given.shape[1]:
         shape = list(given.shape)
         hint = f"; {argument}.flatten(0, -2) makes rows of it" if given.dim() > 2 else ""

@@ -34,9 +34,9 @@ def refuse_non_finite(rows_BD: Tensor, argument: str, start: int = 0) -> None:
     if not rows_BD.numel():
         return
     least, most = (float(value) for value in rows_BD.aminmax())
-    if -LARGEST <= least and most <= LARGEST:  # false for NaN
+    if max(-least, most) <= LARGEST and least == least:  # NaN is in both
         return
-    bad_B = ~(rows_BD.abs() <= LARGEST).all(dim=1)
+    bad_B = ~(rows_BD.double().abs() <= LARGEST).all(dim=1)
     row = int(bad_B.nonzero()[0])
     value = next(v for v in rows_BD[row].tolist() if not abs(v) <= LARGEST)
     raise NonFiniteRowsError(

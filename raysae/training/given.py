@@ -30,7 +30,9 @@ def checked_training(settings: TrainingConfig | Mapping[str, Any]) -> TrainingCo
     return TrainingConfig(**settings)
 
 
-def checked_splits(train: Any, validation: Any, training: TrainingConfig) -> tuple[RowSource, IndexedRows]:
+def checked_splits(
+    train: Any, validation: Any, training: TrainingConfig
+) -> tuple[RowSource, IndexedRows]:
     """The training and validation rows.
 
     Raises ValueError, naming the argument, when either is missing or unusable: NonFiniteRowsError
@@ -38,7 +40,9 @@ def checked_splits(train: Any, validation: Any, training: TrainingConfig) -> tup
     they are read.
     """
     if isinstance(train, Splits):
-        measured = train.validation if validation is None else indexed_rows(validation, "validation")
+        measured = (
+            train.validation if validation is None else indexed_rows(validation, "validation")
+        )
         return train.train, measured
     if validation is None:
         raise ValueError(
@@ -90,7 +94,9 @@ def checked_device(device: Any) -> str:
     try:
         known = torch.device(device)
     except (RuntimeError, TypeError, ValueError):
-        raise ValueError(f"device is {device!r}; it must be cpu or cuda, or cuda:1 and so on") from None
+        raise ValueError(
+            f"device is {device!r}; it must be cpu or cuda, or cuda:1 and so on"
+        ) from None
     if known.type == "cuda" and (known.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device is {device!r}; torch finds {torch.cuda.device_count()} GPUs here")
     return str(known)

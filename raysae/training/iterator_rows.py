@@ -36,9 +36,11 @@ class IteratorRows(RowSource):
         self._dtype: torch.dtype | None = None
         self._batches_read = self._rows_read = 0
         head, count = [], 0
-        while count < min(rows, HEAD_ROWS) and (batch_ND := next(self._rest, None)) is not None:
-            head.append(self._checked(batch_ND))
+        for given in self._rest:
+            head.append(self._checked(given))
             count += len(head[-1])
+            if count >= min(rows, HEAD_ROWS):
+                break
         if not count:
             raise ValueError("train has no rows: the iterator gave none")
         self._head_ND = torch.cat(head)
@@ -131,5 +133,8 @@ class IteratorRows(RowSource):
             raise ValueError(f"{batch} is {batch_ND.dtype}, those before it {self._dtype}")
         refuse_non_finite(batch_ND, "train", self._rows_read)
         self.d_in, self._dtype = batch_ND.shape[1], batch_ND.dtype
-        self._batches_read, self._rows_read = self._batches_read + 1, self._rows_read + len(batch_ND)
+        self._batches_read, self._rows_read = (
+            self._batches_read + 1,
+            self._rows_read + len(batch_ND),
+        )
         return batch_ND

@@ -5,9 +5,10 @@ means the same on all rows, and no figure depends on a constant that is added to
 are in float64 and around the median, so that a mean far larger than the spread does not spoil them.
 
 A sink row is one that is more than ``SINK_DISTANCE`` times as far from the geometric median of the
-rows as the median row is, where at most a tenth of the rows are so. Attention sinks are such rows. Mean and scale are those of the ordinary
-rows, also where sinks are trained on: one sink of 50 times the usual size in 128 rows would make the
-inputs 4.5 times smaller, and a sparsity coefficient as much stronger.
+rows as the median row is, where at most a tenth of the rows are so. Attention sinks are such rows.
+Mean and scale are those of the ordinary rows, also where sinks are trained on: one sink of 50 times
+the usual size in 128 rows would make the inputs 4.5 times smaller, and a sparsity coefficient as
+much stronger.
 
 Shapes: B batch, D d_in.
 """
@@ -94,8 +95,9 @@ def input_statistics(
 ) -> InputStatistics:
     """The statistics for a training on ``train`` that is evaluated on ``validation``.
 
-    When ``training`` leaves out sink rows, all rows are read once to find them. Raises NonFiniteRowsError when a row that they are computed from is not finite, ValueError when
-    there are no validation rows.
+    When ``training`` leaves out sink rows, all rows are read once to find them. Raises
+    NonFiniteRowsError when a row that they are computed from is not finite, ValueError when there
+    are no validation rows.
     """
     checked = finite(validation.batches(), "validation")
     validation_mean_D = mean_of_rows(batch_BD.float() for batch_BD in checked)

@@ -136,6 +136,8 @@ def test_the_health_of_rows_is_told():
 def test_fit_tells_it_where_it_shows_progress(capsys):
     raysae.fit(GATED, X, {**TRAINING, "epochs": 1}, validation=V)
     assert "train: 0.78% of the rows are sinks" in capsys.readouterr().err
+    raysae.fit_many([GATED] * 2, X, {**TRAINING, "epochs": 1}, validation=V)
+    assert capsys.readouterr().err.count("train: 0.78% of the rows are sinks") == 1
     raysae.fit(GATED, X, {**TRAINING, "epochs": 1}, validation=V, progress=False)
     assert capsys.readouterr().err == ""
 

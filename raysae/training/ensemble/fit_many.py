@@ -79,12 +79,25 @@ def fit_many(
             device,
             pack=pack,
             rules=rules,
+            on_begin=_told_once(numbers, progress),
             after_batch=advance,
             on_end=_raise_reading_errors,
         )
         for ended in ensemble.groups():
             fits |= {member: _fit(member) for member in ended}
     return [fits[member] for member in members]
+
+
+def _told_once(numbers: dict[Member, int], progress: bool) -> Callable[[Member], None]:
+    """A function that tells what is unusual about the rows of a member, once for the same rows."""
+    told = set()
+
+    def tell(member: Member) -> None:
+        if id(member.rows) not in told:
+            told.add(id(member.rows))
+            tell_health(member.trainer, progress, f"SAE {numbers[member]}: train")
+
+    return tell
 
 
 def _raise_reading_errors(member: Member) -> None:

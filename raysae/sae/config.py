@@ -215,7 +215,7 @@ class JumpReLUConfig(SAEConfig):
     variant: Literal["jumprelu"] = "jumprelu"
     """Pre-activations above a learned threshold, with an L0 penalty."""
     l0_coefficient: float = 1.0
-    """Weight of the mean L0 in the loss, whose inputs have mean square norm d_in."""
+    """Weight of the mean L0 in the loss, whose inputs are centred, with mean square norm d_in."""
     bandwidth: float = 0.05
     """Width of the window around a threshold in which pre-activations give it a gradient; the
     pre-activations of latents unrelated to a row have a spread of about 1."""
@@ -238,7 +238,7 @@ class GatedConfig(SAEConfig):
     variant: Literal["gated"] = "gated"
     """A gate that is penalised, and magnitudes that are not."""
     l1_coefficient: float = 1.0
-    """Weight of the L1 penalty in the loss, whose inputs have mean square norm d_in."""
+    """Weight of the L1 penalty in the loss, whose inputs are centred, with mean square norm d_in."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -254,7 +254,7 @@ class ReLUL1Config(SAEConfig):
     variant: Literal["relu_l1"] = "relu_l1"
     """ReLU with an L1 penalty."""
     l1_coefficient: float = 1.0
-    """Weight of the L1 penalty in the loss, whose inputs have mean square norm d_in."""
+    """Weight of the L1 penalty in the loss, whose inputs are centred, with mean square norm d_in."""
     decorrelation_coefficient: float = 0.0
     """Weight of the mean squared cosine between decoder rows in the loss (0 turns it off)."""
 

@@ -191,3 +191,30 @@ def test_sorted_rows_are_surveyed_all_over(monkeypatch):
     rows = torch.cat([torch.randn(20_000, 4), torch.randn(20_000, 4) + 10])
     found = input_statistics(Rows(rows), Rows(rows[:10]), 0, TrainingConfig())
     assert found.mean_D.tolist() == pytest.approx([5.0] * 4, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("variant", "to"),
+    [
+        ("topk", "saelens"), ("batch_topk", "saelens"), ("jumprelu", "saelens"),
+        ("gated", "saelens"), ("relu_l1", "saelens"), ("topk", "sparsify"),
+        ("topk", "dictionary_learning"), ("jumprelu", "dictionary_learning"),
+        ("gated", "dictionary_learning"), ("relu_l1", "dictionary_learning"),
+    ],
+)  # fmt: skip
+def test_an_exported_sae_has_the_mean_in_its_weights(variant, to, tmp_path):
+    offset = added(100, "all")
+    fit = fitted(variant, offset, epochs=2)
+    raysae.sae.export_sae(fit.sae, tmp_path / "out", to)
+    loaded = raysae.load_sae(tmp_path / "out", format=to)
+    x = V + offset
+    found, own = (evaluate(sae.reconstruct, [x]).metrics() for sae in (loaded, fit.sae))
+    assert found["explained_variance"] == pytest.approx(own["explained_variance"], abs=2e-3)
+
+
+def test_rows_without_spread_say_so():
+    rows = torch.full((300, D_IN), 7.3)
+    fit = fitted("topk", 0.0, rows, rows[:20])
+    training = fit.sae.metadata["training"]
+    assert training["input_scale"] == 1.0 and torch.isnan(torch.tensor(fit.metrics["mean_ratio"]))
+    assert torch.allclose(fit.sae(rows[:1]).reconstruction, rows[:1], atol=1e-4)

@@ -5,7 +5,11 @@ import torch
 
 import raysae
 from raysae.activations.synthetic import SuperpositionWorld
+from raysae.activations.writer import write_store
+from raysae.sae import sae_config
 from raysae.sae.metrics import ReconstructionSums, Sinks
+from raysae.training import Trainer, TrainingConfig, load_training, save_training
+from raysae.training.iterator_rows import IteratorRows
 from raysae.training.rows import OrdinaryRows, Rows
 from raysae.training.statistics import Health, health_of
 
@@ -86,6 +90,42 @@ def test_left_out_rows_are_never_trained_on(way):
     near = pytest.approx(only_ordinary.metrics["explained_variance_ordinary"], abs=0.02)
     assert fit.metrics["explained_variance_ordinary"] == near
     assert fit.metrics["sink_fraction"] == 8 / 1024, "evaluated on all rows, both figures told"
+
+
+def test_streamed_rows_leave_out_the_same(tmp_path):
+    site = raysae.Site(0, "all")
+    write_store(
+        tmp_path / "store", {site: torch.cat([X, V])}, provenance="imported", source={},
+        split={"validation": 0.2, "test": 0.0}, shard_rows=700,
+    )  # fmt: skip
+    store = raysae.open_store(tmp_path / "store")
+    training = {**TRAINING, "sink_rows": "leave_out", "shuffle_rows": 500}
+    config = {"variant": "topk", "d_sae": 32, "k": 3}
+    loaded, streamed = (
+        raysae.fit(config, store.site(site, **memory), training, progress=False)
+        for memory in ({}, {"memory": 1000})
+    )
+    assert loaded.metrics == streamed.metrics and loaded.metrics["sink_fraction"] > 0
+    rows = store.entry(site).rows.train
+    assert 8 * rows * 0.98 < loaded.history[-1]["tokens"] < 8 * rows
+
+
+@pytest.mark.parametrize("way", ["tensor", "iterator"])
+def test_leaving_out_resumes_to_the_bit(tmp_path, way):
+    config = {"variant": "topk", "d_sae": 32, "k": 3}
+    settings = TrainingConfig(**TRAINING, sink_rows="leave_out", tokens=20_000, shuffle_rows=1000)
+
+    def trainer():
+        rows = Rows(X) if way == "tensor" else IteratorRows(batches(X), 20_000)
+        return Trainer(sae_config(config), settings, rows, Rows(V))
+
+    (whole, half), saved = (trainer(), trainer()), tmp_path / "saved"
+    history = [next(half.rounds())]
+    save_training(half, saved, history)
+    resumed = trainer()
+    again = [*load_training(resumed, saved), *resumed.rounds()]
+    assert again == list(whole.rounds()) and len(again) == 2
+    assert torch.equal(resumed.model.W_dec, whole.model.W_dec)
 
 
 def test_leaving_out_helps_ordinary_rows():

@@ -76,8 +76,9 @@ def _print_health(store: Store, sites: list[Site]) -> None:
     for site, health in unusual.items():
         console.print(f"Inputs at {site}: {health}")
     if usual := [health.mean_ratio for site, health in found.items() if site not in unusual]:
+        where = f"{len(usual)} {'other ' * bool(unusual)}site{'s' * (len(usual) > 1)}"
         console.print(
-            f"Inputs at {len(usual)} {'other ' * bool(unusual)}sites: the mean's norm is "
+            f"Inputs at {where}: the mean's norm is "
             f"{min(usual):.2f} to {max(usual):.2f} times the spread; no sink rows"
         )
 

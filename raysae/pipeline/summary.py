@@ -84,8 +84,8 @@ def _print_atlas(atlas: list[SiteRow]) -> None:
     apart = [row[name] for row in atlas if row.measured and row.get("sink_fraction")]
     if apart:
         console.print(
-            f"       {len(apart)} sites have sink rows; without those, {sum(apart) / len(apart):.3f} "
-            f"on average there, {min(apart):.3f} to {max(apart):.3f}"
+            f"       {len(apart)} with sink rows; without those, explained variance there is "
+            f"{sum(apart) / len(apart):.3f} on average, {min(apart):.3f} to {max(apart):.3f}"
         )
 
 

@@ -61,6 +61,8 @@ def _hint(given: Any) -> str:
     """What to do with something that is no tensor."""
     if isinstance(given, str | os.PathLike):
         return "; raysae.open_store(FOLDER).site(SITE) gives the rows of a store's site"
+    if hasattr(given, "site"):
+        return "; its site(raysae.Site(LAYER, POSITION)) has the rows"
     if hasattr(given, "to_numpy"):
         return "; its to_numpy() gives one"
     if isinstance(given, list | tuple):

@@ -270,11 +270,7 @@ class Trainer:
         peak = self.training.peak_lr(self.model.config.d_sae)
         hint = f"a lower lr (now up to {peak:.2g}) usually helps"
         if x_BD is not None and not x_BD.isfinite().all():
-            row = int((~x_BD.isfinite().all(dim=1)).nonzero()[0])
-            hint = (
-                f"the rows themselves hold NaN or infinite values (first: row {row} of this batch of "
-                f"{len(x_BD)}); verify the store"
-            )
+            hint = "the rows themselves hold NaN or infinite values; verify the store"
         return f"at step {self.step + 1} of {self.steps}; {hint}"
 
     def count(self, rows: int) -> None:

@@ -83,7 +83,9 @@ def test_figures_of_ordinary_rows_are_shown_where_there_are_sinks():
     usual = {"explained_variance": 0.9, "explained_variance_ordinary": 0.9, "sink_fraction": 0.0}
     spoiled = {**usual, "explained_variance_ordinary": 0.7, "sink_fraction": 0.01}
     for place in (CONSOLE, MLFLOW, PAGE):
-        named = [[metric.name for metric in labels(place, rows)] for rows in ([usual], [usual, spoiled])]
+        named = [
+            [metric.name for metric in labels(place, rows)] for rows in ([usual], [usual, spoiled])
+        ]
         assert not {"explained_variance_ordinary", "sink_fraction"} & set(named[0])
         assert {"explained_variance_ordinary", "sink_fraction"} <= set(named[1])
     assert "sink_fraction" not in floats(usual, MLFLOW)

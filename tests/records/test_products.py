@@ -3,7 +3,13 @@
 import pytest
 
 import raysae
-from raysae.records.products import Identities, search, search_differences, shared_differences, trained
+from raysae.records.products import (
+    Identities,
+    search,
+    search_differences,
+    shared_differences,
+    trained,
+)
 from raysae.sae import sae_config
 from raysae.sites import Site
 from raysae.training import TrainingConfig

@@ -5,14 +5,17 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from raysae.activations import Site, Store
+from raysae.activations.streaming import StreamedRows
 from raysae.atlas.worker import AtlasWork, AtlasWorker, Record, Sites, SiteSettings
 from raysae.cluster.placement import Placement
 from raysae.cluster.pool import Outcome, Work, map_committed
 from raysae.cluster.reading import memory_each
+from raysae.console.board import console
 from raysae.records.commit import figures_of, state_of
 from raysae.records.events import Committed, Event, Events, Failed, Progressed
 from raysae.records.folder import RunFolder
 from raysae.records.rows import SiteRow
+from raysae.training.statistics import health_of
 
 SITES_TOGETHER = 16
 """The most sites that are trained as one packed program on a GPU."""
@@ -58,11 +61,26 @@ def _records(
             missing.append(site)
         else:
             yield site, record
+    _print_health(job.store, missing)
     outcomes = _trained(job, missing, placement, events)
     with closing(outcomes):
         for group, outcome in outcomes:
             for site in group:
                 yield site, _record_of(job, site, outcome)
+
+
+def _print_health(store: Store, sites: list[Site]) -> None:
+    """Print what is unusual about the rows at each site, or that nothing is."""
+    found = {site: health_of(StreamedRows(store, site, "train")) for site in sites}
+    unusual = {site: health for site, health in found.items() if health.notes}
+    for site, health in unusual.items():
+        console.print(f"Inputs at {site}: {health}")
+    if usual := [health.mean_ratio for site, health in found.items() if site not in unusual]:
+        where = f"{len(usual)} {'other ' * bool(unusual)}site{'s' * (len(usual) > 1)}"
+        console.print(
+            f"Inputs at {where}: the mean's norm is "
+            f"{min(usual):.2f} to {max(usual):.2f} times the spread; no sink rows"
+        )
 
 
 def _trained(

@@ -46,6 +46,18 @@ def _reconstruction() -> list[Metric]:
             axis="explained variance (validation)",
         ),
         Metric(
+            "explained_variance_ordinary", "explained_variance over the rows that are no sinks, "
+            "around their own mean; a sink is over 10 times as far from the median of the training "
+            "rows as their median row", "", "maximize", (-math.inf, 1.0), BEST, objective=True,
+            label="EV, no sinks", form="{:.4f}", axis="explained variance (validation, no sinks)",
+            beside="sink_fraction",
+        ),
+        Metric(
+            "sink_fraction", "fraction of the validation rows that are sinks, such as attention "
+            "sinks", "", None, FRACTION, frozenset({CONSOLE, MLFLOW, TABLE, MODELS, PAGE}),
+            label="sinks", form="{:.2%}", beside="sink_fraction",
+        ),
+        Metric(
             "l0", "mean number of active latents a row", "latents", "minimize", COUNT, BEST,
             objective=True, label="L0", form="{:.2f}", axis="L0 (active latents a row)",
         ),
@@ -153,6 +165,10 @@ def _training() -> list[Metric]:
         Metric(
             "dead_validation_tokens", "validation rows that `dead_fraction_validation` looks at",
             "rows", None, COUNT, form="{:,}",
+        ),
+        Metric(
+            "mean_ratio", "norm of the mean of the ordinary training rows over their spread, the root "
+            "of their mean square distance from it", "", None, COUNT, form="{:.3g}",
         ),
         Metric(
             "training_bytes", "memory that training one SAE takes, an upper estimate that is known "

@@ -46,6 +46,8 @@ class Metric:
     or not at all, because the trial itself computes it."""
     volatile: bool = False
     """Whether it differs between two runs of the same recipe, as times do."""
+    beside: str = ""
+    """Another metric: where that is 0 in all records, this one is not shown; empty: always shown."""
     cost: bool = False
     """Whether it describes the cost of training an SAE, not the SAE itself."""
 

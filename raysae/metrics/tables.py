@@ -12,23 +12,34 @@ Record = Mapping[str, Any]
 
 def figures(record: Record, place: str) -> dict[str, str]:
     """The values of a record that ``place`` shows, as text, by the metrics' titles."""
-    return {metric.title: metric.text(record.get(metric.name)) for metric in shown(place)}
+    return {
+        metric.title: metric.text(record.get(metric.name))
+        for metric in shown(place)
+        if not metric.beside or record.get(metric.beside)
+    }
 
 
 def labels(place: str, records: Iterable[Record]) -> list[Metric]:
     """The metrics that ``place`` shows and at least one of the records has."""
     records = list(records)
-    return [m for m in shown(place) if any(record.get(m.name) is not None for record in records)]
+    return [m for m in shown(place) if any(_tells(m, record) for record in records)]
 
 
 def floats(record: Record, place: str) -> dict[str, float]:
     """The values of a record that ``place`` shows, as numbers, by name."""
-    return {m.name: float(record[m.name]) for m in shown(place) if record.get(m.name) is not None}
+    return {m.name: float(record[m.name]) for m in shown(place) if _tells(m, record)}
 
 
 def partly(record: Record, place: str) -> dict[str, Any]:
     """The part of a record that ``place`` shows, by name."""
     return {metric.name: record[metric.name] for metric in shown(place) if metric.name in record}
+
+
+def _tells(metric: Metric, record: Record) -> bool:
+    """Whether a record has the metric, and it says more than another one."""
+    return record.get(metric.name) is not None and bool(
+        not metric.beside or record.get(metric.beside)
+    )
 
 
 def merged(records: Sequence[Record]) -> dict[str, Any]:

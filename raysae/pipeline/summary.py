@@ -80,6 +80,13 @@ def _print_atlas(atlas: list[SiteRow]) -> None:
             f"Atlas: {len(done)} sites, explained variance {sum(done) / len(done):.3f} on average, "
             f"{min(done):.3f} to {max(done):.3f}"
         )
+    name = "explained_variance_ordinary"
+    apart = [row[name] for row in atlas if row.measured and row.get("sink_fraction")]
+    if apart:
+        console.print(
+            f"       {len(apart)} with sink rows; without those, explained variance there is "
+            f"{sum(apart) / len(apart):.3f} on average, {min(apart):.3f} to {max(apart):.3f}"
+        )
 
 
 def _print_failures(result: SweepResult) -> None:

@@ -18,8 +18,13 @@ from raysae.sites import Site
 from raysae.storage.files import sha256_of
 from raysae.training.config import TrainingConfig
 
-GENERATIONS = {"trial": 1, "site": 1, "sweep": 1, "selection": 1, "report": 1}
-"""A number for each kind of product, to be raised when its code gives other results than before."""
+GENERATIONS = {"trial": 2, "site": 2, "sweep": 1, "selection": 1, "report": 1}
+"""A number for each kind of product, to be raised when its code gives other results than before.
+
+From trial 2 and site 2 on, inputs are centred on the training mean, not only scaled.
+"""
+STILL_VALID: Same = {"generation.trial": [1, 2], "generation.site": [1, 2]}
+"""Generations that count as the same: their products are not made again, and an old run goes on."""
 STEERING = ("objectives", "constraints")
 """Settings that affect both the search, from the first trials on, and the choice."""
 NOT_SEARCH = (
@@ -118,8 +123,13 @@ def shared_differences(there: Made, wanted: Made, same: Same) -> dict[str, tuple
         ignored |= {key for key in keys if key.startswith("source.")}
     if "sae.variant" in ignored:
         ignored |= {key for key in keys if key.startswith("sae.")}
-    found = differences(there, wanted, defaults_of({**there, **wanted}), same)
+    found = differences(there, wanted, defaults_of({**there, **wanted}), with_valid(same))
     return {key: pair for key, pair in found.items() if key not in ignored}
+
+
+def with_valid(same: Same) -> Same:
+    """``same``, with the generations whose products are still valid."""
+    return {**same, **{key: [*same.get(key, []), *valid] for key, valid in STILL_VALID.items()}}
 
 
 def search(
@@ -147,7 +157,7 @@ def search_differences(there: Made, wanted: Made, same: Same) -> dict[str, tuple
 
     A list of configs that only became longer is no difference.
     """
-    found = differences(there, wanted, defaults_of({**there, **wanted}), same)
+    found = differences(there, wanted, defaults_of({**there, **wanted}), with_valid(same))
     ignored = {"searched", "trials", *EXTENT, *there.get("searched", []), *wanted["searched"]}
     found = {key: pair for key, pair in found.items() if key not in ignored}
     lists = [made.get("sweep.configs") or [] for made in (there, wanted)]
@@ -215,6 +225,9 @@ class Identities:
     """Values that count as equal since the run was continued with ``--force``."""
     earlier: EarlierVersion | None = None
     """For records of version 0.1.0; None when the run has none."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "same", with_valid(self.same))
 
     def made(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
         """What made the product of a record; None when the record does not say."""

@@ -84,10 +84,10 @@ class SAE(nn.Module):
     def forward(self, x: Tensor) -> SAEOutput:
         """Reconstruction, features and batch metrics of ``x [..., d_in]``.
 
-        Raises ValueError when the last dimension of ``x`` is not ``d_in``.
+        Raises ValueError when ``x`` is no tensor of floats, has no rows, or its last dimension is not
+        ``d_in``.
         """
-        if x.shape[-1] != self.d_in:
-            raise ValueError(f"x is {list(x.shape)}; this SAE reads rows of d_in {self.d_in}")
+        self._refuse_unreadable(x)
         rows = x.reshape(-1, self.d_in).to(self.W_dec)
         reconstruction, features = self.reconstruct(rows)
         with torch.no_grad():
@@ -97,6 +97,18 @@ class SAE(nn.Module):
         return SAEOutput(
             reconstruction.reshape(*shape, self.d_in), features.reshape(*shape, -1), sums.metrics()
         )
+
+    def _refuse_unreadable(self, x: Any) -> None:
+        wanted = f"this SAE reads tensors [..., {self.d_in}] of floats"
+        if not isinstance(x, Tensor):
+            hint = "; torch.from_numpy(x) makes one" if hasattr(x, "__array__") else ""
+            raise ValueError(f"x is {type(x).__name__}; {wanted}{hint}")
+        if not x.is_floating_point():
+            raise ValueError(f"x holds {str(x.dtype).removeprefix('torch.')}; {wanted}")
+        if not x.dim() or x.shape[-1] != self.d_in:
+            raise ValueError(f"x is {list(x.shape)}; this SAE reads rows of d_in {self.d_in}")
+        if not x.numel():
+            raise ValueError(f"x is {list(x.shape)}: it has no rows")
 
     def save(self, folder: str | Path) -> None:
         """Write ``cfg.json`` and ``sae.safetensors`` into ``folder``; ``load_sae`` reads them.
@@ -143,6 +155,15 @@ class SAE(nn.Module):
         """
         for name in self.in_units_of_x:
             self.get_parameter_or_buffer(name).div_(scale)
+        return self
+
+    @torch.no_grad()
+    def fold_mean(self, mean_D: Tensor) -> Self:
+        """Change an SAE trained on ``x - mean_D`` so that it reads ``x``, in place.
+
+        Only ``b_dec`` changes, which the encoder subtracts and the decoder adds.
+        """
+        self.b_dec.add_(mean_D)
         return self
 
     def get_parameter_or_buffer(self, name: str) -> Tensor:

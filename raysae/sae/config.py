@@ -4,11 +4,14 @@ The recipe (``raysae.config``) nests them; pydantic reads ``__pydantic_config__`
 of the fields. The file named after a variant shows how the variant uses its settings.
 """
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from numbers import Real
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 
 def setting(default: Any, meaning: str) -> Any:
@@ -29,8 +32,68 @@ class SAEConfig:
     d_sae: int = setting(512, "Dictionary size: the number of latents.")
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.d_sae < 1:
             raise ValueError(f"d_sae is {self.d_sae}; a dictionary holds at least 1 latent")
+
+
+def check_types(config: Any) -> None:
+    """Check that each field of a dataclass has a value of its type; numpy's numbers become Python's.
+
+    Raises ValueError that names the first field that has not, with what is expected.
+    """
+    for one in fields(config):
+        value = getattr(config, one.name)
+        object.__setattr__(config, one.name, _typed(one.name, value, one.type))
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """``value``, if it is of the annotated type ``kind``; numbers as ``int`` or ``float``."""
+    kinds = get_args(kind) if get_origin(kind) is UnionType else (kind,)
+    if value is None and NoneType in kinds:
+        return None
+    plain = next(one for one in kinds if one is not NoneType)
+    or_null = ", or null" if NoneType in kinds else ""
+    if get_origin(plain) is Literal:
+        if value not in get_args(plain):
+            known = " or ".join(get_args(plain))
+            raise ValueError(f"{name} is {value!r}; it is {known}{or_null}")
+    elif get_origin(plain) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name} is {value!r}; it must be a list of numbers{or_null}")
+        return tuple(_typed(f"{name}[{n}]", one, float) for n, one in enumerate(value))
+    elif plain in (int, float):
+        return _number(name, value, plain, or_null)
+    elif not isinstance(value, plain):
+        words = "true or false" if plain is bool else "text"
+        raise ValueError(f"{name} is {value!r}; it must be {words}{or_null}")
+    return value
+
+
+def _number(name: str, value: Any, kind: type, or_null: str) -> Any:
+    words = "a whole number" if kind is int else "a number"
+    number = isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    if not number or (kind is int and (math.isinf(value) or value != int(value))):
+        raise ValueError(f"{name} is {value!r}; it must be {words}{or_null}")
+    return int(value) if kind is int else float(value)
+
+
+def known_keys(argument: str, what: str, settings: Any, config: type) -> None:
+    """Check that ``settings`` are a mapping with keys of the dataclass ``config`` alone.
+
+    Raises ValueError that names the ``argument``, or the first unknown key with the nearest one.
+    """
+    if not isinstance(settings, Mapping):
+        raise ValueError(
+            f"{argument} is {settings!r}; it must be settings by name, such as a dict, or a "
+            f"{config.__name__}"
+        )
+    known = [one.name for one in fields(config)]
+    for key in settings:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {close[0]!r}" if close else ""
+            raise ValueError(f"{what} has no setting {key!r}{hint}; it has {', '.join(known)}")
 
 
 def refuse_negative(config: SAEConfig, *names: str) -> None:
@@ -152,7 +215,7 @@ class JumpReLUConfig(SAEConfig):
     variant: Literal["jumprelu"] = "jumprelu"
     """Pre-activations above a learned threshold, with an L0 penalty."""
     l0_coefficient: float = 1.0
-    """Weight of the mean L0 in the loss, whose inputs have mean square norm d_in."""
+    """Weight of the mean L0 in the loss, whose inputs are centred, with mean square norm d_in."""
     bandwidth: float = 0.05
     """Width of the window around a threshold in which pre-activations give it a gradient; the
     pre-activations of latents unrelated to a row have a spread of about 1."""
@@ -175,7 +238,7 @@ class GatedConfig(SAEConfig):
     variant: Literal["gated"] = "gated"
     """A gate that is penalised, and magnitudes that are not."""
     l1_coefficient: float = 1.0
-    """Weight of the L1 penalty in the loss, whose inputs have mean square norm d_in."""
+    """Weight of the L1 penalty in the loss, whose inputs are centred, with mean square norm d_in."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -191,7 +254,7 @@ class ReLUL1Config(SAEConfig):
     variant: Literal["relu_l1"] = "relu_l1"
     """ReLU with an L1 penalty."""
     l1_coefficient: float = 1.0
-    """Weight of the L1 penalty in the loss, whose inputs have mean square norm d_in."""
+    """Weight of the L1 penalty in the loss, whose inputs are centred, with mean square norm d_in."""
     decorrelation_coefficient: float = 0.0
     """Weight of the mean squared cosine between decoder rows in the loss (0 turns it off)."""
 
@@ -220,11 +283,10 @@ def sae_config(settings: SAEConfig | Mapping[str, Any]) -> SAEConfig:
     """
     if isinstance(settings, SAEConfig):
         return settings
+    if not isinstance(settings, Mapping):
+        known_keys("sae_config", "an SAE", settings, SAEConfig)
     variant = settings.get("variant", DEFAULT_VARIANT)
-    if variant not in CONFIGS:
+    if not isinstance(variant, str) or variant not in CONFIGS:
         raise ValueError(f"variant is {variant!r}; known are {', '.join(CONFIGS)}")
-    known = [field.name for field in fields(CONFIGS[variant])]
-    for key in settings:
-        if key not in known:
-            raise ValueError(f"{variant} has no setting {key!r}; it has {', '.join(known)}")
+    known_keys("sae_config", variant, settings, CONFIGS[variant])
     return CONFIGS[variant](**settings)

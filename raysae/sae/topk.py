@@ -47,7 +47,7 @@ class KSAE(SAE):
         """AuxK: d_in times the FVU of the error's reconstruction by the ``d_in / 2`` most active
         dead latents.
 
-        The factor d_in gives it the scale of the loss: inputs have mean square norm d_in, so the
+        The factor d_in gives it the scale of the loss: centred inputs have mean square norm d_in, so the
         loss is about d_in times the FVU. Only the columns of dead latents are computed.
         """
         dead_index = dead_F.nonzero().squeeze(1)

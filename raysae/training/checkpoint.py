@@ -1,29 +1,39 @@
 """The checkpoint of a training: its exact state, in ``training.json`` and ``training.safetensors``.
 
-It holds the weights, the thresholds, Adam's moments, the tokens since each latent fired, the
-position in the data and the last loss. It holds no state of a random generator: schedules depend on
-the step alone, and the order of the data depends on seed, epoch and position alone. No file is a
-pickle.
+It holds the weights, the thresholds, Adam's moments, the mean and the scale of the inputs, the
+tokens since each latent fired, the position in the data and the last loss. It holds no state of a
+random generator: schedules depend on the step alone, and the order of the data depends on seed,
+epoch and position alone. No file is a pickle.
+
+Up to schema 3 inputs were scaled but not centred; such a training goes on so, with a mean of 0.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from raysae.errors import UserError
 from raysae.sae.checkpoint import load_tensors, read_tensors, write_tensors
 from raysae.storage.files import read_json, refuse_other_content, replacing_folder, write_json
+from raysae.training.config import TrainingConfig
 from raysae.training.rows import StreamPosition
+from raysae.training.statistics import uncentred_scale
 from raysae.training.trainer import Trainer
 
-SCHEMA_VERSION = 3
-READABLE_VERSIONS = (2, 3)
+SCHEMA_VERSION = 4
+READABLE_VERSIONS = (2, 3, 4)
+CENTRED_SINCE = 4
 STATE_FILE, TENSORS_FILE = "training.json", "training.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 SINCE_FIRED, SINCE_FIRED_IN_VERSION_2 = "tokens_since_fired", "quiet_tokens"
+INPUT_MEAN, INPUT_SCALE = "input_mean", "input_scale"
+TOLERANCE = 1e-6
+"""By how much mean and scale of the same rows may differ between two machines, relatively."""
 
 
 def save_training(trainer: Trainer, folder: str | Path, history: Sequence[Any] = ()) -> None:
@@ -41,7 +51,7 @@ def save_training(trainer: Trainer, folder: str | Path, history: Sequence[Any] =
             {
                 "format": "raysae training",
                 "schema_version": SCHEMA_VERSION,
-                "job": _job(trainer),
+                "job": {**_job(trainer), INPUT_SCALE: trainer.scale},
                 "position": asdict(trainer.stream.position),
                 "step": trainer.step,
                 "tokens": trainer.tokens,
@@ -67,8 +77,10 @@ def load_training(trainer: Trainer, folder: str | Path) -> list[dict[str, Any]]:
     """
     folder = Path(folder)
     state = _read_state(folder / STATE_FILE)
-    _refuse_other_job(folder / STATE_FILE, state["job"], _job(trainer))
     tensors = read_tensors(folder / TENSORS_FILE)
+    scale = state["job"].pop(INPUT_SCALE, math.nan) if isinstance(state["job"], dict) else math.nan
+    _refuse_other_job(folder / STATE_FILE, _completed(state["job"]), _job(trainer))
+    _read_as_saved(trainer, state["schema_version"], scale, tensors, folder)
     _load_model(trainer, tensors, folder / TENSORS_FILE)
     _load_moments(trainer, tensors, folder / TENSORS_FILE)
     name = SINCE_FIRED if state["schema_version"] > 2 else SINCE_FIRED_IN_VERSION_2
@@ -88,7 +100,8 @@ def _tensors(trainer: Trainer) -> dict[str, Tensor]:
         for moment in MOMENTS
     }
     model = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
-    return {**model, **moments, SINCE_FIRED: trainer.tokens_since_fired_F}
+    more = {SINCE_FIRED: trainer.tokens_since_fired_F, INPUT_MEAN: trainer.mean_D}
+    return {**model, **moments, **more}
 
 
 def _separate(moment: Tensor) -> Tensor:
@@ -104,8 +117,46 @@ def _job(trainer: Trainer) -> dict[str, Any]:
         "training": asdict(trainer.training),
         "seed": trainer.seed,
         "rows": len(trainer.train),
-        "input_scale": trainer.scale,  # identifies the rows themselves
     }
+
+
+def _completed(job: Any) -> Any:
+    """A saved job with the defaults of the settings that did not exist when it was saved."""
+    if not isinstance(job, dict) or not isinstance(job.get("training"), dict):
+        return job
+    return {**job, "training": {**asdict(TrainingConfig()), **job["training"]}}
+
+
+def _read_as_saved(
+    trainer: Trainer, schema: int, scale: float, tensors: dict[str, Tensor], folder: Path
+) -> None:
+    """Centre and scale the inputs as the saved training did.
+
+    Raises UserError when mean or scale are not those of the trainer's rows.
+    """
+    mean_D, expected_D = torch.zeros_like(trainer.mean_D), trainer.mean_D
+    if schema >= CENTRED_SINCE:
+        mean_D = _named(tensors, INPUT_MEAN, folder / TENSORS_FILE).to(trainer.mean_D)
+    if mean_D.shape != expected_D.shape:
+        shapes = f"{list(mean_D.shape)}, expected {list(expected_D.shape)}"
+        raise UserError(f"{folder / TENSORS_FILE}: {INPUT_MEAN} is {shapes}")
+    here = trainer.scale
+    if not mean_D.any():  # a training that began before inputs were centred
+        here, expected_D = uncentred_scale(trainer.train.head(), trainer.train.d_in), mean_D
+    if not abs(scale - here) <= TOLERANCE * here:
+        raise _other_rows(folder, INPUT_SCALE, scale, here)
+    size = math.sqrt(len(mean_D)) / scale + float(mean_D.norm())  # of a usual row
+    if not float((mean_D - expected_D).norm()) <= TOLERANCE * size:
+        raise _other_rows(folder, INPUT_MEAN, mean_D.norm(), expected_D.norm())
+    trainer.read_as(mean_D, scale)
+
+
+def _other_rows(folder: Path, what: str, there: Any, here: Any) -> UserError:
+    norm = "the norm of " if what == INPUT_MEAN else ""
+    return UserError(
+        f"{folder / STATE_FILE}: another training was saved here: {norm}{what} is "
+        f"{float(there):.9g}, now {float(here):.9g}; give the same rows, or another folder"
+    )
 
 
 def _read_state(path: Path) -> dict[str, Any]:

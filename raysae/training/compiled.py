@@ -109,7 +109,8 @@ class CompiledStep(Step):
         self._lay_out()
         views, x_BD = self._buffers_for(len(x_BD)), x_BD.contiguous()
         rows, _, d_in = views.shape
-        self._run("center", x_BD, self.model.b_dec, rows, d_in, self.scale, self.centered_BD)
+        self._run("center", x_BD, self.mean_D, self.model.b_dec, rows, d_in, self.scale,
+                  self.centered_BD)  # fmt: skip
         torch.mm(views.centered_BD, self.W_enc_DF, out=views.pre_BF)
         self._select(views)
         backward = self._dense_backward if self.dense else self._sparse_backward
@@ -259,8 +260,8 @@ class CompiledStep(Step):
     def _sparse_backward(self, x_BD: Tensor, views: Views, dead_F: Tensor | None) -> float:
         rows, d_sae, d_in = views.shape
         entries = self.value_N, self.column_N, self.first_B, self.last_B
-        self._run("decode_rows", x_BD, self.W_dec, self.model.b_dec, *entries, rows, d_in,
-                  self.scale, self.error_BD, self.dz_N, self.loss_B, self.loss_sum)  # fmt: skip
+        self._run("decode_rows", x_BD, self.mean_D, self.W_dec, self.model.b_dec, *entries, rows,
+                  d_in, self.scale, self.error_BD, self.dz_N, self.loss_B, self.loss_sum)  # fmt: skip
         aux, extra = self._aux_k(views, dead_F)
         self._run("by_latent", self.value_N, self.column_N, self.dz_N, self.first_B, self.last_B,
                   rows, d_sae, self.start_F, self.row_N, *self.sorted_N, self.fired_F)  # fmt: skip
@@ -274,7 +275,7 @@ class CompiledStep(Step):
         self._run("scatter_rows", self.value_N, self.column_N, self.first_B, self.last_B, rows, d_sae,
                   self.features_BF)  # fmt: skip
         torch.mm(views.features_BF, self.W_dec, out=views.product_BD)
-        self._run("errors", x_BD, self.product_BD, self.model.b_dec, rows, d_in, self.scale,
+        self._run("errors", x_BD, self.mean_D, self.product_BD, self.model.b_dec, rows, d_in, self.scale,
                   self.error_BD, self.loss_B, self.loss_sum)  # fmt: skip
         aux, extra = self._aux_k(views, dead_F)
         dz_BF = views.pre_BF  # the pre-activations are no longer needed

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from raysae.sae.config import check_types
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -34,6 +36,9 @@ class TrainingConfig:
     """Number format of the matrix products; weights, optimizer and sums stay float32."""
     compiled: bool = True
     """Use compiled kernels where variant and machine support them; false: plain torch."""
+    sink_rows: Literal["keep", "leave_out"] = "keep"
+    """Whether to train on sink rows, which are over ten times as far from the median as the median
+    row, such as attention sinks; leave_out reads all rows once more to find them."""
     dead_window_tokens: int = 10_000_000
     """A latent is dead when it did not fire in this many training tokens (or the whole run)."""
     aux_window_tokens: int | None = None
@@ -44,13 +49,12 @@ class TrainingConfig:
     """Number of evaluations on the validation split during training, the last at its end."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("epochs", "batch_size", "shuffle_rows", "dead_window_tokens", "evaluations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.tokens is not None and self.tokens < 1:
             raise ValueError(f"tokens is {self.tokens}; it must be at least 1, or null for epochs")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision is {self.precision!r}; it is float32 or bfloat16")
         if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(
                 f"lr is {self.lr}; it must be a positive number, or null for automatic"

@@ -1,6 +1,7 @@
 """``raysae.fit``: one SAE from a tensor, an iterator or a store's site, without Ray."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ from raysae.sae import SAE, SAEConfig
 from raysae.sae import sae_config as checked_config
 from raysae.training.checkpoint import has_training, load_training, save_training
 from raysae.training.config import TrainingConfig
-from raysae.training.iterator_rows import IteratorRows
-from raysae.training.rows import IndexedRows, Rows, RowSource, Splits
-from raysae.training.trainer import NonFiniteLossError, Trainer
-
-GivenRows = Tensor | Sequence[Tensor] | IndexedRows
-"""Rows ``[rows, d_in]``: one tensor, several blocks, or a source with random access."""
+from raysae.training.finite import NonFiniteLossError
+from raysae.training.given import (
+    GivenRows,
+    checked_device,
+    checked_seed,
+    checked_splits,
+    checked_training,
+)
+from raysae.training.rows import RowSource, Splits
+from raysae.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -49,27 +54,39 @@ def fit(
 ) -> Fit:
     """Train one SAE on rows ``train [rows, d_in]`` and measure it on ``validation [rows, d_in]``.
 
-    ``train`` is one of: a tensor, blocks of rows, a source that streams rows, an iterator over
-    batches (it is read once, and the training config must then set ``tokens``), or a site of a
+    ``train`` is one of: a tensor or numpy array, blocks of rows, a source that streams rows, an
+    iterator over batches (it is read once, and the training config must then set ``tokens``), or a
+    site of a
     store (``store.site(raysae.Site(8, 3))``), which has its own validation rows. Configs are the
     dataclasses or dicts with the same keys. ``checkpoint`` names a folder where the training is
     saved at every evaluation; the same call continues from there and ends with the same bits.
 
-    Raises ValueError on a config or rows that cannot train, NonFiniteLossError when the loss or its
+    Raises ValueError on a config or rows that cannot train (NonFiniteRowsError where a row holds NaN
+    or infinite values), NonFiniteLossError when the loss or its
     gradient is no longer finite (``checkpoint`` then holds the last good state), and UserError when
     ``checkpoint`` is damaged or holds another training.
     """
     training = checked_training(training_config or {})
     rows, measured = checked_splits(train, validation, training)
     trainer = Trainer(
-        checked_config(sae_config), training, rows, measured, seed=seed, device=device,
-        truth=train.truth if isinstance(train, Splits) else None,
+        checked_config(sae_config), training, rows, measured, seed=checked_seed(seed),
+        device=checked_device(device), truth=train.truth if isinstance(train, Splits) else None,
     )  # fmt: skip
+    tell_health(trainer, progress)
     history: list[dict[str, Any]] = []
     if checkpoint is not None and has_training(checkpoint):
         history = load_training(trainer, checkpoint)
     _train(trainer, history, checkpoint, progress)
     return outcome(trainer, history)
+
+
+def tell_health(trainer: Trainer, progress: bool, who: str = "train") -> None:
+    """Print what is unusual about the training rows, if anything, where progress is shown."""
+    from tqdm.auto import tqdm
+
+    if progress:
+        for note in trainer.statistics.health.notes:
+            tqdm.write(f"{who}: {note}", file=sys.stderr)
 
 
 def outcome(trainer: Trainer, history: list[dict[str, Any]], **more: Any) -> Fit:
@@ -100,46 +117,6 @@ def _train(
         except NonFiniteLossError as error:
             if checkpoint is None or not has_training(checkpoint):
                 raise
-            raise NonFiniteLossError(
+            raise type(error)(
                 f"{error}; {checkpoint} holds the last good state, of step {history[-1]['step']}"
             ) from None
-
-
-def checked_training(settings: TrainingConfig | Mapping[str, Any]) -> TrainingConfig:
-    """The training config with ``settings``. Raises ValueError on an unknown key or bad value."""
-    if isinstance(settings, TrainingConfig):
-        return settings
-    known = list(TrainingConfig.__dataclass_fields__)
-    for key in settings:
-        if key not in known:
-            raise ValueError(f"training has no setting {key!r}; it has {', '.join(known)}")
-    return TrainingConfig(**settings)
-
-
-def checked_splits(
-    train: GivenRows | RowSource | Iterable[Tensor] | Splits,
-    validation: GivenRows | None,
-    training: TrainingConfig,
-) -> tuple[RowSource, IndexedRows]:
-    """The training and validation rows. Raises ValueError when either is missing or unusable."""
-    if isinstance(train, Splits):
-        return train.train, train.validation if validation is None else _rows(validation)
-    if validation is None:
-        raise ValueError(
-            "validation is missing: every metric is measured on held-out rows; give a tensor "
-            "[rows, d_in] with rows from other sequences than the training rows"
-        )
-    if isinstance(train, RowSource):
-        return train, _rows(validation)
-    if isinstance(train, Tensor | Sequence):
-        return Rows(train), _rows(validation)
-    if training.tokens is None:
-        raise ValueError(
-            "train is an iterator of unknown length; set in the training config how many tokens "
-            "to train on, such as {'tokens': 10_000_000}"
-        )
-    return IteratorRows(iter(train), training.tokens), _rows(validation)
-
-
-def _rows(rows: GivenRows) -> IndexedRows:
-    return rows if isinstance(rows, IndexedRows) else Rows(rows)

@@ -6,10 +6,15 @@ Shapes: N rows, D d_in.
 import warnings
 from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from raysae.sae.metrics import Sinks
+from raysae.training.conversion import as_rows
+from raysae.training.finite import refuse_non_finite
 from raysae.training.rows import EVALUATION_BATCH, SHUFFLE_ROWS, RowSource, rebatched, windows
 
 HEAD_ROWS = 65_536
@@ -21,18 +26,23 @@ class IteratorRows(RowSource):
     the iterator but shuffled within windows.
 
     ``len`` is the number of rows to train on; how many the iterator has is known only at its end.
-    Raises ValueError when the iterator yields nothing, or a batch that is no tensor ``[*, d_in]``
-    of one d_in.
+    Batches are tensors or numpy arrays. Raises ValueError when the iterator yields nothing, or a
+    batch that is not ``[*, d_in]`` of one d_in and dtype; NonFiniteRowsError when a row is not finite.
     """
 
     def __init__(self, batches: Iterator[Tensor], rows: int):
         self._rest, self.rows, self.d_in = batches, rows, 0
+        self._sinks: Sinks | None = None
+        self._dtype: torch.dtype | None = None
+        self._batches_read = self._rows_read = 0
         head, count = [], 0
-        while count < min(rows, HEAD_ROWS) and (batch_ND := next(self._rest, None)) is not None:
-            head.append(self._checked(batch_ND))
-            count += len(batch_ND)
+        for given in self._rest:
+            head.append(self._checked(given))
+            count += len(head[-1])
+            if count >= min(rows, HEAD_ROWS):
+                break
         if not count:
-            raise ValueError("no rows: the iterator gave none")
+            raise ValueError("train has no rows: the iterator gave none")
         self._head_ND = torch.cat(head)
         self._begun = False
 
@@ -47,6 +57,16 @@ class IteratorRows(RowSource):
         """``count`` rows ``[count, d_in]`` of the head, drawn at random by ``seed``."""
         (window,) = windows(len(self._head_ND), len(self._head_ND), seed, -1)
         return self._head_ND[window.order[:count]]
+
+    def without(self, sinks: Sinks) -> "IteratorRows":
+        """These rows, of which the sinks are left out from now on; ``len`` stays the same."""
+        if self._sinks is None:
+            self._sinks = sinks
+            self._head_ND = self._kept(self._head_ND)
+        return self
+
+    def _kept(self, batch_ND: Tensor) -> Tensor:
+        return batch_ND if self._sinks is None else batch_ND[~self._sinks.are(batch_ND)]
 
     def epoch(
         self,
@@ -79,7 +99,7 @@ class IteratorRows(RowSource):
     def _all(self) -> Iterator[Tensor]:
         """The head, then the rest of the iterator; ``rows`` rows in all."""
         left = self.rows
-        for batch_ND in chain([self._head_ND], map(self._checked, self._rest)):
+        for batch_ND in chain([self._head_ND], map(self._kept, map(self._checked, self._rest))):
             yield batch_ND[:left]
             left -= min(left, len(batch_ND))
             if not left:
@@ -90,11 +110,31 @@ class IteratorRows(RowSource):
             stacklevel=2,
         )
 
-    def _checked(self, batch_ND: Tensor) -> Tensor:
-        shape = tuple(getattr(batch_ND, "shape", ()))
-        if not isinstance(batch_ND, Tensor) or len(shape) != 2 or self.d_in not in (0, shape[1]):
-            wanted = f"[rows, {self.d_in}]" if self.d_in else "[rows, d_in]"
-            found = list(shape) if isinstance(batch_ND, Tensor) else type(batch_ND).__name__
-            raise ValueError(f"the iterator gave {found}; every batch must be a tensor {wanted}")
-        self.d_in = shape[1]
+    def _checked(self, given: Any) -> Tensor:
+        """A batch of the iterator as rows of the first batch's d_in and dtype, all finite."""
+        batch = f"batch {self._batches_read} of train"
+        if isinstance(given, tuple | list) and len(given) and isinstance(given[0], Tensor):
+            raise ValueError(
+                f"{batch}: the iterator gave a {type(given).__name__} of {len(given)}; every batch "
+                "must be a tensor [rows, d_in], such as of (batch[0] for batch in loader)"
+            )
+        if not isinstance(given, Tensor | np.ndarray):
+            raise ValueError(
+                f"{batch}: the iterator gave {type(given).__name__}; every batch must be a tensor "
+                "[rows, d_in]"
+            )
+        wanted = f"[rows, {self.d_in}]" if self.d_in else "[rows, d_in]"
+        if given.ndim != 2 or self.d_in not in (0, given.shape[1]):
+            raise ValueError(
+                f"{batch}: the iterator gave {list(given.shape)}; every batch must be a tensor {wanted}"
+            )
+        batch_ND = as_rows(given, batch)
+        if self._dtype not in (None, batch_ND.dtype):
+            raise ValueError(f"{batch} is {batch_ND.dtype}, those before it {self._dtype}")
+        refuse_non_finite(batch_ND, "train", self._rows_read)
+        self.d_in, self._dtype = batch_ND.shape[1], batch_ND.dtype
+        self._batches_read, self._rows_read = (
+            self._batches_read + 1,
+            self._rows_read + len(batch_ND),
+        )
         return batch_ND

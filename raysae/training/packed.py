@@ -78,7 +78,7 @@ class PackedStep:
 
     @torch.no_grad()
     def take(self, x_NBD: Tensor) -> None:
-        """Train each SAE on its batch ``[saes, batch, d_in]``, scaled, in float32."""
+        """Train each SAE on its batch ``[saes, batch, d_in]``, centred and scaled, in float32."""
         dead_NF = self.since_fired_NF >= self.window_N[:, None]
         aux = bool(self.aux_coefficient) and bool(dead_NF.any())
         kind = x_NBD.shape[1], aux

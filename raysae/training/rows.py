@@ -6,6 +6,7 @@ in memory and rows streamed from disk, in blocks of any size, train to the same 
 Shapes: B batch, D d_in.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raysae.sae.metrics import Sinks
 from raysae.training.config import TrainingConfig
 
 EVALUATION_BATCH = 4096
@@ -91,9 +93,23 @@ class RowSource(ABC):
         """Batches ``[batch, d_in]`` of the first rows, in storage order, that are readable before
         an epoch begins."""
 
+    def survey(self, count: int) -> Iterator[tuple[int, Tensor]]:
+        """Batches ``[batch, d_in]`` of at least ``count`` rows (all rows when there are fewer), each
+        with the number of its first row; readable before an epoch begins."""
+        start = 0
+        for batch_BD in self.head():
+            if start >= count:
+                return
+            yield start, batch_BD
+            start += len(batch_BD)
+
     @abstractmethod
     def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
         """``count`` rows ``[count, d_in]`` drawn by ``seed``; all rows when there are fewer."""
+
+    @abstractmethod
+    def without(self, sinks: Sinks) -> "RowSource":
+        """The rows that are no sinks."""
 
     @abstractmethod
     def epoch(
@@ -122,6 +138,11 @@ class IndexedRows(RowSource):
         """The same rows, stored on ``device`` where that is possible; else these rows."""
         return self
 
+    def without(self, sinks: Sinks) -> "IndexedRows":
+        """The rows that are no sinks; all rows are read once to find them."""
+        ordinary_N = torch.cat([~sinks.are(batch_BD).cpu() for batch_BD in self.batches()])
+        return self if bool(ordinary_N.all()) else OrdinaryRows(self, ordinary_N)
+
     def batches(self, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
         """All rows in storage order, in batches ``[batch, d_in]``, whatever the blocks."""
         for start in range(0, len(self), batch_size):
@@ -130,6 +151,16 @@ class IndexedRows(RowSource):
     def head(self) -> Iterator[Tensor]:
         """All rows, as ``batches`` reads them."""
         return self.batches()
+
+    def survey(self, count: int) -> Iterator[tuple[int, Tensor]]:
+        """See ``RowSource.survey``; the batches are spread evenly over the rows, which may be sorted."""
+        batches = math.ceil(min(count, len(self)) / EVALUATION_BATCH)
+        last = max(len(self) - EVALUATION_BATCH, 0)
+        for number in range(batches):
+            start = number * EVALUATION_BATCH
+            if len(self) > count:
+                start = round(number * last / max(batches - 1, 1))
+            yield start, self.read(start, min(start + EVALUATION_BATCH, len(self)))
 
     def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
         """``count`` rows ``[count, d_in]`` drawn by ``seed``; all rows when there are fewer."""
@@ -146,6 +177,58 @@ class IndexedRows(RowSource):
         """An epoch's batches ``[batch, d_in]`` after ``taken`` rows; the last may be smaller."""
         order = windows(len(self), shuffle_rows, seed, epoch, taken)
         return rebatched(self.taken(order, batch_size), batch_size)
+
+
+class OrdinaryRows(IndexedRows):
+    """Those of ``rows`` for which ``ordinary_N [rows]`` is true, in the order of ``rows``.
+
+    Shuffle windows are those of ``rows``, so that they are read as if no row were left out.
+    """
+
+    def __init__(self, rows: IndexedRows, ordinary_N: Tensor):
+        self.rows, self.d_in, self.ordinary_N = rows, rows.d_in, ordinary_N
+        self._place = ordinary_N.nonzero().squeeze(1)
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def to(self, device: str) -> "OrdinaryRows":
+        """See ``IndexedRows.to``."""
+        there = self.rows.to(device)
+        return self if there is self.rows else OrdinaryRows(there, self.ordinary_N)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """See ``IndexedRows.read``."""
+        place = self._place[start:stop]
+        if not len(place):
+            return self.rows.read(0, 1)[:0]
+        first = int(place[0])
+        rows_BD = self.rows.read(first, int(place[-1]) + 1)
+        return rows_BD[(place - first).to(rows_BD.device)]
+
+    def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
+        """See ``IndexedRows.taken``; the windows are those of ``rows``."""
+        return self.rows.taken(order, batch_size)
+
+    def epoch(
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        shuffle_rows: int = SHUFFLE_ROWS,
+        taken: int = 0,
+    ) -> Iterator[Tensor]:
+        """See ``RowSource.epoch``."""
+        order = self._windows(windows(len(self.rows), shuffle_rows, seed, epoch), taken)
+        return rebatched(self.taken(order, batch_size), batch_size)
+
+    def _windows(self, order: Iterator[Window], taken: int) -> Iterator[Window]:
+        """The windows without the other rows, and without the first ``taken`` rows."""
+        for window in order:
+            kept = window.order[self.ordinary_N[window.start + window.order]]
+            if taken < len(kept):
+                yield Window(window.start, kept[taken:], window.rows)
+            taken = max(taken - len(kept), 0)
 
 
 class Stream:

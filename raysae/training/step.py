@@ -21,12 +21,14 @@ class Step(ABC):
 
     name: str
     scale = 1.0
-    """Factor of the rows: the SAE is trained on ``scale * x``."""
+    mean_D: Tensor
+    """The SAE is trained on ``scale * (x - mean)``; ``mean_D [d_in]`` is 0 until it is set."""
     fired_F: Tensor
     """The latents that fired in the batch of the last update, ``[d_sae]`` of bool."""
 
     def __init__(self, model: SAE, training: TrainingConfig):
         self.model, self.training = model, training
+        self.mean_D = torch.zeros_like(model.b_dec, requires_grad=False)
         self.adam_state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
         """Each parameter's moments and step count, under the names that torch's Adam uses."""
 
@@ -74,8 +76,9 @@ class ReferenceStep(Step):
         if dead_F is None:
             dead_F = torch.zeros_like(self.model.b_enc, dtype=torch.bool)
         halved = self.training.precision == "bfloat16"
+        inputs_BD = (x_BD - self.mean_D) * self.scale  # in float32, also where products are not
         with torch.autocast(x_BD.device.type, torch.bfloat16, enabled=halved):
-            loss, features_BF = self.model.loss(x_BD * self.scale, dead_F, sparsity_fraction)
+            loss, features_BF = self.model.loss(inputs_BD, dead_F, sparsity_fraction)
         self._features_BF = features_BF.detach()
         self.optimizer.zero_grad()
         loss.backward()

@@ -19,16 +19,14 @@ from raysae.sae.metrics import ReconstructionSums, evaluate
 from raysae.training.compiled import step_of
 from raysae.training.config import TrainingConfig
 from raysae.training.feeding import Feed
-from raysae.training.initialisation import InputStatistics, input_statistics, shrink_encoder
+from raysae.training.finite import NonFiniteLossError
+from raysae.training.initialisation import shrink_encoder
 from raysae.training.memory import require_room, training_bytes
 from raysae.training.rows import EVALUATION_BATCH, IndexedRows, RowSource, Stream, same_d_in
+from raysae.training.statistics import InputStatistics, input_statistics
 
 EVALUATION_LATENTS = 2**18
 """The most feature values in memory at a time during an evaluation."""
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient is NaN or infinite; the update did not happen."""
 
 
 class Trainer:
@@ -56,24 +54,25 @@ class Trainer:
     ):
         same_d_in(train, validation)
         self.training, self.seed, self.device, self.truth = training, seed, device, truth
-        self.train, self.validation = train.to(device), validation.to(device)
+        self.validation = validation.to(device)
+        self.statistics = statistics or input_statistics(
+            train.to(device), self.validation, seed, training
+        )
+        self.train = self.statistics.rows.to(device)
         self.stream = Stream(
-            self.train, seed=seed, epochs=training.passes(len(train)),
+            self.train, seed=seed, epochs=training.passes(len(self.train)),
             batch_size=training.batch_size, shuffle_rows=training.shuffle_rows,
         )  # fmt: skip
-        self.scale, median_D, mean_D = statistics or input_statistics(
-            self.train, self.validation, seed, training.shuffle_rows
-        )
-        self._validation_mean = mean_D.to(device)
         require_room(sae_config, train.d_in, training, device)
         self.model = build_sae(sae_config, train.d_in, seed).to(device)
-        self.model.b_dec.data = median_D.to(device) * self.scale
         shrink_encoder(self.model)
         self._step = step_of(self.model, training, device)
-        self._step.scale = self.scale
+        self.read_as(self.statistics.mean_D, self.statistics.scale)
+        median_D = (self.statistics.sinks.centre_D - self.statistics.mean_D) * self.scale
+        self.model.b_dec.data = median_D.to(self.model.b_dec)
         self.adam_state = self._step.adam_state
         self.feed = Feed(self.stream, device)
-        self.steps = training.steps(len(train))
+        self.steps = training.steps(len(self.train))
         self._stops = self._evaluation_steps()
         self.step = self.tokens = 0
         self.seconds = 0.0
@@ -82,6 +81,11 @@ class Trainer:
         self.tokens_since_fired_F = torch.zeros(sae_config.d_sae, dtype=torch.int64, device=device)
         """Training tokens since each latent last fired."""
         self._evaluation: tuple[int, ReconstructionSums] | None = None
+
+    def read_as(self, mean_D: Tensor, scale: float) -> None:
+        """Train the SAE on ``scale * (x - mean_D)``; the SAE of ``sae()`` reads ``x`` itself."""
+        self.scale = self._step.scale = scale
+        self.mean_D = self._step.mean_D = mean_D.to(self.model.b_dec)
 
     @property
     def tokens_per_second(self) -> float:
@@ -151,11 +155,11 @@ class Trainer:
         self._step.release()
 
     def sae(self) -> SAE:
-        """The current SAE on the CPU; it reads unscaled activations."""
+        """The current SAE on the CPU; it reads activations as they are, not centred or scaled."""
         frozen = copy.deepcopy(self.model).cpu().eval().requires_grad_(False)
         frozen.W_enc.data = frozen.W_enc.data.contiguous()
         frozen.metadata = {"training": self._described()}
-        return frozen.fold_scale(self.scale)
+        return frozen.fold_scale(self.scale).fold_mean(self.mean_D.cpu())
 
     def metrics(self) -> dict[str, Any]:
         """Validation metrics of the current SAE, its dead fractions with their windows in tokens,
@@ -170,6 +174,7 @@ class Trainer:
         if degenerate:
             metrics |= {"explained_variance": math.nan, "fvu": math.nan}
             metrics["explained_variance_legacy"] = math.nan
+            metrics["explained_variance_ordinary"] = math.nan
         return {
             **metrics,
             "degenerate": degenerate,
@@ -177,6 +182,7 @@ class Trainer:
             "dead_window_tokens": self.dead_window,
             "dead_fraction_validation": sums.dead_fraction(),
             "dead_validation_tokens": sums.rows,
+            "mean_ratio": self.statistics.health.mean_ratio,
             "training_bytes": training_bytes(
                 self.train.d_in, self.model.config.d_sae, self.training
             ),
@@ -215,6 +221,8 @@ class Trainer:
             "steps": self.step,
             "tokens": self.tokens,
             "input_scale": self.scale,
+            "input_mean_norm": float(self.mean_D.double().norm()),
+            "input_health": asdict(self.statistics.health),
             "trained_by": self._step.name,
         }
 
@@ -226,14 +234,16 @@ class Trainer:
     def _evaluated(self) -> ReconstructionSums:
         """The sums over the validation rows at this step, computed once."""
         if self._evaluation is None or self._evaluation[0] != self.step:
-            batches, mean_D = self._validation_batches(), self._validation_mean
-            self._evaluation = self.step, evaluate(self._reconstruct, batches, mean_D)
+            mean_D = self.statistics.validation_mean_D.to(self.device)
+            batches, sinks = self._validation_batches(), self.statistics.sinks
+            self._evaluation = self.step, evaluate(self._reconstruct, batches, mean_D, sinks)
         return self._evaluation[1]
 
     def _reconstruct(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
         """``sae().reconstruct(x_BD)`` up to rounding, without a copy of the weights."""
-        reconstruction_BD, features_BF = self.model.reconstruct(x_BD * self.scale)
-        return reconstruction_BD / self.scale, features_BF
+        inputs_BD = (x_BD - self.mean_D) * self.scale
+        reconstruction_BD, features_BF = self.model.reconstruct(inputs_BD)
+        return reconstruction_BD / self.scale + self.mean_D, features_BF
 
     def _validation_batches(self) -> Iterator[Tensor]:
         rows = min(EVALUATION_BATCH, max(EVALUATION_LATENTS // self.model.config.d_sae, 64))

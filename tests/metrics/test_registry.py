@@ -17,6 +17,8 @@ from raysae.metrics import (
     TABLE,
     Metric,
     figures,
+    floats,
+    labels,
     merged,
     objectives,
     register,
@@ -75,6 +77,21 @@ def test_figures_are_written_for_people():
     shown = figures(record, CONSOLE)
     assert (shown["EV"], shown["L0"], shown["dead"]) == ("0.9877", "3.14", "")
     assert [seconds(t) for t in (8.44, 200, 7500)] == ["8.4 s", "3 min 20 s", "2 h 05 min"]
+
+
+def test_figures_of_ordinary_rows_are_shown_where_there_are_sinks():
+    usual = {"explained_variance": 0.9, "explained_variance_ordinary": 0.9, "sink_fraction": 0.0}
+    spoiled = {**usual, "explained_variance_ordinary": 0.7, "sink_fraction": 0.01}
+    for place in (CONSOLE, MLFLOW, PAGE):
+        named = [
+            [metric.name for metric in labels(place, rows)] for rows in ([usual], [usual, spoiled])
+        ]
+        assert not {"explained_variance_ordinary", "sink_fraction"} & set(named[0])
+        assert {"explained_variance_ordinary", "sink_fraction"} <= set(named[1])
+    assert "sink_fraction" not in floats(usual, MLFLOW)
+    assert floats(spoiled, MLFLOW)["explained_variance_ordinary"] == 0.7
+    assert "EV, no sinks" not in figures(usual, CONSOLE)
+    assert figures(spoiled, CONSOLE)["EV, no sinks"] == "0.7000"
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from raysae.sae.metrics import ReconstructionSums, evaluate
+from raysae.sae.metrics import ReconstructionSums, cosines, evaluate
 
 
 @pytest.fixture
@@ -76,3 +76,32 @@ def test_dead_latents_and_density():
 def test_no_rows_is_an_error():
     with pytest.raises(ValueError, match="no rows"):
         evaluate(lambda b: (b, b), [torch.zeros(0, 3)])
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-30, 1e-12, 1e-8, 1.0, 1e30, 1e300])
+def test_the_cosine_of_rows_of_any_size_is_right(size):
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = x + torch.randn(50, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    right = (x * y).sum(dim=1) / (x.norm(dim=1) * y.norm(dim=1))
+    assert torch.allclose(cosines(x * size, y * size), right, atol=1e-12)
+    assert torch.allclose(cosines(x * size, y), right, atol=1e-12)
+    rows = x * size
+    metrics = evaluate(lambda b: (b * 0.5, torch.ones(len(b), 1)), [rows]).metrics()
+    assert metrics["cosine"] == pytest.approx(1.0, abs=1e-12)
+
+
+def test_the_cosine_with_a_row_of_zeros_is_0_and_of_two_1():
+    x = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [1e-40, 0.0]])
+    y = torch.tensor([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [1.0, 0.0]])
+    assert cosines(x.double(), y.double()).tolist() == [1.0, 0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("mean", [0.0, 100.0, 1e6])
+def test_a_large_mean_costs_the_figures_nothing(mean):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2000, 8, generator=generator, dtype=torch.float64)
+    error = 0.3 * torch.randn(2000, 8, generator=generator, dtype=torch.float64)
+    calls = iter((x + mean + error).split(300))
+    sums = evaluate(lambda b: (next(calls), torch.ones(len(b), 1)), (x + mean).split(300))
+    right = 1 - error.square().sum() / (x - x.mean(dim=0)).square().sum()
+    assert sums.metrics()["explained_variance"] == pytest.approx(float(right), abs=1e-9)

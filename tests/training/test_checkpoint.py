@@ -231,6 +231,10 @@ def test_a_checkpoint_of_schema_2_resumes_as_it_would_have_then(tmp_path):
     (old, history), (new, again) = resumed(OF_VERSION_2), resumed(tmp_path / "new")
     assert history == again and len(history) == 5
     whole = trainer_of_version_2()
+    scale, median_D = old.scale, whole.statistics.sinks.centre_D
+    assert not old.mean_D.any() and scale != whole.scale
+    whole.read_as(torch.zeros(8), scale)
+    whole.model.b_dec.data = (median_D * scale).float()
     list(whole.rounds())
     for name, tensor in old.model.state_dict().items():
         assert torch.equal(tensor, new.model.state_dict()[name])

@@ -13,9 +13,10 @@ from raysae.sae.config import TopKConfig
 from raysae.sae.dictionary import mmcs
 from raysae.sae.metrics import evaluate
 from raysae.training import NonFiniteLossError, Trainer, TrainingConfig
-from raysae.training.initialisation import geometric_median, input_scale
+from raysae.training.initialisation import geometric_median
 from raysae.training.iterator_rows import IteratorRows
 from raysae.training.rows import Rows
+from raysae.training.statistics import input_statistics
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +78,13 @@ def test_data_without_variance_trains_without_nan():
     assert all(tensor.isfinite().all() for tensor in fit.sae.state_dict().values())
 
 
-def test_input_scale_brings_the_mean_square_norm_to_d_in(rows):
-    scaled = rows * input_scale(Rows(rows))
-    assert float(scaled.square().sum(dim=1).mean()) == pytest.approx(16, rel=1e-5)
+@pytest.mark.parametrize("added", [0.0, 3.0, 1e4])
+def test_inputs_have_mean_zero_and_mean_square_norm_d_in(rows, added):
+    moved = rows.double() + added
+    found = input_statistics(Rows(moved), Rows(moved[:100]), 0, TrainingConfig())
+    inputs = (moved - found.mean_D) * found.scale
+    assert float(inputs.mean(dim=0).norm()) < 1e-9
+    assert float(inputs.square().sum(dim=1).mean()) == pytest.approx(16, rel=1e-9)
 
 
 def test_the_geometric_median_shrugs_off_outliers():

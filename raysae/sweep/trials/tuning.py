@@ -33,6 +33,7 @@ from raysae.sweep.search.searcher import OrderedSearcher, Outcomes
 from raysae.sweep.search.study import study_copied
 from raysae.sweep.trials.gang import GANG
 from raysae.sweep.trials.trainable import SAETrials
+from raysae.training.statistics import health_of
 
 HALVING = 3
 """ASHA lets one of this many trials continue."""
@@ -189,7 +190,10 @@ def _open_sites(job: SweepJob, lag: int) -> tuple[dict[Site, OpenSite], Placemen
         streams = at_once(recipe, placement, lag) * len(job.sites) * recipe.sweep.seeds_per_trial
         check_windows(job.store, recipe.training.shuffle_rows, rows, streams)
     console.print(f"Reading: {reading}; trials: {placement}")
-    return {site: open_site(reading, job.store, site) for site in job.sites}, placement
+    sites = {site: open_site(reading, job.store, site) for site in job.sites}
+    for site, opened in sites.items():
+        console.print(f"Inputs at {site}: {health_of(opened.rows('train'))}")
+    return sites, placement
 
 
 def _rows(job: SweepJob, result: Any) -> Iterator[TrialRow]:

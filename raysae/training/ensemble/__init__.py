@@ -4,7 +4,7 @@ from raysae.training.ensemble.engine import Ensemble, train_members
 from raysae.training.ensemble.members import Member
 from raysae.training.ensemble.plan import batch_settings
 from raysae.training.ensemble.stopping import Budget, StopRules
-from raysae.training.initialisation import StatisticsCache
+from raysae.training.statistics import StatisticsCache
 
 __all__ = [
     "Budget",

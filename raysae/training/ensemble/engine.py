@@ -15,7 +15,7 @@ from raysae.training.ensemble.members import Member, Record
 from raysae.training.ensemble.plan import Group, plan
 from raysae.training.ensemble.program import PackedProgram
 from raysae.training.ensemble.stopping import StopRules
-from raysae.training.initialisation import StatisticsCache
+from raysae.training.statistics import StatisticsCache
 from raysae.training.trainer import Trainer
 
 
@@ -31,6 +31,7 @@ class Ensemble:
     - ``statistics``: a cache of row statistics that several ensembles share.
     - ``checkpoint_seconds``: seconds between checkpoints of the members that have a checkpoint
       folder; ``on_saved`` is called with the members that were saved.
+    - ``on_begin`` is called with a member that has its trainer, before its first step.
     - ``after_batch`` is called after each batch with its training tokens, summed over the members.
     - ``on_record`` is called with a member and its record at each evaluation.
     - ``on_end`` is called with a member that fails or stops early.
@@ -48,6 +49,7 @@ class Ensemble:
         statistics: StatisticsCache | None = None,
         checkpoint_seconds: float = math.inf,
         on_saved: Callable[[list[Member]], object] = _nothing,
+        on_begin: Callable[[Member], object] = _nothing,
         after_batch: Callable[[int], object] = _nothing,
         on_record: Callable[[Member, Record], object] = _nothing,
         on_end: Callable[[Member], object] = _nothing,
@@ -56,6 +58,7 @@ class Ensemble:
         self.rules, self.statistics = rules or StopRules(), statistics or StatisticsCache()
         self.checkpoints = Checkpoints(checkpoint_seconds, on_saved)
         self._after_batch, self._on_record, self._on_end = after_batch, on_record, on_end
+        self._on_begin = on_begin
         self._running: list[Lockstep | PackedProgram] = []
 
     def rounds(self) -> Iterator[list[Member]]:
@@ -126,13 +129,15 @@ class Ensemble:
                 begin(member, partial(self._trainer, member))
             except Exception as error:
                 self.fail(member, error)
+            else:
+                self._on_begin(member)
 
     def _trainer(self, member: Member) -> Trainer:
         return Trainer(
             member.config, member.training, member.rows, member.validation, seed=member.seed,
             device=self.device, truth=member.truth,
             statistics=self.statistics.of(
-                member.rows, member.validation, member.seed, member.training.shuffle_rows
+                member.rows, member.validation, member.seed, member.training
             ),
         )  # fmt: skip
 

@@ -12,9 +12,16 @@ from raysae.training.config import TrainingConfig
 from raysae.training.ensemble.engine import Ensemble
 from raysae.training.ensemble.members import Member
 from raysae.training.ensemble.stopping import Budget, StopRules
-from raysae.training.fitting import Fit, GivenRows, checked_splits, checked_training, outcome
+from raysae.training.finite import NonFiniteLossError
+from raysae.training.fitting import Fit, outcome, tell_health
+from raysae.training.given import (
+    GivenRows,
+    checked_device,
+    checked_seed,
+    checked_splits,
+    checked_training,
+)
 from raysae.training.rows import IndexedRows, RowSource, Splits, same_d_in
-from raysae.training.trainer import NonFiniteLossError
 
 Keep = Callable[[int, dict[str, Any]], bool]
 """Called with a member's number and each of its records; returns whether the member continues."""
@@ -54,6 +61,9 @@ def fit_many(
     Raises ValueError, before any training, on configs or rows that cannot train. An error in
     reading the rows ends the whole call.
     """
+    device = checked_device(device)
+    if max_seconds is not None and not isinstance(max_seconds, int | float):
+        raise ValueError(f"max_seconds is {max_seconds!r}; it must be a number, or None")
     members = _members(sae_configs, train, training_config, validation, seeds, device)
     numbers = {member: number for number, member in enumerate(members)}
     rules = StopRules(
@@ -69,12 +79,25 @@ def fit_many(
             device,
             pack=pack,
             rules=rules,
+            on_begin=_told_once(numbers, progress),
             after_batch=advance,
             on_end=_raise_reading_errors,
         )
         for ended in ensemble.groups():
             fits |= {member: _fit(member) for member in ended}
     return [fits[member] for member in members]
+
+
+def _told_once(numbers: dict[Member, int], progress: bool) -> Callable[[Member], None]:
+    """A function that tells what is unusual about the rows of a member, once for the same rows."""
+    told = set()
+
+    def tell(member: Member) -> None:
+        if id(member.rows) not in told:
+            told.add(id(member.rows))
+            tell_health(member.trainer, progress, f"SAE {numbers[member]}: train")
+
+    return tell
 
 
 def _raise_reading_errors(member: Member) -> None:
@@ -130,8 +153,8 @@ def _member(
     number: int, ready: _Ready, device: str, config: Any, train: Any, training: Any,
     validation: Any, seed: int,
 ) -> Member:  # fmt: skip
-    checked = checked_training(training or {})
     try:
+        checked, seed = checked_training(training or {}), checked_seed(seed)
         key = id(train), id(validation)
         if key not in ready:
             splits = checked_splits(train, validation, checked)
@@ -140,6 +163,6 @@ def _member(
         same_d_in(rows, measured)
         checked_sae = checked_config(config)
     except ValueError as error:
-        raise ValueError(f"SAE {number}: {error}") from None
+        raise type(error)(f"SAE {number}: {error}") from None
     truth = train.truth if isinstance(train, Splits) else None
     return Member(checked_sae, checked, rows, measured, seed, truth)

@@ -30,7 +30,8 @@ class Group:
 
 def batch_settings(training: TrainingConfig) -> tuple[Hashable, ...]:
     """The settings that, with the rows and the seed, determine order and size of the batches."""
-    return training.epochs, training.tokens, training.batch_size, training.shuffle_rows
+    size = training.epochs, training.tokens, training.batch_size
+    return *size, training.shuffle_rows, training.sink_rows
 
 
 def plan(
@@ -89,7 +90,7 @@ def _programs(
 def _shape(member: Member) -> tuple[Any, ...] | None:
     """A key that is equal for members of one packed program; None when it cannot be packed."""
     rows, training, config = member.rows, member.training, member.config
-    if not isinstance(rows, Rows) or not can_pack(config):
+    if not isinstance(rows, Rows) or not can_pack(config) or training.sink_rows == "leave_out":
         return None
     same = (
         config.variant, config.d_sae, getattr(config, "aux_coefficient", None),

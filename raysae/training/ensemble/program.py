@@ -135,10 +135,11 @@ class _PackedRows:
         device, places = self.rows_URD.device, list(sources)
         self.source_N1 = torch.tensor([[places.index(id(m.rows))] for m in members], device=device)
         self.scale_N = torch.tensor([m.trainer.scale for m in members], device=device)
+        self.mean_ND = torch.stack([m.trainer.mean_D for m in members])
 
     def placed(self, position: StreamPosition) -> Iterator[tuple[Tensor, StreamPosition]]:
-        """Batches ``[saes, batch, d_in]``, scaled, in float32, from ``position`` on, each with the
-        position after it; the last batch of an epoch may be smaller."""
+        """Batches ``[saes, batch, d_in]``, centred and scaled for each SAE, in float32, from
+        ``position`` on, each with the position after it; the last batch of an epoch may be smaller."""
         training, rows = self.members[0].training, self.rows_URD.shape[1]
         taken = position.rows
         for epoch in range(position.epoch, training.passes(rows)):
@@ -147,10 +148,8 @@ class _PackedRows:
                 taken += index_NB.shape[1]
                 x_NBD = self.rows_URD[self.source_N1, index_NB].float()
                 following = StreamPosition(epoch + 1) if taken == rows else None
-                yield (
-                    x_NBD * self.scale_N[:, None, None],
-                    following or StreamPosition(epoch, taken),
-                )
+                inputs_NBD = x_NBD.sub_(self.mean_ND[:, None]).mul_(self.scale_N[:, None, None])
+                yield inputs_NBD, following or StreamPosition(epoch, taken)
             taken = 0
 
     def _order(self, member: Member, epoch: int, taken: int) -> Tensor:

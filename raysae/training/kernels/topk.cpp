@@ -210,17 +210,18 @@ int64_t select_batch(const W* pre, const float* bias, int64_t B, int F, int64_t 
     return kept;
 }
 
-// Rows are unscaled; the SAE reads x_scale * x.
+// Rows are as they are stored; the SAE reads x_scale * (x - mean).
 template <class W>
-void center(const float* x, const float* b_dec, int64_t B, int D, float x_scale, W* out, int threads) {
+void center(const float* x, const float* mean, const float* b_dec, int64_t B, int D, float x_scale, W* out,
+            int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t b = 0; b < B; b++)
-        for (int d = 0; d < D; d++) narrow(x_scale * x[b * D + d] - b_dec[d], out + b * D + d);
+        for (int d = 0; d < D; d++) narrow(x_scale * (x[b * D + d] - mean[d]) - b_dec[d], out + b * D + d);
 }
 
-// error = reconstruction - x_scale * x; dz = gradient for the selected features; loss per row.
+// error = reconstruction - x_scale * (x - mean); dz = gradient for the selected features; loss per row.
 template <class W>
-void decode_rows(const float* x, const W* W_dec, const float* b_dec, const float* value,
+void decode_rows(const float* x, const float* mean, const W* W_dec, const float* b_dec, const float* value,
                  const int32_t* column, const int64_t* first, const int64_t* last, int64_t B, int D,
                  float x_scale, W* error, float* dz, double* loss, double* loss_sum, int threads) {
     const float scale = 2.0f / float(B);
@@ -232,7 +233,7 @@ void decode_rows(const float* x, const W* W_dec, const float* b_dec, const float
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < B; b++) {
             const float* row = x + b * D;
-            for (int d = 0; d < D; d++) sum[d] = b_dec[d] - x_scale * row[d];
+            for (int d = 0; d < D; d++) sum[d] = b_dec[d] - x_scale * (row[d] - mean[d]);
             int64_t i = first[b], end = last[b];
             for (; i + 4 <= end; i += 4) {
                 const W* w0 = W_dec + int64_t(column[i]) * D;
@@ -421,16 +422,16 @@ void scatter_rows(const float* value, const int32_t* column, const int64_t* firs
     }
 }
 
-// error = product + b_dec - x_scale * x, with product = features * W_dec; loss per row.
+// error = product + b_dec - x_scale * (x - mean), with product = features * W_dec; loss per row.
 template <class W>
-void errors(const float* x, const W* product, const float* b_dec, int64_t B, int D, float x_scale, W* error,
-            double* loss, double* loss_sum, int threads) {
+void errors(const float* x, const float* mean, const W* product, const float* b_dec, int64_t B, int D,
+            float x_scale, W* error, double* loss, double* loss_sum, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t b = 0; b < B; b++) {
         const float* row = x + b * D;
         float square = 0;
         for (int d = 0; d < D; d++) {
-            float e = widen(product[b * D + d]) + b_dec[d] - x_scale * row[d];
+            float e = widen(product[b * D + d]) + b_dec[d] - x_scale * (row[d] - mean[d]);
             square += e * e;
             narrow(e, error + b * D + d);
         }
@@ -545,15 +546,15 @@ void adam_rows(const Adam& a, int F, int D, const double* square, const float* p
                                 int64_t threads) {                                                     \
         return select_batch(pre, bias, B, F, total, room, value, column, first, threads);              \
     }                                                                                                  \
-    void center_##name(const float* x, const float* b_dec, int64_t B, int64_t D, float x_scale,        \
-                       W* out, int64_t threads) {                                                      \
-        center(x, b_dec, B, D, x_scale, out, threads);                                                         \
+    void center_##name(const float* x, const float* mean, const float* b_dec, int64_t B, int64_t D,    \
+                       float x_scale, W* out, int64_t threads) {                                       \
+        center(x, mean, b_dec, B, D, x_scale, out, threads);                                           \
     }                                                                                                  \
-    void decode_rows_##name(const float* x, const W* W_dec, const float* b_dec, const float* value,    \
-                            const int32_t* column, const int64_t* first, const int64_t* last,          \
-                            int64_t B, int64_t D, float x_scale, W* error, float* dz, double* loss,    \
-                            double* loss_sum, int64_t threads) {                                       \
-        decode_rows(x, W_dec, b_dec, value, column, first, last, B, D, x_scale, error, dz, loss,       \
+    void decode_rows_##name(const float* x, const float* mean, const W* W_dec, const float* b_dec,     \
+                            const float* value, const int32_t* column, const int64_t* first,           \
+                            const int64_t* last, int64_t B, int64_t D, float x_scale, W* error,        \
+                            float* dz, double* loss, double* loss_sum, int64_t threads) {              \
+        decode_rows(x, mean, W_dec, b_dec, value, column, first, last, B, D, x_scale, error, dz, loss, \
                     loss_sum, threads);                                                                \
     }                                                                                                  \
     void gradients_##name(const int64_t* start, const int32_t* row, const float* value,                \
@@ -586,9 +587,10 @@ void adam_rows(const Adam& a, int F, int D, const double* square, const float* p
                              int64_t threads) {                                                        \
         scatter_rows(value, column, first, last, B, F, features, threads);                             \
     }                                                                                                  \
-    void errors_##name(const float* x, const W* product, const float* b_dec, int64_t B, int64_t D,     \
-                       float x_scale, W* error, double* loss, double* loss_sum, int64_t threads) {     \
-        errors(x, product, b_dec, B, D, x_scale, error, loss, loss_sum, threads);                      \
+    void errors_##name(const float* x, const float* mean, const W* product, const float* b_dec,        \
+                       int64_t B, int64_t D, float x_scale, W* error, double* loss, double* loss_sum,  \
+                       int64_t threads) {                                                              \
+        errors(x, mean, product, b_dec, B, D, x_scale, error, loss, loss_sum, threads);                \
     }                                                                                                  \
     void mask_gradient_##name(const W* features, W* dz, int64_t B, int64_t F, float* g_bias,           \
                               float* parallel, double* square, bool* fired, int64_t) {                 \

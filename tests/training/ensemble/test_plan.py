@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from raysae.sae import sae_config
+from raysae.sae.metrics import Sinks
 from raysae.training import TrainingConfig
 from raysae.training.ensemble import Member
 from raysae.training.ensemble import plan as plan_module
@@ -16,6 +17,9 @@ from raysae.training.rows import Rows
 TRAINING = TrainingConfig(epochs=2, batch_size=64)
 NUMBERS = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
 ROWS, OTHER_ROWS = Rows(NUMBERS), Rows(NUMBERS)
+
+
+SINKS = Sinks(torch.zeros(8, dtype=torch.float64), 4.0)
 
 
 def member(rows=ROWS, seed=0, k=2, variant="topk", **training):
@@ -42,16 +46,17 @@ def test_the_settings_of_the_batches_are_all_that_change_them():
     """Any setting that changes the batches which the rows give is among ``batch_settings``."""
 
     def batches(training):
-        passes = range(training.passes(len(ROWS)))
-        every = [ROWS.epoch(0, n, training.batch_size, training.shuffle_rows) for n in passes]
-        taken = [batch for epoch in every for batch in epoch][: training.steps(len(ROWS))]
+        rows = ROWS.without(SINKS) if training.sink_rows == "leave_out" else ROWS
+        passes = range(training.passes(len(rows)))
+        every = [rows.epoch(0, n, training.batch_size, training.shuffle_rows) for n in passes]
+        taken = [batch for epoch in every for batch in epoch][: training.steps(len(rows))]
         return [batch.tolist() for batch in taken]
 
     changes = {
         "epochs": 3, "tokens": 500, "batch_size": 32, "shuffle_rows": 100, "lr": 1.0,
         "warm_up": 0.1, "decay": 0.1, "evaluations": 2, "gradient_clip": 1.0,
         "precision": "bfloat16", "compiled": False, "dead_window_tokens": 5,
-        "aux_window_tokens": 5, "sparsity_warm_up": 0.3,
+        "aux_window_tokens": 5, "sparsity_warm_up": 0.3, "sink_rows": "leave_out",
     }  # fmt: skip
     assert set(changes) == {field.name for field in dataclasses.fields(TrainingConfig)}
     for name, value in changes.items():
@@ -64,6 +69,7 @@ def test_members_of_one_shape_are_one_packed_program():
     members = [member(), member(rows=OTHER_ROWS, seed=3, k=5, lr=0.1), member(variant="gated")]
     assert groups(*members, pack=True) == [([0, 1], True), ([2], False)]
     assert groups(*members, pack=None) == [([0, 2], False), ([1], False)]
+    assert groups(member(sink_rows="leave_out"), pack=True) == [([0], False)]
     half = Rows(NUMBERS.half())
     assert groups(member(), member(rows=half), pack=True) == [([0], True), ([1], True)]
 

@@ -6,7 +6,9 @@ temporary file; pickled objects are never read.
 
 import importlib
 import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +28,24 @@ from raysae.activations.importing.scratch import (
 from raysae.activations.importing.source import Source
 from raysae.errors import UserError
 
+NPY = ".npy"
 LOCAL_HEADER = 30
 """Bytes of a zip member's header before its name and its extra field."""
 
 
+DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError, RuntimeError),
+    NotImplementedError,
+)
+"""What zipfile, numpy and h5py raise on damaged files."""
+
+
 def open_npz(request: Request) -> Source:
     """Open an archive of ``numpy.savez``. Raises UserError when it is damaged or has no activations."""
-    path = request.path
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-            named = {
-                info.filename.removesuffix(".npy"): _member(request, archive, info)
-                for info in members
-            }
-            return open_named(request, "npz", named)
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError) as error:
-        raise UserError(
-            f"{path}: not a readable .npz archive: truncated, damaged or of another kind ({error})"
-        ) from None
+    with _damage_told(request.path, ".npz archive"), zipfile.ZipFile(request.path) as archive:
+        members = [info for info in archive.infolist() if info.filename.endswith(NPY)]
+        named = {i.filename.removesuffix(NPY): _member(request, archive, i) for i in members}
+    return open_named(request, "npz", named)
 
 
 def open_hdf5(request: Request) -> Source:
@@ -58,17 +59,25 @@ def open_hdf5(request: Request) -> Source:
             f"{path}: reading HDF5 takes h5py, which is not installed (pip install h5py); or save the "
             "arrays as .npz or .safetensors"
         ) from None
-    try:
-        with h5py.File(path, "r") as file:
-            found: list[tuple[str, Any]] = []
+    with _damage_told(path, "HDF5 file"):
+        file = h5py.File(path, "r")
+    with file:
+        found: list[tuple[str, Any]] = []
+        with _damage_told(path, "HDF5 file"):
             file.visititems(lambda name, item: found.append((name.replace("/", "."), item)))
             sets = [(name, item) for name, item in found if isinstance(item, h5py.Dataset)]
-            return open_named(
-                request, "hdf5", {name: _data_set(path, request, d) for name, d in sets}
-            )
-    except (OSError, RuntimeError, KeyError) as error:
+            named = {name: _data_set(path, request, item) for name, item in sets}
+        return open_named(request, "hdf5", named)
+
+
+@contextmanager
+def _damage_told(path: Path, kind: str) -> Iterator[None]:
+    """Raise UserError when the block finds the file damaged."""
+    try:
+        yield
+    except DAMAGE as error:
         raise UserError(
-            f"{path}: not a readable HDF5 file: truncated, damaged or of another kind ({error})"
+            f"{path}: not a readable {kind}: truncated, damaged or of another kind ({error})"
         ) from None
 
 
@@ -85,7 +94,8 @@ def _member(request: Request, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -
             offset = _offset(request.path, info) + header
             flat = mapped_tensor(np.memmap(request.path, dtype, "r", offset, order))
         else:
-            flat = _inflated(request, info, header, dtype, order)
+            with _damage_told(request.path, ".npz archive"):
+                flat = _inflated(request, info, header, dtype, order)
         return flat.permute(*reversed(range(len(order)))) if fortran else flat
 
     return Stored(shape, _torch_dtype(dtype), read)
@@ -156,7 +166,8 @@ def _data_set(path: Path, request: Request, data: Any) -> Any:
     def read() -> Tensor:
         offset = data.id.get_offset()  # None where it is in chunks or compressed
         if offset is None or not data.dtype.isnative or data.file.userblock_size:
-            return unpacked(data, request.scratch)
+            with _damage_told(path, "HDF5 file"):
+                return unpacked(data, request.scratch)
         return mapped_tensor(np.memmap(path, data.dtype, "r", offset, data.shape))
 
     return Stored(tuple(data.shape), _torch_dtype(data.dtype), read)

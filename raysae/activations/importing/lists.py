@@ -5,7 +5,7 @@ Shapes: S sequences, T tokens of each, N rows, D d_in.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,27 +74,25 @@ def of_items(
     mode = ITEM if has_ids else keys.get("sequence")
     dims, count = items.tensors[0].dim(), f"{len(items.tensors):,} {items.word}s"
     if mode not in (ITEM, NONE) and _unclear(items.shapes):
-        raise UserError(
-            f"{where}: {count} of shape {list(items.shapes[0])}: {_QUESTIONS[dims]}; {_STACK}"
-        )
-    if dims == 1:
-        rows = torch.stack(list(items.tensors)).unsqueeze(1)
-        source = Source(path, form, files, (rows,), False, activation, items=len(items.tensors))
-        return source.saying(f"{count}, a row each")
-    if dims == 2 and mode == NONE:
-        blocks = tuple(tensor.unsqueeze(1) for tensor in items.tensors if len(tensor))
-        blocks = blocks or (items.tensors[0].unsqueeze(1),)
-        source = Source(path, form, files, blocks, False, activation, items=len(items.tensors))
-        return source.saying(f"{count}, their rows joined, each a sequence of its own")
-    blocks, starts = _sequences(items)
+        shape = list(items.shapes[0])
+        raise UserError(f"{where}: {count} of shape {shape}: {_QUESTIONS[dims]}; {_STACK}")
+    blocks, starts, what = _blocks(items, dims == 2 and mode == NONE)
     if not blocks:
         raise UserError(f"{where}: its {count} have no rows")
-    source = Source(
-        path, form, files, blocks, True, activation, starts=starts, items=len(items.tensors)
-    )
-    if dims == 2:
-        return source.saying(f"{count}, a sequence each")
-    return source.saying(f"{count}, their sequences joined")
+    tokenwise = not what.startswith("row")
+    source = Source(path, form, files, blocks, tokenwise, activation, starts=starts)
+    return replace(source, items=len(items.tensors)).saying(f"{count}: {what}")
+
+
+def _blocks(items: Items, rows: bool) -> tuple[tuple[Tensor, ...], NDArray[np.int64] | None, str]:
+    """The blocks of a source, the starts of its sequences, and what the items are in words; ``rows``
+    makes each row of ``[T, D]`` a sequence of its own."""
+    if items.tensors[0].dim() == 1:
+        return (torch.stack(list(items.tensors)).unsqueeze(1),), None, "rows, one each"
+    if rows:
+        return tuple(t.unsqueeze(1) for t in items.tensors if len(t)), None, "rows, each a sequence"
+    words = "sequences, one each" if items.tensors[0].dim() == 2 else "sequences, several each"
+    return (*_sequences(items), words)
 
 
 def as_items(leaf: Any) -> Items | None:

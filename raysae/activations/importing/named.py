@@ -73,33 +73,35 @@ def open_named(request: Request, form: str, named: Mapping[str, Any]) -> Source:
 
     Raises UserError when none, or more than one, could be the activations, or a column does not fit.
     """
-    path, keys, named = request.path, request.options.keys, dict(named)
-    prompts = None if "activation" in keys else _prompts(named)
-    if prompts is None and "activation" not in keys:
-        prompts, named = _grouped_prompts(named)
-    if prompts is not None:
-        source = of_items(path, form, (path,), prompts, "", keys)
-        source = with_names_as_ids(source, prompts)
-        return with_columns(
-            source, {n: v for n, v in named.items() if n not in prompts.names}, request.options
-        )
+    path, options, named = request.path, request.options, dict(named)
+    if "activation" not in options.keys:
+        prompts, others = _prompts(named), {n: v for n, v in named.items() if not _is_tensor(v)}
+        if prompts is None:
+            prompts, others = _grouped_prompts(named)
+        if prompts is not None:
+            source = of_items(path, form, (path,), prompts, "", options.keys)
+            return with_columns(with_names_as_ids(source, prompts), others, options)
     if list(named) == [""] and isinstance(named[""], Tensor):  # nothing to choose from
-        tensor = named[""].detach()
-        return of_tensor(path, form, (path,), tensor, "", request.options.axes)
+        return of_tensor(path, form, (path,), named[""].detach(), "", options.axes)
     contents = {name: _description(leaf) for name, leaf in named.items()}
-    name = find_activation(path, _possible(named), contents, keys)
-    leaf = named.pop(name)
+    name = find_activation(path, _possible(named), contents, options.keys)
+    return with_columns(_of_leaf(request, form, name, named.pop(name), named), named, options)
+
+
+def _of_leaf(
+    request: Request, form: str, name: str, leaf: Any, others: Mapping[str, Any]
+) -> Source:
+    """The source of the activations in ``leaf``, a tensor or a list of them."""
+    path, options = request.path, request.options
     items = as_items(leaf)
     if items is not None and len(items.tensors) > 1:
-        has_ids = any(plays(role, other) for role in ("sequence", "group") for other in named)
-        source = of_items(path, form, (path,), items, name, keys, has_ids)
-        return with_columns(source, named, request.options)
+        has_ids = any(plays(role, other) for role in ("sequence", "group") for other in others)
+        return of_items(path, form, (path,), items, name, options.keys, has_ids)
     if items is not None:
         leaf = items.tensors[0]
     tensor = leaf.read() if isinstance(leaf, Stored) else torch.as_tensor(leaf).detach()
-    tensor, words = _in_sequences(tensor, named, request.options)
-    source = of_tensor(path, form, (path,), tensor, name, request.options.axes).saying(*words)
-    return with_columns(source, named, request.options)
+    tensor, words = _in_sequences(tensor, others, options)
+    return of_tensor(path, form, (path,), tensor, name, options.axes).saying(*words)
 
 
 def with_columns(source: Source, named: Mapping[str, Any], options: ImportOptions) -> Source:
@@ -142,9 +144,13 @@ def with_ids_of_texts(source: Source, named: Mapping[str, Any], options: ImportO
     return source.with_column("sequence", column).saying(f"{name} is text: its hash is the id")
 
 
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor | Stored)
+
+
 def _prompts(named: Mapping[str, Any]) -> Items | None:
     """All tensors as items when they can only be the sequences of one data set."""
-    tensors = {name: leaf for name, leaf in named.items() if isinstance(leaf, Tensor | Stored)}
+    tensors = {name: leaf for name, leaf in named.items() if _is_tensor(leaf)}
     others = sum(size_of(leaf) > 1 for name, leaf in named.items() if name not in tensors)
     kinds = {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in tensors.items()}
     if not are_prompts(kinds, others):

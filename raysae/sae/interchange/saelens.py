@@ -65,7 +65,26 @@ TRAINING = (
     *("aux_loss_coefficient", "mse_loss_normalization", "use_ghost_grads"),
 )
 """The fields of SAELens's training configs that its encode and decode do not read."""
-HARMLESS = (*RUN, *TRAINING, "architecture", "d_in", "d_sae", "dtype", "device")
+RUNNER = (
+    *("streaming", "use_chat_formatting", "use_cached_activations", "cached_activations_path"),
+    *("from_pretrained_path", "n_batches_in_buffer", "store_batch_size_prompts", "model_kwargs"),
+    *("disable_concat_sequences", "sequence_separator_token", "activations_mixing_fraction"),
+    *("llm_device", "act_store_device", "prefetch_llm_batches", "autocast", "autocast_lm"),
+    *("compile_llm", "llm_compilation_mode", "compile_sae", "sae_compilation_mode"),
+    *(
+        "train_batch_size_tokens",
+        "adam_beta1",
+        "adam_beta2",
+        "lr_scheduler_name",
+        "lr_warm_up_steps",
+    ),
+    *("lr_end", "lr_decay_steps", "n_restart_cycles", "dead_feature_window"),
+    *("feature_sampling_window", "dead_feature_threshold", "n_eval_batches"),
+    *("eval_batch_size_prompts", "logger", "n_checkpoints", "checkpoint_path", "output_path"),
+    *("save_final_checkpoint", "resume_from_checkpoint", "verbose", "n_batches_for_norm_estimate"),
+)
+"""The fields of its runner's config, which it sometimes writes beside the SAE's."""
+HARMLESS = (*RUN, *TRAINING, *RUNNER, "architecture", "d_in", "d_sae", "dtype", "device")
 WHERE: dict[str, list[Any]] = {
     "reshape_activations": ["none", None],
     "hook_head_index": [None],

@@ -239,3 +239,18 @@ def test_a_few_small_rows_and_zeros_are_taken(tmp_path):
     rows[:5] *= 1e-9
     rows[5:1200] = 0
     assert bring(tmp_path, "x.npy", as_npy(rows), dtype="float16").rows == 2000
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.h5"])
+def test_a_packed_array_with_bad_bytes_is_refused(tmp_path, name):
+    content = bytearray(as_npz(np.savez_compressed, x=ROWS))
+    start = len(content) // 2
+    if name == "x.h5":
+        file = io.BytesIO()
+        with h5py.File(file, "w") as h5:
+            data = h5.create_dataset("x", data=ROWS, chunks=(40, 6), compression="gzip")
+            h5.flush()
+            start = data.id.get_chunk_info(0).byte_offset + 40
+        content = bytearray(file.getvalue())
+    content[start : start + 60] = bytes(60)
+    refused(tmp_path, name, bytes(content), "not a readable")

@@ -206,7 +206,7 @@ def folder(tmp_path, arrays):
 def test_files_of_unequal_lengths_are_sequences_and_it_says_so(tmp_path):
     path = folder(tmp_path, [rows.numpy() for rows in prompts()])
     said = printed(plan_import(path, tmp_path / "s", ImportOptions(**PLACE)))
-    assert "30 files, a sequence each" in said
+    assert "30 files: sequences, one each" in said
     import_activations(path, tmp_path / "s", **PLACE)
     assert stored(tmp_path / "s") == ALL
 

@@ -18,9 +18,10 @@ def text_notes(
     """
     texts = counts["documents"]
     if counts["cut"]:
+        done = "were cut there" if source.cut == "end" else "lost their beginning"
         yield (
-            f"{counts['cut']:,} of {texts:,} texts are longer than {source.context_length} tokens; "
-            f"their {source.cut} was cut off"
+            f"{counts['cut']:,} of {texts:,} texts are longer than {source.context_length} tokens and "
+            f"{done}"
         )
     if counts.get("double_bos"):
         yield (

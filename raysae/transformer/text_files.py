@@ -153,13 +153,14 @@ def _json_rows(path: str, raw: IO[bytes]) -> Iterator[dict[str, Any]]:
     if first[1].lstrip().startswith("[") or not _is_json(first[1]):
         yield from _json_document(path, "\n".join(line for _, line in chain([first], lines)))
         return
-    for number, line in chain([first], lines):
-        yield _object(path, f"line {number}", _loads(path, line, number))
+    for row, (number, line) in enumerate(chain([first], lines)):
+        place = f"line {number} (row {row})"
+        yield _object(path, place, _loads(path, line, place))
 
 
 def _json_document(path: str, text: str) -> Iterator[dict[str, Any]]:
     """The rows of a file that is one value over several lines, or one list."""
-    found = _loads(path, text, 1)
+    found = _loads(path, text)
     for number, row in enumerate(found if isinstance(found, list) else [found]):
         yield _object(path, f"row {number}", row)
 
@@ -172,15 +173,15 @@ def _is_json(line: str) -> bool:
     return True
 
 
-def _loads(path: str, text: str, line: int) -> Any:
+def _loads(path: str, text: str, place: str = "") -> Any:
+    """The value of a JSON text that stands at ``place``, or is the whole file."""
     try:
         return json.loads(text, parse_float=NumberText, parse_int=NumberText)
     except ValueError as error:
-        place = f"line {line + getattr(error, 'lineno', 1) - 1}"
-        reason = getattr(error, "msg", error)
-        raise UserError(f"{path}: cannot be read: {place} is not JSON ({reason})") from None
+        where, reason = place or f"line {getattr(error, 'lineno', 1)}", getattr(error, "msg", error)
+        raise UserError(f"{path}: cannot be read: {where} is not JSON ({reason})") from None
     except RecursionError:
-        raise UserError(f"{path}: cannot be read: line {line} is nested too deeply") from None
+        raise UserError(f"{path}: cannot be read: {place} is nested too deeply") from None
 
 
 def _object(path: str, place: str, row: Any) -> dict[str, Any]:

@@ -127,8 +127,8 @@ def test_what_is_no_text_is_refused_with_its_type(tmp_path, values, words):
     ("name", "content", "words"),
     [
         ("d.json", b'{"text": ["one", "two"]}', "is list of str; .*saved by rows"),
-        ("d.jsonl", b'{"text": "one"}\n["two"]\n', "line 2 is list; expected an object"),
-        ("d.jsonl", b'{"text": "one"}\n{"text": \n', "line 2 is not JSON"),
+        ("d.jsonl", b'{"text": "one"}\n["two"]\n', "line 2 .row 1. is list; expected an object"),
+        ("d.jsonl", b'{"text": "one"}\n{"text": \n', "line 2 .row 1. is not JSON"),
         ("d.jsonl", b'{"text": "\\ud83d"}', "row 0 .* is no valid text"),
         ("d.csv", b"id,text\n1,one\n2\n", "line 3 has 1 values, the first line 2 columns"),
         ("d.csv", b"text,text\none,two\n", "column 'text' is there twice"),

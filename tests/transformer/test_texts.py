@@ -89,7 +89,9 @@ def test_a_data_set_that_breaks_off_says_where(tmp_path):
     write(tmp_path / "hub" / "train-0.jsonl")
     (tmp_path / "hub" / "train-1.jsonl").write_text('{"question": "q5", "answer": "a5"}\n{"quest')
     source = SourceConfig(dataset=str(tmp_path / "hub"), text="question")
-    with pytest.raises(UserError, match=r"train-1.jsonl: cannot be read: line 2 is not JSON"):
+    with pytest.raises(
+        UserError, match=r"train-1.jsonl: cannot be read: line 2 \(row 1\) is not JSON"
+    ):
         read_texts(source)
     for name in ("train-0", "train-1"):
         (tmp_path / "hub" / f"{name}.jsonl").unlink()

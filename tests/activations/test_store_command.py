@@ -169,6 +169,20 @@ def test_show_names_what_an_import_read(capsys, tmp_path):
     assert "sound" in told(capsys, "verify", tmp_path / "s")
 
 
+def test_show_tells_how_an_import_read_its_file(capsys, tmp_path):
+    import numpy as np
+
+    mask = np.arange(6) < np.arange(40)[:, None] % 5 + 1
+    rows = np.random.default_rng(0).normal(size=(40, 6, 4)).astype("float32")
+    ids = np.zeros((40, 6), int)
+    np.savez(tmp_path / "acts.npz", acts=rows, attention_mask=mask, input_ids=ids)
+    place = ("--layer", 3, "--position", "all")
+    assert run("import", tmp_path / "acts.npz", "--out", tmp_path / "s", *place) == 0
+    out = told(capsys, "show", tmp_path / "s")
+    assert "mask from attention_mask: 120 of 240 rows are padding and left out" in out
+    assert "35 of 40 sequences have the same tokens as an earlier one" in out
+
+
 def test_an_unknown_site_is_refused_with_what_there_is(capsys, store):
     message = refused(capsys, "show", store, "--site", "layer=7/position=1")
     assert "no site layer 7, position 1; its layers are 0, 1" in message

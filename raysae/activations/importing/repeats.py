@@ -20,6 +20,8 @@ from raysae.activations.importing.source import Source
 
 LOOKED = 2**24
 """Only so many rows are looked at, so that the memory held does not follow the file."""
+COMMON = 0.1
+"""From this fraction of the rows on, one row that occurs again and again is told of."""
 PROBES = 16
 """Values of a row that its hash depends on."""
 MASK_WAY = (
@@ -63,8 +65,8 @@ def row_hashes(values_ND: Tensor) -> tuple[NDArray[np.uint64], NDArray[np.bool_]
 def notes_on_repeats(source: Source, selection: Selection, look: Look) -> Iterator[str]:
     """Notes on rows of the first site that may be padding, and on texts that may lie in two splits.
 
-    Each is told from 1 row (or sequence) in 100 on. Rows that repeat are counted only where the split
-    does not follow from ids or token ids.
+    Each is told from 1 row (or sequence) in 100 on; one row that occurs again and again, from 1 in
+    10 on. Rows that repeat are counted only where the split does not follow from ids or token ids.
     """
     rows = as_array(selection.rows[:LOOKED])
     hashes, zero_N = look.hashes, look.zero
@@ -77,6 +79,8 @@ def notes_on_repeats(source: Source, selection: Selection, look: Look) -> Iterat
     yield from padding
     if zero >= max(BULK * len(rows), 2) and not padding:
         yield f"{zero:,} of {len(rows):,} rows are all 0; if they are padding, {MASK_WAY}"
+    elif not padding:
+        yield from _one_row(source, rows, hashes)
     if source.ids is None:
         yield from _repeated(source, rows, hashes)
 
@@ -111,6 +115,24 @@ def _padding(source: Source, rows: NDArray[np.int64], hashes: NDArray[np.uint64]
             f"{int(like.sum()):,} of {source.rows:,} rows are runs of equal rows at the ends of "
             f"sequences, most likely padding; {MASK_WAY}, or with --pad-token where there are token ids"
         )
+
+
+def _one_row(source: Source, rows: NDArray[np.int64], hashes: NDArray[np.uint64]) -> Iterator[str]:
+    """A note on one row that is a large part of all; not on a first token, once in each sequence."""
+    found, counts = np.unique(hashes, return_counts=True)
+    most = int(counts.max())
+    sequence = source.column("sequence")
+    once = 0
+    if source.tokenwise:
+        once = source.sequences
+    elif sequence is not None:
+        once = len(np.unique(sequence.at(rows)))
+    if most < max(COMMON * len(rows), once + 1, 2):
+        return
+    exact = _exact_hashes(source, rows[hashes == found[counts.argmax()]])
+    most = int(np.unique(exact, return_counts=True)[1].max())
+    if most >= max(COMMON * len(rows), once + 1, 2):
+        yield f"one row occurs {most:,} times in {len(rows):,}; if it is padding, {MASK_WAY}"
 
 
 def _repeated(source: Source, rows: NDArray[np.int64], hashes: NDArray[np.uint64]) -> Iterator[str]:

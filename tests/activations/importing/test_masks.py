@@ -379,6 +379,17 @@ def test_rows_of_zeros_are_told(tmp_path):
     assert any("100 of 300 rows are all 0" in note for note in done.notes)
 
 
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_one_row_that_occurs_again_and_again_is_told(tmp_path, share):
+    rows = np.random.default_rng(0).standard_normal((400, D)).astype(np.float32)
+    again = np.random.default_rng(1).random(400) < share
+    rows[again] = PADDING
+    content = {"acts": rows, "sequence": np.arange(400) // 10}
+    done = import_activations(npz(tmp_path / "x", content), tmp_path / "s", **PLACE)
+    told = [note for note in done.notes if f"one row occurs {again.sum()} times in 400" in note]
+    assert len(told) == (share > 0.1)
+
+
 def test_nothing_is_told_of_ordinary_rows(tmp_path):
     rows = np.random.default_rng(0).standard_normal((S, T, D)).astype(np.float32)
     rows[:, 0] = 1.0  # the first token is the same in every text

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raysae.cluster.ray_internals import start_ray, warn_of_plain
+from raysae.cluster.session_folder import session_folder
 from raysae.cluster.token import use_token
 from raysae.config import Recipe, ResourcesConfig
 from raysae.errors import UserError
@@ -30,6 +31,7 @@ def _start_ray(
 ) -> None:
     """Start Ray. Most of this time is waiting for processes, so ``meanwhile`` runs in a thread."""
     use_token(starting=True)
+    options |= session_folder()
     with stderr_held_back(), ThreadPoolExecutor(1) as thread:
         # Ray itself starts in this thread: its processes would end with another thread
         called = thread.submit(_with_low_priority, meanwhile)
@@ -122,7 +124,7 @@ def check_job_folders(recipe: Recipe) -> None:
 
     That folder is a copy, which Ray removes.
     """
-    if not any(part.startswith(JOB_PACKAGE) for part in Path.cwd().parts):
+    if not any(part.startswith(JOB_PACKAGE) for part in recipe.base.parts):
         return
     stored = recipe.store or f"stores/{recipe.name}"
     for key, name in (("runs_dir", recipe.runs_dir), ("store", stored)):

@@ -4,6 +4,7 @@ import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from raysae.errors import UserError
 
@@ -79,8 +80,7 @@ def _read_mode_again() -> None:
 
     if ray.is_initialized():
         return
-    with suppress(ImportError, AttributeError, TypeError):
-        from ray._raylet import AuthenticationTokenLoader, Config
-
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
+    with suppress(AttributeError, TypeError):
+        core: Any = ray._raylet
+        core.Config.initialize("")
+        core.AuthenticationTokenLoader.instance().reset_cache()

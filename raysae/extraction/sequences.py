@@ -85,7 +85,7 @@ def write_tokens(plan: ExtractionPlan, report: Report) -> TokenPlan:
 
 def peek(plan: ExtractionPlan) -> None:
     """Read the first text. Raises UserError when the data set cannot be read."""
-    next(iter(read_documents(text_spec(plan.source))))
+    next(iter(read_documents(text_spec(plan.readable))))
 
 
 @dataclass

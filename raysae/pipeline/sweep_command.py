@@ -94,22 +94,19 @@ def _run_models(recipe: "Recipe", force: bool) -> int:
 
 def _recipe(resume: str | None, config: str | None, overrides: list[str]) -> "Recipe":
     from raysae.config import load_recipe
-    from raysae.records.folder import read_recipe
+    from raysae.config.loading import load_run
     from raysae.records.run_files import RunFiles
-    from raysae.storage.remote import is_uri, split
+    from raysae.storage.remote import is_uri, join, split
 
     if resume is None:
         return load_recipe(config, overrides)
     if config is not None:
         raise UserError("--resume takes its recipe from the run folder; leave out the config file")
-    if is_uri(resume):
-        files = RunFiles.at(resume)
-        folder = files.path
-        if not files.fetch(folder / "config.yaml"):
-            raise UserError(f"{resume.partition('?')[0]}: not a run (no config.yaml there)")
-        runs_dir, name = split(resume)
-    else:
-        folder = Path(resume).absolute()
-        runs_dir, name = str(folder.parent), folder.name
-    read_recipe(folder)
-    return load_recipe(folder / "config.yaml", [f"name={name}", f"runs_dir={runs_dir}", *overrides])
+    if not is_uri(resume):
+        folder = Path(resume).expanduser()
+        return load_run(folder.parent if folder.name == "config.yaml" else folder, overrides)
+    runs_dir, name = split(resume)
+    files = RunFiles.at(join(runs_dir, name))
+    if not files.fetch(files.path / "config.yaml"):
+        raise UserError(f"{resume.partition('?')[0]}: not a run (no config.yaml there)")
+    return load_run(files.path, overrides, {"runs_dir": runs_dir, "name": name})

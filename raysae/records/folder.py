@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import raysae
-from raysae.config import Recipe, parse_recipe
+from raysae.config import Recipe
+from raysae.config.loading import load_run
 from raysae.errors import UserError
 from raysae.identity import Made, differences, lines, union
 from raysae.records.earlier_version import earlier_version, upgrade
@@ -221,6 +222,7 @@ def open_run(recipe: Recipe, forced: bool = False, data: Data = Data()) -> Itera
     Raises UserError when the folder holds another run, foreign files, or a run that another process
     is working on; nothing is changed then.
     """
+    recipe = recipe.anchored()
     files = RunFiles.of(recipe)
     files.fetch()
     path = files.path
@@ -254,14 +256,7 @@ def read_run(path: Path) -> RunFolder:
 
 def read_recipe(path: Path) -> Recipe:
     """The resolved recipe of a run folder. Raises UserError when the folder is not a run."""
-    import yaml
-
-    file = path / "config.yaml"
-    if not file.is_file():
-        raise UserError(
-            f"{path}: not a run folder (no config.yaml); expected one such as runs/NAME"
-        )
-    return parse_recipe(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
+    return load_run(path)
 
 
 def _create(path: Path, recipe: Recipe) -> None:

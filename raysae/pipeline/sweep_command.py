@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysae.console.command_line import DONE, INTERRUPTED, PARTLY, recipe_parser, split_config
+from raysae.console.shell import raysae_command
 from raysae.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,10 +66,8 @@ def main(arguments: list[str]) -> int:
             return _run_models(recipe, args.force)
         result = run_sweep(recipe, force=args.force)
     except KeyboardInterrupt:
-        print(
-            f"interrupted; python -m raysae.sweep --resume {recipe.run_place} continues it",
-            file=sys.stderr,
-        )
+        again = raysae_command("sweep", "--resume", recipe.run_place)
+        print(f"interrupted; {again} continues it", file=sys.stderr)
         return INTERRUPTED
     console.quiet = False
     outcome = {

@@ -26,7 +26,7 @@ from raysae.records.products import (
 from raysae.records.run_files import RunFiles
 from raysae.sites import Position, Site
 from raysae.storage.files import locked, read_json, write_json, write_text
-from raysae.storage.remote import HOME_FILE, claimed
+from raysae.storage.remote import HOME_FILE, claimed, is_uri, join, split
 
 STAGES = ("extract", "sweep", "select", "atlas", "report")
 RESULTS = ("trials", "trials.parquet", "selection.json", "sweet_spot", "atlas", "report")
@@ -249,9 +249,15 @@ def open_run(recipe: Recipe, forced: bool = False, data: Data = Data()) -> Itera
         yield run
 
 
-def read_run(path: Path) -> RunFolder:
-    """The run in ``path``, for reading only. Raises UserError when it is not a run folder."""
-    return RunFolder(path, read_recipe(path))
+def read_run(place: str | Path) -> RunFolder:
+    """The run in a folder or at a URI, for reading only. Raises UserError when it is not a run."""
+    if not is_uri(str(place)):
+        path = Path(place).expanduser().absolute()
+        return RunFolder(path, read_recipe(path))
+    runs_dir, name = split(str(place))
+    files = RunFiles.at(join(runs_dir, name))
+    files.fetch()
+    return RunFolder(files.path, load_run(files.path, place={"runs_dir": runs_dir, "name": name}))
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -4,6 +4,7 @@ from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.records.folder import read_run
 from raysae.records.tables import read_trials
+from raysae.storage.remote import is_uri
 from raysae.sweep.search.proposals import Known
 
 
@@ -15,7 +16,7 @@ def known_trials(recipe: Recipe) -> Known:
     """
     known = []
     for name in recipe.sweep.warm_start:
-        run = read_run(recipe.folder(name))
+        run = read_run(name if is_uri(name) else recipe.folder(name))
         if not run.trials_file.is_file():
             raise UserError(f"sweep.warm_start: {run.path} has no trials.parquet; finish its sweep")
         for row in read_trials(run.trials_file):

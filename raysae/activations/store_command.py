@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from raysae.activations.importing import import_command
 from raysae.console.board import console, seconds
 from raysae.console.command_line import DONE, PARTLY
+from raysae.console.shell import look_at_store
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -190,9 +191,7 @@ def _synthetic(args: argparse.Namespace) -> int:
         f"  a site: {counts.train:,} train, {counts.validation:,} validation, {counts.test:,} test "
         f"rows of {world.d_in} {manifest.dtype}\n"
         f"  truth:  {args.out / TRUTH_FILE}, {world.atoms} atoms, each in a row with p {world.p}\n"
-        f"  look:   python -m raysae.store show {args.out}\n"
-        f"  check:  python -m raysae.store verify {args.out}\n"
-        f"  sweep:  python -m raysae.sweep source=null store={args.out} name=NAME"
+        f"{look_at_store(args.out)}"
     )
     return DONE
 

@@ -1,8 +1,8 @@
 """Starting or joining Ray without its output, and the checks before that."""
 
+import gc
 import logging
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from raysae.cluster.ray_internals import start_ray, warn_of_plain
+from raysae.cluster.session_folder import session_folder
+from raysae.cluster.token import use_token
 from raysae.config import Recipe, ResourcesConfig
-from raysae.console.quiet import home_is_writable
 from raysae.errors import UserError
 from raysae.storage.remote import is_uri
 
@@ -29,9 +30,8 @@ def _start_ray(
     resources: ResourcesConfig, meanwhile: Callable[[], object], workers_import: str, **options: Any
 ) -> None:
     """Start Ray. Most of this time is waiting for processes, so ``meanwhile`` runs in a thread."""
-    if not home_is_writable() and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        # Ray reads its cluster token from the home folder, or else from the environment
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    use_token(starting=True)
+    options |= session_folder()
     with stderr_held_back(), ThreadPoolExecutor(1) as thread:
         # Ray itself starts in this thread: its processes would end with another thread
         called = thread.submit(_with_low_priority, meanwhile)
@@ -60,6 +60,7 @@ def _with_low_priority(call: Callable[[], object]) -> None:
 def _join_ray(address: str, **options: Any) -> None:
     import ray
 
+    use_token(starting=False)
     try:
         ray.init(address=address, **options)
     except (ConnectionError, ValueError) as error:
@@ -123,7 +124,7 @@ def check_job_folders(recipe: Recipe) -> None:
 
     That folder is a copy, which Ray removes.
     """
-    if not any(part.startswith(JOB_PACKAGE) for part in Path.cwd().parts):
+    if not any(part.startswith(JOB_PACKAGE) for part in recipe.base.parts):
         return
     stored = recipe.store or f"stores/{recipe.name}"
     for key, name in (("runs_dir", recipe.runs_dir), ("store", stored)):
@@ -166,6 +167,7 @@ def ray_session(
 
     def stop() -> None:
         if stopping.ident is None:
+            gc.freeze()  # freeing a reference to an object of Ray in mid-shutdown ends the process
             stopping.start()
 
     try:
@@ -173,6 +175,7 @@ def ray_session(
     finally:
         stop()
         stopping.join()
+        gc.unfreeze()
 
 
 def dashboard_url() -> str | None:

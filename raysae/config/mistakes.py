@@ -29,6 +29,10 @@ def explain(item: dict[str, Any], known: Sequence[str]) -> str:
             names = field_names(CONFIGS[variant])
             return f"{key}: {variant} has no such setting; it has {', '.join(names)}"
         return f"{key}: unknown key{nearest(key, known)}"
+    if item["type"] in ("tuple_type", "list_type") and not isinstance(item["input"], dict):
+        return f"{key}: found {item['input']!r}; expected a list, such as [{item['input']}]"
+    if item["type"] in ("dict_type", "model_type", "dataclass_type"):
+        return f"{key}: found {item['input']!r}; expected a section of keys and values"
     message = item["msg"].removeprefix("Value error, ")
     found = "" if isinstance(item["input"], dict | BaseModel) else f" (found {item['input']!r})"
     return f"{key}: {message}{found}"

@@ -1,29 +1,20 @@
-"""Dotted keys: how ``key=value`` is read, and how values replace those of a recipe."""
+"""Dotted keys: how ``key=value`` is split, and how values replace those of a recipe."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from raysae.config.search import SweepConfig
 from raysae.errors import UserError
 
-TEMPLATE_KEY = "source.text"
+SPACE = "sweep.space."
 
 
-def parse_override(override: str) -> tuple[str, Any]:
-    """The key and the value of ``key=value``, read as YAML. Raises UserError on another form."""
+def split_override(override: str) -> tuple[str, str]:
+    """The key and the text of ``key=value``. Raises UserError on another form."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise UserError(f"{override!r}: expected key=value, such as sweep.trials=16")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        parsed = None
-        if key != TEMPLATE_KEY:
-            raise UserError(f"{override!r}: {value!r} is not a valid YAML value") from None
-    # "Question: {question}" is a template to whoever types it, and no text to YAML
-    return key, value if key == TEMPLATE_KEY and not isinstance(parsed, str) else parsed
+    return key, value
 
 
 def overridden(data: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,10 +24,10 @@ def overridden(data: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
         head, _, rest = key.partition(".")
         if not rest:
             result[head] = value
-        elif key.startswith("sweep.space.") and head == "sweep":
+        elif key.startswith(SPACE):
             sweep = dict(result.get("sweep") or {})
             default = {k: v.model_dump() for k, v in SweepConfig().space.items()}
-            sweep["space"] = {**(sweep.get("space") or default), key[len("sweep.space.") :]: value}
+            sweep["space"] = {**(sweep.get("space") or default), key.removeprefix(SPACE): value}
             result["sweep"] = sweep
         else:
             inner = result.get(head)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
 
 import yaml
 from pydantic import (
+    AfterValidator,
     Discriminator,
     Field,
     Tag,
@@ -23,8 +24,10 @@ from pydantic import (
 from raysae.config.keys import Row, describe
 from raysae.config.mistakes import explain, field_names, refuse_unknown
 from raysae.config.overrides import merged, overridden
+from raysae.config.places import path_in, tracking_in
 from raysae.config.resources import ResourcesConfig
 from raysae.config.search import Choices, SelectConfig, SweepConfig
+from raysae.config.searched import as_number, with_searched_defaults
 from raysae.config.section import PositionKey, Section
 from raysae.config.source import SourceConfig
 from raysae.errors import UserError
@@ -34,7 +37,21 @@ from raysae.storage.remote import is_uri, join, local_copy
 from raysae.training.config import TrainingConfig
 
 AnySection = TypeVar("AnySection", bound=Section)
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+LARGEST_SEED = 2**32 - 1
+"""Optuna's samplers take no larger one."""
+
+
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(NAME, name):
+        raise ValueError(
+            "a name is that of a folder: at most 100 letters, digits, dots, '_' and '-', with a letter "
+            "or digit first; other folders are named in runs_dir"
+        )
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
 
 
 def _variant_of(value: Any) -> str:
@@ -90,17 +107,20 @@ QUICKSTART_TRAINING = TrainingConfig(epochs=12, batch_size=256, lr=3e-3)
 class Recipe(Section):
     """Everything that a run is made from."""
 
-    name: Annotated[str, Field(pattern=f"^{NAME}$", max_length=100)] = "quickstart"
+    name: FolderName = "quickstart"
     """The run's name and folder; a config file without one lends its own."""
-    runs_dir: str = "runs"
+    runs_dir: Annotated[str, Field(min_length=1)] = "runs"
     """The folder of run folders, or a URI such as ``s3://BUCKET/runs``."""
-    store: str | None = None
+    working_dir: str | None = None
+    """The folder that relative paths start from; null takes the one where the command is given. A run
+    records it, and so does not depend on where it is resumed."""
+    store: Annotated[str, Field(min_length=1)] | None = None
     """The activation store's folder, or the URI of one that is there; null takes ``stores/NAME``."""
-    seed: int = 0
-    """The seed of everything random."""
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
+    """The seed of everything random; from 0 up to below 2^32."""
     source: SourceConfig | None = SourceConfig()
     """What to extract the store from; null when the store is there already."""
-    models: dict[str, dict[str, Any]] = {}  # noqa: RUF012  (pydantic copies it)
+    models: dict[FolderName, dict[str, Any]] = {}  # noqa: RUF012  (pydantic copies it)
     """Several models in one recipe: for each name the keys of the recipe that are its own, such as
     ``{source: {model: gpt2}, sweep: {layer: 8}}``; a run for each, in a folder of this one."""
     sae: AnySAEConfig = TopKConfig()
@@ -118,6 +138,11 @@ class Recipe(Section):
     records: RecordsConfig = RecordsConfig()
     """The records."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_search_has_it(cls, data: Any) -> Any:
+        return with_searched_defaults(data) if isinstance(data, Mapping) else data
+
     @field_validator("training", mode="before")
     @classmethod
     def _on_top_of_the_quickstart(cls, value: Any) -> Any:
@@ -127,6 +152,12 @@ class Recipe(Section):
     def _store_or_source(self) -> "Recipe":
         if self.source is None and self.store is None:
             raise ValueError("neither source nor store is given; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds(self) -> "Recipe":
+        if self.seed + self.sweep.seeds_per_trial - 1 > LARGEST_SEED:
+            raise ValueError(f"seed is {self.seed}; the seeds of a run are below 2^32")
         return self
 
     @model_validator(mode="after")
@@ -148,8 +179,6 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _models(self) -> "Recipe":
         for name in self.models:
-            if not re.fullmatch(NAME, name):
-                raise ValueError(f"models: {name!r} is no name of a folder")
             try:
                 self.of_model(name)
             except UserError as error:
@@ -168,20 +197,39 @@ class Recipe(Section):
         if "store" not in own:
             data["store"] = None if self.store is None else join(self.store, name)
             data["store"] = data["store"] or f"stores/{self.name}/{name}"
-        reserved = sorted({"models", "name", "runs_dir"} & own.keys())
+        reserved = sorted({"models", "name", "runs_dir", "working_dir"} & own.keys())
         if reserved:
             raise UserError(f"models.{name}: {', '.join(reserved)} cannot be a model's own")
         return parse_recipe(merged(data, own), f"models.{name}")
 
     @property
+    def base(self) -> Path:
+        """The folder that relative paths start from."""
+        return Path.cwd() if self.working_dir is None else path_in(Path.cwd(), self.working_dir)
+
+    def anchored(self) -> "Recipe":
+        """The same recipe with ``working_dir``, so that its paths are the same from any folder."""
+        return self.model_copy(update={"working_dir": str(self.base)})
+
+    def folder(self, name: str) -> Path:
+        """The folder that ``name`` is, or this node's copy of the one that lives at a URI."""
+        return local_copy(name) if is_uri(name) else path_in(self.base, name)
+
+    @property
     def run_folder(self) -> Path:
         """The run's folder; of a run that lives at a URI, this node's copy."""
-        return _folder(join(self.runs_dir, self.name))
+        return self.folder(join(self.runs_dir, self.name))
 
     @property
     def store_folder(self) -> Path:
         """The store's folder; of a store that lives at a URI, this node's copy."""
-        return _folder(self.store or f"stores/{self.name}")
+        return self.folder(self.store or f"stores/{self.name}")
+
+    @property
+    def tracking_uri(self) -> str | None:
+        """``records.tracking_uri``, with an absolute path if it is a local file or folder."""
+        named = self.records.tracking_uri
+        return None if named is None else tracking_in(self.base, named)
 
     @property
     def run_uri(self) -> str | None:
@@ -216,6 +264,7 @@ class Recipe(Section):
         Raises UserError when a key is unknown or the values cannot be together (``k > d_sae``).
         """
         data = {"sae": asdict(self.sae), "training": asdict(self.training)}
+        parameters = {key: as_number(value) for key, value in parameters.items()}
         variant = parameters.get("sae.variant", self.sae.variant)
         if variant in CONFIGS:
             refuse_unknown(parameters, variant)
@@ -259,8 +308,3 @@ def _validated(model: type[AnySection], data: Mapping[str, Any], where: str) -> 
 def describe_fields() -> list[Row]:
     """Every key of a recipe with its default and its meaning, for ``--help``."""
     return describe(Recipe, Recipe().dump())
-
-
-def _folder(name: str) -> Path:
-    """The folder that ``name`` is, or this node's copy of the one that lives at a URI."""
-    return local_copy(name) if is_uri(name) else Path(name).expanduser().absolute()

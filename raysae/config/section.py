@@ -11,13 +11,15 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositionKey = int | Annotated[str, Field(pattern=f"^{POOL_NAME}$")]
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)}
 
 
 def _number_with_unit(value: Any) -> Any:
-    found = re.fullmatch(r"\s*([\d._]+(?:e\d+)?)\s*([kmgt]?b?)\s*", str(value).lower())
+    found = re.fullmatch(r"\s*([\d._]+(?:e\d+)?)\s*([kmgt]?i?b?)\s*", str(value).lower())
     if not isinstance(value, str) or not found:
         return value
-    return round(float(found[1].replace("_", "")) * UNITS[found[2].rstrip("b")])
+    unit = found[2].rstrip("b")
+    return round(float(found[1].replace("_", "")) * UNITS[unit]) if unit in UNITS else value
 
 
 Size = Annotated[int, BeforeValidator(_number_with_unit), Field(ge=1)]
@@ -27,4 +29,6 @@ Size = Annotated[int, BeforeValidator(_number_with_unit), Field(ge=1)]
 class Section(BaseModel):
     """The base of every section: frozen, without unknown keys, with docstrings as help."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )

@@ -17,7 +17,7 @@ from rich.text import Text
 from raysae.metrics.definitions import seconds
 
 Log = Literal["auto", "quiet", "json"]
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class _Messages(io.TextIOBase):

@@ -55,7 +55,7 @@ def recipe_parser(program: str, description: str) -> argparse.ArgumentParser:
 
 def split_config(args: argparse.Namespace) -> tuple[str | None, list[str]]:
     """The config file, when the first argument is one, and the overrides."""
-    if args.config is not None and "=" in args.config:
+    if args.config is not None and "=" in args.config and not os.path.isfile(args.config):
         return None, [args.config, *args.overrides]
     return args.config, args.overrides
 

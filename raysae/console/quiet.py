@@ -32,21 +32,17 @@ def quiet_environment() -> None:
     """
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if _has_token():  # `ray start` asks for it, but `ray.init` does not offer it unless told to
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     if not home_is_writable():
         for name in CACHE_VARIABLES:
             os.environ.setdefault(name, str(_own_temporary_folder() / name.lower()))
 
 
-def _has_token() -> bool:
-    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
-    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
-
-
 def home_is_writable() -> bool:
-    """Whether this user can write to the home folder."""
-    return os.access(Path.home(), os.W_OK)
+    """Whether this user has a home folder and can write to it."""
+    try:
+        return os.access(Path.home(), os.W_OK)
+    except RuntimeError:  # a user that the machine does not know
+        return False
 
 
 def _own_temporary_folder() -> Path:

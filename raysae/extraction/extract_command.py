@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from raysae.console.board import console
 from raysae.console.command_line import DONE, recipe_parser, split_config
+from raysae.console.shell import look_at_store
 
 if TYPE_CHECKING:
     from raysae.activations.store import Store
@@ -76,8 +77,5 @@ def _print_result(store: "Store") -> None:
     console.print(
         f"Store: {store.path}\n"
         f"  {len(store.sites)} sites, {rows:,} rows of {store.d_in} {store.manifest.dtype}, "
-        f"{size / 1e9:.3f} GB\n"
-        f"  look:   python -m raysae.store show {store.path}\n"
-        f"  check:  python -m raysae.store verify {store.path}\n"
-        f"  sweep:  python -m raysae.sweep source=null store={store.path} name=NAME"
+        f"{size / 1e9:.3f} GB\n{look_at_store(store.path)}"
     )

@@ -7,13 +7,14 @@ from typing import Any
 from raysae.activations.manifest import MANIFEST_FILE, read_manifest
 from raysae.activations.store import Store, open_store
 from raysae.config import Recipe
+from raysae.config.places import source_in
 from raysae.config.source import SourceConfig
 from raysae.console.board import console
 from raysae.errors import UserError
 from raysae.identity import differences, flat
 from raysae.sites import Position, Site
 from raysae.storage.files import read_json, remove_folder
-from raysae.transformer.loading import POCKET, ModelSpec, load_model_config
+from raysae.transformer.loading import ModelSpec, load_model_config
 from raysae.transformer.sequence import TokenRules
 from raysae.transformer.texts import TextSpec
 
@@ -76,13 +77,14 @@ def plan_extraction(recipe: Recipe) -> ExtractionPlan:
     """
     source = recipe.source
     assert source is not None, "planned only for recipes with a source"
-    config = load_model_config(model_spec(source)).get_text_config()
+    readable = with_absolute_paths(source, recipe.base)
+    config = load_model_config(model_spec(readable)).get_text_config()
     _check_layers(source, config.num_hidden_layers)
     _check_context(source, config)
     layers = range(config.num_hidden_layers) if source.layers == "all" else sorted(source.layers)
     return ExtractionPlan(
         source=source,
-        readable=with_absolute_paths(source),
+        readable=readable,
         seed=recipe.seed,
         folder=recipe.store_folder,
         layers=tuple(layers),
@@ -113,14 +115,9 @@ def token_rules(source: SourceConfig) -> TokenRules:
     )  # fmt: skip
 
 
-def with_absolute_paths(source: SourceConfig) -> SourceConfig:
-    """The source with absolute paths: workers have other working folders."""
-    paths = {
-        key: str(Path(value).expanduser().absolute())
-        for key in ("model", "dataset")
-        if (value := getattr(source, key)) != POCKET and Path(value).expanduser().exists()
-    }
-    return source.model_copy(update=paths)
+def with_absolute_paths(source: SourceConfig, base: Path) -> SourceConfig:
+    """The source with paths from ``base`` as absolute ones: workers have other working folders."""
+    return source.model_copy(update=source_in(base, source.model_dump()))
 
 
 def existing_store(plan: ExtractionPlan) -> Store | None:

@@ -94,7 +94,7 @@ def peek(plan: ExtractionPlan) -> TokenSequence:
     be written out or tokenized as the recipe says.
     """
     tokenizer = Tokenizer(load_tokenizer(model_spec(plan.readable)), token_rules(plan.source))
-    first = islice(read_documents(text_spec(plan.source)), 1)
+    first = islice(read_documents(text_spec(plan.readable)), 1)
     return next(iter(tokenizer.sequences(first)))
 
 

@@ -26,6 +26,8 @@ class SweepResult:
     """The rows of ``atlas/metrics.parquet``."""
     records_lost: int = 0
     """Records that MLflow did not take."""
+    records_reason: str = ""
+    """Why MLflow did not take them."""
 
     @property
     def d_in(self) -> int:

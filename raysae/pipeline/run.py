@@ -121,6 +121,7 @@ def _attempt(plan: RunPlan, run: RunFolder) -> Iterator[Attempt]:
             yield Attempt(plan, result, events, start_ray, stop_ray)
         finally:
             result.records_lost = run.records_lost = recorder.close()
+            result.records_reason = recorder.reason
 
 
 def _import_stages() -> None:

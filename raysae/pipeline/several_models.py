@@ -61,7 +61,7 @@ def run_models(recipe: Recipe, *, force: bool = False) -> ModelsResult:
         except UserError as error:
             raise UserError(f"models.{name}: {error}") from None
     files = RunFiles.of(recipe)
-    files.write_text(files.path / "config.yaml", recipe.to_yaml())
+    files.write_text(files.path / "config.yaml", recipe.anchored().to_yaml())
     result = ModelsResult(files.path)
     with trial_session(recipe.resources):
         for name, plan in plans.items():

@@ -5,6 +5,7 @@ from typing import Any
 from rich.table import Table
 
 from raysae.console.board import console, seconds
+from raysae.console.shell import look_at_records, raysae_command, without_password
 from raysae.metrics import CONSOLE, labels, registered
 from raysae.pipeline.result import SweepResult
 from raysae.records.folder import STAGES
@@ -35,7 +36,7 @@ def print_selection(result: SweepResult) -> None:
     console.print(f"\nReport   {result.run.report_page}")
     if result.selection["choice"]["trial"] is not None and result.run.recipe.atlas.enabled:
         console.print(
-            f"Atlas    python -m raysae.sweep --resume {result.run.recipe.run_place} trains it"
+            f"Atlas    {raysae_command('sweep', '--resume', result.run.recipe.run_place)} trains it"
         )
 
 
@@ -94,9 +95,11 @@ def _print_failures(result: SweepResult) -> None:
         console.print("\nNot done (run the same command again to retry):", style="bold red")
         console.print(_failures(result.failures))
     if result.records_lost:
+        where = without_password(result.tracking_uri or "")
         console.print(
-            f"MLflow at {result.tracking_uri} did not take {result.records_lost} records; the run "
-            "folder has them all", style="yellow",
+            f"MLflow at {where} did not take {result.records_lost} records: "
+            f"{result.records_reason or 'it does not answer'}. The run folder has them all, and the same "
+            "command sends them once MLflow takes them", style="yellow",
         )  # fmt: skip
 
 
@@ -126,9 +129,7 @@ def _print_next(result: SweepResult, chosen: int | None) -> None:
         console.print(f"\nRun      {result.run.recipe.run_uri}; the files below are copies:")
     console.print(f"\nReport   {result.run.report_page}")
     if result.tracking_uri:
-        uri = result.tracking_uri
-        command = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
-        console.print(f"MLflow   {command}")
+        console.print(f"MLflow   {look_at_records(result.tracking_uri)}")
     if chosen is not None:
         load = f"import raysae; sae = raysae.load_sae({str(result.run.sweet_spot)!r})"
         console.print(f"Load     {load}; reconstruction, features, metrics = sae(x)")

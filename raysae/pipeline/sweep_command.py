@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysae.console.command_line import DONE, INTERRUPTED, PARTLY, recipe_parser, split_config
+from raysae.console.shell import raysae_command
 from raysae.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,10 +66,8 @@ def main(arguments: list[str]) -> int:
             return _run_models(recipe, args.force)
         result = run_sweep(recipe, force=args.force)
     except KeyboardInterrupt:
-        print(
-            f"interrupted; python -m raysae.sweep --resume {recipe.run_place} continues it",
-            file=sys.stderr,
-        )
+        again = raysae_command("sweep", "--resume", recipe.run_place)
+        print(f"interrupted; {again} continues it", file=sys.stderr)
         return INTERRUPTED
     console.quiet = False
     outcome = {
@@ -94,22 +93,19 @@ def _run_models(recipe: "Recipe", force: bool) -> int:
 
 def _recipe(resume: str | None, config: str | None, overrides: list[str]) -> "Recipe":
     from raysae.config import load_recipe
-    from raysae.records.folder import read_recipe
+    from raysae.config.loading import load_run
     from raysae.records.run_files import RunFiles
-    from raysae.storage.remote import is_uri, split
+    from raysae.storage.remote import is_uri, join, split
 
     if resume is None:
         return load_recipe(config, overrides)
     if config is not None:
         raise UserError("--resume takes its recipe from the run folder; leave out the config file")
-    if is_uri(resume):
-        files = RunFiles.at(resume)
-        folder = files.path
-        if not files.fetch(folder / "config.yaml"):
-            raise UserError(f"{resume.partition('?')[0]}: not a run (no config.yaml there)")
-        runs_dir, name = split(resume)
-    else:
-        folder = Path(resume).absolute()
-        runs_dir, name = str(folder.parent), folder.name
-    read_recipe(folder)
-    return load_recipe(folder / "config.yaml", [f"name={name}", f"runs_dir={runs_dir}", *overrides])
+    if not is_uri(resume):
+        folder = Path(resume).expanduser()
+        return load_run(folder.parent if folder.name == "config.yaml" else folder, overrides)
+    runs_dir, name = split(resume)
+    files = RunFiles.at(join(runs_dir, name))
+    if not files.fetch(files.path / "config.yaml"):
+        raise UserError(f"{resume.partition('?')[0]}: not a run (no config.yaml there)")
+    return load_run(files.path, overrides, {"runs_dir": runs_dir, "name": name})

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import raysae
-from raysae.config import Recipe, parse_recipe
+from raysae.config import Recipe
+from raysae.config.loading import load_run
 from raysae.errors import UserError
 from raysae.identity import Made, differences, lines, union
 from raysae.records.earlier_version import earlier_version, upgrade
@@ -25,7 +26,7 @@ from raysae.records.products import (
 from raysae.records.run_files import RunFiles
 from raysae.sites import Position, Site
 from raysae.storage.files import locked, read_json, write_json, write_text
-from raysae.storage.remote import HOME_FILE, claimed
+from raysae.storage.remote import HOME_FILE, claimed, is_uri, join, split
 
 STAGES = ("extract", "sweep", "select", "atlas", "report")
 RESULTS = ("trials", "trials.parquet", "selection.json", "sweet_spot", "atlas", "report")
@@ -221,6 +222,7 @@ def open_run(recipe: Recipe, forced: bool = False, data: Data = Data()) -> Itera
     Raises UserError when the folder holds another run, foreign files, or a run that another process
     is working on; nothing is changed then.
     """
+    recipe = recipe.anchored()
     files = RunFiles.of(recipe)
     files.fetch()
     path = files.path
@@ -247,21 +249,20 @@ def open_run(recipe: Recipe, forced: bool = False, data: Data = Data()) -> Itera
         yield run
 
 
-def read_run(path: Path) -> RunFolder:
-    """The run in ``path``, for reading only. Raises UserError when it is not a run folder."""
-    return RunFolder(path, read_recipe(path))
+def read_run(place: str | Path) -> RunFolder:
+    """The run in a folder or at a URI, for reading only. Raises UserError when it is not a run."""
+    if not is_uri(str(place)):
+        path = Path(place).expanduser().absolute()
+        return RunFolder(path, read_recipe(path))
+    runs_dir, name = split(str(place))
+    files = RunFiles.at(join(runs_dir, name))
+    files.fetch()
+    return RunFolder(files.path, load_run(files.path, place={"runs_dir": runs_dir, "name": name}))
 
 
 def read_recipe(path: Path) -> Recipe:
     """The resolved recipe of a run folder. Raises UserError when the folder is not a run."""
-    import yaml
-
-    file = path / "config.yaml"
-    if not file.is_file():
-        raise UserError(
-            f"{path}: not a run folder (no config.yaml); expected one such as runs/NAME"
-        )
-    return parse_recipe(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
+    return load_run(path)
 
 
 def _create(path: Path, recipe: Recipe) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from raysae.identity import flat
 from raysae.metrics import MLFLOW, floats
+from raysae.records import mlflow_refusal as refusal
 from raysae.records.events import Committed, Event, Failed, Item, Progressed, RunEnded, Stopped
 from raysae.records.folder import RunFolder
 
@@ -27,12 +28,14 @@ RETRY_SECONDS = 2.0
 """Seconds between two tries at a server that does not answer."""
 LAST_TRIES_SECONDS = 5.0
 """Seconds for which records are still tried after the run has ended."""
+STUCK_SECONDS = 30.0
+"""Seconds after the end of the run in which no record is finished before MLflow is left alone."""
 
 
 def tracking_uri(run: RunFolder) -> str:
     """The MLflow server: that of the recipe, else of the environment (``MLFLOW_TRACKING_URI``), else a
     SQLite file beside the run folders."""
-    named = run.recipe.records.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    named = run.recipe.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     return named or f"sqlite:///{run.path.parent / 'mlflow.db'}"
 
 
@@ -45,6 +48,11 @@ class Recorder:
     def close(self) -> int:
         """Wait until all records are written; returns how many could not be."""
         return 0
+
+    @property
+    def reason(self) -> str:
+        """Why records could not be written, in words; empty if all were."""
+        return ""
 
 
 def make_recorder(run: RunFolder) -> Recorder:
@@ -61,7 +69,12 @@ class MLflowRecorder(Recorder):
         self._queue: queue.Queue[Callable[[_Writer], None] | None] = queue.Queue()
         self._writer: _Writer | None = None
         self._ended: float | None = None
+        self._moved = time.monotonic()
+        """When a record was last finished."""
         self._lost = 0
+        self._reason = ""
+        self._refused = False
+        """Whether MLflow takes no record at all, and waiting does not help."""
         self._thread = threading.Thread(target=self._work, name="raysae-mlflow", daemon=True)
         self._thread.start()
 
@@ -85,8 +98,19 @@ class MLflowRecorder(Recorder):
         """Wait for the thread, at most some seconds if the server does not answer; the lost records."""
         self._ended = time.monotonic()
         self._queue.put(None)
-        self._thread.join()
+        while self._thread.is_alive() and self._idle() < STUCK_SECONDS:
+            self._thread.join(0.2)
+        if self._thread.is_alive():  # inside MLflow, which tries a database for minutes
+            self._reason = self._reason or "it does not answer"
+            return (
+                self._lost + self._queue.qsize()
+            )  # the mark of the end stands for the record in work
         return self._lost
+
+    @property
+    def reason(self) -> str:
+        """Why the last record that was lost could not be written, in words."""
+        return self._reason
 
     def _put(self, write: "Callable[[_Writer], None]") -> None:
         self._queue.put(write)
@@ -98,18 +122,30 @@ class MLflowRecorder(Recorder):
                     self._lost += 1
                     break
                 time.sleep(RETRY_SECONDS)
+            self._moved = time.monotonic()
 
     def _written(self, write: "Callable[[_Writer], None]") -> bool:
         """Whether the record is finished: written, or refused. False if the server does not answer."""
+        if self._refused:
+            self._lost += 1
+            return True
         try:
             self._writer = self._writer or _Writer(self._run, self.uri)
             write(self._writer)
-        except Exception:  # records must never stop a sweep; close() says how many were lost
+        except (
+            Exception
+        ) as error:  # records must never stop a sweep; close() says how many were lost
             logging.getLogger(__name__).debug("record not written", exc_info=True)
-            if self._writer is None or not self._writer.answers():
+            self._reason = refusal.reason_of(error)
+            self._refused = self._writer is None and not refusal.may_pass(error)
+            if not self._refused and (self._writer is None or not self._writer.answers()):
                 return False
             self._lost += 1
         return True
+
+    def _idle(self) -> float:
+        """Seconds since a record was last finished, of those after the end of the run."""
+        return time.monotonic() - max(self._moved, self._ended or 0.0)
 
     def _out_of_time(self) -> bool:
         return self._ended is not None and time.monotonic() - self._ended > LAST_TRIES_SECONDS
@@ -121,10 +157,9 @@ class _Writer:
     def __init__(self, run: RunFolder, uri: str):
         for name in ("mlflow", "alembic", "sqlalchemy"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        refusal.check_file(uri)
         from mlflow import MlflowClient
 
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         self.run = run
         self.client = MlflowClient(tracking_uri=uri)
         self.experiment = self._experiment(uri)
@@ -185,6 +220,7 @@ class _Writer:
         name = self.run.recipe.records.experiment
         found = self.client.get_experiment_by_name(name)
         if found is not None:
+            refusal.check_experiment(found)
             return found.experiment_id
         local = uri.startswith("sqlite:///")
         place = (self.run.path.parent / "mlflow_artifacts").as_uri() if local else None

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raysae.activations import Store
 from raysae.console.board import seconds
+from raysae.console.shell import look_at_records
 from raysae.metrics import HEATMAP, PAGE, Metric, labels, shown
 from raysae.records.folder import RunFolder
 from raysae.records.mlflow_listener import tracking_uri
@@ -47,6 +48,7 @@ def write_report(run: RunFolder, store: Store) -> Path:
             chosen=_chosen(trials, selection),
             plots=plots,
             tracking_uri=tracking_uri(run) if run.recipe.records.mlflow else None,
+            look_at_records=look_at_records,
             written=time.strftime("%Y-%m-%d %H:%M"),
             source=source_line(store),
             searched=_searched(run, trials),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from raysae.console.board import console, seconds
 from raysae.console.command_line import DONE
+from raysae.console.shell import look_at_store
 
 if TYPE_CHECKING:
     from raysae.activations.importing.options import ImportOptions
@@ -146,9 +147,7 @@ def _print_result(done: "Imported", passed: float) -> None:
         f"  {_count(len(done.entries), 'site')} added, {_count(done.rows, 'row')} of {done.d_in} "
         f"{done.dtype}, {_count(done.dropped, 'row')} dropped\n"
         f"  {size:.3f} GB in {seconds(passed)}, {size / max(passed, 1e-9):.2f} GB/s\n"
-        f"  look:   python -m raysae.store show {done.store}\n"
-        f"  check:  python -m raysae.store verify {done.store}\n"
-        f"  sweep:  python -m raysae.sweep source=null store={done.store} name=NAME"
+        f"{look_at_store(done.store)}"
     )
 
 

@@ -1,11 +1,10 @@
 """Trials of earlier runs, for a sampler to learn from (``sweep.warm_start``)."""
 
-from pathlib import Path
-
 from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.records.folder import read_run
 from raysae.records.tables import read_trials
+from raysae.storage.remote import is_uri
 from raysae.sweep.search.proposals import Known
 
 
@@ -17,7 +16,7 @@ def known_trials(recipe: Recipe) -> Known:
     """
     known = []
     for name in recipe.sweep.warm_start:
-        run = read_run(Path(name).expanduser().absolute())
+        run = read_run(name if is_uri(name) else recipe.folder(name))
         if not run.trials_file.is_file():
             raise UserError(f"sweep.warm_start: {run.path} has no trials.parquet; finish its sweep")
         for row in read_trials(run.trials_file):

@@ -1,0 +1,44 @@
+"""Commands as they are printed: whatever is in a path, a shell takes them as they stand."""
+
+import re
+import shlex
+from pathlib import Path
+
+LOCAL = ("sqlite:", "file:")
+
+
+def command_line(*words: str | Path) -> str:
+    """The words as one line for a shell, each in quotes where it needs them."""
+    return shlex.join(map(_word, words))
+
+
+def raysae_command(verb: str, *words: str | Path) -> str:
+    """The line that runs ``python -m raysae.VERB`` with these words."""
+    return command_line("python", "-m", f"raysae.{verb}", *words)
+
+
+def look_at_records(tracking_uri: str) -> str:
+    """How to look at MLflow's records: a command for a local file or folder, else their address."""
+    if tracking_uri.startswith(LOCAL) or "://" not in tracking_uri:
+        return command_line("mlflow", "ui", "--backend-store-uri", tracking_uri)
+    return without_password(tracking_uri)
+
+
+def look_at_store(store: str | Path) -> str:
+    """The lines that say what may be done next with a store."""
+    return (
+        f"  look:   {raysae_command('store', 'show', store)}\n"
+        f"  check:  {raysae_command('store', 'verify', store)}\n"
+        f"  sweep:  {raysae_command('sweep', 'source=null', f'store={store}', 'name=NAME')}"
+    )
+
+
+def without_password(text: str) -> str:
+    """The text, with the passwords in its URIs hidden."""
+    return re.sub(r"(://[^/@:\s]*):[^/@\s]+@", r"\1:***@", text)
+
+
+def _word(word: str | Path) -> str:
+    """The word; a path that looks like an option is made to look like a path."""
+    text = str(word)
+    return f"./{text}" if isinstance(word, Path) and text.startswith("-") else text

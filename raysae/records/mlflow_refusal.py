@@ -1,0 +1,78 @@
+"""Why MLflow does not take records, in words, and at once where MLflow itself would try for minutes."""
+
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from raysae.console.shell import without_password
+
+SQLITE = "sqlite:///"
+MAY_PASS = (
+    "INTERNAL_ERROR",
+    "TEMPORARILY_UNAVAILABLE",
+    "REQUEST_LIMIT_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+)
+"""MLflow's codes for a server that is away or busy."""
+LONGEST = 300
+"""Characters of a reason, at most."""
+BUSY_SECONDS = 5.0
+
+
+class Refused(Exception):
+    """MLflow would take no record; the message says why and what helps."""
+
+
+def check_file(uri: str) -> None:
+    """Raise Refused when ``uri`` is a SQLite file that cannot be written; create its folder.
+
+    MLflow itself would try such a file for minutes.
+    """
+    if not uri.startswith(SQLITE) or uri == SQLITE:
+        return
+    file = Path(uri.removeprefix(SQLITE).partition("?")[0])
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.rollback()
+    except (OSError, sqlite3.Error) as error:
+        if "locked" in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise Refused(
+            f"{file} cannot be written ({reason}); name another file in records.tracking_uri"
+        ) from None
+
+
+def check_experiment(experiment: Any) -> None:
+    """Raise Refused when MLflow's experiment was deleted: it takes no runs."""
+    if experiment.lifecycle_stage == "deleted":
+        raise Refused(
+            f"its experiment {experiment.name!r} was deleted; restore it (mlflow experiments restore "
+            f"--experiment-id {experiment.experiment_id}), or name another in records.experiment"
+        )
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the same record may be taken later: the server is away, or the file is in use."""
+    code = getattr(error, "error_code", None)
+    if code is not None:
+        return code in MAY_PASS
+    return "locked" in str(error) or type(error).__name__ in ("OperationalError", "TimeoutError")
+
+
+def reason_of(error: Exception) -> str:
+    """The error as one line of words, without passwords."""
+    text = without_password(" ".join(str(error).split())) or type(error).__name__
+    system = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)
+    if system and "HTTP" in text:
+        return f"it does not answer ({system[1].strip()})"
+    text = re.sub(r" ?\((Background on this error|\[SQL:).*$", "", text)
+    if isinstance(error, ModuleNotFoundError):
+        text = f"{text}: pip install the driver of this database"
+    if len(text) > LONGEST:
+        text = text[:LONGEST].rpartition(". ")[0] or text[:LONGEST].rpartition(" ")[0] + " ..."
+    return text.removesuffix(".")

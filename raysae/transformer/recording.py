@@ -25,6 +25,11 @@ CLASSES: dict[Kind, str] = {"attention": r"Attention", "mlp": r"MLP|Mlp|FeedForw
 """What a module's class says where its name says nothing."""
 
 
+def is_norm(name: str, module: nn.Module) -> bool:
+    """Whether a module normalises, by the last part of its name or by its class."""
+    return bool(re.search(KINDS["norm"], name.lower().split(".")[-1])) or "Norm" in type(module).__name__
+
+
 def kind_of(name: str, module: nn.Module) -> Kind:
     """What a module is, by its name in the block, such as ``self_attn.o_proj``, or by its class.
 
@@ -77,6 +82,8 @@ class BlockRecord:
     """Of the modules within the block that ran once, in the order in which they ran."""
     norms: list[tuple[Record, Record]] = field(default_factory=list)
     """The first input and the first output of every normalisation."""
+    kinds: set[Kind] = field(default_factory=set)
+    """The kinds of all modules within the block that ran."""
     entered: Record | None = None
     left: Record | None = None
     calls: int = 0
@@ -129,12 +136,13 @@ class BlockRecorder:
         self._alive.clear()
 
     def _watch(self, name: str, module: nn.Module) -> None:
-        own = kind_of(name, module)
+        own, normalises = kind_of(name, module), is_norm(name, module)
 
         def before(_module: nn.Module, args: tuple, kwargs: dict) -> None:
             self._calls[name] = self._calls.get(name, 0) + 1
             taken = tensors_taken(args, kwargs)
             kind = self._kinds[id(module)] = self._inherited(own, taken)
+            self.record.kinds.add(kind)
             self._inputs[name] = self._records(name, taken, kind, is_input=True)
             self.record.records += self._inputs[name]
 
@@ -144,7 +152,7 @@ class BlockRecorder:
             self._alive += tensors  # so that no other tensor gets such an id
             found = self._records(name, tensors, kind, is_input=False)
             self.record.records += found
-            if own == "norm" and found and self._inputs[name]:
+            if normalises and found and self._inputs[name]:
                 self.record.norms.append((self._inputs[name][0], found[0]))
 
         self._handles += [

@@ -132,6 +132,7 @@ class _Search:
         flat = torch.stack([r.rows_ND.flatten() for r in self.records])
         self.gram = flat @ flat.T
         self.start, self.end = self.number[block.entered], self.number[block.left]
+        self.both = block.kinds >= {"attention", "mlp"}
         self.norms = [(self.number[a], self.number[b]) for a, b in block.norms]
         outputs: dict[int, Record] = {}
         for record in sorted(block.records, key=_rank, reverse=True):  # the best one last
@@ -166,6 +167,8 @@ class _Search:
 
     def single(self) -> Iterator[Sublayers]:
         """The block has one sublayer."""
+        if self.both:  # what is added may come from both
+            return
         for point in self._entries():
             for end, added in self._steps(point):
                 for normalised in self._exits(end, point):

@@ -20,7 +20,7 @@ from raysae.transformer.hookpoints import Tap, check_sums, find_taps
 from raysae.transformer.layouts import Batch, batch_first, layouts_of, tensors_of, tensors_taken
 from raysae.transformer.steadiness import check_same_rows, settle_padding
 from raysae.transformer.tokens import TokenSequence
-from raysae.transformer.towers import find_tower, input_embedding, run_tower, test_ids
+from raysae.transformer.towers import find_tower, input_embedding, longest_text, run_tower, test_ids
 from raysae.transformer.vocabulary import check_token_ids
 
 FORWARD_TOKENS = {"cpu": 4096, "cuda": 65_536}
@@ -48,6 +48,8 @@ class Capturer:
         self._checked = False
         weight = getattr(input_embedding(model), "weight", None)
         self.embedding_rows = None if weight is None else weight.shape[0]
+        self.reach = longest_text(model, self.tower)
+        """The tokens that the model's embeddings of positions reach; None when it has none."""
         self.padding = settle_padding(self._all_rows, test_ids(model), next(model.parameters()).dtype)
         """Whether texts of several lengths may run in one batch."""
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from raysae.errors import UserError
 from raysae.transformer.layouts import Batch, Layout
+from raysae.transformer.model_config import text_config
 from raysae.transformer.recording import BlockRecord, BlockRecorder, Kind, Record
 from raysae.transformer.sublayers import Sublayers, find_sublayers, rest_of_sum, sum_error
-from raysae.transformer.towers import Tower, run_tower, test_ids, text_config
+from raysae.transformer.towers import Tower, run_tower, test_ids
 
 KINDS: dict[str, Kind] = {"attn_out": "attention", "mlp_out": "mlp"}
 

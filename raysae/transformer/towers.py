@@ -5,6 +5,7 @@ embeddings. A list of modules counts as its blocks only if, in a test pass, each
 block's input. Shapes: B sequences, T tokens.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from raysae.errors import UserError
 from raysae.transformer.layouts import Batch
+from raysae.transformer.model_config import needed_setting, refuse_encoder_decoder, text_config
 from raysae.transformer.recording import BlockRecord, BlockRecorder
 
 TEST_TOKENS = 12
@@ -45,7 +47,9 @@ def find_tower(model: nn.Module) -> Tower:
     """
     config = model.config
     refuse_encoder_decoder(config, type(model).__name__)
-    layers, d_in = text_config(config).num_hidden_layers, text_config(config).hidden_size
+    name = type(model).__name__
+    layers = needed_setting(config, "num_hidden_layers", name)
+    d_in = needed_setting(config, "hidden_size", name)
     lists = list(_lists(model, layers))
     if not lists:
         raise UserError(
@@ -72,29 +76,28 @@ def find_tower(model: nn.Module) -> Tower:
     return found[0]
 
 
-def text_config(config: Any) -> Any:
-    """The part of a model's configuration that describes its language model."""
-    try:
-        return config.get_text_config()
-    except ValueError:  # several towers read text
-        return config.get_text_config(decoder=True)
-
-
-def refuse_encoder_decoder(config: Any, name: str) -> None:
-    """Raise UserError when the configuration is that of an encoder-decoder."""
-    if getattr(config, "is_encoder_decoder", False):
-        raise UserError(
-            f"{name} is an encoder-decoder, which raysae does not read: one text has two residual "
-            "streams there; name a model with one stack of blocks"
-        )
-
-
 def input_embedding(model: nn.Module) -> nn.Module | None:
     """The module that turns token ids into vectors; None when the model names none."""
     try:
         return model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
         return None
+
+
+def longest_text(model: nn.Module, tower: Tower) -> int | None:
+    """The tokens that the tower's embeddings of positions reach; None when it has none.
+
+    Where they have a padding row, as in RoBERTa, the first position comes after it.
+    """
+    inside = set(tower.blocks.modules())  # relative positions, for instance
+    reaches = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in _owner(model, tower).named_modules()
+        if isinstance(module, nn.Embedding)
+        and re.search(r"position|^wpe$", name.split(".")[-1])
+        and module not in inside
+    ]
+    return min(reaches, default=None)
 
 
 def test_ids(model: nn.Module) -> Tensor:
@@ -111,10 +114,21 @@ def test_ids(model: nn.Module) -> Tensor:
 
 
 def run_tower(forward: nn.Module, ids_BT: Tensor, mask_BT: Tensor | None = None) -> None:
-    """One forward pass; without a mask all tokens count."""
+    """One forward pass over ``ids_BT``; without a mask all tokens count."""
     device = next(forward.parameters()).device
     mask_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
     forward(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device))
+
+
+def _owner(model: nn.Module, tower: Tower) -> nn.Module:
+    """The smallest module that holds the blocks and the input embeddings."""
+    embedding = input_embedding(model)
+    parts = tower.name.split(".")[:-1]
+    for number in range(len(parts), -1, -1):
+        owner = model.get_submodule(".".join(parts[:number]))
+        if any(module is embedding for module in owner.modules()):
+            return owner
+    return model
 
 
 def _special_ids(config: Any) -> Iterator[int]:

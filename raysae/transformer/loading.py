@@ -184,7 +184,7 @@ def _why_not_loaded(error: Exception, loader: Any, spec: ModelSpec) -> str:
             f"{what}: the sizes of its weights are not those of its config.json (hidden_size, layers, "
             "vocabulary or the like); use the config.json that was saved with these weights"
         )
-    if "model_type" in reason:
+    if "model_type" in reason or "model type" in reason:
         return (
             f"{what}: its config.json has no model_type that transformers knows ({reason[:200]}); use "
             "the config.json that was saved with the model, or a newer transformers"

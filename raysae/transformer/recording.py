@@ -190,6 +190,7 @@ class BlockRecorder:
         record.left = found[0] if found else None
         once = {name for name, calls in self._calls.items() if calls == 1}
         record.records = [r for r in record.records if r.place.module in once]
+        record.norms = [pair for pair in record.norms if pair[0].place.module in once]
         self.done(record)
         record.records, record.norms = [], []
         self._alive.clear()

@@ -9,7 +9,7 @@ from typing import Any
 from raysae.errors import UserError
 
 INDEX = "model.safetensors.index.json"
-WEIGHTS = "*.safetensors"
+WHOLE = "model.safetensors"
 LFS = b"version https://git-lfs"
 OTHER_FORMATS = {
     "*.bin": "PyTorch pickles, which raysae never reads; convert them once where you trust them: "
@@ -33,7 +33,8 @@ def check_folder(folder: Path, name: str) -> None:
 
     ``name`` stands before each message. Raises UserError that names the file and what to do.
     """
-    files = _listed(folder, name) or sorted(folder.glob(WEIGHTS))
+    whole = folder / WHOLE
+    files = [whole] if whole.is_file() else _listed(folder, name)
     if not files:
         raise UserError(f"{name}: {_no_weights(folder)}")
     headers = [read_header(file, name) for file in files]
@@ -94,12 +95,17 @@ def _listed(folder: Path, name: str) -> list[Path]:
 
 
 def _no_weights(folder: Path) -> str:
-    for pattern, what in OTHER_FORMATS.items():
+    for pattern, what in () if any(folder.glob("*.safetensors")) else OTHER_FORMATS.items():
         found = sorted(file.name for file in folder.glob(pattern))
         found = [file for file in found if file != "training_args.bin"]
         if found:
             return f"it holds no safetensors files; {found[0]} is {what}"
-    return "the folder holds no weights (*.safetensors); save the model with save_pretrained"
+    others = sorted(file.name for file in folder.glob("*.safetensors"))
+    return (
+        f"the folder holds no {WHOLE} and no {INDEX}"
+        + (f", only {', '.join(others[:3])}" if others else "")
+        + "; save the model with save_pretrained"
+    )
 
 
 def _refuse_quantised(files: list[Path], headers: list[dict[str, Any]], name: str) -> None:

@@ -1,11 +1,11 @@
 """Which families of transformers raysae reads: a table, from a tiny random model of each.
 
-``python scripts/families.py [FAMILY ...]`` prints it in Markdown. Each hookpoint either holds (an independent
-look at the model's own arithmetic agrees), is refused with a reason, or is wrong. Shapes: T tokens, D d_in.
+``python scripts/families.py [FAMILY ...]`` prints it in Markdown. Each hookpoint either holds (an
+independent look at the model's own arithmetic agrees), is refused with a reason, or is wrong.
+Shapes: T tokens, D d_in.
 """
 
 import argparse
-import copy
 import signal
 import sys
 import warnings
@@ -158,7 +158,7 @@ def _small(settings: dict[str, Any], variant: dict[str, Any]) -> dict[str, Any]:
         if key in variant:
             small[key] = variant[key]
         elif isinstance(value, dict):
-            inner = key.endswith("config") and key != "per_layer_config" or "rope" in key
+            inner = (key.endswith("config") and key != "per_layer_config") or "rope" in key
             small[key] = _small(value, variant) if inner else value
         elif isinstance(value, list) and layers is not None and len(value) == layers:
             small[key] = _few(value)
@@ -237,9 +237,7 @@ def judge_model(family: str, model: nn.Module, verdict: Verdict | None = None) -
     return verdict
 
 
-def _captured(
-    model: nn.Module, hookpoint: str, ids: Any, verdict: Verdict
-) -> list[Tensor] | str:
+def _captured(model: nn.Module, hookpoint: str, ids: Any, verdict: Verdict) -> list[Tensor] | str:
     """The rows ``[T, D]`` of every layer by raysae; or why they are refused."""
     from raysae.activations import Site
     from raysae.errors import UserError
@@ -263,9 +261,7 @@ def _captured(
     return [rows[Site(n, "all")].activation_ND[14:].double() for n in layers]
 
 
-def _compare(
-    model: nn.Module, ids: Any, found: dict[str, list[Tensor]], verdict: Verdict
-) -> None:
+def _compare(model: nn.Module, ids: Any, found: dict[str, list[Tensor]], verdict: Verdict) -> None:
     """Hold what raysae captured against the model's own hidden states and additions."""
     additions, embedded = Additions(), []
     embedding = model.get_input_embeddings()

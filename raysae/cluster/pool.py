@@ -200,7 +200,9 @@ class _Pool:
         slot.failed_starts += 1
         if slot.failed_starts >= max(LEAST_STARTS, self.retries + 1):
             times = _times(slot.failed_starts)
-            self._give_up(slot, Outcome(failed=f"worker lost {times} at its start: {reason}", lost=True))
+            self._give_up(
+                slot, Outcome(failed=f"worker lost {times} at its start: {reason}", lost=True)
+            )
 
     def _give_up(self, slot: _Slot, why: Outcome[Any]) -> None:
         slot.end()

@@ -20,9 +20,9 @@ SHARE_OF_MEMORY = 0.6
 def test_pass(plan: ExtractionPlan) -> None:
     """Load the model on the CPU, capture one short text's rows as a worker would, and free it again.
 
-    Raises UserError with the reason when the model or its tokenizer cannot be loaded, they do not fit each
-    other or the context, or the hookpoint cannot be read. A model that is large for this machine's memory
-    is only announced: the first worker makes the same checks.
+    Raises UserError with the reason when the model or its tokenizer cannot be loaded, they do not fit
+    each other or the context, or the hookpoint cannot be read. A model that is large for this machine's
+    memory is only announced: the first worker makes the same checks.
     """
     from raysae.transformer.capture import Capturer
     from raysae.transformer.loading import load_model, load_tokenizer

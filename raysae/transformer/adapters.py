@@ -56,7 +56,7 @@ def with_adapter(model: Any, spec: ModelSpec, settings: dict[str, Any], location
     from peft import PeftModel
 
     kind = settings.get("peft_type")
-    options = {} if Path(location).is_dir() else {"revision": spec.revision}
+    options: dict[str, Any] = {} if Path(location).is_dir() else {"revision": spec.revision}
     if Path(location).is_dir():
         _check_weights(Path(location), f"{spec.prefix}model {spec.name!r}")
     try:

@@ -50,7 +50,9 @@ class Capturer:
         self.embedding_rows = None if weight is None else weight.shape[0]
         self.reach = longest_text(model, self.tower)
         """The tokens that the model's embeddings of positions reach; None when it has none."""
-        self.padding = settle_padding(self._all_rows, test_ids(model), next(model.parameters()).dtype)
+        self.padding = settle_padding(
+            self._all_rows, test_ids(model), next(model.parameters()).dtype
+        )
         """Whether texts of several lengths may run in one batch."""
 
     @torch.inference_mode()
@@ -169,7 +171,9 @@ class Capturer:
         longest = ids[-1][:CHECKED_TOKENS].astype(np.int64)
         if len(longest) > 3:
             other = np.roll(longest, 1)
-            check_sums(self.tower, self._taps, torch.from_numpy(np.stack([longest, other, longest])))
+            check_sums(
+                self.tower, self._taps, torch.from_numpy(np.stack([longest, other, longest]))
+            )
         here = {p: (row[row == 0], column[row == 0]) for p, (row, column) in where.items()}
         alone = self._capture(ids[:1], here)
         first = {p: row == 0 for p, (row, _) in where.items()}

@@ -194,6 +194,4 @@ def _why_not_loaded(error: Exception, loader: Any, spec: ModelSpec) -> str:
         if isinstance(error, OSError)
         else "check its files"
     )
-    return (
-        f"{what}: {loader.__name__} cannot load it ({type(error).__name__}: {reason[:300]}); {advice}"
-    )
+    return f"{what}: {loader.__name__} cannot load it ({type(error).__name__}: {reason[:300]}); {advice}"

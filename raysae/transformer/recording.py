@@ -11,7 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from raysae.transformer.layouts import Batch, Layout, batch_first, layouts_of, tensors_of, tensors_taken
+from raysae.transformer.layouts import (
+    Batch,
+    Layout,
+    batch_first,
+    layouts_of,
+    tensors_of,
+    tensors_taken,
+)
 
 Kind = Literal["attention", "mlp", "norm", "other"]
 
@@ -27,7 +34,10 @@ CLASSES: dict[Kind, str] = {"attention": r"Attention", "mlp": r"MLP|Mlp|FeedForw
 
 def is_norm(name: str, module: nn.Module) -> bool:
     """Whether a module normalises, by the last part of its name or by its class."""
-    return bool(re.search(KINDS["norm"], name.lower().split(".")[-1])) or "Norm" in type(module).__name__
+    return (
+        bool(re.search(KINDS["norm"], name.lower().split(".")[-1]))
+        or "Norm" in type(module).__name__
+    )
 
 
 def kind_of(name: str, module: nn.Module) -> Kind:

@@ -102,7 +102,7 @@ def _factors(found: Sublayers) -> list[float]:
 
 
 def _cost(found: Sublayers) -> tuple[int, int, int, int, int]:
-    """The plainest explanation is the least: known kinds, no norms, few terms, no factors, short names."""
+    """The plainest is the least: known kinds, no norms, few terms, no factors, short names."""
     terms = [term for added in found.added for term in added.terms]
     return (
         sum(added.kind == "other" for added in found.added),
@@ -274,7 +274,7 @@ def _rank(record: Record) -> tuple[bool, bool, int]:
 def _adds_up(
     end_ND: Tensor, start_ND: Tensor, parts_ND: list[Tensor], factors: list[float], eps: float
 ) -> bool:
-    """Whether the sum holds for every value, within its own rounding error, and would not without a part."""
+    """Whether the sum holds for every value to its rounding error, and would not without a part."""
     scaled = [factor * part for factor, part in zip(factors, parts_ND, strict=True)]
     rest_ND = end_ND - start_ND - sum(scaled)
     sizes = sum((part.abs() for part in scaled), end_ND.abs().maximum(start_ND.abs()))

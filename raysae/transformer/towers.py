@@ -1,14 +1,15 @@
 """Finding the language model in a loaded model: its blocks, and the module to call with text.
 
 A model may have several towers (vision, audio, text). The text's tower is the one that owns the input
-embeddings. A list of modules counts as its blocks only if, in a test pass, each block's output is the next
-block's input. Shapes: B sequences, T tokens.
+embeddings. A list of modules counts as its blocks only if, in a test pass, each block's output is the
+next block's input. Shapes: B sequences, T tokens.
 """
 
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -66,7 +67,9 @@ def find_tower(model: nn.Module) -> Tower:
         else:
             reasons.append(f"{name}: {reason}")
     if not found:
-        raise UserError(f"{type(model).__name__}: raysae cannot read its blocks ({'; '.join(reasons)})")
+        raise UserError(
+            f"{type(model).__name__}: raysae cannot read its blocks ({'; '.join(reasons)})"
+        )
     if len(found) > 1:
         names = ", ".join(tower.name for tower in found)
         raise UserError(
@@ -79,7 +82,7 @@ def find_tower(model: nn.Module) -> Tower:
 def input_embedding(model: nn.Module) -> nn.Module | None:
     """The module that turns token ids into vectors; None when the model names none."""
     try:
-        return model.get_input_embeddings()
+        return model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):
         return None
 
@@ -101,7 +104,7 @@ def longest_text(model: nn.Module, tower: Tower) -> int | None:
 
 
 def test_ids(model: nn.Module) -> Tensor:
-    """Token ids ``[B, T]`` for a test pass, always the same, without special ones of the configuration."""
+    """Token ids ``[B, T]`` for a test pass, always the same, without those of special tokens."""
     weight = getattr(input_embedding(model), "weight", None)
     rows = weight.shape[0] if weight is not None else text_config(model.config).vocab_size
     special = set(_special_ids(model.config))
@@ -191,11 +194,12 @@ def _first_forward(
 
 def _forwards(model: nn.Module, blocks: str) -> Iterator[tuple[str, nn.Module]]:
     """The whole model without its head, then ever smaller parts that hold the blocks."""
-    yield type(model.base_model).__name__, model.base_model
+    base: Any = model.base_model
+    yield type(base).__name__, base
     parts = blocks.split(".")[:-1]
     for number in range(1, len(parts) + 1):
         part = model.get_submodule(".".join(parts[:number]))
-        if part is not model.base_model and hasattr(part, "forward"):
+        if part is not base and hasattr(part, "forward"):
             yield ".".join(parts[:number]), part
 
 
@@ -211,7 +215,7 @@ def _broken_chain(ends: list[BlockRecord], ids_BT: Tensor, d_in: int) -> str | N
                 f"over {len(ids_BT)} texts of {ids_BT.shape[1]} tokens, block {number} takes {shapes}; "
                 f"expected {wanted}, the residual stream"
             )
-    for number, (before, after) in enumerate(zip(ends, ends[1:], strict=False)):
+    for number, (before, after) in enumerate(pairwise(ends)):
         assert before.left is not None and after.entered is not None
         left_ND, entered_ND = before.left.rows_ND, after.entered.rows_ND
         apart = float((left_ND - entered_ND).norm() / left_ND.norm().clamp(min=1e-300))

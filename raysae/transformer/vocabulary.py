@@ -12,7 +12,7 @@ def check_token_ids(ids: NDArray[np.int32], embedding_rows: int, sequence: int) 
     if len(beyond):
         raise UserError(
             f"sequence {sequence}: token {beyond[0]} has id {ids[beyond[0]]}, but the model's embedding "
-            f"has {embedding_rows} rows (0 to {embedding_rows - 1}): the tokenizer is another model's, or "
-            "tokens were added to it alone; use the model's own tokenizer, or resize the model's "
+            f"has {embedding_rows} rows (0 to {embedding_rows - 1}): the tokenizer is another model's, "
+            "or tokens were added to it alone; use the model's own tokenizer, or resize the model's "
             "embeddings (resize_token_embeddings) and train them"
         )

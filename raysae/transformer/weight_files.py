@@ -1,4 +1,4 @@
-"""What lies in a model's folder: checked before anything is loaded, so that the message names the file."""
+"""What lies in a model's folder: checked before it is loaded, so that a message names the file."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def read_header(file: Path, name: str) -> dict[str, Any]:
                 "(git lfs pull) or download the model again"
             )
         stream.seek(0)
-        length = struct.unpack("<Q", stream.read(8))[0] if size >= 8 else math.inf
+        length: int = struct.unpack("<Q", stream.read(8))[0] if size >= 8 else size
         if length > size - 8:
             raise UserError(
                 f"{name}: {file} ({size:,} bytes) is no safetensors file or is cut off; copy or "
@@ -84,7 +84,9 @@ def _listed(folder: Path, name: str) -> list[Path]:
         raise UserError(f"{name}: {folder / INDEX} cannot be read; download it again") from None
     strange = [file for file in listed if Path(file).name != file]
     if strange:
-        raise UserError(f"{name}: {folder / INDEX} lists {strange[0]!r}, which is no plain file name")
+        raise UserError(
+            f"{name}: {folder / INDEX} lists {strange[0]!r}, which is no plain file name"
+        )
     missing = [file for file in listed if not (folder / file).is_file()]
     if missing:
         raise UserError(

@@ -38,7 +38,9 @@ def rewrite(folder, **settings):
 def test_an_adapter_is_its_base_model_with_the_adapter_merged_in(adapter):
     base = load_model(ModelSpec(str(adapter.parent / "base")))
     model = load_model(ModelSpec(str(adapter)))
-    own = peft.PeftModel.from_pretrained(load_model(ModelSpec(str(adapter.parent / "base"))), adapter)
+    own = peft.PeftModel.from_pretrained(
+        load_model(ModelSpec(str(adapter.parent / "base"))), adapter
+    )
     ids = torch.arange(1, 15)[None]
     with torch.no_grad():
         assert torch.allclose(model(ids).logits, own(ids).logits, atol=1e-5)

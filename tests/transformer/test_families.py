@@ -181,7 +181,7 @@ REPRESENTATIVE = {
     "doge": "refused", "gemma4_text": "refused",  # change the stream itself
     "mamba": "refused",
 }  # fmt: skip
-"""Families that differ in what stands between a sublayer and its addition; what becomes of ``mlp_out``."""
+"""Families that differ in what stands between a sublayer and its addition, and ``mlp_out`` there."""
 
 
 @pytest.mark.parametrize("family", REPRESENTATIVE)

@@ -1,4 +1,4 @@
-"""What a block adds to the stream is found by arithmetic, whatever stands between; or nothing is found."""
+"""What a block adds to the stream is found by arithmetic, or nothing is found."""
 
 import pytest
 import torch
@@ -126,7 +126,9 @@ def test_whatever_a_sublayer_gives_is_recognised_by_its_shape(give, layout):
             (tensor,) = tensors_of(module(x))
             if layout == "flat, time first":
                 tensor = tensor.reshape(BATCH.tokens, BATCH.sequences, D).transpose(0, 1)
-            x = x + batch_first(tensor, layout if layout != "flat, time first" else "batch first", BATCH)
+            x = x + batch_first(
+                tensor, layout if layout != "flat, time first" else "batch first", BATCH
+            )
         return x
 
     _, found, _ = recorded(Block(add, give))
@@ -139,7 +141,7 @@ def test_other_shapes_have_no_layout():
 
 
 def test_a_sum_that_held_once_is_checked_again():
-    record, found, _ = recorded(Block(sequential))
+    _, found, _ = recorded(Block(sequential))
     assert found is not None
     other = []
     block = Block(scales_the_stream)

@@ -20,7 +20,9 @@ def folder(tiny_models, tmp_path):
 def rewrite_config(folder, **settings):
     config = json.loads((folder / "config.json").read_text())
     config |= settings
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    (folder / "config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if v is not None})
+    )
 
 
 def lfs_pointer(folder):
@@ -53,7 +55,12 @@ def without_weights(folder):
 
 
 def missing_shard(folder):
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    index = {
+        "weight_map": {
+            "a": "model-00001-of-00002.safetensors",
+            "b": "model-00002-of-00002.safetensors",
+        }
+    }
     (folder / "model.safetensors").rename(folder / "model-00002-of-00002.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 

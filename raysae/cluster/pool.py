@@ -188,11 +188,11 @@ class _Pool:
         else:
             alarm = HangAlarm(slot.begun.hung, self.hang_seconds)
             if alarm.rang:
-                return Outcome(failed=alarm.reason)
+                return Outcome(failed=alarm.reason, lost=True)
             alarm.file.unlink(missing_ok=True)
         self.losses[item] += 1
         if self.losses[item] > self.retries:
-            return Outcome(failed=f"worker lost {_times(self.losses[item])}: {reason}")
+            return Outcome(failed=f"worker lost {_times(self.losses[item])}: {reason}", lost=True)
         self.waiting.append(item)  # last in the queue, because the item itself may kill its workers
         return None
 
@@ -200,7 +200,9 @@ class _Pool:
         slot.failed_starts += 1
         if slot.failed_starts >= max(LEAST_STARTS, self.retries + 1):
             times = _times(slot.failed_starts)
-            self._give_up(slot, Outcome(failed=f"worker lost {times} at its start: {reason}"))
+            self._give_up(
+                slot, Outcome(failed=f"worker lost {times} at its start: {reason}", lost=True)
+            )
 
     def _give_up(self, slot: _Slot, why: Outcome[Any]) -> None:
         slot.end()

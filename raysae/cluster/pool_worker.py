@@ -46,6 +46,8 @@ class Outcome(Generic[Value]):
     """The reason in words; None when the item is done."""
     refused: bool = False
     """Whether a UserError ended it: another attempt would fail the same way."""
+    lost: bool = False
+    """Whether its worker's process ended or hung: another attempt may succeed."""
     trace: str = ""
     """The traceback of an exception other than UserError."""
 

@@ -40,6 +40,7 @@ def run_extraction(recipe: "Recipe") -> "Store":
     from raysae.errors import UserError
     from raysae.extraction.plan import existing_store, plan_extraction
     from raysae.extraction.sequences import peek
+    from raysae.extraction.test_pass import test_pass
 
     if recipe.source is None:
         raise UserError("source is null: there is nothing to extract; give the recipe a source")
@@ -49,6 +50,7 @@ def run_extraction(recipe: "Recipe") -> "Store":
     if store is not None:
         console.print(f"Store: {store.path} is there already")
         return store
+    test_pass(plan)
     peek(plan)
     with ray_session(recipe.resources):
         return extract_with(plan, recipe)

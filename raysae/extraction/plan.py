@@ -15,6 +15,11 @@ from raysae.identity import differences, flat
 from raysae.sites import Position, Site
 from raysae.storage.files import read_json, remove_folder
 from raysae.transformer.loading import ModelSpec, load_model_config
+from raysae.transformer.model_config import (
+    longest_context,
+    needed_setting,
+    refuse_encoder_decoder,
+)
 from raysae.transformer.sequence import TokenRules
 from raysae.transformer.texts import TextSpec
 
@@ -73,15 +78,18 @@ class ExtractionPlan:
 def plan_extraction(recipe: Recipe) -> ExtractionPlan:
     """Check the recipe's source and plan its extraction.
 
-    Raises UserError when the model cannot be loaded or lacks a layer, or the context is too long for it.
+    Raises UserError when the model's configuration cannot be read or is of a kind that raysae does not
+    read, the model lacks a layer, or the context is too long for it.
     """
     source = recipe.source
     assert source is not None, "planned only for recipes with a source"
     readable = with_absolute_paths(source, recipe.base)
-    config = load_model_config(model_spec(readable)).get_text_config()
-    _check_layers(source, config.num_hidden_layers)
+    config, name = load_model_config(model_spec(readable)), f"{PREFIX}model {source.model!r}"
+    refuse_encoder_decoder(config, name)
+    model_layers = needed_setting(config, "num_hidden_layers", name)
+    _check_layers(source, model_layers)
     _check_context(source, config)
-    layers = range(config.num_hidden_layers) if source.layers == "all" else sorted(source.layers)
+    layers = range(model_layers) if source.layers == "all" else sorted(source.layers)
     return ExtractionPlan(
         source=source,
         readable=readable,
@@ -89,8 +97,8 @@ def plan_extraction(recipe: Recipe) -> ExtractionPlan:
         folder=recipe.store_folder,
         layers=tuple(layers),
         architecture=(config.architectures or [type(config).__name__])[0],
-        model_layers=config.num_hidden_layers,
-        d_in=config.hidden_size,
+        model_layers=model_layers,
+        d_in=needed_setting(config, "hidden_size", name),
     )
 
 
@@ -163,8 +171,8 @@ def _check_layers(source: SourceConfig, there: int) -> None:
 
 
 def _check_context(source: SourceConfig, config: Any) -> None:
-    longest = getattr(config, "max_position_embeddings", None) or source.context_length
-    if source.context_length > longest:
+    longest = longest_context(config)
+    if longest is not None and source.context_length > longest:
         raise UserError(
             f"source.context_length is {source.context_length}; {source.model!r} reads at most "
             f"{longest} tokens"

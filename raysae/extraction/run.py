@@ -33,6 +33,7 @@ from raysae.storage.files import (
 )
 
 LOCK_FILE = "lock"
+MENDED = "once that is mended, the same command continues with the missing shards"
 
 
 def extract(plan: ExtractionPlan, placement: Placement, resources: ResourcesConfig) -> Store:
@@ -116,9 +117,11 @@ def _run(
             write_text(plan.work / REFUSED_FILE, str(outcome.failed))
             raise UserError(str(outcome.failed))
     first = min(failed)
+    lost = all(outcome.lost for outcome in failed.values())
     raise UserError(
         f"{plan.folder}: {len(failed)} of {len(tokens.parts)} shards could not be extracted "
-        f"(shard {first}: {failed[first].failed}); the same command continues with the missing shards"
+        f"(shard {first}: {failed[first].failed}); "
+        + ("the same command continues with the missing shards" if lost else MENDED)
     )
 
 

@@ -38,7 +38,9 @@ def preflight(recipe: Recipe) -> RunPlan:
     check_disk(recipe, wanted)
     if isinstance(where, ExtractionPlan):
         from raysae.extraction.sequences import peek  # imports torch, which nothing needs before
+        from raysae.extraction.test_pass import test_pass
 
+        test_pass(where)
         peek(where)
         return RunPlan(recipe, None, where, sites, atlas, known, proposer, wanted)
     return RunPlan(recipe, where, None, sites, atlas, known, proposer, wanted)

@@ -4,7 +4,7 @@ Shapes: S sequences, T tokens, D d_in, N rows.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,26 +14,46 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raysae.activations.writer import SiteRows, to_storage
+from raysae.errors import UserError
 from raysae.sites import Position, Site
-from raysae.transformer.hookpoints import find_blocks, find_hook
+from raysae.transformer.hookpoints import Tap, check_sums, find_taps
+from raysae.transformer.layouts import Batch, batch_first, layouts_of, tensors_of, tensors_taken
 from raysae.transformer.sequence import TokenSequence
+from raysae.transformer.steadiness import check_same_rows, settle_padding
+from raysae.transformer.towers import find_tower, input_embedding, longest_text, run_tower, test_ids
+from raysae.transformer.vocabulary import check_token_ids
 
 FORWARD_TOKENS = {"cpu": 4096, "cuda": 65_536}
 """Tokens per forward pass, padding included."""
+CHECKED_TOKENS = 64
+"""At most so many tokens of a text are used to check the sum of a block's parts."""
+
+Index = tuple[Tensor, Tensor]
+"""The row and column index of some tokens of a batch."""
 
 
 class Capturer:
     """A loaded transformer that captures activations at ``hookpoint`` of ``layers``.
 
-    The rows have the store's ``dtype``. Raises UserError when the model has no such hookpoint.
+    The rows have the store's ``dtype``. Short test passes find where the hookpoint is read. Raises
+    UserError when the model has no such hookpoint, or its rows change with the other texts of a batch.
     """
 
     def __init__(self, model: Any, *, hookpoint: str, layers: Iterable[int], dtype: str):
         self.model = model.eval().requires_grad_(False)
         self.hookpoint, self.dtype = hookpoint, dtype
-        blocks = find_blocks(model, model.config.get_text_config().num_hidden_layers)
-        self._hooked = {layer: find_hook(blocks[layer], hookpoint) for layer in layers}
+        self.tower = find_tower(model)
+        self._taps = find_taps(model, self.tower, hookpoint, list(layers))
         self._device = next(model.parameters()).device
+        self._checked = False
+        weight = getattr(input_embedding(model), "weight", None)
+        self.embedding_rows = None if weight is None else weight.shape[0]
+        self.reach = longest_text(model, self.tower)
+        """The tokens that the model's embeddings of positions reach; None when it has none."""
+        self.padding = settle_padding(
+            self._all_rows, test_ids(model), next(model.parameters()).dtype
+        )
+        """Whether texts of several lengths may run in one batch."""
 
     @torch.inference_mode()
     def rows(
@@ -48,18 +68,25 @@ class Capturer:
         Sequences run in right-padded batches of similar length. Only the rows at ``positions`` stay in
         memory. ``patterns`` are the names of the patterns that the sequences were made with. ``report``
         is called with the number of tokens of each batch. Raises UserError when a value is too large
-        for ``dtype``.
+        for ``dtype``, a token is not in the model's vocabulary, or, on the first batch, when a text has
+        other rows alone than in the batch, or the parts of a block do not add up.
         """
+        if self.embedding_rows is not None:
+            for sequence in sequences:
+                check_token_ids(sequence.token_id, self.embedding_rows, sequence.sequence)
         names = list(patterns)
         picks = {p: [sequence.places(p, names) for sequence in sequences] for p in positions}
-        sites = [Site(layer, position) for layer in self._hooked for position in picks]
+        sites = [Site(layer, position) for layer in self._taps.by_layer for position in picks]
         captured: dict[Site, list[Tensor]] = {site: [] for site in sites}
-        batches = list(_batches(sequences, FORWARD_TOKENS[self._device.type]))
+        limit = FORWARD_TOKENS[self._device.type]
+        batches = list(_batches(sequences, limit, self.padding))
         for batch in batches:
-            outputs = self._forward([sequences[i].token_id for i in batch])
+            ids = [sequences[i].token_id for i in batch]
             where = {p: _flat([places[i] for i in batch]) for p, places in picks.items()}
+            rows = self._capture(ids, where)
+            self._check_first(ids, where, rows)
             for site in sites:
-                picked_ND = outputs[site.layer][where[site.position]]
+                picked_ND = rows[site.layer, site.position]
                 captured[site].append(to_storage(picked_ND, self.dtype, site).cpu())
             report(sum(len(sequences[i]) for i in batch))
         order = [i for batch in batches for i in batch]
@@ -68,32 +95,90 @@ class Capturer:
             for site in sites
         }
 
-    def _forward(self, ids: list[NDArray[np.int32]]) -> dict[int, Tensor]:
+    def _capture(
+        self, ids: list[NDArray[np.int32]], where: Mapping[Position, Index]
+    ) -> dict[tuple[int, Position], Tensor]:
+        """One forward pass: the rows ``[N, D]`` of every layer at the tokens ``where``."""
         width = max(map(len, ids))
         input_ids = np.zeros((len(ids), width), dtype=np.int64)  # the padding is masked
         mask = np.zeros_like(input_ids)
         for number, row in enumerate(ids):
             input_ids[number, : len(row)] = row
             mask[number, : len(row)] = 1
-        with self._hooks() as outputs:
-            self.model.base_model(
-                input_ids=torch.from_numpy(input_ids).to(self._device),
-                attention_mask=torch.from_numpy(mask).to(self._device),
-            )
-        return outputs
+        rows: dict[tuple[int, Position], Tensor] = {}
+        batch = Batch(len(ids), width)
+        with torch.inference_mode(), self._hooks(batch, where, rows):
+            run_tower(self.tower.forward, torch.from_numpy(input_ids), torch.from_numpy(mask))
+        return rows
 
     @contextmanager
-    def _hooks(self) -> Iterator[dict[int, Tensor]]:
-        outputs: dict[int, Tensor] = {}
+    def _hooks(
+        self,
+        batch: Batch,
+        where: Mapping[Position, Index],
+        rows: dict[tuple[int, Position], Tensor],
+    ) -> Iterator[None]:
+        """Within the block, the taps add their rows to ``rows``."""
+
+        def add(layer: int, tap: Tap, given: Tensor) -> None:
+            activation_BTD = self._read(given, tap, batch)
+            for position, index in where.items():
+                picked_ND = activation_BTD[index]  # a copy: later code may change the tensor
+                if tap.factor != 1.0:
+                    picked_ND = picked_ND.float() * tap.factor
+                before = rows.get((layer, position))
+                rows[layer, position] = picked_ND if before is None else before + picked_ND
+
         handles = [
-            _attach(module, self.hookpoint, layer, outputs)
-            for layer, module in self._hooked.items()
+            _attach(tap, layer, add) for layer, taps in self._taps.by_layer.items() for tap in taps
         ]
         try:
-            yield outputs
+            yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _read(self, given: Tensor, tap: Tap, batch: Batch) -> Tensor:
+        if tap.layout not in layouts_of(given, batch, self.tower.d_in):
+            raise UserError(
+                f"{type(self.model).__name__}: over {batch.sequences} texts of {batch.tokens} tokens, "
+                f"{self.hookpoint} has shape {tuple(given.shape)}; in the test pass it was {tap.layout}, "
+                "so raysae cannot tell which row is which token"
+            )
+        return batch_first(given, tap.layout, batch)
+
+    def _all_rows(self, ids_BT: list[Tensor]) -> list[Tensor]:
+        """All rows of each text in one batch, of all layers: ``[layers * T, D]`` a text."""
+        ids = [row.numpy().astype(np.int32) for row in ids_BT]
+        where: dict[Position, Index] = {
+            number: _flat([np.arange(len(row) * (number == n)) for n, row in enumerate(ids)])
+            for number in range(len(ids))
+        }
+        rows = self._capture(ids, where)
+        layers = self._taps.by_layer
+        return [torch.cat([rows[layer, n] for layer in layers]) for n in range(len(ids))]
+
+    def _check_first(
+        self,
+        ids: list[NDArray[np.int32]],
+        where: Mapping[Position, Index],
+        rows: Mapping[tuple[int, Position], Tensor],
+    ) -> None:
+        """On the first batch: the shortest text has the same rows alone, and the blocks' parts add up."""
+        if self._checked:
+            return
+        self._checked = True
+        longest = ids[-1][:CHECKED_TOKENS].astype(np.int64)
+        if len(longest) > 3:
+            other = np.roll(longest, 1)
+            check_sums(
+                self.tower, self._taps, torch.from_numpy(np.stack([longest, other, longest]))
+            )
+        here = {p: (row[row == 0], column[row == 0]) for p, (row, column) in where.items()}
+        alone = self._capture(ids[:1], here)
+        first = {p: row == 0 for p, (row, _) in where.items()}
+        batch = [rows[key][first[key[1]].to(rows[key].device)] for key in alone]
+        check_same_rows(torch.cat(list(alone.values())), torch.cat(batch), len(ids))
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -105,26 +190,31 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _attach(module: nn.Module, hookpoint: str, layer: int, outputs: dict[int, Tensor]) -> Any:
-    if hookpoint == "resid_pre":
+def _attach(tap: Tap, layer: int, add: Callable[[int, Tap, Tensor], None]) -> Any:
+    if tap.is_input:
 
-        def store_input(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            outputs[layer] = args[0] if args else kwargs["hidden_states"]
+        def take_input(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+            add(layer, tap, tensors_taken(args, kwargs)[tap.index])
 
-        return module.register_forward_pre_hook(store_input, with_kwargs=True)
+        return tap.module.register_forward_pre_hook(take_input, with_kwargs=True)
 
-    def store_output(_module: nn.Module, _args: tuple, output: Any) -> None:
-        outputs[layer] = output[0] if isinstance(output, tuple) else output
+    def take_output(_module: nn.Module, _args: tuple, output: Any) -> None:
+        add(layer, tap, list(tensors_of(output))[tap.index])
 
-    return module.register_forward_hook(store_output)
+    return tap.module.register_forward_hook(take_output)
 
 
-def _batches(sequences: Sequence[TokenSequence], tokens: int) -> Iterator[list[int]]:
+def _batches(
+    sequences: Sequence[TokenSequence], tokens: int, padding: bool = True
+) -> Iterator[list[int]]:
     """The indices of the sequences sorted by length, in batches of at most ``tokens`` tokens, padding
-    included. A longer sequence is a batch of its own."""
+    included. A longer sequence is a batch of its own. Without ``padding``, all of a batch have one
+    length."""
     batch: list[int] = []
     for i in sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i)):
-        if batch and (len(batch) + 1) * len(sequences[i]) > tokens:
+        full = (len(batch) + 1) * len(sequences[i]) > tokens
+        longer = batch and len(sequences[batch[0]]) < len(sequences[i])
+        if batch and (full or (longer and not padding)):
             yield batch
             batch = []
         batch.append(i)

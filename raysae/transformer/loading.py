@@ -1,26 +1,24 @@
 """Loading the transformer and its tokenizer: the pocket GPT-2, a local folder, or a hub id."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raysae.errors import UserError
 from raysae.pocket import POCKET_FOLDER
+from raysae.transformer.adapters import (
+    ADAPTER_FILE,
+    adapter_config,
+    base_spec,
+    require_peft,
+    with_adapter,
+)
+from raysae.transformer.model_config import text_config
+from raysae.transformer.model_spec import POCKET, ModelSpec
+from raysae.transformer.weight_files import check_folder
 
-POCKET = "pocket"
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Which transformer to load: ``pocket``, a folder in Hugging Face format, or a hub id."""
-
-    name: str
-    revision: str | None = None
-    """A hub model's revision."""
-    dtype: str = "float32"
-    """The number format in which the model computes."""
-    prefix: str = ""
-    """What stands before a setting's name in error messages, such as ``source.``."""
+__all__ = [
+    "POCKET", "ModelSpec", "load_model", "load_model_config", "load_tokenizer", "model_location",
+]  # fmt: skip
 
 
 def model_location(spec: ModelSpec) -> str:
@@ -29,7 +27,7 @@ def model_location(spec: ModelSpec) -> str:
         return str(POCKET_FOLDER)
     folder = Path(spec.name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if not any((folder / file).is_file() for file in ("config.json", ADAPTER_FILE)):
             raise UserError(
                 f"{spec.prefix}model {spec.name!r}: the folder holds no config.json; expected a "
                 "folder that save_pretrained wrote"
@@ -44,17 +42,30 @@ def model_location(spec: ModelSpec) -> str:
 
 
 def load_model_config(spec: ModelSpec) -> Any:
-    """Load the transformer's configuration. Raises UserError when it cannot be loaded."""
+    """Load the transformer's configuration; of an adapter, that of its base model.
+
+    Raises UserError when it cannot be loaded, or is of a kind that raysae does not read: quantised, or
+    with code of its own.
+    """
     from transformers import AutoConfig
 
-    return _loaded(AutoConfig, spec)
+    spec, _ = _base_and_adapter(spec)
+    config = _loaded(AutoConfig, spec)
+    _refuse_quantised(config, spec)
+    return config
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
-    """Load the model's tokenizer. Raises UserError when it cannot be loaded or knows no words."""
+    """Load the model's tokenizer; an adapter's own, or else its base model's.
+
+    Raises UserError when it cannot be loaded or knows no words.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = _loaded(AutoTokenizer, spec)
+    base, settings = _base_and_adapter(spec)
+    own = Path(model_location(spec))
+    with_own = settings is None or any(own.glob("tokenizer*")) or not own.is_dir()
+    tokenizer = _loaded(AutoTokenizer, spec if with_own else base)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # made from the model's type alone
         raise UserError(
             f"{spec.prefix}model {spec.name!r}: it has no tokenizer, or one that knows no words; "
@@ -66,23 +77,81 @@ def load_tokenizer(spec: ModelSpec) -> Any:
 def load_model(spec: ModelSpec) -> Any:
     """Load the transformer, in the class that its configuration names and ``spec.dtype``.
 
-    Raises UserError when it cannot be loaded, or when weights are missing, which would be random.
+    An adapter is merged into its base model. Raises UserError when it cannot be loaded, or when weights
+    are missing, which would be random.
     """
-    import torch
+    base, settings = _base_and_adapter(spec)
+    if settings is not None:
+        require_peft(spec)
+    model = _load_whole(base)
+    return model if settings is None else with_adapter(model, spec, settings, model_location(spec))
+
+
+def model_class(config: Any) -> Any:
+    """The class of transformers that a configuration names."""
     import transformers
 
-    name = next(iter(load_model_config(spec).architectures or ()), "AutoModel")
-    model_class = getattr(transformers, name, transformers.AutoModel)
+    name = next(iter(config.architectures or ()), "AutoModel")
+    return getattr(transformers, name, transformers.AutoModel)
+
+
+def _load_whole(spec: ModelSpec) -> Any:
+    import torch
+
+    what = f"{spec.prefix}model {spec.name!r}"
+    config = load_model_config(spec)
+    if Path(model_location(spec)).is_dir():
+        check_folder(Path(model_location(spec)), what)
+    loader = model_class(config)
     model, loading = _loaded(
-        model_class, spec, dtype=getattr(torch, spec.dtype), output_loading_info=True
-    )
-    missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
-    if missing:
+        loader, spec, dtype=getattr(torch, spec.dtype), output_loading_info=True,
+        use_safetensors=True,
+    )  # fmt: skip
+    missing = sorted(loading["missing_keys"])
+    needed = [key for key in missing if "pooler" not in key]
+    if needed:
         raise UserError(
-            f"{spec.prefix}model {spec.name!r}: {len(missing)} of {name}'s weights are not in its files "
-            f"({', '.join(missing[:3])}, ...) and would be random; name a complete model"
+            f"{what}: {len(needed)} of {loader.__name__}'s weights are not in its files "
+            f"({', '.join(needed[:3])}, ...) and would be random; name a complete model"
         )
+    for key in missing:  # not used, but random numbers would change the hash of the weights
+        model.state_dict()[key].zero_()
     return model
+
+
+def _base_and_adapter(spec: ModelSpec) -> tuple[ModelSpec, dict[str, Any] | None]:
+    """The model to load, and the settings of the adapter to merge into it; None without one."""
+    location = model_location(spec)
+    whole = Path(location).is_dir() and not (Path(location) / ADAPTER_FILE).is_file()
+    if whole or (not Path(location).is_dir() and _has_config(spec)):
+        return spec, None
+    settings = adapter_config(spec, location)
+    return (spec, None) if settings is None else (base_spec(spec, settings, location), settings)
+
+
+def _has_config(spec: ModelSpec) -> bool:
+    """Whether a hub id has a configuration of its own; adapters have none."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        return cached_file(spec.name, "config.json", revision=spec.revision) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def _refuse_quantised(config: Any, spec: ModelSpec) -> None:
+    for part in (config, text_config(config)):
+        for key in ("quantization_config", "compression_config"):
+            settings = getattr(part, key, None)
+            if not settings:
+                continue
+            settings = settings if isinstance(settings, dict) else settings.to_dict()
+            method = settings.get("quant_method") or settings.get("format") or "an unnamed method"
+            raise UserError(
+                f"{spec.prefix}model {spec.name!r}: is quantised ({getattr(method, 'value', method)}, by "
+                f"{key} in its config.json), and raysae reads weights of 16 bits or more; name the "
+                "original model, or save it dequantised"
+            )
 
 
 def _loaded(loader: Any, spec: ModelSpec, **options: Any) -> Any:
@@ -96,9 +165,33 @@ def _loaded(loader: Any, spec: ModelSpec, **options: Any) -> Any:
     revision = {} if local else {"revision": spec.revision}
     try:
         return loader.from_pretrained(location, **revision, **options)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{spec.prefix}model {spec.name!r}: {loader.__name__} cannot load it ({reason[:300]}); "
-            "check the name, the revision and the network, or name a local folder"
-        ) from None
+    except UserError:
+        raise
+    except Exception as error:  # from any of the libraries that loading calls
+        raise UserError(_why_not_loaded(error, loader, spec)) from None
+
+
+def _why_not_loaded(error: Exception, loader: Any, spec: ModelSpec) -> str:
+    reason = " ".join(str(error).split())
+    what = f"{spec.prefix}model {spec.name!r}"
+    if "trust_remote_code" in reason:
+        return (
+            f"{what}: brings code of its own (trust_remote_code), which raysae does not run; name a "
+            "model of a family that transformers knows"
+        )
+    if "mismatched_sizes" in reason:
+        return (
+            f"{what}: the sizes of its weights are not those of its config.json (hidden_size, layers, "
+            "vocabulary or the like); use the config.json that was saved with these weights"
+        )
+    if "model_type" in reason or "model type" in reason:
+        return (
+            f"{what}: its config.json has no model_type that transformers knows ({reason[:200]}); use "
+            "the config.json that was saved with the model, or a newer transformers"
+        )
+    advice = (
+        "check the name, the revision and the network, or name a local folder"
+        if isinstance(error, OSError)
+        else "check its files"
+    )
+    return f"{what}: {loader.__name__} cannot load it ({type(error).__name__}: {reason[:300]}); {advice}"

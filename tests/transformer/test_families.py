@@ -13,6 +13,7 @@ from raysae.extraction.run import _manifest
 from raysae.extraction.sequences import write_tokens
 from raysae.extraction.shards import ShardExtractor
 from raysae.transformer.loading import ModelSpec, load_model
+from scripts.families import families, judge, walk
 from tests.conftest import FAMILIES
 
 PATHS = {
@@ -154,7 +155,7 @@ def captured(model):
     """Every hookpoint at every layer by raysae's own Capturer."""
     from raysae.activations import Site
     from raysae.transformer.capture import Capturer
-    from raysae.transformer.tokens import TokenSequence
+    from raysae.transformer.sequence import TokenSequence
 
     ids = np.arange(1, 21, dtype=np.int32)
     ones = np.ones(20, dtype=bool)
@@ -168,15 +169,54 @@ def captured(model):
     return found
 
 
-def test_a_module_that_adds_the_residual_itself_is_refused():
-    from transformers import BloomConfig, BloomModel
+REPRESENTATIVE = {
+    "falcon": "holds",  # adds attention into the MLP's output in place
+    "granite": "holds",  # multiplies what it adds
+    "gemma2": "holds", "olmo2": "holds", "glm4": "holds",  # normalise again before adding
+    "bloom": "holds",  # adds the stream inside its modules
+    "opt": "holds",
+    "gptj": "holds", "cohere": "holds",  # attention and MLP side by side
+    "mixtral": "holds", "granitemoeshared": "holds", "deepseek_v3": "holds",  # experts
+    "bert": "holds", "openai-gpt": "holds",  # normalise the stream
+    "doge": "refused", "gemma4_text": "refused",  # change the stream itself
+    "mamba": "refused",
+}  # fmt: skip
+"""Families that differ in what stands between a sublayer and its addition, and ``mlp_out`` there."""
 
-    from raysae.errors import UserError
-    from raysae.transformer.hookpoints import find_blocks, find_hook
 
-    blocks = find_blocks(BloomModel(BloomConfig(hidden_size=16, n_layer=2, n_head=2)), 2)
-    with pytest.raises(UserError, match="adds the residual stream itself"):
-        find_hook(blocks[0], "mlp_out")
+@pytest.mark.parametrize("family", REPRESENTATIVE)
+def test_what_is_captured_is_what_the_model_adds_itself(family):
+    verdict = judge(family)
+    assert not verdict.unmade and not verdict.wrong
+    for hookpoint in ("resid_pre", "resid_post"):
+        assert verdict.outcome[hookpoint] == "holds"
+    for hookpoint in ("attn_out", "mlp_out"):
+        assert verdict.outcome[hookpoint].startswith(REPRESENTATIVE[family])
+
+
+@pytest.mark.long
+def test_no_family_of_transformers_is_wrong():
+    verdicts = list(walk(families()))
+    assert {v.family: v.outcome for v in verdicts if v.wrong} == {}
+    whole = [v for v in verdicts if set(v.outcome.values()) == {"holds"}]
+    assert len(whole) > 120
+
+
+def test_the_check_of_families_sees_a_wrong_capture(monkeypatch):
+    """MLP plus attention in the place of the MLP: what Falcon's code leaves in the MLP's tensor."""
+    from raysae.transformer import capture
+    from raysae.transformer.hookpoints import Taps
+
+    first = capture.find_taps
+
+    def wrong(model, tower, hookpoint, layers):
+        taps = first(model, tower, hookpoint, layers)
+        other = first(model, tower, "attn_out", layers).by_layer
+        by_layer = {n: (*t, *other[n]) for n, t in taps.by_layer.items()}
+        return Taps(by_layer, taps.sublayers)
+
+    monkeypatch.setattr(capture, "find_taps", wrong)
+    assert "mlp_out" in judge("falcon").wrong
 
 
 def test_a_checkpoint_with_weights_missing_is_refused(tiny_models, tmp_path):

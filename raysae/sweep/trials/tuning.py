@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayTaskError
 
 from raysae.activations import Site, Store
 from raysae.cluster.placement import Placement, place_streaming
+from raysae.cluster.pool_worker import failure_of
 from raysae.cluster.ray_internals import run_tune
 from raysae.cluster.reading import OpenSite, check_windows, choose_reading, open_site
 from raysae.config import Recipe
@@ -228,6 +230,9 @@ def _end(last: Mapping[str, Any], error: Any) -> dict[str, str]:
     """The state and reason of a trial without a commit."""
     if last.get("failed"):
         return {"state": "failed", "reason": str(last["failed"])}
+    if isinstance(error, RayTaskError) and not last.get("stopped"):  # it raised; it was not lost
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        return {"state": "failed", "reason": str(failure_of(cause).failed)}
     if error is not None and not last.get("stopped"):
         lines = str(error).strip().splitlines()
         return {"state": "failed", "reason": f"worker lost: {lines[-1] if lines else 'no word'}"}

@@ -1,0 +1,18 @@
+"""Which transformer to load."""
+
+from dataclasses import dataclass
+
+POCKET = "pocket"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which transformer to load: ``pocket``, a folder in Hugging Face format, or a hub id."""
+
+    name: str
+    revision: str | None = None
+    """A hub model's revision."""
+    dtype: str = "float32"
+    """The number format in which the model computes."""
+    prefix: str = ""
+    """What stands before a setting's name in error messages, such as ``source.``."""

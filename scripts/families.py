@@ -27,7 +27,7 @@ SECONDS = 45
 MOST_VALUES = 30e6
 SIZES = {
     "hidden_size d_model n_embd dim embed_dim embedding_size word_embed_proj_dim hidden_dim"
-    " d_embed lm_dim decoder_hidden_size text_hidden_size": 32,
+    " d_embed emb_dim lm_dim decoder_hidden_size text_hidden_size": 32,
     "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers depth"
     " num_decoder_layers num_encoder_layers num_blocks": LAYERS,
     "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads"
@@ -69,7 +69,14 @@ VARIANTS: list[dict[str, Any]] = [
     {"rope": {"mrope_section": [2, 1, 1]}, **MLA}, {"is_decoder": True},
 ]  # fmt: skip
 """Changes to the sizes, tried in turn until a model runs."""
-SPECIAL: dict[str, dict[str, Any]] = {}
+SPECIAL: dict[str, dict[str, Any]] = {
+    "esm": {"vocab_size": VOCABULARY, "pad_token_id": 0, "mask_token_id": 4},
+    "esmc": {"num_key_value_heads": 4},
+    "xmod": {"default_language": "en_XX"},
+    "longformer": {"attention_window": 12},
+    "rwkv": {"attention_hidden_size": 32, "intermediate_size": 64},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention"]},
+}
 """Settings of families whose sizes depend on each other in their own way."""
 
 
@@ -116,9 +123,8 @@ def tiny_model(family: str) -> nn.Module:
         tried.append(settings)
         try:
             model = _random_model(family, tiny_config(family, settings))
-            if not getattr(model.config, "is_encoder_decoder", False):
-                with torch.no_grad():
-                    _run(model, {"input_ids": torch.arange(10, 22)[None]})
+            with torch.no_grad():
+                _run(model, {"input_ids": torch.arange(10, 22)[None]})
             return model
         except Exception as error:
             first = first or error
@@ -205,7 +211,7 @@ def _model_class(family: str, config: Any) -> Any:
     from transformers.models.auto import modeling_auto as auto
 
     for mapping in (
-        auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+        auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
         auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES, auto.MODEL_MAPPING_NAMES,
     ):  # fmt: skip
@@ -234,11 +240,31 @@ def judge(family: str) -> Verdict:
     """Whether each hookpoint of a family holds, is refused or is wrong."""
     verdict = Verdict(family)
     try:
+        refused = _encoder_decoder(family)
+        if refused:
+            verdict.outcome = dict.fromkeys(HOOKPOINTS, f"refused: {refused}")
+            return verdict
         model = tiny_model(family)
     except Exception as error:
         verdict.unmade = f"{type(error).__name__}: {_line(error)}"
         return verdict
     return judge_model(family, model, verdict)
+
+
+def _encoder_decoder(family: str) -> str:
+    """Why a family is refused by its configuration alone; empty when it is not."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from raysae.errors import UserError
+    from raysae.transformer.model_config import refuse_encoder_decoder
+
+    try:
+        refuse_encoder_decoder(CONFIG_MAPPING[family](), family)
+    except UserError as error:
+        return str(error)
+    except Exception:  # a configuration that needs arguments
+        return ""
+    return ""
 
 
 def judge_model(family: str, model: nn.Module, verdict: Verdict | None = None) -> Verdict:

@@ -309,9 +309,11 @@ def _captured(model: nn.Module, hookpoint: str, ids: Any, verdict: Verdict) -> l
 
 def _compare(model: nn.Module, ids: Any, found: dict[str, list[Tensor]], verdict: Verdict) -> None:
     """Hold what raysae captured against the model's own hidden states and additions."""
+    from raysae.transformer.layouts import tensors_of
+
     additions, embedded = Additions(), []
     embedding = model.get_input_embeddings()
-    watch = embedding.register_forward_hook(lambda m, a, given: embedded.append(given))
+    watch = embedding.register_forward_hook(lambda m, a, given: embedded.extend(tensors_of(given)))
     text = {"input_ids": torch.from_numpy(ids.astype(np.int64))[None]}
     with torch.no_grad(), additions:
         hidden = _run(model, {**text, "output_hidden_states": True}).hidden_states

@@ -22,11 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 HOOKPOINTS = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 LAYERS = 3
 VOCABULARY = 512
-SECONDS = 90
+SECONDS = 45
 """A family that takes longer is reported as such."""
+MOST_VALUES = 30e6
 SIZES = {
     "hidden_size d_model n_embd dim embed_dim embedding_size word_embed_proj_dim hidden_dim"
-    " d_embed lm_dim decoder_hidden_size text_hidden_size": 32,
+    " d_embed emb_dim lm_dim decoder_hidden_size text_hidden_size": 32,
     "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers depth"
     " num_decoder_layers num_encoder_layers num_blocks": LAYERS,
     "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads"
@@ -60,14 +61,22 @@ SMALL = {name: value for names, value in SIZES.items() for name in names.split()
 MULTIPLIERS = ("multiplier", "residual_scale", "scale_depth", "scale_emb")
 MLA = {"num_key_value_heads": 4, "head_dim": 8}
 VARIANTS: list[dict[str, Any]] = [
-    {}, MLA, {"mrope_section": [1, 1, 2]}, {"mrope_section": [1, 1, 0]}, {"per_layer_config": None},
-    {"head_dim": 8}, {"use_cache": False}, {**MLA, "per_layer_config": None}, {"pad_token_id": 0},
+    {}, MLA, {**MLA, "num_experts_per_tok": 2}, {"rope": {"mrope_section": [1, 1, 2]}},
+    {"rope": {"mrope_section": [1, 1, 0]}}, {"per_layer_config": None}, {"head_dim": 8},
+    {"use_cache": False}, {**MLA, "per_layer_config": None}, {"pad_token_id": 0},
     {"per_layer_config": None, "hidden_size_per_layer_input": 0}, {"sliding_window": 64},
-    {**MLA, "mrope_section": [2, 1, 1]}, {**MLA, "use_cache": False}, {"head_dim": 16},
-    {"kv_lora_rank": 8}, {"is_decoder": True}, {"mamba_expand": 2, "expand": 2, "num_heads": 8},
+    {"head_dim": 16}, {"num_kv_shared_layers": 0}, {"num_experts_per_tok": 2},
+    {"rope": {"mrope_section": [2, 1, 1]}, **MLA}, {"is_decoder": True},
 ]  # fmt: skip
 """Changes to the sizes, tried in turn until a model runs."""
-SPECIAL: dict[str, dict[str, Any]] = {}
+SPECIAL: dict[str, dict[str, Any]] = {
+    "esm": {"vocab_size": VOCABULARY, "pad_token_id": 0, "mask_token_id": 4},
+    "esmc": {"num_key_value_heads": 4},
+    "xmod": {"default_language": "en_XX"},
+    "longformer": {"attention_window": 12},
+    "rwkv": {"attention_hidden_size": 32, "intermediate_size": 64},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention"]},
+}
 """Settings of families whose sizes depend on each other in their own way."""
 
 
@@ -106,12 +115,16 @@ def tiny_model(family: str) -> nn.Module:
     Raises the first variant's exception when no variant of its configuration runs over text.
     """
     first: Exception | None = None
+    tried = []
     for variant in VARIANTS:
+        settings = tiny_settings(family, variant)
+        if settings in tried:
+            continue
+        tried.append(settings)
         try:
-            model = _random_model(family, tiny_config(family, variant))
-            if not getattr(model.config, "is_encoder_decoder", False):
-                with torch.no_grad():
-                    _run(model, {"input_ids": torch.arange(10, 22)[None]})
+            model = _random_model(family, tiny_config(family, settings))
+            with torch.no_grad():
+                _run(model, {"input_ids": torch.arange(10, 22)[None]})
             return model
         except Exception as error:
             first = first or error
@@ -121,7 +134,12 @@ def tiny_model(family: str) -> nn.Module:
 
 def _random_model(family: str, config: Any) -> nn.Module:
     torch.manual_seed(0)
-    model = _model_class(family, config)._from_config(config, dtype=torch.float32).eval()
+    made = _model_class(family, config)
+    with torch.device("meta"):
+        values = sum(p.numel() for p in made._from_config(config).parameters())
+    if values > MOST_VALUES:
+        raise ValueError(f"its smallest model here has {values / 1e6:.0f} million parameters")
+    model = made._from_config(config, dtype=torch.float32).eval()
     for parameter in model.parameters():
         noise = 0.2 * torch.randn_like(parameter)
         parameter.data = noise if parameter.dim() > 1 else parameter.data + noise
@@ -136,14 +154,20 @@ def _run(model: nn.Module, text: dict[str, Any]) -> Any:
         return _text_part(model)(**text)
 
 
-def tiny_config(family: str, variant: dict[str, Any]) -> Any:
-    """A family's configuration with small sizes, and multipliers that are not 1."""
+def tiny_settings(family: str, variant: dict[str, Any]) -> dict[str, Any]:
+    """A family's settings with small sizes, and multipliers that are not 1."""
     from transformers import AutoConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     default = AutoConfig.for_model(family)
     settings = _small(default.to_dict(), variant | SPECIAL.get(family, {}))
     settings.pop("model_type", None)
+    return settings
+
+
+def tiny_config(family: str, settings: dict[str, Any]) -> Any:
+    """A family's configuration with some settings."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     config = CONFIG_MAPPING[family].from_dict(settings)
     for part in (config, config.get_text_config()):
         if not hasattr(part, "pad_token_id"):
@@ -160,6 +184,8 @@ def _small(settings: dict[str, Any], variant: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(value, dict):
             inner = (key.endswith("config") and key != "per_layer_config") or "rope" in key
             small[key] = _small(value, variant) if inner else value
+            if "rope" in key and "rope" in variant:
+                small[key] |= variant["rope"]
         elif isinstance(value, list) and layers is not None and len(value) == layers:
             small[key] = _few(value)
         elif key.endswith(("token_id", "token_index")) and isinstance(value, int):
@@ -185,7 +211,7 @@ def _model_class(family: str, config: Any) -> Any:
     from transformers.models.auto import modeling_auto as auto
 
     for mapping in (
-        auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+        auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
         auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES, auto.MODEL_MAPPING_NAMES,
     ):  # fmt: skip
@@ -214,11 +240,31 @@ def judge(family: str) -> Verdict:
     """Whether each hookpoint of a family holds, is refused or is wrong."""
     verdict = Verdict(family)
     try:
+        refused = _encoder_decoder(family)
+        if refused:
+            verdict.outcome = dict.fromkeys(HOOKPOINTS, f"refused: {refused}")
+            return verdict
         model = tiny_model(family)
     except Exception as error:
         verdict.unmade = f"{type(error).__name__}: {_line(error)}"
         return verdict
     return judge_model(family, model, verdict)
+
+
+def _encoder_decoder(family: str) -> str:
+    """Why a family is refused by its configuration alone; empty when it is not."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from raysae.errors import UserError
+    from raysae.transformer.model_config import refuse_encoder_decoder
+
+    try:
+        refuse_encoder_decoder(CONFIG_MAPPING[family](), family)
+    except UserError as error:
+        return str(error)
+    except Exception:  # a configuration that needs arguments
+        return ""
+    return ""
 
 
 def judge_model(family: str, model: nn.Module, verdict: Verdict | None = None) -> Verdict:
@@ -263,9 +309,11 @@ def _captured(model: nn.Module, hookpoint: str, ids: Any, verdict: Verdict) -> l
 
 def _compare(model: nn.Module, ids: Any, found: dict[str, list[Tensor]], verdict: Verdict) -> None:
     """Hold what raysae captured against the model's own hidden states and additions."""
+    from raysae.transformer.layouts import tensors_of
+
     additions, embedded = Additions(), []
     embedding = model.get_input_embeddings()
-    watch = embedding.register_forward_hook(lambda m, a, given: embedded.append(given))
+    watch = embedding.register_forward_hook(lambda m, a, given: embedded.extend(tensors_of(given)))
     text = {"input_ids": torch.from_numpy(ids.astype(np.int64))[None]}
     with torch.no_grad(), additions:
         hidden = _run(model, {**text, "output_hidden_states": True}).hidden_states
@@ -309,7 +357,7 @@ def _apart(one: Tensor, other: Tensor) -> float:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]
+    return " ".join(str(error).split())[:300]
 
 
 def _late(*_: object) -> None:

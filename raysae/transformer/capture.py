@@ -50,9 +50,8 @@ class Capturer:
         self.embedding_rows = None if weight is None else weight.shape[0]
         self.reach = longest_text(model, self.tower)
         """The tokens that the model's embeddings of positions reach; None when it has none."""
-        self.padding = settle_padding(
-            self._all_rows, test_ids(model), next(model.parameters()).dtype
-        )
+        self._computes = next(model.parameters()).dtype
+        self.padding = settle_padding(self._all_rows, test_ids(model), self._computes)
         """Whether texts of several lengths may run in one batch."""
 
     @torch.inference_mode()
@@ -178,7 +177,7 @@ class Capturer:
         alone = self._capture(ids[:1], here)
         first = {p: row == 0 for p, (row, _) in where.items()}
         batch = [rows[key][first[key[1]].to(rows[key].device)] for key in alone]
-        check_same_rows(torch.cat(list(alone.values())), torch.cat(batch), len(ids))
+        check_same_rows(torch.cat(list(alone.values())), torch.cat(batch), len(ids), self._computes)
 
 
 def weights_hash(model: nn.Module) -> str:

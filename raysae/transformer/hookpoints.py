@@ -4,6 +4,7 @@
 what its attention and its MLP add to the residual stream.
 """
 
+import math
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -115,7 +116,8 @@ def _end(tower: Tower, layer: int, hookpoint: str) -> Tap:
 def _constants(config: Any) -> list[float]:
     """The numbers of a configuration that a sublayer's output may be multiplied by."""
     values = [v for v in config.to_dict().values() if isinstance(v, float) and v]
-    return [*values, *(1 / value for value in values)]
+    depth = math.sqrt(config.num_hidden_layers)  # MiniCPM divides by it
+    return [*values, *(1 / value for value in values), *(value / depth for value in values)]
 
 
 def _refusal(

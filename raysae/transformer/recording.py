@@ -28,8 +28,11 @@ KINDS: dict[Kind, str] = {
     "mlp": r"mlp|ffn?s?(_|\d|$)|feed_?forward|moe|expert|^fc_?\d?$|^lin\d?$|^intermediate$|^output$",
 }
 """What the name of a module in a block says of it; the first that matches counts."""
-CLASSES: dict[Kind, str] = {"attention": r"Attention", "mlp": r"MLP|Mlp|FeedForward|MoE|Moe|MOE"}
-"""What a module's class says where its name says nothing."""
+CLASSES: dict[Kind, str] = {
+    "attention": r"Attention\d?$",
+    "mlp": r"(MLP|Mlp|FeedForward|FFN|MoE|Moe|MOE|Experts|(Moe|MoE|MLP)(Block|Layer))$",
+}
+"""What the end of a module's class says where its name says nothing; families have Moe in front."""
 
 
 def is_norm(name: str, module: nn.Module) -> bool:

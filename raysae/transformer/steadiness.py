@@ -47,10 +47,13 @@ def settle_padding(run: AllRows, ids_BT: Tensor, dtype: torch.dtype) -> bool:
     return False
 
 
-def check_same_rows(alone_ND: Tensor, batch_ND: Tensor, texts: int) -> None:
-    """Raise UserError when a text's rows in the first batch are not those that it has alone."""
-    apart = _apart(alone_ND, batch_ND, alone_ND.dtype)
-    if apart > TOLERANCE[alone_ND.dtype]:
+def check_same_rows(alone_ND: Tensor, batch_ND: Tensor, texts: int, dtype: torch.dtype) -> None:
+    """Raise UserError when a text's rows in the first batch are not those that it has alone.
+
+    ``dtype`` is the number format in which the model computes.
+    """
+    apart = _apart(alone_ND, batch_ND, dtype)
+    if apart > TOLERANCE[dtype]:
         raise UserError(
             f"a text's rows alone and in a batch of {texts} texts differ by up to {apart:.1%}: the model "
             "lets texts or padding change each other (experts of limited capacity, or a mask that it "

@@ -105,6 +105,18 @@ def test_what_is_added_is_found(add, factor, modules, dtype):
     assert found.normalised == (add is normalises_the_stream)
 
 
+def test_two_modules_may_make_up_one_sublayer():
+    def add(block, x):
+        x = x + block.self_attn(x)
+        return x + 0.22 * (block.mlp(x) + block.shared_experts(x))
+
+    block = Block(add)
+    block.shared_experts = Given(lambda tensor: tensor)
+    _, found, _ = recorded(block)
+    terms = {(term.place.module, term.factor) for term in found.of("mlp").terms}
+    assert terms == {("mlp", 0.22), ("shared_experts", 0.22)}
+
+
 @pytest.mark.parametrize("add", [scales_the_stream, gates_by_token, adds_once_more])
 def test_a_block_that_does_something_else_gives_nothing_and_a_figure(add):
     _, found, error = recorded(Block(add))

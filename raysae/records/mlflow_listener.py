@@ -36,7 +36,7 @@ def tracking_uri(run: RunFolder) -> str:
     """The MLflow server: that of the recipe, else of the environment (``MLFLOW_TRACKING_URI``), else a
     SQLite file beside the run folders."""
     named = run.recipe.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return named or f"sqlite:///{run.path.parent / 'mlflow.db'}"
+    return named or refusal.sqlite_uri(run.path.parent / "mlflow.db")
 
 
 class Recorder:

@@ -3,8 +3,10 @@
 import re
 import sqlite3
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from raysae.console.shell import without_password
 
@@ -25,6 +27,12 @@ class Refused(Exception):
     """MLflow would take no record; the message says why and what helps."""
 
 
+def sqlite_uri(file: Path) -> str:
+    """The address of a SQLite file, as the installed SQLAlchemy reads it."""
+    name = str(file).replace("%", "%25").replace("?", "%3F") if _decodes() else file
+    return f"{SQLITE}{name}"
+
+
 def check_file(uri: str) -> None:
     """Raise Refused when ``uri`` is a SQLite file that cannot be written; create its folder.
 
@@ -32,7 +40,8 @@ def check_file(uri: str) -> None:
     """
     if not uri.startswith(SQLITE) or uri == SQLITE:
         return
-    file = Path(uri.removeprefix(SQLITE).partition("?")[0])
+    name = uri.removeprefix(SQLITE).partition("?")[0]
+    file = Path(unquote(name) if _decodes() else name)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as database:
@@ -62,6 +71,12 @@ def may_pass(error: Exception) -> bool:
     if code is not None:
         return code in MAY_PASS
     return "locked" in str(error) or type(error).__name__ in ("OperationalError", "TimeoutError")
+
+
+def _decodes() -> bool:
+    """Whether SQLAlchemy takes ``%41`` in an address for a letter, as it does from 2.1 on."""
+    first, second = version("sqlalchemy").split(".")[:2]
+    return (int(first), int(second)) >= (2, 1)
 
 
 def reason_of(error: Exception) -> str:

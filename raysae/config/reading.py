@@ -13,9 +13,12 @@ from raysae.config.kinds import Kind, kind_of, whole
 from raysae.config.searched import POWER_OF_TEN
 from raysae.errors import UserError
 
-TEXT, INT, FLOAT, BOOL, NULL, MERGE = (
-    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "merge")
+TEXT, INT, FLOAT, BOOL, NULL, TIMESTAMP, VALUE, MERGE = (
+    f"tag:yaml.org,2002:{name}"
+    for name in ("str", "int", "float", "bool", "null", "timestamp", "value", "merge")
 )
+IMPLICIT = {TEXT, INT, FLOAT, BOOL, NULL, TIMESTAMP, VALUE}
+"""What YAML makes of a scalar that is neither in quotes nor tagged."""
 WORDS = {
     "integer": "a whole number", "number": "a number", "string": "text, in quotes",
     "array": "a list", "object": "keys and values",
@@ -144,7 +147,7 @@ def _mark(node: Node, kind: Kind, key: str, above: tuple[Node, ...] = ()) -> Non
 
 
 def _mark_scalar(node: ScalarNode, kind: Kind, key: str) -> None:
-    plain = node.style is None
+    plain = node.style is None and node.tag in IMPLICIT
     if plain and kind.is_text and not (node.tag == NULL and kind.may_be_null):
         node.tag = TEXT
     elif plain and kind.is_number and POWER_OF_TEN.fullmatch(node.value):

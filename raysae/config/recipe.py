@@ -45,7 +45,7 @@ LARGEST_SEED = 2**32 - 1
 def _folder_name(name: str) -> str:
     if not re.fullmatch(NAME, name):
         raise ValueError(
-            "a name is that of a folder: at most 100 letters, digits, dots, '_' and '-', with a letter "
+            "it is no name of a folder: at most 100 letters, digits, dots, '_' and '-', with a letter "
             "or digit first; other folders are named in runs_dir"
         )
     return name

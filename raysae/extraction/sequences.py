@@ -87,15 +87,19 @@ def write_tokens(plan: ExtractionPlan, report: Report) -> TokenPlan:
     return tokens
 
 
-def peek(plan: ExtractionPlan) -> TokenSequence:
-    """Read and tokenize the first text.
+def peek(plan: ExtractionPlan) -> None:
+    """Read and tokenize the first text. Raises UserError as ``first_sequences`` does."""
+    first_sequences(plan, 1)
 
-    Raises UserError when the data set cannot be read, the tokenizer cannot be loaded, or the text cannot
+
+def first_sequences(plan: ExtractionPlan, texts: int) -> list[TokenSequence]:
+    """The sequences of the first ``texts`` texts.
+
+    Raises UserError when the data set cannot be read, the tokenizer cannot be loaded, or a text cannot
     be written out or tokenized as the recipe says.
     """
     tokenizer = Tokenizer(load_tokenizer(model_spec(plan.readable)), token_rules(plan.source))
-    first = islice(read_documents(text_spec(plan.readable)), 1)
-    return next(iter(tokenizer.sequences(first)))
+    return list(tokenizer.sequences(islice(read_documents(text_spec(plan.readable)), texts)))
 
 
 @dataclass
@@ -237,6 +241,12 @@ def _refuse_unusable(plan: ExtractionPlan, tokens: TokenPlan) -> None:
             f"source.positions {list(source.positions)}: none of the {tokens.counts['documents']} "
             f"texts of {source.dataset!r} is long enough or matches{within}; ask for fewer tokens, "
             "another pattern or a larger limit"
+        )
+    if tokens.counts["repeated"] == tokens.counts["documents"] - 1 > 0:
+        raise UserError(
+            f"source: all {tokens.counts['documents']} texts of {source.dataset!r} are the same, so all "
+            f"{tokens.sequences} rows are the same at a position; name other texts (source.text, "
+            "source.dataset)"
         )
     for position, splits in tokens.rows.items():
         if not any(splits.values()):

@@ -2,47 +2,39 @@
 
 import shutil
 import time
-from dataclasses import replace
 
 import torch
 from rich.table import Table
 
-from raysae.activations import Site, Store
+from raysae.activations import Site
 from raysae.cluster.placement import Placement
 from raysae.cluster.reading import choose_reading
-from raysae.cluster.session import ray_session
 from raysae.config import Recipe
 from raysae.config.search import Choices
 from raysae.console.board import console, seconds
 from raysae.pipeline.admission import Admission, admit
 from raysae.pipeline.estimate import Needs, configs_of, existing_parent
+from raysae.pipeline.forecast import forecast
 from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.preflight import preflight
-from raysae.sae import SAEConfig
-from raysae.sweep.trials.tuning import at_once
-from raysae.training import Trainer, TrainingConfig
+from raysae.pipeline.run import trial_session
 from raysae.training.memory import free_bytes
-from raysae.training.rows import IndexedRows, Rows
 
-CALIBRATION_SECONDS = 1.0
-"""Seconds that each of the two configs is trained, to measure its speed."""
-CALIBRATION_ROWS = 8192
-"""The most rows that they are trained on."""
-TRIAL_SECONDS = 0.2
-"""Seconds that a trial takes beside its training, in a worker that is already running."""
 LISTED = 12
 """The most configs that are shown one by one."""
 
 
-def dry_run(recipe: Recipe) -> None:
+def dry_run(recipe: Recipe, started: float | None = None) -> None:
     """Print the resolved recipe and what its run would do.
 
+    ``started`` is when the command began (``time.time()``; now, if None): a run takes as long to start.
     Raises UserError on everything that a run would refuse before any work.
     """
-    plan, begun = preflight(recipe), time.monotonic()
+    started = time.time() if started is None else started
+    plan = preflight(recipe)
     print(recipe.to_yaml())
-    with ray_session(recipe.resources):
-        start = time.monotonic() - begun
+    with trial_session(recipe.resources):
+        start = time.time() - started
         wanted = plan.needs
         admitted = admit(recipe, wanted)
         placement = admitted.placement
@@ -113,66 +105,13 @@ def _reading(plan: RunPlan) -> str:
 
 
 def _time(plan: RunPlan, placement: Placement, start: float) -> str:
-    """The time of the run, from a short training of the smallest and the largest config.
-
-    ``start`` is how long Ray took to start, in seconds; the workers of the trials and those of the atlas
-    are assumed to take as long.
-    """
-    recipe, atlas = plan.recipe, len(plan.atlas_sites)
-    rows, count, what = _rows(plan)
-    if count is None:
-        return "not known before the extraction, as source.sequences is not given"
-    configs = sorted(
-        (recipe.with_parameters(parameters) for parameters in configs_of(recipe, rows.d_in)),
-        key=lambda pair: pair[0].d_sae,
-    )
-    torch.set_num_threads(max(int(placement.cpus), 1))
-    device = "cuda" if placement.gpus and torch.cuda.is_available() else "cpu"
-    ends = [configs[0], configs[-1]]
-    speeds = [_tokens_per_second(*pair, rows, device) for pair in ends]
-    each = [
-        training.training_tokens(count) / speed
-        for (_, training), speed in zip(ends, speeds, strict=True)
+    """The forecast of every stage; ``start`` is what this process took until now, in seconds."""
+    found = forecast(plan, placement, start)
+    stages = [
+        f"{stage} {seconds(value)}" if value is not None else f"{stage} not known"
+        for stage, value in found.stages.items()
+        if value != 0.0
     ]
-    members = recipe.sweep.seeds_per_trial * max(len(plan.sites), 1)
-    workers = at_once(recipe, placement, plan.proposer.lag)
-    sweep = plan.proposer.trials * (members * sum(each) / 2 + TRIAL_SECONDS) / workers + start
-    atlas_seconds = atlas * max(each) / placement.workers + (start if atlas else 0)
-    whole = 2 * start + sweep + atlas_seconds  # start, then stop and report
-    untimed = "" if plan.store is not None else "; the extraction comes on top"
-    return (
-        f"about {seconds(whole)}: sweep {seconds(sweep)}, atlas at most {seconds(atlas_seconds)}, "
-        f"starting and reporting the rest{untimed} ({speeds[0]:,.0f} tokens/s at "
-        f"d_sae {ends[0][0].d_sae:,}, {speeds[1]:,.0f} at {ends[1][0].d_sae:,}, measured on {what})"
-    )
-
-
-def _rows(plan: RunPlan) -> tuple[IndexedRows, int | None, str]:
-    """Rows to time a training on, the number of rows of the run (None: not known), and what they are."""
-    if plan.store is not None:
-        return _first_rows(plan.store, plan.sites[0])
-    assert plan.extraction is not None
-    source = plan.extraction.source
-    fraction = 1 - source.validation - source.test
-    count = None if source.sequences is None else max(int(source.sequences * fraction), 1)
-    noise = torch.randn(min(count or CALIBRATION_ROWS, CALIBRATION_ROWS), plan.extraction.d_in)
-    return Rows(noise), count, "noise, as the rows are not there yet"
-
-
-def _first_rows(store: Store, site: Site) -> tuple[IndexedRows, int, str]:
-    train = store.site(site).train
-    first = train.read(0, min(len(train), CALIBRATION_ROWS))
-    return Rows(first), len(train), f"{len(first):,} rows of {site}"
-
-
-def _tokens_per_second(
-    config: SAEConfig, training: TrainingConfig, rows: IndexedRows, device: str
-) -> float:
-    long = replace(training, tokens=10**12, evaluations=1)
-    trainer = Trainer(config, long, rows, rows, device=device)
-    started = time.perf_counter()
-    for batch_BD in trainer.feed:
-        trainer.take(batch_BD)
-        if time.perf_counter() - started > CALIBRATION_SECONDS:
-            break
-    return trainer.tokens_per_second
+    whole = f"about {seconds(found.total)}: " if found.total is not None else ""
+    unknown = " (source.sequences is not given)" if found.total is None else ""
+    return f"{whole}{', '.join(stages)}{unknown}; {found.trainings}"

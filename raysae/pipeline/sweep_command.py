@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     if args.dry_run:
         from raysae.pipeline.dry_run import dry_run
 
-        dry_run(recipe)
+        dry_run(recipe, STARTED)
         return DONE
     set_log(args.log)
     try:

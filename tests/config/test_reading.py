@@ -100,8 +100,8 @@ def test_searched_numbers_may_be_written_as_powers_of_ten():
         ("training={epochs: 1, epochs: 2}", "training.epochs is given twice"),
         ("runs_dir=", "runs_dir: "),
         (f"name={'x' * 101}", "at most 100 letters"),
-        ("name=a/b", "name of|that of a folder"),
-        ("name=..", "that of a folder"),
+        ("name=a/b", "name of|no name of a folder"),
+        ("name=..", "no name of a folder"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_by_its_key(override, words):

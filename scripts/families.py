@@ -360,8 +360,12 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
+class Late(BaseException):
+    """A family took too long; no code that tries several ways may catch it."""
+
+
 def _late(*_: object) -> None:
-    raise TimeoutError(f"took more than {SECONDS} s")
+    raise Late(f"took more than {SECONDS} s")
 
 
 def walk(names: list[str]) -> Iterator[Verdict]:
@@ -371,7 +375,7 @@ def walk(names: list[str]) -> Iterator[Verdict]:
         signal.alarm(SECONDS)
         try:
             verdict = judge(name)
-        except Exception as error:
+        except (Exception, Late) as error:
             verdict = Verdict(name, unmade=f"{type(error).__name__}: {_line(error)}")
         finally:
             signal.alarm(0)

@@ -66,6 +66,8 @@ def _padding_holds(
 ) -> bool:
     try:
         rows = run(list(ids))
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception:  # a model that cannot run over padding at all
         return False
     return all(

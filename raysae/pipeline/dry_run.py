@@ -2,50 +2,44 @@
 
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict
 
 import torch
 from rich.table import Table
 
-from raysae.activations import Site, Store
-from raysae.cluster.placement import Placement
+from raysae.activations import Site
 from raysae.cluster.reading import choose_reading
-from raysae.cluster.session import ray_session
 from raysae.config import Recipe
 from raysae.config.search import Choices
-from raysae.console.board import console, seconds
+from raysae.console.board import console, emit, seconds
 from raysae.pipeline.admission import Admission, admit
 from raysae.pipeline.estimate import Needs, configs_of, existing_parent
+from raysae.pipeline.forecast import Basis, Forecast, forecast
 from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.preflight import preflight
-from raysae.sae import SAEConfig
-from raysae.sweep.trials.tuning import at_once
-from raysae.training import Trainer, TrainingConfig
+from raysae.pipeline.run import trial_session
 from raysae.training.memory import free_bytes
-from raysae.training.rows import IndexedRows, Rows
 
-CALIBRATION_SECONDS = 1.0
-"""Seconds that each of the two configs is trained, to measure its speed."""
-CALIBRATION_ROWS = 8192
-"""The most rows that they are trained on."""
-TRIAL_SECONDS = 0.2
-"""Seconds that a trial takes beside its training, in a worker that is already running."""
 LISTED = 12
 """The most configs that are shown one by one."""
 
 
-def dry_run(recipe: Recipe) -> None:
+def dry_run(recipe: Recipe, started: float | None = None) -> None:
     """Print the resolved recipe and what its run would do.
 
+    ``started`` is when the command began, in seconds since the epoch; by default it begins now.
     Raises UserError on everything that a run would refuse before any work.
     """
-    plan, begun = preflight(recipe), time.monotonic()
+    started = time.time() if started is None else started
+    plan = preflight(recipe)
     print(recipe.to_yaml())
-    with ray_session(recipe.resources):
-        start = time.monotonic() - begun
+    with trial_session(recipe.resources):
         wanted = plan.needs
         admitted = admit(recipe, wanted)
         placement = admitted.placement
+        told = forecast(plan, placement, time.time() - started)
+        if told is not None:
+            emit("forecast", **asdict(told[0]), **asdict(told[1].measured))
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         rows = {
             "Trials": _trials(recipe, wanted.d_in),
@@ -54,7 +48,7 @@ def dry_run(recipe: Recipe) -> None:
             "Memory": _memory(wanted, admitted),
             "Disk": _disk(recipe, wanted),
             "Reading": _reading(plan),
-            "Time": _time(plan, placement, start),
+            "Time": _time(told, plan),
         }
         for name, text in rows.items():
             table.add_row(name, text)
@@ -112,67 +106,21 @@ def _reading(plan: RunPlan) -> str:
     return str(choose_reading(plan.store, plan.sites, plan.recipe.resources))
 
 
-def _time(plan: RunPlan, placement: Placement, start: float) -> str:
-    """The time of the run, from a short training of the smallest and the largest config.
-
-    ``start`` is how long Ray took to start, in seconds; the workers of the trials and those of the atlas
-    are assumed to take as long.
-    """
-    recipe, atlas = plan.recipe, len(plan.atlas_sites)
-    rows, count, what = _rows(plan)
-    if count is None:
+def _time(told: tuple[Forecast, Basis] | None, plan: RunPlan) -> str:
+    """The forecast in words."""
+    if told is None and plan.extraction is not None and plan.extraction.source.sequences is None:
         return "not known before the extraction, as source.sequences is not given"
-    configs = sorted(
-        (recipe.with_parameters(parameters) for parameters in configs_of(recipe, rows.d_in)),
-        key=lambda pair: pair[0].d_sae,
-    )
-    torch.set_num_threads(max(int(placement.cpus), 1))
-    device = "cuda" if placement.gpus and torch.cuda.is_available() else "cpu"
-    ends = [configs[0], configs[-1]]
-    speeds = [_tokens_per_second(*pair, rows, device) for pair in ends]
-    each = [
-        training.training_tokens(count) / speed
-        for (_, training), speed in zip(ends, speeds, strict=True)
-    ]
-    members = recipe.sweep.seeds_per_trial * max(len(plan.sites), 1)
-    workers = at_once(recipe, placement, plan.proposer.lag)
-    sweep = plan.proposer.trials * (members * sum(each) / 2 + TRIAL_SECONDS) / workers + start
-    atlas_seconds = atlas * max(each) / placement.workers + (start if atlas else 0)
-    whole = 2 * start + sweep + atlas_seconds  # start, then stop and report
+    if told is None:
+        return "not known, as no worker was free to measure it"
+    expected, basis = told
     untimed = "" if plan.store is not None else "; the extraction comes on top"
-    return (
-        f"about {seconds(whole)}: sweep {seconds(sweep)}, atlas at most {seconds(atlas_seconds)}, "
-        f"starting and reporting the rest{untimed} ({speeds[0]:,.0f} tokens/s at "
-        f"d_sae {ends[0][0].d_sae:,}, {speeds[1]:,.0f} at {ends[1][0].d_sae:,}, measured on {what})"
+    speeds = " and ".join(
+        f"{cost.tokens_per_second:,.0f} at d_sae {d_sae:,}"
+        for d_sae, cost in zip(basis.d_saes, basis.measured.costs, strict=True)
     )
-
-
-def _rows(plan: RunPlan) -> tuple[IndexedRows, int | None, str]:
-    """Rows to time a training on, the number of rows of the run (None: not known), and what they are."""
-    if plan.store is not None:
-        return _first_rows(plan.store, plan.sites[0])
-    assert plan.extraction is not None
-    source = plan.extraction.source
-    fraction = 1 - source.validation - source.test
-    count = None if source.sequences is None else max(int(source.sequences * fraction), 1)
-    noise = torch.randn(min(count or CALIBRATION_ROWS, CALIBRATION_ROWS), plan.extraction.d_in)
-    return Rows(noise), count, "noise, as the rows are not there yet"
-
-
-def _first_rows(store: Store, site: Site) -> tuple[IndexedRows, int, str]:
-    train = store.site(site).train
-    first = train.read(0, min(len(train), CALIBRATION_ROWS))
-    return Rows(first), len(train), f"{len(first):,} rows of {site}"
-
-
-def _tokens_per_second(
-    config: SAEConfig, training: TrainingConfig, rows: IndexedRows, device: str
-) -> float:
-    long = replace(training, tokens=10**12, evaluations=1)
-    trainer = Trainer(config, long, rows, rows, device=device)
-    started = time.perf_counter()
-    for batch_BD in trainer.feed:
-        trainer.take(batch_BD)
-        if time.perf_counter() - started > CALIBRATION_SECONDS:
-            break
-    return trainer.tokens_per_second
+    return (
+        f"about {seconds(expected.total)}: start {seconds(expected.start)}, sweep "
+        f"{seconds(expected.sweep)}, atlas {seconds(expected.atlas)}, choice, report and end "
+        f"{seconds(expected.report)}{untimed} (measured here: {speeds} tokens/s in each worker on "
+        f"{basis.rows}; a worker's start {seconds(basis.measured.worker_start)})"
+    )

@@ -2,19 +2,21 @@
 
 import shutil
 import time
+from dataclasses import asdict
 
 import torch
 from rich.table import Table
 
 from raysae.activations import Site
-from raysae.cluster.placement import Placement
+from raysae.cluster.placement import place_extraction
 from raysae.cluster.reading import choose_reading
 from raysae.config import Recipe
 from raysae.config.search import Choices
-from raysae.console.board import console, seconds
+from raysae.console.board import console, emit, seconds
 from raysae.pipeline.admission import Admission, admit
 from raysae.pipeline.estimate import Needs, configs_of, existing_parent
-from raysae.pipeline.forecast import forecast
+from raysae.pipeline.extraction_forecast import extraction_seconds
+from raysae.pipeline.forecast import Basis, Forecast, forecast
 from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.preflight import preflight
 from raysae.pipeline.run import trial_session
@@ -27,17 +29,22 @@ LISTED = 12
 def dry_run(recipe: Recipe, started: float | None = None) -> None:
     """Print the resolved recipe and what its run would do.
 
-    ``started`` is when the command began (``time.time()``; now, if None): a run takes as long to start.
+    ``started`` is when the command began, in seconds since the epoch; by default it begins now.
     Raises UserError on everything that a run would refuse before any work.
     """
     started = time.time() if started is None else started
     plan = preflight(recipe)
     print(recipe.to_yaml())
     with trial_session(recipe.resources):
-        start = time.time() - started
         wanted = plan.needs
         admitted = admit(recipe, wanted)
         placement = admitted.placement
+        told = forecast(plan, placement, time.time() - started)
+        extract = None
+        if plan.extraction is not None:
+            extract = extraction_seconds(plan.extraction, place_extraction(recipe.resources))
+        if told is not None:
+            emit("forecast", extract=extract, **asdict(told[0]), **asdict(told[1].measured))
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         rows = {
             "Trials": _trials(recipe, wanted.d_in),
@@ -46,7 +53,7 @@ def dry_run(recipe: Recipe, started: float | None = None) -> None:
             "Memory": _memory(wanted, admitted),
             "Disk": _disk(recipe, wanted),
             "Reading": _reading(plan),
-            "Time": _time(plan, placement, start),
+            "Time": _time(told, extract, plan),
         }
         for name, text in rows.items():
             table.add_row(name, text)
@@ -104,14 +111,25 @@ def _reading(plan: RunPlan) -> str:
     return str(choose_reading(plan.store, plan.sites, plan.recipe.resources))
 
 
-def _time(plan: RunPlan, placement: Placement, start: float) -> str:
-    """The forecast of every stage; ``start`` is what this process took until now, in seconds."""
-    found = forecast(plan, placement, start)
-    stages = [
-        f"{stage} {seconds(value)}" if value is not None else f"{stage} not known"
-        for stage, value in found.stages.items()
-        if value != 0.0
-    ]
-    whole = f"about {seconds(found.total)}: " if found.total is not None else ""
-    unknown = " (source.sequences is not given)" if found.total is None else ""
-    return f"{whole}{', '.join(stages)}{unknown}; {found.trainings}"
+def _time(told: tuple[Forecast, Basis] | None, extract: float | None, plan: RunPlan) -> str:
+    """The forecast in words; ``extract`` are the seconds of the extraction, where there is one."""
+    if told is None and plan.extraction is not None and plan.extraction.source.sequences is None:
+        return "not known before the extraction, as source.sequences is not given"
+    if told is None:
+        return "not known, as no worker was free to measure it"
+    expected, basis = told
+    extraction = ""
+    if plan.extraction is not None:
+        extraction = (
+            f"extract {seconds(extract)}, " if extract is not None else "extract not known, "
+        )
+    speeds = " and ".join(
+        f"{cost.tokens_per_second:,.0f} at d_sae {d_sae:,}"
+        for d_sae, cost in zip(basis.d_saes, basis.measured.costs, strict=True)
+    )
+    return (
+        f"about {seconds(expected.total + (extract or 0.0))}: start {seconds(expected.start)}, "
+        f"{extraction}sweep {seconds(expected.sweep)}, atlas {seconds(expected.atlas)}, choice, report and "
+        f"end {seconds(expected.report)} (measured here: {speeds} tokens/s in each worker on "
+        f"{basis.rows}; a worker's start {seconds(basis.measured.worker_start)})"
+    )

@@ -1,292 +1,184 @@
-"""How long each stage of a run will take, from short measurements in workers like those of the run.
-
-What depends on the machine is measured while the forecast is made: the start of workers, a training of
-the smallest and of the largest config, an evaluation, tokenizing, and the forward pass. What Tune, MLflow
-and the report add is constant; ``scripts/forecast.py`` compares the whole with real runs.
-"""
+"""How long a run will take, stage by stage, from measurements on this machine."""
 
 import math
-import tempfile
-import time
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
+from raysae.activations import Store
 from raysae.cluster.placement import Placement
-from raysae.cluster.worker import prepare_worker
+from raysae.config import Recipe
+from raysae.config.search import Choices, Range
+from raysae.pipeline.calibration import Calibration, Cost, calibrate
 from raysae.pipeline.estimate import configs_of
 from raysae.pipeline.plan import RunPlan
-from raysae.sae import SAEConfig
+from raysae.sites import ALL
 from raysae.sweep.trials.tuning import at_once
-from raysae.training import Trainer, TrainingConfig
-from raysae.training.rows import Rows
 
-if TYPE_CHECKING:
-    from raysae.extraction.plan import ExtractionPlan
-    from raysae.transformer.sequence import TokenSequence
-
-CALIBRATION_SECONDS = 1.0
-"""Seconds for which a config is trained to measure its speed."""
 CALIBRATION_ROWS = 8192
-"""The most rows that it is trained on."""
-CALIBRATION_TEXTS = 256
-"""The most texts that are tokenized and run, to measure the extraction."""
-CALIBRATION_WORKERS = 4
-"""The most workers that are measured side by side."""
-TUNE_SECONDS, TRIAL_SECONDS = 2.0, 0.35
-"""What Tune takes at its start and end, and for a trial beside its training and its evaluations."""
-SITE_SECONDS = 0.05
-"""What a site of the atlas takes beside its training and its evaluations."""
-FILE_SECONDS = 0.006
-"""What a worker takes to write a small shard of a site, beside its bytes."""
-WRITING_BYTES = 150e6
-"""Bytes of activations a second that a worker writes, checksum included."""
-REPORT_SECONDS = 1.1
+"""The most rows of a split that configs are trained or evaluated on."""
+
+
+@dataclass(frozen=True)
+class Overheads:
+    """What a run takes beside its trainings, in times of the start of a worker on the same machine.
+
+    ``scripts/forecast.py`` measures them: it prints the value with which each stage's forecast would
+    have been right.
+    """
+
+    sweep: float = 1.0
+    """Tune's start, with workers that have imported the trials' modules."""
+    trial: float = 0.03
+    """A trial: Tune's and the driver's part, records included."""
+    evaluation: float = 0.004
+    """A report of a trial, in the driver."""
+    atlas: float = 0.1
+    """The pool of the atlas, beside the start of its workers."""
+    site: float = 0.005
+    """A site: opening its rows and the driver's part."""
+    report: float = 0.3
+    """Choice and report."""
+    end: float = 0.1
+    """Stopping Ray, and the last records."""
+
+
+OVERHEADS = Overheads()
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of each stage; None where it is not known."""
+    """Seconds of each part of a run, without the extraction."""
 
     start: float
-    extract: float | None
-    sweep: float | None
-    atlas: float | None
+    """From the command to the first stage."""
+    sweep: float
+    atlas: float
     report: float
-    trainings: str
-    """What the trainings' part was measured on."""
+    """Choice, report and the end."""
 
     @property
-    def stages(self) -> dict[str, float | None]:
-        """Seconds of each stage by its name."""
-        names = ("start", "extract", "sweep", "atlas", "report")
-        return {name: getattr(self, name) for name in names}
-
-    @property
-    def total(self) -> float | None:
-        """Seconds of the whole run; None where a stage is not known."""
-        parts = list(self.stages.values())
-        return None if None in parts else sum(part or 0.0 for part in parts)
+    def total(self) -> float:
+        """Seconds of the whole run."""
+        return sum(asdict(self).values())
 
 
 @dataclass(frozen=True)
-class TrainingCost:
-    """What one training takes, in seconds."""
+class Basis:
+    """What a forecast follows from: the ends of the configs, and what was measured of them."""
 
-    start: float
-    tokens_per_second: float
-    evaluation: float
-
-    def seconds(self, tokens: int, evaluations: int) -> float:
-        """Seconds of a training of so many tokens."""
-        return self.start + tokens / self.tokens_per_second + evaluations * self.evaluation
+    d_saes: tuple[int, int]
+    """The smallest and the largest ``d_sae``."""
+    measured: Calibration
+    rows: str
+    """The rows of the measurement, in words."""
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a worker measures: the trainings ``configs`` on rows, or on noise ``[rows, d_in]``."""
+def forecast(plan: RunPlan, placement: Placement, start: float) -> tuple[Forecast, Basis] | None:
+    """How long the run of ``plan`` takes, ``start`` being the seconds until its first stage.
 
-    configs: tuple[tuple[SAEConfig, TrainingConfig], ...]
-    d_in: int
-    train_rows: int
-    validation_rows: int
-    rows: tuple[Tensor, Tensor] | None = None
-    """Training and validation rows of a store; None for noise."""
-    extraction: "ExtractionPlan | None" = None
-    sequences: "tuple[TokenSequence, ...]" = ()
-
-
-def forecast(plan: RunPlan, placement: Placement, start: float) -> Forecast:
-    """The time of a run on the connected Ray; ``start`` is what the process took so far, in seconds."""
-    count = _rows_of(plan)
-    configs = _ends(plan)
-    sequences = _first_texts(plan)
-    job = _Job(
-        tuple(configs), plan.needs.d_in, *(count or (CALIBRATION_ROWS, CALIBRATION_ROWS // 8)),
-        _some_rows(plan), plan.extraction, tuple(sequences.found),
-    )  # fmt: skip
-    worker, costs, forward = _measured(job, placement)
-    extract = 0.0 if plan.extraction is None else None
-    if plan.extraction is not None and sequences.count is not None:
-        extract = worker + sequences.seconds + _extraction(plan, sequences, forward, placement)
-    trainings = _described(configs, costs, job)
+    None when the number of rows is not known before the extraction, or no worker is free to measure.
+    """
+    count = _training_rows(plan)
     if count is None:
-        return Forecast(start, extract, None, None, REPORT_SECONDS, trainings)
-    each = [
-        cost.seconds(training.training_tokens(count[0]), training.evaluations)
-        for cost, (_, training) in zip(costs, configs, strict=True)
-    ]
-    return Forecast(
-        start, extract, _sweep(plan, each, worker, placement),
-        _atlas(plan, max(each), worker, placement), REPORT_SECONDS, trainings,
-    )  # fmt: skip
-
-
-def _described(
-    configs: list[tuple[SAEConfig, TrainingConfig]], costs: list[TrainingCost], job: _Job
-) -> str:
-    speeds = ", ".join(
-        f"{cost.tokens_per_second:,.0f} tokens/s at d_sae {sae.d_sae:,}"
-        for (sae, _), cost in zip(configs, costs, strict=True)
+        return None
+    recipe, workers = plan.recipe, at_once(plan.recipe, placement, plan.proposer.lag)
+    train, validation, scale, what = _rows(plan, count)
+    configs = sorted(
+        (recipe.with_parameters(one) for one in configs_of(recipe, train.shape[1])),
+        key=lambda pair: pair[0].d_sae,
     )
-    rows = f"{len(job.rows[0]):,} rows" if job.rows else "noise, as the rows are not there yet"
-    return f"{speeds}, measured on {rows}"
+    ends = (configs[0], configs[-1])
+    measured = calibrate(ends, train, validation, scale, placement, workers)
+    if measured is None:
+        return None
+    d_saes = ends[0][0].d_sae, ends[1][0].d_sae
+    middle = _mean_d_sae(recipe, [sae.d_sae for sae, _ in configs])
+    training = recipe.training
+    tokens, evaluations = training.training_tokens(count), training.evaluations
+    sweep = _sweep(plan, measured, _cost_at(middle, d_saes, measured), tokens, workers)
+    chosen = _cost_at((middle + d_saes[1]) / 2, d_saes, measured).seconds(tokens, evaluations)
+    atlas = _atlas(len(plan.atlas_sites), measured, chosen, placement.workers)
+    unit = measured.worker_start
+    report = (OVERHEADS.report + OVERHEADS.end) * unit
+    return Forecast(start, sweep, atlas, report), Basis(d_saes, measured, what)
 
 
-def _sweep(plan: RunPlan, each: list[float], worker: float, placement: Placement) -> float:
-    recipe = plan.recipe
-    members = recipe.sweep.seeds_per_trial * max(len(plan.sites), 1)
-    trial = members * sum(each) / len(each) + TRIAL_SECONDS
-    workers = at_once(recipe, placement, plan.proposer.lag)
-    return TUNE_SECONDS + worker + trial * math.ceil(plan.proposer.trials / workers)
+def _sweep(plan: RunPlan, measured: Calibration, cost: Cost, tokens: int, workers: int) -> float:
+    recipe, unit = plan.recipe, measured.worker_start
+    sweep, evaluations = recipe.sweep, recipe.training.evaluations
+    members = sweep.seeds_per_trial * max(len(plan.sites), 1)
+    each = members * cost.seconds(tokens, evaluations)
+    each = min(each, sweep.max_seconds_per_trial or math.inf)
+    trials = plan.proposer.trials
+    if sweep.max_tokens is not None:
+        trials = min(trials, math.ceil(sweep.max_tokens / (members * tokens)))
+    beside = (OVERHEADS.trial + OVERHEADS.evaluation * evaluations) * unit
+    trained = trials * (each / workers + beside)
+    trained = min(trained, (sweep.max_seconds or math.inf) + each)
+    return OVERHEADS.sweep * unit + measured.warm_up + trained
 
 
-def _atlas(plan: RunPlan, each: float, worker: float, placement: Placement) -> float:
-    sites = len(plan.atlas_sites)
+def _atlas(sites: int, measured: Calibration, each: float, workers: int) -> float:
     if not sites:
         return 0.0
-    return worker + math.ceil(sites / placement.workers) * (each + SITE_SECONDS)
+    unit, workers = measured.worker_start, min(workers, sites)
+    trained = math.ceil(sites / workers) * each
+    beside = (1 + OVERHEADS.atlas + sites * OVERHEADS.site) * unit
+    return beside + measured.warm_up + trained
 
 
-def _ends(plan: RunPlan) -> list[tuple[SAEConfig, TrainingConfig]]:
-    """The smallest and the largest config of the search."""
-    configs = sorted(
-        map(plan.recipe.with_parameters, configs_of(plan.recipe, plan.needs.d_in)),
-        key=lambda pair: (pair[0].d_sae, getattr(pair[0], "k", 0)),
-    )
-    return [configs[0], configs[-1]]
+def _cost_at(d_sae: float, ends: tuple[int, int], measured: Calibration) -> Cost:
+    smallest, largest = ends
+    place = (d_sae - smallest) / (largest - smallest) if largest > smallest else 0.0
+    return measured.costs[0].between(measured.costs[1], min(max(place, 0.0), 1.0))
 
 
-def _rows_of(plan: RunPlan) -> tuple[int, int] | None:
-    """The training and the validation rows of a swept site; None where they are not known yet."""
+def _mean_d_sae(recipe: Recipe, listed: list[int]) -> float:
+    """The mean ``d_sae`` of the configs that the search proposes."""
+    values = recipe.sweep.space.get("sae.d_sae")
+    if recipe.sweep.sampler in ("list", "grid") or values is None:
+        return fmean(listed)
+    if isinstance(values, Range) and not values.powers_of_two:
+        low, high = values.low, values.high
+        return (
+            (high - low) / math.log(high / low) if values.log and high > low else (low + high) / 2
+        )
+    numbers = values.choices if isinstance(values, Choices) else values.powers
+    return fmean(float(number) for number in numbers)
+
+
+def _training_rows(plan: RunPlan) -> int | None:
+    """Training rows of a site; None when they are not known before the extraction."""
     if plan.store is not None:
-        rows = plan.store.entry(plan.sites[0]).rows
-        return rows.train, rows.validation
+        return plan.store.entry(plan.sites[0]).rows.train
     assert plan.extraction is not None
     source = plan.extraction.source
     if source.sequences is None:
         return None
-    train = 1 - source.validation - source.test
-    return max(int(source.sequences * train), 1), max(int(source.sequences * source.validation), 1)
+    tokens = source.context_length if plan.sites[0].position == ALL else 1  # at most
+    return max(int(source.sequences * (1 - source.validation - source.test)) * tokens, 1)
 
 
-@dataclass(frozen=True)
-class _Texts:
-    """The first texts as sequences, the number of all texts, and the seconds of tokenizing all."""
-
-    found: "list[TokenSequence]"
-    count: int | None
-    seconds: float
-
-
-def _first_texts(plan: RunPlan) -> _Texts:
-    if plan.extraction is None:
-        return _Texts([], None, 0.0)
-    from raysae.extraction.sequences import first_sequences
-
-    count = plan.extraction.source.sequences
-    started = time.monotonic()
-    found = first_sequences(plan.extraction, CALIBRATION_TEXTS)
-    passed = time.monotonic() - started
-    return _Texts(found, count, passed * (count or 0) / max(len(found), 1))
+def _rows(plan: RunPlan, count: int) -> tuple[Tensor, Tensor, float, str]:
+    """Rows to train and to evaluate on, how much longer a whole evaluation is, and what they are."""
+    if plan.store is not None:
+        return _stored_rows(plan.store, plan)
+    assert plan.extraction is not None
+    source, d_in = plan.extraction.source, plan.extraction.d_in
+    held_out = max(int(count * source.validation / (1 - source.validation - source.test)), 1)
+    train = torch.randn(min(count, CALIBRATION_ROWS), d_in)
+    validation = torch.randn(min(held_out, CALIBRATION_ROWS), d_in)
+    scale = held_out / len(validation)
+    return train, validation, scale, "noise, as the rows are not there yet"
 
 
-def _extraction(plan: RunPlan, texts: _Texts, forward: float, placement: Placement) -> float:
-    """Seconds of forward passes and of writing."""
-    from raysae.extraction.sequences import SHARD_TOKENS, SHARDS
-
-    assert plan.extraction is not None and texts.count is not None
-    tokens = texts.count * sum(map(len, texts.found)) / max(len(texts.found), 1)
-    whole = texts.count / plan.extraction.source.sequences_per_shard
-    shards = max(min(SHARDS, tokens / SHARD_TOKENS), whole)
-    files = max(shards, 1) * len(plan.extraction.sites)
-    writing = files * FILE_SECONDS + plan.needs.store_bytes / WRITING_BYTES
-    return (tokens / forward + writing) / min(placement.workers, max(shards, 1))
-
-
-def _some_rows(plan: RunPlan) -> tuple[Tensor, Tensor] | None:
-    """The first training and validation rows of a swept site; None without a store."""
-    if plan.store is None:
-        return None
-    site = plan.store.site(plan.sites[0])
-    some = [
-        rows.read(0, min(len(rows), CALIBRATION_ROWS)) for rows in (site.train, site.validation)
-    ]
-    return some[0], some[1]
-
-
-def _measured(job: _Job, placement: Placement) -> tuple[float, list[TrainingCost], float]:
-    """Seconds until workers are ready, the cost of each config, and tokens of a forward pass a second: in
-    as many workers at a time as the run would have."""
-    import ray
-
-    workers = min(placement.workers, CALIBRATION_WORKERS)
-    options = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
-    started = time.monotonic()
-    actors = [ray.remote(_Calibrator).options(**options).remote() for _ in range(workers)]
-    ray.get([actor.ready.remote() for actor in actors])
-    ready = time.monotonic() - started
-    found = ray.get([actor.measure.remote(job) for actor in actors])
-    for actor in actors:
-        ray.kill(actor)
-    costs = [
-        TrainingCost(*(sum(values) / workers for values in zip(*cost, strict=True)))
-        for cost in zip(*(one[0] for one in found), strict=True)
-    ]
-    return ready, costs, sum(one[1] for one in found) / workers
-
-
-class _Calibrator:
-    """A worker that trains and reads for a moment, and says how long that takes."""
-
-    def __init__(self) -> None:
-        self.device = prepare_worker()
-
-    def ready(self) -> None:
-        """Return when the worker can begin."""
-
-    def measure(self, job: _Job) -> tuple[list[tuple[float, float, float]], float]:
-        """The cost of each config as ``TrainingCost``'s fields, and tokens of a forward pass a second."""
-        costs = [self._training(job, *config) for config in job.configs]
-        return costs, self._forward(job) if job.extraction is not None and job.sequences else 1.0
-
-    def _training(
-        self, job: _Job, sae: SAEConfig, training: TrainingConfig
-    ) -> tuple[float, float, float]:
-        train, validation = self._rows(job)
-        started = time.perf_counter()
-        long = replace(training, tokens=10**12, evaluations=1)
-        trainer = Trainer(sae, long, train, validation, device=self.device)
-        start = time.perf_counter() - started
-        began = time.perf_counter()
-        for batch_BD in trainer.feed:
-            trainer.take(batch_BD)
-            if time.perf_counter() - began > CALIBRATION_SECONDS:
-                break
-        began = time.perf_counter()
-        trainer.metrics()
-        share = job.validation_rows / len(validation)
-        evaluation = (time.perf_counter() - began) * max(share, 1.0)
-        began = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            trainer.sae().save(Path(folder) / "sae")
-        trainer.release()
-        return start + time.perf_counter() - began, trainer.tokens_per_second, evaluation
-
-    def _rows(self, job: _Job) -> tuple[Rows, Rows]:
-        sizes = (min(rows, CALIBRATION_ROWS) for rows in (job.train_rows, job.validation_rows))
-        train, validation = job.rows or (torch.randn(rows, job.d_in) for rows in sizes)
-        return Rows(train), Rows(validation)
-
-    def _forward(self, job: _Job) -> float:
-        from raysae.extraction.shards import ShardExtractor
-
-        plan = job.extraction
-        assert plan is not None
-        capturer = ShardExtractor(plan).capturer
-        began = time.perf_counter()
-        capturer.rows(job.sequences, plan.positions, plan.source.used_patterns)
-        return sum(map(len, job.sequences)) / (time.perf_counter() - began)
+def _stored_rows(store: Store, plan: RunPlan) -> tuple[Tensor, Tensor, float, str]:
+    site = plan.sites[0]
+    rows = store.site(site)
+    train = rows.train.read(0, min(len(rows.train), CALIBRATION_ROWS)).float()
+    validation = rows.validation.read(0, min(len(rows.validation), CALIBRATION_ROWS)).float()
+    scale = len(rows.validation) / len(validation)
+    return train, validation, scale, f"{len(train):,} rows of {site}"

@@ -55,12 +55,12 @@ def main(arguments: list[str]) -> int:
         result = select_again(recipe)
         print_selection(result)
         return PARTLY if result.missing_choice else DONE
+    set_log("auto" if args.dry_run and args.log == "quiet" else args.log)
     if args.dry_run:
         from raysae.pipeline.dry_run import dry_run
 
         dry_run(recipe, STARTED)
         return DONE
-    set_log(args.log)
     try:
         if recipe.models:
             return _run_models(recipe, args.force)

@@ -1,0 +1,99 @@
+"""How long an extraction will take: its first texts are tokenized, and run and written as one shard."""
+
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from raysae.activations.writer import write_sequences
+from raysae.cluster.placement import Placement
+from raysae.extraction.plan import ExtractionPlan
+from raysae.pipeline.calibration import WAIT_SECONDS
+from raysae.transformer.sequence import to_table
+
+if TYPE_CHECKING:
+    from raysae.transformer.sequence import TokenSequence
+
+TEXTS = 256
+"""Texts that are tokenized, at most."""
+WORKERS = 4
+"""Workers that are measured at the same time, at most."""
+END_SECONDS = 0.5
+"""What the driver takes beside the texts: checks, the manifest, the end of the workers."""
+
+
+def extraction_seconds(plan: ExtractionPlan, placement: Placement) -> float | None:
+    """Seconds of the extraction on the connected Ray.
+
+    None when the number of texts is not known, or no worker is free to measure it.
+    """
+    import ray
+
+    from raysae.extraction.sequences import first_sequences
+
+    texts = plan.source.sequences
+    if texts is None:
+        return None
+    began = time.monotonic()
+    sequences = first_sequences(plan, min(TEXTS, texts))
+    tokenizing = (time.monotonic() - began) * texts / min(TEXTS, texts)
+    tokens = sum(map(len, sequences)) * texts / min(TEXTS, texts)
+    shard = _first_shard(sequences)
+    began, workers = time.monotonic(), min(placement.workers, WORKERS)
+    actors = [
+        ray.remote(_Extractor).options(**placement.ray_options).remote(plan, shard)
+        for _ in range(workers)
+    ]
+    try:
+        ray.get([actor.ready.remote() for actor in actors], timeout=WAIT_SECONDS)
+        start = time.monotonic() - began
+        found = ray.get([actor.measure.remote() for actor in actors], timeout=WAIT_SECONDS)
+    except (ray.exceptions.GetTimeoutError, ray.exceptions.RayError):
+        return None
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+    shards = tokens / sum(map(len, shard))
+    return (
+        tokenizing
+        + start
+        + fmean(found) * shards / min(placement.workers, max(shards, 1))
+        + END_SECONDS
+    )
+
+
+def _first_shard(sequences: "list[TokenSequence]") -> "list[TokenSequence]":
+    """The first sequences, as many as a small shard holds."""
+    from raysae.extraction.sequences import SHARD_TOKENS
+
+    shard: list[TokenSequence] = []
+    while len(shard) < len(sequences) and sum(map(len, shard)) < SHARD_TOKENS:
+        shard.append(sequences[len(shard)])
+    return shard
+
+
+class _Extractor:
+    """A worker that extracts one shard to a temporary folder."""
+
+    def __init__(self, plan: ExtractionPlan, shard: "list[TokenSequence]"):
+        from raysae.extraction.shards import ShardExtractor
+
+        self.folder = tempfile.TemporaryDirectory()
+        there = replace(plan, folder=Path(self.folder.name) / "store")
+        there.work.mkdir(parents=True)
+        write_sequences(there.folder, 0, to_table(shard))
+        self.extractor = ShardExtractor(there)
+
+    def ready(self) -> None:
+        """Return when the model is loaded."""
+
+    def measure(self) -> float:
+        """Seconds of a shard, after a first one, which takes longer."""
+        self.extractor.do(0, lambda: None)
+        began = time.perf_counter()
+        self.extractor.do(0, lambda: None)
+        passed = time.perf_counter() - began
+        self.folder.cleanup()
+        return passed

@@ -129,7 +129,7 @@ def _time(told: tuple[Forecast, Basis] | None, extract: float | None, plan: RunP
     )
     return (
         f"about {seconds(expected.total + (extract or 0.0))}: start {seconds(expected.start)}, "
-        f"{extraction}sweep {seconds(expected.sweep)}, atlas {seconds(expected.atlas)}, choice, report and "
-        f"end {seconds(expected.report)} (measured here: {speeds} tokens/s in each worker on "
+        f"{extraction}sweep {seconds(expected.sweep)}, atlas {seconds(expected.atlas)}, choice, report "
+        f"and end {seconds(expected.report)} (measured here: {speeds} tokens/s in each worker on "
         f"{basis.rows}; a worker's start {seconds(basis.measured.worker_start)})"
     )

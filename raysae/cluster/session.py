@@ -157,7 +157,7 @@ def ray_session(
         return
     address = resources.address or os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address:
+    if address and address != "local":
         _join_ray(address, **common)
     else:
         _start_ray(resources, meanwhile, workers_import, **common)

@@ -157,8 +157,8 @@ def _mark_scalar(node: ScalarNode, kind: Kind, key: str) -> None:
         raise ValueError(f"{key}: found {node.value}, which means yes or no; expected {expected}")
     if node.tag in (INT, FLOAT):
         _as_a_number(node, key)
-    if node.tag == TEXT and "\0" in node.value and not key.startswith("records."):
-        # records that cannot be sent never stop a run
+    records = key.startswith("records.")  # what MLflow cannot take must not stop a run
+    if node.tag == TEXT and "\0" in node.value and not records:
         raise ValueError(f"{key}: holds the character NUL; leave it out")
 
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
-from raysae.cluster.placement import Placement
-from raysae.config import parse_recipe
+from raysae.cluster.placement import Placement, place_extraction
+from raysae.config import load_recipe, parse_recipe
+from raysae.extraction.plan import plan_extraction
 from raysae.pipeline import forecast as forecasting
 from raysae.pipeline.calibration import Calibration, Cost, calibrate
+from raysae.pipeline.extraction_forecast import extraction_seconds
 from raysae.pipeline.forecast import OVERHEADS, forecast
 from raysae.pipeline.preflight import preflight
 
@@ -127,3 +129,14 @@ def test_nothing_is_said_where_no_worker_is_free(connected_ray, monkeypatch):
     greedy = Placement(cpus=1000, gpus=0, workers=1)
     rows = torch.randn(50, 8), torch.randn(50, 8)
     assert calibrate([recipe.with_parameters({})], *rows, 1.0, greedy, 1) is None
+
+
+def test_an_extraction_is_measured_by_extracting(connected_ray, tmp_path):
+    """The forecast of a small extraction; nothing is written to its place."""
+    recipe = load_recipe(None, [f"store={tmp_path / 's'}", "source.sequences=400"])
+    plan, placement = plan_extraction(recipe), place_extraction(recipe.resources)
+    told = extraction_seconds(plan, placement)
+    assert told is not None and 0.1 < told < 120
+    assert not (tmp_path / "s").exists()
+    unknown = load_recipe(None, ["source.max_tokens=1000"])
+    assert extraction_seconds(plan_extraction(unknown), placement) is None

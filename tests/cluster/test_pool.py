@@ -212,8 +212,16 @@ def test_progress_is_told_in_mid_item(connected_ray, tmp_path):
     assert few == []
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt; a process that was started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("how", ["closed", "interrupted"])
-def test_a_stop_ends_the_actors(connected_ray, tmp_path, how):
+def test_a_stop_ends_the_actors(connected_ray, tmp_path, how, interruptible):
     items = ["a", "slow-1", "slow-2"]
     with closing(mapped(tmp_path, items, workers=2)) as ended:
         assert next(ended)[0] == "a"

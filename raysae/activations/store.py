@@ -4,12 +4,12 @@ Shapes: N rows, D d_in.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # a worker that only passes shards on need not import torch
 
     from raysae.training.rows import Splits
 
+Value = TypeVar("Value")
 TRAINING_SPLITS = ("train", "validation")
 """The splits that a training reads; the test split is for a final evaluation."""
 NOTEBOOK_MEMORY = 4e9
@@ -169,9 +170,8 @@ class Store:
             sum(segment.rows for segment in segments), self.d_in,
             dtype=torch_dtype(self.manifest.dtype),
         )  # fmt: skip
-        with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:
-            places = rows_ND.split([segment.rows for segment in segments])
-            list(pool.map(self.read_into, places, segments))
+        places = rows_ND.split([segment.rows for segment in segments])
+        list(_in_threads(self.read_into, places, segments))
         return rows_ND
 
     def read_into(self, rows_ND: "Tensor", segment: Segment, first: int = 0) -> None:
@@ -238,15 +238,13 @@ class Store:
         Raises UserError, naming the file, when a file was altered.
         """
         waiting = [file for file in files if file.file not in self._checked]
-        with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:
-            for file, found in zip(waiting, pool.map(self._checksum, waiting), strict=True):
-                if found != file.sha256:
-                    raise UserError(
-                        f"{self.path / file.file}: the file was altered after it was written "
-                        f"(sha256 {found[:12]}, the manifest has {file.sha256[:12]}); make the "
-                        "store again"
-                    )
-                self._checked.add(file.file)
+        for file, found in zip(waiting, _in_threads(self._checksum, waiting), strict=True):
+            if found != file.sha256:
+                raise UserError(
+                    f"{self.path / file.file}: the file was altered after it was written "
+                    f"(sha256 {found[:12]}, the manifest has {file.sha256[:12]}); make the store again"
+                )
+            self._checked.add(file.file)
 
     def trust(self) -> "Store":
         """Mark all shards as checked and return this store: the caller has just checked them."""
@@ -292,6 +290,15 @@ class Store:
             raise UserError(
                 f"{path}: its columns are {_columns(schema)}; expected {_columns(wanted)}"
             )
+
+
+def _in_threads(function: Callable[..., Value], *items: Sequence[Any]) -> Iterator[Value]:
+    """``map`` in several threads; in this one when there is one item, as in small shards."""
+    if len(items[0]) < 2:
+        yield from map(function, *items)
+        return
+    with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:
+        yield from pool.map(function, *items)
 
 
 def open_store(path: str | Path) -> Store:

@@ -1,6 +1,7 @@
 """Training the atlas: its sites are items of the pool, and each is committed on its own."""
 
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -61,9 +62,9 @@ def _records(
             missing.append(site)
         else:
             yield site, record
-    _print_health(job.store, missing)
     outcomes = _trained(job, missing, placement, events)
-    with closing(outcomes):
+    with ThreadPoolExecutor(1) as pool, closing(outcomes):
+        pool.submit(_print_health, job.store, missing)  # while the workers start
         for group, outcome in outcomes:
             for site in group:
                 yield site, _record_of(job, site, outcome)

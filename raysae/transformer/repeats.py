@@ -8,6 +8,7 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 from itertools import pairwise
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,13 +96,10 @@ def signature(text: str) -> NDArray[np.uint32]:
     """The MinHash signature ``[H]`` of a text's pairs of neighbouring words; all numbers are alike."""
     words = ["", *_WORD.findall(_DIGITS.sub("0", text)), ""]
     pairs = {f"{one} {other}" for one, other in pairwise(words)}
-    hashed = np.fromiter((hash_of(pair) for pair in pairs), dtype=np.uint64, count=len(pairs))
+    hashed = np.fromiter(
+        (crc32(pair.encode()) for pair in pairs), dtype=np.uint64, count=len(pairs)
+    )
     return ((hashed * _FACTORS) >> np.uint64(32)).min(axis=1).astype(np.uint32)
-
-
-def hash_of(text: str) -> int:
-    """64 bits of the text's BLAKE2 hash."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 def _like_the_first(

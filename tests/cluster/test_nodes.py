@@ -15,6 +15,7 @@ from raysae.cluster import nodes
 PROGRAM = Path(__file__).with_name("cluster_program.py")
 
 
+@pytest.mark.long
 def test_a_node_killed_in_mid_sweep_costs_nothing(tmp_path):
     world = SuperpositionWorld(d_in=32, atoms=64, p=0.05)
     write_synthetic_store(tmp_path / "home" / "store", world, 20_000, validation=0.1, test=0.0)

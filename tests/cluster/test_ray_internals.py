@@ -110,6 +110,7 @@ def test_nothing_is_said_of_a_start_that_was_asked_for(change, lean):
     assert "plainly" not in stderr
 
 
+@pytest.mark.long
 def test_another_release_of_tune_runs_plainly(tmp_path):
     stdout, _ = program("-m", "tests.cluster.other_tune", str(tmp_path))
     told = json.loads(stdout.splitlines()[-1])

@@ -104,6 +104,7 @@ def test_killed_workers_do_not_end_the_command(whole, address, tmp_path):
     assert content(tmp_path / "broken") == content(whole)
 
 
+@pytest.mark.long
 def test_killed_ten_times_and_still_the_same_store(whole, address, tmp_path):
     broken = tmp_path / "broken"
     rng, kills, done = random.Random(3), 0, {}

@@ -131,6 +131,7 @@ def test_nothing_is_said_where_no_worker_is_free(connected_ray, monkeypatch):
     assert calibrate([recipe.with_parameters({})], *rows, 1.0, greedy, 1) is None
 
 
+@pytest.mark.long
 def test_an_extraction_is_measured_by_extracting(connected_ray, tmp_path):
     """The forecast of a small extraction; nothing is written to its place."""
     recipe = load_recipe(None, [f"store={tmp_path / 's'}", "source.sequences=400"])

@@ -12,6 +12,7 @@ QUESTIONS = SHARED / "data" / "gsm8k" / "train.jsonl"
 
 @pytest.mark.skipif(not MODEL.exists(), reason=f"needs the Llama in {MODEL}")
 @pytest.mark.skipif(not QUESTIONS.exists(), reason=f"needs GSM8K in {QUESTIONS}")
+@pytest.mark.long
 def test_a_local_llama_with_gsm8k(connected_ray, tmp_path, capsys):
     code = main(
         [

@@ -1,9 +1,12 @@
 """A planted dictionary is found: a short version of scripts/planted_optima.py."""
 
+import pytest
+
 import raysae
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 
 
+@pytest.mark.long
 def test_the_planted_size_and_activity_are_chosen(connected_ray, tmp_path):
     world = SuperpositionWorld(d_in=48, atoms=128, p=0.03, seed=100)
     write_synthetic_store(tmp_path / "store", world, 90_000, validation=0.1, test=0.0)

@@ -63,7 +63,7 @@ def test_held_out_texts_that_nearly_repeat_a_training_text_are_counted():
     texts = [
         LONG,
         LONG.replace("brown", "grey"),
-        LONG.replace("night", "dark"),
+        LONG + " Nobody slept.",
         "Quite another thing.",
     ]
     assert record(texts, [0, 1, 2, 1])["near_training"] == 2

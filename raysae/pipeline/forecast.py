@@ -39,9 +39,9 @@ class Overheads:
     """The pool of the atlas, beside the start of its workers."""
     site: float = 0.005
     """A site: opening its rows and the driver's part."""
-    report: float = 0.3
+    report: float = 0.12
     """Choice and report."""
-    end: float = 0.1
+    end: float = 0.06
     """Stopping Ray, and the last records."""
 
 

@@ -320,7 +320,7 @@ def refuse_lossy(
     first_D = take(lossy[:1])[0].double()
     left = float(first_D.to(torch_dtype(dtype)).double().norm())
     holds = [d for d in ("bfloat16", "float32") if not len(lossy_rows(take(lossy[:100]), d))]
-    todo = (
+    mend = (
         f"set dtype to {holds[0]} (source.dtype={holds[0]}; --dtype {holds[0]} on import)"
         if holds
         else "no dtype of a store holds them: multiply the activations by a constant"
@@ -328,7 +328,7 @@ def refuse_lossy(
     raise UserError(
         f"{where}: {len(lossy):,} of {rows:,} rows lose more than {LOSS:.0%} of their norm, as their "
         f"values are too small for {dtype}, whose smallest is {_smallest(torch_dtype(dtype)):.2g} "
-        f"(row {lossy[0]}: {left:.3g} is left of norm {float(first_D.norm()):.3g}); {todo}"
+        f"(row {lossy[0]}: {left:.3g} is left of norm {float(first_D.norm()):.3g}); {mend}"
     )
 
 

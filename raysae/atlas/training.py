@@ -64,8 +64,9 @@ def _records(
             yield site, record
     outcomes = _trained(job, missing, placement, events)
     with ThreadPoolExecutor(1) as pool, closing(outcomes):
-        pool.submit(_print_health, job.store, missing)  # while the workers start
+        health = pool.submit(_print_health, job.store, missing)  # while the workers start
         for group, outcome in outcomes:
+            health.result()  # an error there is this one's, too
             for site in group:
                 yield site, _record_of(job, site, outcome)
 

@@ -60,8 +60,8 @@ def refuse_unknown(
         found = f"{where}: {key} is {value!r}"
         if known is not None:
             wanted = " or ".join(repr(one) for one in known)
-            todo = (advice or {}).get(key, "load it with the library that made it")
-            raise UserError(f"{found}; raysae reads only {wanted}; {todo}")
+            mend = (advice or {}).get(key, "load it with the library that made it")
+            raise UserError(f"{found}; raysae reads only {wanted}; {mend}")
         raise UserError(
             f"{found}, a setting that raysae does not know and that may change what the SAE "
             "computes; if it does not (it is about training or names only), remove it from "

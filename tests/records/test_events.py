@@ -115,7 +115,9 @@ class Faulty:
 
 def test_a_listener_that_fails_is_told_once_and_stops_nothing(tmp_path, monkeypatch):
     printed = io.StringIO()
-    monkeypatch.setattr(board.console, "file", printed)
+    monkeypatch.setattr(
+        board.console, "_file", printed
+    )  # "file" would be put back as the stdout of now
     console = ConsoleListener()
     events = Events(Faulty(), console)
     for event in story(tmp_path / "sae"):

@@ -71,7 +71,7 @@ def private_folder(*wanted: Path) -> Path:
             continue
         if flaw(folder) is None and os.access(folder, os.W_OK | os.X_OK):
             return folder
-    return _fresh_folder(tempfile.gettempdir())
+    return fresh_folder(tempfile.gettempdir())
 
 
 def make_private(folder: Path) -> None:
@@ -90,8 +90,11 @@ def temporary_name() -> str:
 
 
 @cache
-def _fresh_folder(parent: str) -> Path:
-    """A new folder in ``parent``, the same for all callers in this process."""
+def fresh_folder(parent: str) -> Path:
+    """A new folder in ``parent`` that only this user can enter; one for all callers in this process.
+
+    It is removed when this process ends. Raises OSError when it cannot be made.
+    """
     folder, process = Path(tempfile.mkdtemp(prefix="raysae-", dir=parent)), os.getpid()
 
     def remove() -> None:

@@ -28,7 +28,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         # the file is this process's own before anything is written to it
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        _set_mode(temporary, mode)
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)
@@ -46,8 +48,10 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666
         for file in temporary.rglob("*"):
             if file.is_file():
+                _set_mode(file, mode)
                 _flush(file)
         remove_folder(path)
         os.replace(temporary, path)
@@ -210,6 +214,12 @@ def _finite(value: Any) -> Any:
 
 def _temporary_path(path: Path) -> Path:
     return path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+
+
+def _set_mode(file: Path, mode: int) -> None:
+    """Let those read ``file`` whom the umask lets: safetensors writes files for their owner alone."""
+    if stat.S_IMODE(file.stat().st_mode) != mode and not file.is_symlink():
+        file.chmod(mode)
 
 
 def _flush(path: Path) -> None:

@@ -94,7 +94,7 @@ def home(local: Path) -> str | None:
         return None
     try:
         uri = json.loads(marker.read_text(encoding="utf-8"))["uri"]
-        return uri if is_uri(uri) and local_copy(uri) == local else None
+        return one_spelling(uri) if is_uri(uri) and local_copy(uri) == local else None
     except (ValueError, LookupError, TypeError, OSError):
         return None
 

@@ -292,23 +292,31 @@ from pathlib import Path
 from raysae.cluster.session import ray_session
 from raysae.config import ResourcesConfig
 
-def listening():
-    own = {}
-    for process in Path("/proc").glob("[0-9]*"):
+def own_processes():
+    parents = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
         try:
-            for handle in (process / "fd").iterdir():
-                link = os.readlink(handle)
-                if link.startswith("socket:["):
-                    own[link[8:-1]] = process.name
+            parents[int(file.parent.name)] = int(file.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    own = {os.getpid()}
+    while more := {one for one, parent in parents.items() if parent in own} - own:
+        own |= more
+    return own
+
+def listening():
+    own = set()
+    for process in own_processes():
+        try:
+            for handle in Path("/proc", str(process), "fd").iterdir():
+                own.add(os.readlink(handle))
         except OSError:
             continue
     for table in ("tcp", "tcp6"):
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
             words = line.split()
-            if words[3] == "0A" and words[9] in own:
-                name = Path("/proc", own[words[9]], "cmdline").read_bytes().replace(b"\\0", b" ")
-                if b"ray" in name or own[words[9]] == str(os.getpid()):
-                    yield words[1].rpartition(":")[0]
+            if words[3] == "0A" and f"socket:[{words[9]}]" in own:
+                yield words[1].rpartition(":")[0]
 
 with ray_session(ResourcesConfig(cpus=1)):
     import ray

@@ -2,8 +2,10 @@
 
 import faulthandler
 import time
-from io import TextIOWrapper
 from pathlib import Path
+from typing import TextIO
+
+from raysae.storage.files import open_own
 
 SET_EVERY = 1.0
 """Seconds between two restarts of the countdown, when steps are shorter than that."""
@@ -17,7 +19,7 @@ class HangAlarm:
 
     def __init__(self, file: Path, seconds: float | None):
         self.file, self.seconds = file, seconds
-        self._output: TextIOWrapper | None = None
+        self._output: TextIO | None = None
         self._set_at = 0.0
 
     @property
@@ -37,7 +39,8 @@ class HangAlarm:
             return
         if self._output is None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._output = self.file.open("w")
+            self._output = open_own(self.file)
+            self._output.truncate(0)
         # a thread in C: it works even while Python cannot run
         faulthandler.dump_traceback_later(self.seconds, exit=True, file=self._output)
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from raysae.config import ResourcesConfig
 
 LOGGER = logging.getLogger(__name__)
+LOOPBACK = "127.0.0.1"
 MAX_PRELOADED = 8
 """At most so many workers import the trials' modules before the first trial; each takes 300 MB."""
 IDLE_MS = 5_000
@@ -29,6 +30,7 @@ T = TypeVar("T")
 def start_ray(resources: ResourcesConfig, workers_import: str, **options: Any) -> str | None:
     """Start Ray with ``ray.init(**options)``, without what ``resources.lean`` leaves out.
 
+    It listens on this machine's loopback interface alone, whatever ``resources.lean`` says.
     ``workers_import`` names a module that workers import while they are idle, or is empty. Returns None,
     or the reason why Ray was started plainly although ``resources.lean`` is set. Raises what the plain
     start raises.
@@ -36,15 +38,17 @@ def start_ray(resources: ResourcesConfig, workers_import: str, **options: Any) -
     import ray
 
     reason = None
-    if resources.lean:
-        try:
-            with fewer_processes(resources):
-                ray.init(_system_config=preloading(resources, workers_import), **options)
-            return None
-        except Exception as error:
-            reason = _in_words(error)
-            _stop_what_started(error)
-    ray.init(**options)
+    with on_loopback() as loopback:
+        options |= loopback
+        if resources.lean:
+            try:
+                with fewer_processes(resources):
+                    ray.init(_system_config=preloading(resources, workers_import), **options)
+                return None
+            except Exception as error:
+                reason = _in_words(error)
+                _stop_what_started(error)
+        ray.init(**options)
     return reason
 
 
@@ -90,6 +94,30 @@ def preloading(resources: ResourcesConfig, module: str) -> dict[str, Any]:
 
 
 @contextmanager
+def on_loopback() -> Iterator[dict[str, str]]:
+    """Yields the options with which ``ray.init``, inside the block, starts a Ray on loopback alone.
+
+    Ray replaces the loopback address by this machine's own, and then listens on all interfaces, unless it
+    is stopped from replacing it. When this release of Ray has other names, there are no options, and a
+    warning is logged.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(
+                _replaced("ray._private.services", "resolve_ip_for_localhost", _as_given)
+            )
+        except (ImportError, AttributeError, TypeError) as error:
+            LOGGER.warning(
+                "Ray listens on all interfaces of this machine, because this release of it cannot be "
+                "kept to the loopback interface (%s); its token is then all that keeps others out",
+                _in_words(error),
+            )
+            yield {}
+            return
+        yield {"_node_ip_address": LOOPBACK}
+
+
+@contextmanager
 def fewer_processes(resources: ResourcesConfig) -> Iterator[None]:
     """Inside the block, Ray starts without the processes that only a dashboard or an autoscaler needs.
 
@@ -131,6 +159,11 @@ def _without_monitors(parameters: Any) -> Any:
 def _no_api_server(start: Any) -> Any:
     _check_callable(start)
     return lambda *args, **kwargs: (None, None)  # Ray's own result when a dashboard fails to start
+
+
+def _as_given(resolve: Any) -> Any:
+    _check_callable(resolve)
+    return lambda host: host
 
 
 def _without_fork_variable(variables: Any) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raysae.cluster.ray_internals import start_ray, warn_of_plain
-from raysae.cluster.session_folder import session_folder
+from raysae.cluster.session_folder import session_options
 from raysae.cluster.token import use_token
 from raysae.config import Recipe, ResourcesConfig
 from raysae.errors import UserError
@@ -31,7 +31,7 @@ def _start_ray(
 ) -> None:
     """Start Ray. Most of this time is waiting for processes, so ``meanwhile`` runs in a thread."""
     use_token(starting=True)
-    options |= session_folder()
+    options |= session_options()
     with stderr_held_back(), ThreadPoolExecutor(1) as thread:
         # Ray itself starts in this thread: its processes would end with another thread
         called = thread.submit(_with_low_priority, meanwhile)

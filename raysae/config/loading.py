@@ -1,17 +1,21 @@
 """A recipe from a YAML file and overrides, or from the run that it made."""
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from raysae.config.overrides import overridden, split_override
-from raysae.config.places import anchored, recipe_at
+from raysae.config.places import anchored, foreign_servers, is_handed_over, recipe_at
 from raysae.config.reading import read_value, read_yaml
 from raysae.config.recipe import Recipe, parse_recipe
 from raysae.errors import UserError
-from raysae.storage.remote import is_copy
+from raysae.storage.files import refuse_links_outside
+from raysae.storage.local_copies import copied_uri, split
 
+LOGGER = logging.getLogger(__name__)
+CONFIG = "config.yaml"
 OF_A_RUN = ("name", "runs_dir", "working_dir")
 """Keys that say where a run is; they cannot change while it is continued."""
 
@@ -33,16 +37,18 @@ def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 def load_run(folder: Path, overrides: Sequence[str] = (), place: Mapping[str, Any] = {}) -> Recipe:
     """The recipe of the run in ``folder``, with ``key=value`` overrides applied.
 
-    ``place`` holds ``runs_dir`` and ``name`` of a run whose ``folder`` is a copy of a URI. Raises
-    UserError when the folder is not a run, or an override names another run.
+    ``place`` holds ``runs_dir`` and ``name`` of a run whose ``folder`` is a copy of a URI. The run is in
+    ``folder``, whatever its recipe says. Raises UserError when the folder is not a run, when a link in it
+    leads out of it, or when an override names another run.
     """
-    if not (folder / "config.yaml").is_file():
+    refuse_links_outside(folder, "this run")
+    if not (folder / CONFIG).is_file():
         raise UserError(
             f"{folder}: not a run folder (no config.yaml); expected one such as runs/NAME"
         )
     data = {**_of_run(folder), **place}
-    recipe = _changed(data, (), str(folder / "config.yaml"))
-    changed = _changed(data, overrides, str(folder / "config.yaml"))
+    recipe = _changed(data, (), str(folder / CONFIG))
+    changed = _changed(data, overrides, str(folder / CONFIG))
     if changed.run_place != recipe.run_place:
         given = ", ".join(key for key, _ in map(split_override, overrides) if key in OF_A_RUN)
         raise UserError(
@@ -52,11 +58,53 @@ def load_run(folder: Path, overrides: Sequence[str] = (), place: Mapping[str, An
     return changed
 
 
+def load_to_continue(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of the run in ``folder``, to work on it; see ``load_run``.
+
+    A run that was made elsewhere or by another user says nothing about where else to write: its store
+    is not made at a place that only its recipe names, and its servers are not used. Raises UserError, or
+    logs a warning, that says which key to give in the command.
+    """
+    recipe = load_run(folder, overrides)
+    folder = _plain(folder)
+    if copied_uri(folder) is not None or not is_handed_over(read_yaml(folder / CONFIG), folder):
+        return recipe
+    given = {key for key, _ in map(split_override, overrides)}
+    why = f"{folder}: this run was made elsewhere or by another user, so"
+    if "store" not in given:
+        _refuse_making_stores(recipe, why)
+    data = recipe.dump()
+    for key, named in foreign_servers(data, folder, recipe.base):
+        if not any(key == one or key.startswith(f"{one}.") for one in given):
+            LOGGER.warning(
+                "%s %s=%s of its %s is not used; to use it, give it again", why, key, named, CONFIG
+            )
+            data = overridden(data, {key: None})
+    return parse_recipe(data, str(folder / CONFIG))
+
+
+def _refuse_making_stores(recipe: Recipe, why: str) -> None:
+    for one in [recipe.of_model(name) for name in recipe.models] or [recipe]:
+        missing = not one.store_uri and not (one.store_folder / "manifest.json").is_file()
+        if one.source is not None and missing:
+            raise UserError(
+                f"{why} its store is not made at the place that its config.yaml names: there is none "
+                f"in {one.store_folder}; give the place in the command: store=FOLDER"
+            )
+
+
 def _of_run(folder: Path) -> dict[str, Any]:
-    data, folder = read_yaml(folder / "config.yaml"), folder.absolute()
-    if ".." in folder.parts:
-        folder = folder.resolve()
-    return data if is_copy(folder) else recipe_at(data, folder)
+    data, folder = read_yaml(folder / CONFIG), _plain(folder)
+    uri = copied_uri(folder)
+    if uri is not None:
+        runs_dir, name = split(uri)
+        return {**data, "runs_dir": runs_dir, "name": name}
+    return recipe_at(data, folder)
+
+
+def _plain(folder: Path) -> Path:
+    folder = folder.absolute()
+    return folder.resolve() if ".." in folder.parts else folder
 
 
 def _changed(data: dict[str, Any], overrides: Iterable[str], where: str) -> Recipe:

@@ -9,6 +9,8 @@ from raysae.storage.remote import is_uri
 
 SQLITE, FILE = "sqlite:///", "file:"
 """Schemes of MLflow's local places, whose paths may be relative."""
+SERVERS = (("records", "tracking_uri"), ("resources", "address"))
+"""Keys that say to whom a run's records or its work are sent."""
 
 
 def path_in(base: Path, name: str) -> Path:
@@ -77,17 +79,18 @@ def anchored(data: Mapping[str, Any], base: Path) -> dict[str, Any]:
 def recipe_at(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The recipe ``data`` of the run in ``folder``, so that its paths lead to where they did.
 
-    A run records in ``working_dir`` where it was made. For a run that has been moved, copied or linked
-    to, or that is older than this record, the folder is found from where the run lies and from where
-    its store lies.
+    The run itself is in ``folder``, whatever the recipe says. A run records in ``working_dir`` where it
+    was made. For a run that has been moved, copied or linked to, or that is older than this record, the
+    folder is found from where the run lies and from where its store lies.
     """
     name, runs_dir = str(data.get("name", folder.name)), str(data.get("runs_dir", "runs"))
     made = data.get("working_dir")
-    if is_uri(runs_dir):
-        return dict(data)
-    if made is not None and _is_same(path_in(Path(made), runs_dir) / name, folder):
-        return dict(data)
     store = data.get("store") or f"stores/{name}"
+    there = _recorded_place(data)
+    if there == folder:
+        return dict(data)
+    if there is not None and _is_same(there, folder):  # by another way, which others may change
+        return {**data, "runs_dir": str(folder.parent), "name": folder.name, "store": store}
     bases = [*_bases_of(folder, runs_dir), *([Path(made)] if made else [])]
     if made is None:
         bases += [*folder.parents, Path.cwd()]
@@ -102,10 +105,43 @@ def recipe_at(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return result
 
 
+def is_handed_over(data: Mapping[str, Any], folder: Path) -> bool:
+    """Whether the run in ``folder`` may be another person's: it was made elsewhere, or by another user.
+
+    ``data`` is the recipe as its ``config.yaml`` has it.
+    """
+    there = _recorded_place(data)
+    here = there is not None and (there == folder or _is_same(there, folder))
+    return not here or (folder / "config.yaml").stat().st_uid != os.getuid()
+
+
+def foreign_servers(data: Mapping[str, Any], folder: Path, base: Path) -> Iterator[tuple[str, str]]:
+    """The keys, and their values, by which a run that was handed over would send records or work away.
+
+    ``data`` is the recipe of the run in ``folder``, and its relative paths start from ``base``. MLflow's
+    file in a project that was moved as a whole is none.
+    """
+    for section, key in SERVERS:
+        named = data[section][key]
+        rest = str(named).removeprefix(SQLITE)
+        parts = Path(rest).parts
+        moved = rest != named and not rest.startswith(("/", "~")) and ".." not in parts
+        if named is not None and not (moved and base in folder.parents):
+            yield f"{section}.{key}", named
+
+
+def _recorded_place(data: Mapping[str, Any]) -> Path | None:
+    """The folder of the run by its own record; None when there is no record, or it names a URI."""
+    made, runs_dir = data.get("working_dir"), str(data.get("runs_dir", "runs"))
+    if not isinstance(made, str) or is_uri(runs_dir):
+        return None
+    return path_in(Path(made), runs_dir) / str(data.get("name", ""))
+
+
 def _bases_of(folder: Path, runs_dir: str) -> Iterator[Path]:
     """Folders in which ``runs_dir`` means the parent of ``folder``."""
     parts = Path(runs_dir).parts
-    if Path(runs_dir).expanduser().is_absolute() or ".." in parts:
+    if is_uri(runs_dir) or Path(runs_dir).expanduser().is_absolute() or ".." in parts:
         return
     for parent in dict.fromkeys((folder.parent, folder.resolve().parent)):
         if not parts:

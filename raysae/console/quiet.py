@@ -4,6 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from raysae.storage.private import private_folder, temporary_name
+
 QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -22,7 +24,8 @@ QUIET_ENVIRONMENT = {
 """Set before Ray, MLflow and tokenizers are imported; what the user has set stays."""
 
 
-CACHE_VARIABLES = ("HF_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME")
+CACHE_VARIABLES = ("HF_HOME", "MPLCONFIGDIR", "TRITON_HOME", "XDG_CACHE_HOME")
+"""Folders of libraries, of which some load code from theirs."""
 
 
 def quiet_environment() -> None:
@@ -46,6 +49,5 @@ def home_is_writable() -> bool:
 
 
 def _own_temporary_folder() -> Path:
-    folder = Path(tempfile.gettempdir()) / f"raysae-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
+    """A temporary folder that only this user can change, whoever made what has its usual name."""
+    return private_folder(Path(tempfile.gettempdir()) / temporary_name())

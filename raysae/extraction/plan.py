@@ -13,7 +13,7 @@ from raysae.console.board import console
 from raysae.errors import UserError
 from raysae.identity import differences, flat
 from raysae.sites import Position, Site
-from raysae.storage.files import read_json, remove_folder
+from raysae.storage.files import read_json, refuse_links_outside, remove_folder
 from raysae.transformer.loading import ModelSpec, load_model_config
 from raysae.transformer.model_config import (
     longest_context,
@@ -136,6 +136,7 @@ def existing_store(plan: ExtractionPlan) -> Store | None:
     """
     if plan.folder.exists() and not plan.folder.is_dir():
         raise UserError(f"{plan.folder}: is a file; name a folder for the store with store=FOLDER")
+    refuse_links_outside(plan.folder, "the store")
     if (plan.folder / MANIFEST_FILE).exists():
         _refuse_other(plan, read_manifest(plan.folder).source, "a store made from another source")
         remove_folder(plan.work)  # left when the process was killed just after the manifest

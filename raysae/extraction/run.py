@@ -26,6 +26,7 @@ from raysae.extraction.shards import (
 from raysae.storage.files import (
     locked,
     read_json,
+    refuse_links_outside,
     remove_folder,
     remove_temporary,
     write_json,
@@ -43,6 +44,7 @@ def extract(plan: ExtractionPlan, placement: Placement, resources: ResourcesConf
     Raises UserError on unusable texts or activations, when the disk is too small, or when another process
     runs the same extraction. Committed shards then remain, but they do not count as a store.
     """
+    refuse_links_outside(plan.folder, "the store")
     plan.work.mkdir(parents=True, exist_ok=True)
     with locked(plan.work / LOCK_FILE, "this extraction", "name another folder with store=FOLDER"):
         _prepare_folder(plan)

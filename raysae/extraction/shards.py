@@ -20,7 +20,7 @@ from raysae.activations.writer import (
 from raysae.cluster.worker import prepare_worker
 from raysae.extraction.plan import ExtractionPlan, model_spec
 from raysae.sites import Site
-from raysae.storage.files import read_json, write_json
+from raysae.storage.files import open_own, read_json, write_json
 from raysae.transformer.loading import load_model
 from raysae.transformer.sequence import from_table
 
@@ -139,4 +139,6 @@ class _Progress:
         self.tokens += tokens
         if time.monotonic() - self.written > REPORT_SECONDS:
             self.written = time.monotonic()
-            self.file.write_text(str(self.tokens))
+            with open_own(self.file) as file:
+                file.write(str(self.tokens))  # it only grows: nothing of an earlier number remains
+                file.truncate()

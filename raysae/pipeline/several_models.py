@@ -15,6 +15,7 @@ from raysae.pipeline.result import SweepResult
 from raysae.pipeline.run import run_plan, trial_session
 from raysae.records.run_files import RunFiles
 from raysae.report.comparison import write_comparison
+from raysae.storage.files import refuse_links_outside
 
 TABLE_FILE = "models.parquet"
 FIGURES = ("explained_variance", "l0", "dead_fraction")
@@ -54,6 +55,7 @@ def run_models(recipe: Recipe, *, force: bool = False) -> ModelsResult:
     ``force`` is as for ``run_sweep``.
     Raises UserError, before any work, when one of them cannot be run.
     """
+    refuse_links_outside(recipe.run_folder, "this run")
     plans = {}
     for name in recipe.models:
         try:

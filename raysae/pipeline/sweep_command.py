@@ -93,7 +93,7 @@ def _run_models(recipe: "Recipe", force: bool) -> int:
 
 def _recipe(resume: str | None, config: str | None, overrides: list[str]) -> "Recipe":
     from raysae.config import load_recipe
-    from raysae.config.loading import load_run
+    from raysae.config.loading import load_run, load_to_continue
     from raysae.records.run_files import RunFiles
     from raysae.storage.remote import is_uri, join, split
 
@@ -103,7 +103,9 @@ def _recipe(resume: str | None, config: str | None, overrides: list[str]) -> "Re
         raise UserError("--resume takes its recipe from the run folder; leave out the config file")
     if not is_uri(resume):
         folder = Path(resume).expanduser()
-        return load_run(folder.parent if folder.name == "config.yaml" else folder, overrides)
+        return load_to_continue(
+            folder.parent if folder.name == "config.yaml" else folder, overrides
+        )
     runs_dir, name = split(resume)
     files = RunFiles.at(join(runs_dir, name))
     if not files.fetch(files.path / "config.yaml"):

@@ -25,7 +25,13 @@ from raysae.records.products import (
 )
 from raysae.records.run_files import RunFiles
 from raysae.sites import Position, Site
-from raysae.storage.files import locked, read_json, write_json, write_text
+from raysae.storage.files import (
+    locked,
+    read_json,
+    refuse_links_outside,
+    write_json,
+    write_text,
+)
 from raysae.storage.remote import HOME_FILE, claimed, is_uri, join, split
 
 STAGES = ("extract", "sweep", "select", "atlas", "report")
@@ -226,6 +232,7 @@ def open_run(recipe: Recipe, forced: bool = False, data: Data = Data()) -> Itera
     files = RunFiles.of(recipe)
     files.fetch()
     path = files.path
+    refuse_links_outside(path, "this run")
     found: dict[str, tuple[Any, Any]] = {}
     if (path / "config.yaml").exists():
         found = _shared_differences(path, read_json(path / "status.json"), recipe, data)

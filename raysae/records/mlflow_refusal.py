@@ -1,5 +1,6 @@
 """Why MLflow does not take records, in words, and at once where MLflow itself would try for minutes."""
 
+import os
 import re
 import sqlite3
 from contextlib import closing
@@ -42,6 +43,11 @@ def check_file(uri: str) -> None:
         return
     name = uri.removeprefix(SQLITE).partition("?")[0]
     file = Path(unquote(name) if _decodes() else name)
+    if file.is_symlink():
+        raise Refused(
+            f"{file} is a link to {os.readlink(file)}, which may be another's file; name that file in "
+            "records.tracking_uri"
+        )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as database:

@@ -4,7 +4,6 @@ The driver and each worker have a ``RunFiles`` for the copy on their own node. A
 folder, but all writing goes through ``RunFiles``, so that every file is also sent to the URI.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,7 +131,7 @@ class RunFiles:
     def remove(self, path: Path) -> None:
         """Remove a file or folder, here and at the run's URI."""
         if path.is_dir():
-            shutil.rmtree(path)
+            remove_folder(path)
         else:
             path.unlink(missing_ok=True)
         discard(path)

@@ -7,11 +7,12 @@ import math
 import os
 import shutil
 import socket
+import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from raysae.errors import UserError
 
@@ -25,7 +26,11 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_path(path)
     try:
+        # the file is this process's own before anything is written to it
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        _set_mode(temporary, mode)
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)
@@ -43,10 +48,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666
         for file in temporary.rglob("*"):
             if file.is_file():
+                _set_mode(file, mode)
                 _flush(file)
-        shutil.rmtree(path, ignore_errors=True)
+        remove_folder(path)
         os.replace(temporary, path)
         _flush(path.parent)
     finally:
@@ -93,9 +100,10 @@ def locked(file: Path, what: str, otherwise: str) -> Iterator[None]:
     """Hold a lock on ``file`` during the block.
 
     When another process holds it, raises UserError that names the process, ``what`` it works on, and
-    what to do ``otherwise``.
+    what to do ``otherwise``. A link or anything else but a file of its own is refused: see
+    ``open_own``.
     """
-    with file.open("a+") as lock:
+    with open_own(file) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -110,9 +118,75 @@ def locked(file: Path, what: str, otherwise: str) -> Iterator[None]:
         yield
 
 
+def open_own(file: Path) -> TextIO:
+    """Open a file that has this name and no other, to read and write it; created if it is missing.
+
+    What is in it stays. Raises UserError for a link, for a file with a second name (a hard link), and
+    for what is no file: what raysae writes there would end elsewhere. Raises UserError, too, when the
+    file cannot be opened.
+    """
+    with suppress(FileNotFoundError):
+        _refuse_foreign(file, file.lstat())
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        handle = os.open(file, flags, 0o666)
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot be opened for writing ({error.strerror}); give this user the right to "
+            "write it, or use another folder"
+        ) from None
+    opened = os.fdopen(handle, "r+", encoding="utf-8")
+    try:
+        _refuse_foreign(file, os.fstat(handle))
+    except UserError:
+        opened.close()
+        raise
+    return opened
+
+
+def _refuse_foreign(file: Path, found: os.stat_result) -> None:
+    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
+        return
+    what = "a file with a second name (a hard link)" if stat.S_ISREG(found.st_mode) else "no file"
+    if stat.S_ISLNK(found.st_mode):
+        what = f"a link to {os.readlink(file)}"
+    raise UserError(
+        f"{file}: is {what}; a file of raysae's own was expected, and nothing was written. Remove it"
+    )
+
+
+def refuse_links_outside(folder: Path, what: str) -> None:
+    """Raise UserError when a link below ``folder`` leads out of it.
+
+    Work on the folder would read, write or remove files elsewhere. ``what`` names the folder in words.
+    ``folder`` itself may be a link.
+    """
+    if not folder.is_dir():
+        return
+    root = folder.resolve()
+    for path in _links(root):
+        to = Path(os.path.realpath(path))  # unlike resolve(), it takes a link to itself
+        if not to.is_relative_to(root):
+            raise UserError(
+                f"{folder / path.relative_to(root)}: is a link to {to}, outside {what}; nothing was "
+                "read or written. Remove the link, or replace it with the files that it leads to "
+                "(cp -rL)"
+            )
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    """The links in ``folder`` and in all folders below it; links are not followed."""
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if (path := Path(parent, name)).is_symlink():
+                yield path
+
+
 def remove_folder(path: Path) -> None:
-    """Remove a folder and everything in it, if it exists."""
-    if path.exists():
+    """Remove a folder and everything in it, if it exists; of a link, only the link."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
         shutil.rmtree(path)
 
 
@@ -139,7 +213,13 @@ def _finite(value: Any) -> Any:
 
 
 def _temporary_path(path: Path) -> Path:
-    return path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    return path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+
+
+def _set_mode(file: Path, mode: int) -> None:
+    """Let those read ``file`` whom the umask lets: safetensors writes files for their owner alone."""
+    if stat.S_IMODE(file.stat().st_mode) != mode and not file.is_symlink():
+        file.chmod(mode)
 
 
 def _flush(path: Path) -> None:

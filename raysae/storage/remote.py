@@ -1,88 +1,91 @@
 """Folders stored at a URI: each node works in a local copy and uploads what it has finished.
 
 A URI is ``s3://bucket/runs``, ``gs://``, ``file://``, or any other that fsspec knows. The local copies
-are in the cache folder. ``bind`` connects a local copy to its URI. After that, ``push``, ``pull`` and
-``discard`` take any path inside the copy. For other paths they do nothing, so that callers need not
-check.
+are in the cache folder. ``bind`` connects a local copy to its URI, for this process. After that,
+``push``, ``pull`` and ``discard`` take any path inside the copy. For other paths they do nothing, so
+that callers need not check. What lies in a folder never decides where its files are sent.
 """
 
 import fcntl
 import json
 import os
 import posixpath
-import re
 import socket
 import tarfile
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from raysae.errors import UserError
-from raysae.storage.files import replacing, replacing_folder, write_text
+from raysae.storage.files import (
+    open_own,
+    refuse_links_outside,
+    replacing,
+    replacing_folder,
+    write_text,
+)
+from raysae.storage.local_copies import (
+    CACHE_VARIABLE,
+    HOME_FILE,
+    check_private,
+    home,
+    is_uri,
+    join,
+    local_copy,
+    one_spelling,
+    refuse_other_copy,
+    split,
+)
+from raysae.storage.private import make_private
 
-HOME_FILE = ".raysae-home"
-"""The file in a local copy that records its URI."""
-CACHE_VARIABLE = "RAYSAE_CACHE"
-"""The environment variable that names the folder of the local copies."""
+__all__ = [
+    "ARCHIVE", "CACHE_VARIABLE", "CHECKPOINT", "CLAIM_FILE", "CLAIM_SECONDS", "HOME_FILE", "bind",
+    "claimed", "discard", "discard_archive", "fetched", "is_copy", "is_uri", "join", "local_copy", "move",
+    "pull", "pull_archive", "push", "push_archive", "split",
+]  # fmt: skip
+
 CHECKPOINT, ARCHIVE = ".training", ".tar"
 """Suffixes of a folder that is uploaded as one archive, and of that archive."""
 CLAIM_FILE, CLAIM_SECONDS = ".driver", 120
 """The file by which a machine claims a run at a URI, and how long it counts without renewal."""
+_bound: dict[Path, str] = {}
+"""The local copies that this process works in, each with its URI."""
 _uploaded: dict[Path, tuple[int, int]] = {}
 """Modification time (nanoseconds) and size (bytes) of the files that this process has uploaded."""
-
-
-def is_uri(name: str | None) -> bool:
-    """Whether ``name`` is a URI and not a folder's path."""
-    return name is not None and re.match(r"[a-z][a-z0-9+.-]+://", name) is not None
-
-
-def join(folder: str, name: str) -> str:
-    """The path or URI of ``name`` in ``folder``; a URI's ``?options`` stay at the end."""
-    if not is_uri(folder):
-        return f"{folder}/{name}"
-    base, mark, options = folder.partition("?")
-    return f"{base.rstrip('/')}/{name}{mark}{options}"
-
-
-def split(uri: str) -> tuple[str, str]:
-    """The URI of the parent folder, and the name in it: the inverse of ``join``."""
-    base, mark, options = uri.partition("?")
-    parent, name = posixpath.split(base.rstrip("/"))
-    return f"{parent}{mark}{options}", name
-
-
-def local_copy(uri: str) -> Path:
-    """The folder of this node's copy of ``uri``, below ``RAYSAE_CACHE`` or else ~/.cache/raysae."""
-    cache = os.environ.get(CACHE_VARIABLE) or "~/.cache/raysae"
-    scheme, _, rest = uri.partition("?")[0].partition("://")
-    parts = [part for part in rest.split("/") if part not in ("", ".", "..")]
-    return Path(cache).expanduser().absolute().joinpath(scheme, *parts)
 
 
 def bind(uri: str) -> Path:
     """The folder of this node's copy of ``uri``, created if it is missing.
 
-    Raises UserError when ``uri`` cannot be reached or the folder cannot be written.
+    Raises UserError when ``uri`` cannot be reached, when the folder cannot be written or is the copy of
+    another URI, or when others could change what is in it.
     """
     local = local_copy(uri)
+    if _bound.get(local) == uri and (local / HOME_FILE).is_file():
+        return local
+    if ".." in uri.partition("?")[0].split("/"):
+        raise UserError(f"{uri.partition('?')[0]}: a URI has no '..'; write it out without")
     _filesystem(uri)
-    if _copy_of(local) != (local, uri):
-        try:
-            write_text(local / HOME_FILE, json.dumps({"uri": uri}))
-        except OSError as error:
-            raise UserError(
-                f"{local}: cannot write the local copy of {uri} there ({error.strerror}); "
-                f"name another folder in {CACHE_VARIABLE}"
-            ) from None
+    try:
+        make_private(local)
+        check_private(local)
+        if home(local) != one_spelling(uri):
+            refuse_other_copy(local, uri)
+            write_text(local / HOME_FILE, json.dumps({"uri": one_spelling(uri)}))
+    except OSError as error:
+        raise UserError(
+            f"{local}: cannot write the local copy of {uri} there ({error.strerror}); "
+            f"name another folder in {CACHE_VARIABLE}"
+        ) from None
+    _bound[local] = uri
     return local
 
 
 def is_copy(path: Path) -> bool:
-    """Whether ``path`` is in the local copy of a folder at a URI."""
+    """Whether ``path`` is in a local copy that this process works in."""
     return _copy_of(path) is not None
 
 
@@ -137,7 +140,7 @@ def fetched(uri: str) -> Path:
     ``uri`` cannot be reached.
     """
     folder = bind(uri)
-    with (folder / ".fetching").open("w") as lock:
+    with open_own(folder / ".fetching") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         pull(folder)
     return folder
@@ -227,6 +230,9 @@ class _Remote:
     def __init__(self, local: Path, uri: str):
         self.local, self.uri = local, uri.partition("?")[0]
         self.filesystem, self.root = _filesystem(uri)
+        self.is_here = self.filesystem.type_name == "local"
+        if self.is_here:
+            refuse_links_outside(Path(self.root), "the folder at this URI")
 
     def place(self, path: Path) -> str:
         """The remote path of a local one."""
@@ -236,7 +242,12 @@ class _Remote:
         place = place or self.place(file)
         try:
             self.filesystem.create_dir(posixpath.dirname(place), recursive=True)
-            with self.filesystem.open_output_stream(place) as out, file.open("rb") as content:
+            # what is here may be a link of somebody else: it is replaced, not written through
+            with (
+                replacing(Path(place)) if self.is_here else nullcontext(place) as there,
+                self.filesystem.open_output_stream(str(there)) as out,
+                file.open("rb") as content,
+            ):
                 while block := content.read(1 << 22):
                     out.write(block)
         except OSError as error:
@@ -346,11 +357,7 @@ def _remote_of(path: Path) -> _Remote | None:
 
 def _copy_of(path: Path) -> tuple[Path, str] | None:
     """The folder of the local copy that contains ``path``, and its URI; None when there is none."""
-    for folder in (path, *path.parents):
-        marker = folder / HOME_FILE
-        if marker.is_file():
-            return folder, json.loads(marker.read_text())["uri"]
-    return None
+    return next(((one, _bound[one]) for one in (path, *path.parents) if one in _bound), None)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -8,7 +8,14 @@ from typing import Any
 from raysae.activations.manifest import MANIFEST_FILE, Manifest, read_manifest
 from raysae.errors import UserError
 from raysae.sites import Site
-from raysae.storage.files import locked, read_json, remove_folder, remove_temporary, write_json
+from raysae.storage.files import (
+    locked,
+    read_json,
+    refuse_links_outside,
+    remove_folder,
+    remove_temporary,
+    write_json,
+)
 
 WORK_FOLDER = ".import"
 """A folder in the store's folder; it exists from before the first shard until after the manifest."""
@@ -86,6 +93,7 @@ def taking_in(out: Path, sites: list[Site]) -> Iterator[Manifest | None]:
     import are removed first. Raises UserError when another process imports into the store, or when the
     store already has one of the sites.
     """
+    refuse_links_outside(out, "the store")
     work = out / WORK_FOLDER
     work.mkdir(parents=True, exist_ok=True)
     with locked(work / LOCK_FILE, "this store", "import into another folder"):

@@ -1,8 +1,9 @@
 """Compile ``topk.cpp`` for this machine, once, and call its functions.
 
 The library is cached in ``$XDG_CACHE_HOME/raysae`` (else ``~/.cache/raysae``), under a hash of its
-source, the compiler and the processor. If it cannot be built, ``kernels`` returns None and
-``why_missing`` the reason.
+source, the compiler and the processor. A folder or a library that other users could have changed is not
+used; see ``storage.private``. If it cannot be built, ``kernels`` returns None and ``why_missing`` the
+reason.
 """
 
 import ctypes
@@ -19,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from raysae.storage.private import is_own_file, private_folder, temporary_name
 
 SOURCE = Path(__file__).with_name("topk.cpp")
 COMPILERS = ("c++", "g++", "clang++")
@@ -111,17 +114,19 @@ def _built() -> Kernels | str:
 
 
 def build(folder: Path) -> Path:
-    """The path of the library in ``folder``, compiled unless it exists.
+    """The path of the library in ``folder``, compiled unless it is there and this user's own.
 
-    Raises BuildError when there is no compiler or it fails, OSError when ``folder`` is not
-    writable.
+    Another folder is taken when others could change what is in ``folder``. Raises BuildError when there
+    is no compiler or it fails, OSError when no folder is writable.
     """
     compiler = _compiler()
+    folder = private_folder(folder, Path(tempfile.gettempdir()) / temporary_name())
     path = folder / f"topk-{_fingerprint(compiler)}.so"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    if not is_own_file(path):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            os.replace(_compiled(compiler, Path(scratch) / "topk.so"), path)
+            made = _compiled(compiler, Path(scratch) / "topk.so")
+            made.chmod(0o700)  # whatever the umask: a library that others may write is never loaded
+            os.replace(made, path)
     return path
 
 
@@ -171,12 +176,6 @@ def _processor() -> Iterator[bytes]:
 
 
 def _cache_folder() -> Path:
-    """The folder of the cached libraries; a temporary folder if that is not writable."""
+    """The usual folder of the cached libraries."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home) / "raysae"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="raysae-"))
-    return folder
+    return Path(home) / "raysae"

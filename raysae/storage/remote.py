@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raysae.errors import UserError
+from raysae.redaction import WHERE_SECRETS_BELONG, redacted, secret_in
 from raysae.storage.files import replacing, replacing_folder, write_text
 
 HOME_FILE = ".raysae-home"
@@ -68,6 +69,7 @@ def bind(uri: str) -> Path:
 
     Raises UserError when ``uri`` cannot be reached or the folder cannot be written.
     """
+    _refuse_secret(uri)
     local = local_copy(uri)
     _filesystem(uri)
     if _copy_of(local) != (local, uri):
@@ -79,6 +81,13 @@ def bind(uri: str) -> Path:
                 f"name another folder in {CACHE_VARIABLE}"
             ) from None
     return local
+
+
+def _refuse_secret(uri: str) -> None:
+    """Raise UserError when ``uri`` holds a secret: it names folders, and is printed and recorded."""
+    found = secret_in(uri)
+    if found is not None:
+        raise UserError(f"{redacted(uri)}: holds {found}; {WHERE_SECRETS_BELONG}")
 
 
 def is_copy(path: Path) -> bool:

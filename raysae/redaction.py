@@ -66,11 +66,14 @@ ENCODED = re.compile(
 BARE = re.compile(r"(?<![\w@./:%+~-])[\w.%+~-]+:[^\s:@/'\"]+@(?=[\w\[])")
 """``user:password@host`` without a scheme."""
 GIVEN = re.compile(r"(?<![A-Za-z0-9_.-])(?P<name>[A-Za-z0-9_.-]+)(?:=|%(?:25)*3D)", re.IGNORECASE)
-VALUE = re.compile(r"\"[^\"]*\"|'[^']*'|(?:(?!%(?:25)*26)[^\s&;'\"<>])+", re.IGNORECASE)
-QUOTED = re.compile(r"(?P<name>(['\"])(?P<word>[\w.-]+)\2\s*:\s*b?(?P<quote>['\"])).*?(?P=quote)")
-OPTION = re.compile(r"(?P<name>(?<!\S)--?(?P<word>[A-Za-z][\w.-]*)\s+)(?!-)\S+(?P<quote>)")
+"""``name=value``, plain or percent-encoded."""
+QUOTED = re.compile(r"(?P<quote>\\*['\"])(?P<name>[\w.-]+)(?P=quote)\s*:\s*(?=b?\\*['\"])")
+"""``"name": "value"`` of JSON, and of a dict that Python printed."""
+OPTION = re.compile(r"(?<![\w-])--?(?P<name>[A-Za-z][\w.-]*)\s+(?!-)")
+"""``--name value``."""
+VALUE = re.compile(r"b?\\*\"[^\"]*\"|b?\\*'[^']*'|(?:(?!%(?:25)*26)[^\s&;'\"<>])+", re.IGNORECASE)
 HEADER = re.compile(
-    r"((?:authorization:\s*(?:(?:basic|bearer|token)\s+)?)|\bbearer\s+(?=\S{16})"
+    r"((?:authorization:\s*(?:(?:basic|bearer|token)\s+)?+)|\bbearer\s+(?=\S{16})"
     r"|\bbasic\s+(?=[A-Za-z0-9+/]*[0-9=])(?=\S{12}))(?!\*\*\*)[^\s'\",]+",
     re.IGNORECASE,
 )
@@ -84,9 +87,8 @@ def redacted(text: str) -> str:
         text = BARE.sub(_hidden_bare, URI.sub(_hidden_user, text))
     if "%" in text:
         text = ENCODED.sub(rf"\1{HIDDEN}%40", text)
-    text = _hidden_values(text)
-    for pattern in (QUOTED, OPTION):
-        text = pattern.sub(_hidden_named, text)
+    for pattern in (GIVEN, QUOTED, OPTION):
+        text = _hidden_values(pattern, text)
     return TOKEN_SHAPES.sub(HIDDEN, HEADER.sub(rf"\1{HIDDEN}", text))
 
 
@@ -146,10 +148,7 @@ def redacted_errors() -> Iterator[None]:
         said = "".join(traceback.format_exception(error))
         if redacted(said) == said:
             raise
-        hidden = RuntimeError(redacted(f"{type(error).__name__}: {error}"))
-    else:
-        return
-    raise hidden
+        raise RuntimeError(redacted(f"{type(error).__name__}: {error}")) from None
 
 
 def secret_in(value: str, is_text: bool = False) -> str | None:
@@ -265,18 +264,14 @@ def _hidden_bare(found: re.Match[str]) -> str:
     return found[0] if HIDDEN in found[0] else f"{HIDDEN}@"
 
 
-def _hidden_named(found: re.Match[str]) -> str:
-    hidden = f"{found['name']}{HIDDEN}{found['quote']}"
-    return hidden if is_secret_name(found["word"]) else found[0]
-
-
-def _hidden_values(text: str) -> str:
-    """The text with the values of ``name=value`` hidden where the name says that they are secret."""
+def _hidden_values(pattern: re.Pattern[str], text: str) -> str:
+    """The text with values hidden whose names, as ``pattern`` finds them, say that they are secret."""
     parts, end = [], 0
-    for found in GIVEN.finditer(text):
+    for found in pattern.finditer(text):
         value = VALUE.match(text, found.end())
         if found.start() >= end and value is not None and _is_secret(found["name"], value[0]):
-            parts += [text[end : found.end()], HIDDEN]
+            quote = value[0][-1] if value[0][-1] in "'\"" else ""
+            parts += [text[end : found.end()], f"{quote}{HIDDEN}{quote}"]
             end = value.end()
     return "".join([*parts, text[end:]])
 
@@ -336,6 +331,7 @@ def _secrets_of(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
             user = dict(environment).get(re.sub("PASSWORD$", "USERNAME", name))
             found |= {f"{user}:{value}"} if user and user != value else set()
     forms = {form for secret in found for form in _forms(secret)}
+    forms -= {form for form in forms if ":" in form and form.partition(":")[2] in forms}
     return tuple(
         sorted(
             (form for form in forms if len(form) >= SHORTEST), key=lambda form: (-len(form), form)

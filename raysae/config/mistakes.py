@@ -25,7 +25,8 @@ def explain(item: dict[str, Any], known: Sequence[str]) -> str:
     parts = [str(part) for part in item["loc"] if not UNION_TAG.fullmatch(str(part))]
     key = ".".join(parts) or "the whole"
     if item["type"] == SECRET:  # what was found must not be shown
-        return f"{key}: {item['msg']}"
+        inner = item["ctx"]["inner"]
+        return f"{key}{'.' if inner else ''}{inner}: {item['msg']}"
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         if key in known:  # a setting of another variant
             variant = str(item["loc"][1])

@@ -51,8 +51,6 @@ class Section(BaseModel):
         name = info.field_name or ""
         for key, found in secrets_in(value, name):
             inner = key.removeprefix(name).removeprefix(".")
-            inner = f"{inner} " if inner else ""
-            raise PydanticCustomError(
-                SECRET, "{said}", {"said": f"{inner}holds {found}; {WHERE_SECRETS_BELONG}"}
-            )
+            said = f"holds {found}; {WHERE_SECRETS_BELONG}"
+            raise PydanticCustomError(SECRET, "{said}", {"said": said, "inner": inner})
         return value

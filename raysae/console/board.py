@@ -21,6 +21,20 @@ from raysae.redaction import redacted_values
 Log = Literal["auto", "quiet", "json"]
 
 
+class _Messages(io.TextIOBase):
+    """Makes each line that is printed to it a JSON line of its own."""
+
+    def __init__(self) -> None:
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        *whole, self._line = (self._line + text).split("\n")
+        for line in whole:
+            if line.strip():
+                emit("message", text=line.strip())
+        return len(text)
+
+
 class _Console(Console):
     """A console that hides secrets, also where no command has made its output do so."""
 
@@ -42,20 +56,6 @@ class _Console(Console):
 
 
 console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-
-
-class _Messages(io.TextIOBase):
-    """Makes each line that is printed to it a JSON line of its own."""
-
-    def __init__(self) -> None:
-        self._line = ""
-
-    def write(self, text: str) -> int:
-        *whole, self._line = (self._line + text).split("\n")
-        for line in whole:
-            if line.strip():
-                emit("message", text=line.strip())
-        return len(text)
 
 
 def set_log(log: Log) -> None:

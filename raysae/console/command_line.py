@@ -51,15 +51,18 @@ def refuse_secrets(arguments: list[str]) -> None:
     from raysae.errors import UserError
     from raysae.redaction import WHERE_SECRETS_BELONG, is_free_text, secret_in
 
+    before = ""
     for number, argument in enumerate(arguments, start=1):
         key, equals, value = argument.partition("=")
         named = equals != "" and "/" not in key and "@" not in key
         found = secret_in(value if named else argument, named and is_free_text(key))
         if found is not None:
+            option = before if before.startswith("-") else f"argument {number}"
             raise UserError(
-                f"{key if named else f'argument {number}'}: holds {found}, which would be seen in the "
+                f"{key if named else option}: holds {found}, which would be seen in the "
                 f"list of processes and in a run's records; {WHERE_SECRETS_BELONG}"
             )
+        before = argument
 
 
 def leave(code: int) -> NoReturn:

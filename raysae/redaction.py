@@ -19,8 +19,9 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
 HIDDEN = "***"
-SHORTEST = 8
-"""Characters of a secret of the environment, at least: a shorter one may be a word of any text."""
+SHORTEST, LONGEST_WORD = 8, 11
+"""Characters of a secret of the environment, at least, where it stands alone in a text: a shorter one, or
+small letters alone up to the second number, may be a word (``password``, ``minioadmin``)."""
 LOCAL = ("file", "sqlite", "sqlite+pysqlite")
 """Schemes whose addresses have no host: what follows three slashes is a path."""
 NAMED = (
@@ -332,11 +333,12 @@ def _secrets_of(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
             found |= {f"{user}:{value}"} if user and user != value else set()
     forms = {form for secret in found for form in _forms(secret)}
     forms -= {form for form in forms if ":" in form and form.partition(":")[2] in forms}
-    return tuple(
-        sorted(
-            (form for form in forms if len(form) >= SHORTEST), key=lambda form: (-len(form), form)
-        )
-    )
+    return tuple(sorted(filter(_is_unlike_a_word, forms), key=lambda form: (-len(form), form)))
+
+
+def _is_unlike_a_word(form: str) -> bool:
+    small = form.isalpha() and form.islower()
+    return len(form) > LONGEST_WORD if small else len(form) >= SHORTEST
 
 
 def _is_file(value: str) -> bool:

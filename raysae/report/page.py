@@ -76,7 +76,7 @@ def source_line(store: Store) -> str:
     if manifest.model is None:
         return f"imported activations · {tail}"
     dataset = manifest.dataset["id"] if manifest.dataset else "?"
-    return f"{manifest.model['id']} · {manifest.hookpoint} · {dataset} · {tail}"
+    return redacted(f"{manifest.model['id']} · {manifest.hookpoint} · {dataset} · {tail}")
 
 
 def _plots(

@@ -206,6 +206,14 @@ def test_what_the_environment_holds_is_hidden_in_every_form(name, value, shown, 
     assert redacted(os.getcwd()) == os.getcwd()
 
 
+def test_a_word_is_not_hidden_because_it_is_a_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:password@host")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "minioadmin")
+    text = "mlflow ui; the password of minioadmin"
+    assert redacted(text) == text
+    assert redacted("at http://mlflow:password@host") == "at http://mlflow:***@host"
+
+
 def test_base64_of_name_and_password_of_the_environment_is_hidden(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "user")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", CANARY)

@@ -1,7 +1,6 @@
 """The atlas's worker: trains groups of sites, from their checkpoints on, and commits each site."""
 
 import time
-import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from raysae.errors import UserError
 from raysae.records.commit import commit, provenance
 from raysae.records.products import trained
 from raysae.records.run_files import RunFiles
+from raysae.redaction import first_line, reason_of, traceback_of
 from raysae.sae import SAEConfig
 from raysae.storage.files import remove_folder
 from raysae.training import TrainingConfig
@@ -141,16 +141,15 @@ class AtlasWorker:
 
 def failure_reason(files: RunFiles, folder: Path, error: Exception) -> str:
     """Why the SAE for ``folder`` was not committed; the traceback is written beside the folder."""
-    text = str(error).strip()
     if isinstance(error, UserError):
-        return text
-    reason = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+        return str(error).strip()
+    reason = reason_of(error)
     file = folder.with_suffix(".failure.txt")
     hint = "" if "; " in reason else f"; its traceback is in {file.relative_to(files.path)}"
     try:
-        files.write_text(file, "".join(traceback.format_exception(error)))
+        files.write_text(file, traceback_of(error))
     except (OSError, UserError) as full:  # the disk may be full
-        return f"{reason}{hint} (the traceback could not be written: {full})"
+        return f"{reason}{hint} (the traceback could not be written: {first_line(full)})"
     return reason + hint
 
 

@@ -24,6 +24,7 @@ from raysae.cluster.pool_worker import (
     Work,
     failure_of,
 )
+from raysae.redaction import redacted
 
 __all__ = ["Outcome", "Work", "map_committed"]
 
@@ -214,7 +215,7 @@ def _reason(error: RayError) -> str:
     text = str(error).strip()
     found = re.search(r"exit detail: (.+?)\.?(?= Some common causes|\n|$)", text)
     line = found[1] if found else (text.splitlines() or [""])[0]
-    return f"{type(error).__name__}: {line} (killed, crashed, or out of memory)"
+    return f"{type(error).__name__}: {redacted(line)} (killed, crashed, or out of memory)"
 
 
 def _times(count: int) -> str:

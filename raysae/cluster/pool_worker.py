@@ -1,7 +1,6 @@
 """The actor of the pool: it makes its worker once, then does one item after another."""
 
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import ray
 
 from raysae.cluster.alarm import HangAlarm
 from raysae.errors import UserError
+from raysae.redaction import reason_of, traceback_of
 
 Value = TypeVar("Value")
 
@@ -77,9 +77,7 @@ def failure_of(error: Exception) -> Outcome[Any]:
     """The outcome of an item, or of a constructor, that raised ``error``."""
     if isinstance(error, UserError):
         return Outcome(failed=str(error), refused=True)
-    text = str(error).strip()
-    reason = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
-    return Outcome(failed=reason, trace="".join(traceback.format_exception(error)))
+    return Outcome(failed=reason_of(error), trace=traceback_of(error))
 
 
 class PoolWorker:

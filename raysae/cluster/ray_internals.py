@@ -16,6 +16,7 @@ from inspect import signature
 from typing import Any, TypeVar
 
 from raysae.config import ResourcesConfig
+from raysae.redaction import reason_of
 
 LOGGER = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
@@ -210,5 +211,4 @@ def _stop_what_started(error: BaseException) -> None:
 
 
 def _in_words(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return reason_of(error) if str(error).strip() else f"{type(error).__name__}: no message"

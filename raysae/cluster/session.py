@@ -20,6 +20,7 @@ from raysae.cluster.session_folder import session_options
 from raysae.cluster.token import use_token
 from raysae.config import Recipe, ResourcesConfig
 from raysae.errors import UserError
+from raysae.redaction import redacted
 from raysae.storage.remote import is_uri
 
 JOB_PACKAGE = "_ray_pkg_"
@@ -86,7 +87,8 @@ def stderr_held_back() -> Iterator[None]:
             yield
         except BaseException:
             held.seek(0)
-            os.write(original, held.read())
+            said = held.read().decode(errors="replace")
+            os.write(original, redacted(said).encode(errors="replace"))
             raise
         finally:
             os.dup2(original, 2)

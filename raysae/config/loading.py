@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,14 @@ from raysae.config.places import anchored, foreign_servers, is_handed_over, reci
 from raysae.config.reading import read_value, read_yaml
 from raysae.config.recipe import Recipe, parse_recipe
 from raysae.errors import UserError
+from raysae.redaction import (
+    WHERE_SECRETS_BELONG,
+    is_free_text,
+    redacted,
+    secret_in,
+    secrets_in,
+    without_secrets,
+)
 from raysae.storage.files import refuse_links_outside
 from raysae.storage.local_copies import copied_uri, split
 
@@ -18,6 +27,8 @@ LOGGER = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 OF_A_RUN = ("name", "runs_dir", "working_dir")
 """Keys that say where a run is; they cannot change while it is continued."""
+_told: set[Path] = set()
+"""Files of earlier versions' runs whose secrets were mentioned."""
 
 
 def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
@@ -94,7 +105,7 @@ def _refuse_making_stores(recipe: Recipe, why: str) -> None:
 
 
 def _of_run(folder: Path) -> dict[str, Any]:
-    data, folder = read_yaml(folder / CONFIG), _plain(folder)
+    data, folder = _read_without_secrets(folder / CONFIG), _plain(folder)
     uri = copied_uri(folder)
     if uri is not None:
         runs_dir, name = split(uri)
@@ -107,10 +118,33 @@ def _plain(folder: Path) -> Path:
     return folder.resolve() if ".." in folder.parts else folder
 
 
+def holds_secrets(folder: Path) -> bool:
+    """Whether the ``config.yaml`` in ``folder`` holds a secret, as an earlier version could write it."""
+    return any(secrets_in(read_yaml(folder / "config.yaml")))
+
+
+def _read_without_secrets(file: Path) -> dict[str, Any]:
+    """A run's recipe without the secrets that an earlier version let into it; says so once."""
+    data = read_yaml(file)
+    found = dict(secrets_in(data))
+    if found and file.absolute() not in _told:
+        _told.add(file.absolute())
+        held = " and ".join(f"{key} holds {what}" for key, what in found.items())
+        note = (
+            f"{file}: {held}, which is not used, and is removed from the file when the run is "
+            f"continued; {WHERE_SECRETS_BELONG}"
+        )
+        print(redacted(note), file=sys.stderr)
+    return without_secrets(data) if found else data
+
+
 def _changed(data: dict[str, Any], overrides: Iterable[str], where: str) -> Recipe:
     values, made = {}, data.get("working_dir")
     elsewhere = made is not None and Path(made) != Path.cwd()
     for key, text in map(split_override, overrides):
+        found = secret_in(text, is_free_text(key))
+        if found is not None:
+            raise UserError(f"{where}: {key}: holds {found}; {WHERE_SECRETS_BELONG}")
         value = read_value(key, text)
         values[key] = _from_here(key, value) if elsewhere else value
     return parse_recipe(overridden(data, values), where)

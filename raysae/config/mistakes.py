@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from raysae.config.section import SECRET
 from raysae.errors import UserError
 from raysae.sae.config import CONFIGS
 from raysae.training.config import TrainingConfig
@@ -23,6 +24,9 @@ def explain(item: dict[str, Any], known: Sequence[str]) -> str:
     keys."""
     parts = [str(part) for part in item["loc"] if not UNION_TAG.fullmatch(str(part))]
     key = ".".join(parts) or "the whole"
+    if item["type"] == SECRET:  # what was found must not be shown
+        inner = item["ctx"]["inner"]
+        return f"{key}{'.' if inner else ''}{inner}: {item['msg']}"
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         if key in known:  # a setting of another variant
             variant = str(item["loc"][1])

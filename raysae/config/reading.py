@@ -100,12 +100,25 @@ def _reason(error: Exception) -> str:
             f"holds the character U+{number:04X}, which YAML does not have; save the file as UTF-8 "
             "text, without control characters"
         )
-    words = " ".join(str(error).split()).replace('in "<unicode string>", line', "in line")
+    words = " ".join(_without_excerpt(error).split()).replace(
+        'in "<unicode string>", line', "in line"
+    )
     if not isinstance(error, yaml.YAMLError):
         return words
     hint = "; indent with spaces, not with tabs" if "'\\t'" in words else ""
     several = "; a recipe is one document, without a line ---" if "single document" in words else ""
     return f"not valid YAML: {words}{hint}{several}"
+
+
+def _without_excerpt(error: Exception) -> str:
+    """The error's text, without YAML's excerpts of the file where one may show a part of a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error)
+    marks = [mark for mark in (error.context_mark, error.problem_mark) if mark is not None]
+    if any("://" in (mark.buffer or "") or "@" in (mark.buffer or "") for mark in marks):
+        for mark in marks:
+            mark.buffer = None
+    return str(error)
 
 
 def _read(text: str, kind: Kind, key: str) -> Any:

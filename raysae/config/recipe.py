@@ -96,7 +96,8 @@ class RecordsConfig(Section):
     mlflow: bool = True
     """Whether to record the run in MLflow."""
     tracking_uri: str | None = None
-    """Where; null takes MLFLOW_TRACKING_URI, or a SQLite file in ``runs_dir``."""
+    """Where; null takes MLFLOW_TRACKING_URI, or a SQLite file in ``runs_dir``. A password belongs in the
+    environment, not here."""
     experiment: str = "raysae"
     """The MLflow experiment."""
 

@@ -3,13 +3,24 @@
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from raysae.redaction import WHERE_SECRETS_BELONG, secrets_in
 from raysae.sites import POOL_NAME
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositionKey = int | Annotated[str, Field(pattern=f"^{POOL_NAME}$")]
+SECRET = "secret"
+"""The kind of pydantic's complaint about a value that holds a secret."""
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)}
 
@@ -30,5 +41,16 @@ class Section(BaseModel):
     """The base of every section: frozen, without unknown keys, with docstrings as help."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False,
+        hide_input_in_errors=True,
+    )  # fmt: skip
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_secrets(cls, value: Any, info: ValidationInfo) -> Any:
+        name = info.field_name or ""
+        for key, found in secrets_in(value, name):
+            inner = key.removeprefix(name).removeprefix(".")
+            said = f"holds {found}; {WHERE_SECRETS_BELONG}"
+            raise PydanticCustomError(SECRET, "{said}", {"said": said, "inner": inner})
+        return value

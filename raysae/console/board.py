@@ -14,10 +14,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raysae.console.output import RedactedStream
 from raysae.metrics.definitions import seconds
+from raysae.redaction import redacted_values
 
 Log = Literal["auto", "quiet", "json"]
-console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class _Messages(io.TextIOBase):
@@ -34,6 +35,29 @@ class _Messages(io.TextIOBase):
         return len(text)
 
 
+class _Console(Console):
+    """A console that hides secrets, also where no command has made its output do so."""
+
+    _redacting: RedactedStream | None = None
+
+    @property
+    def file(self) -> Any:
+        """Where the console prints to."""
+        stream = Console.file.fget(self)  # type: ignore[attr-defined]
+        if isinstance(stream, RedactedStream | _Messages):
+            return stream
+        if self._redacting is None or self._redacting.stream is not stream:
+            self._redacting = RedactedStream(stream)
+        return self._redacting
+
+    @file.setter
+    def file(self, stream: Any) -> None:
+        Console.file.fset(self, stream)  # type: ignore[attr-defined]
+
+
+console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
 def set_log(log: Log) -> None:
     """Choose how this process tells of its progress."""
     console.quiet = log == "quiet"
@@ -45,7 +69,8 @@ def emit(event: str, **fields: Any) -> None:
     """Print an event as a JSON line, where those were chosen."""
     if isinstance(console.file, _Messages):
         line = {"event": event, "time": round(time.time(), 3), **fields}
-        print(json.dumps(line, default=str), file=sys.stdout, flush=True)
+        plain = json.loads(json.dumps(line, default=str))
+        print(json.dumps(redacted_values(plain)), file=sys.stdout, flush=True)
 
 
 class Board:

@@ -8,27 +8,61 @@ from collections.abc import Callable
 from typing import NoReturn
 
 DONE, PARTLY, REFUSED, INTERRUPTED = 0, 1, 2, 130
+FAILED = 1
+"""The exit code of an unexpected error, as Python has it."""
 
 
 def run_command(command: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
     """Run a command; a user's mistake becomes one message and exit code 2, never a traceback."""
+    from raysae.console.output import redacted_output
     from raysae.console.quiet import quiet_environment
-    from raysae.errors import UserError
 
     quiet_environment()
+    with redacted_output():
+        return _run(command, sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    from raysae.errors import UserError
+    from raysae.redaction import traceback_of
+
     try:
-        return command(sys.argv[1:] if arguments is None else arguments)
+        refuse_secrets(arguments)
+        return command(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
     except OSError as error:  # a full disk, a folder that may not be written
         if error.strerror is None:
-            raise
+            print(traceback_of(error), end="", file=sys.stderr)
+            return FAILED
         print(f"error: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:  # Python would print its traceback as it is
+        print(traceback_of(error), end="", file=sys.stderr)
+        return FAILED
+
+
+def refuse_secrets(arguments: list[str]) -> None:
+    """Raise UserError when an argument holds a secret: a run records its command line."""
+    from raysae.errors import UserError
+    from raysae.redaction import WHERE_SECRETS_BELONG, is_free_text, secret_in
+
+    before = ""
+    for number, argument in enumerate(arguments, start=1):
+        key, equals, value = argument.partition("=")
+        named = equals != "" and "/" not in key and "@" not in key
+        found = secret_in(value if named else argument, named and is_free_text(key))
+        if found is not None:
+            option = before if before.startswith("-") else f"argument {number}"
+            raise UserError(
+                f"{key if named else option}: holds {found}, which would be seen in the "
+                f"list of processes and in a run's records; {WHERE_SECRETS_BELONG}"
+            )
+        before = argument
 
 
 def leave(code: int) -> NoReturn:

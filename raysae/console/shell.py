@@ -1,8 +1,9 @@
 """Commands as they are printed: whatever is in a path, a shell takes them as they stand."""
 
-import re
 import shlex
 from pathlib import Path
+
+from raysae.redaction import redacted
 
 LOCAL = ("sqlite:", "file:")
 
@@ -19,9 +20,10 @@ def raysae_command(verb: str, *words: str | Path) -> str:
 
 def look_at_records(tracking_uri: str) -> str:
     """How to look at MLflow's records: a command for a local file or folder, else their address."""
+    address = redacted(tracking_uri)
     if tracking_uri.startswith(LOCAL) or "://" not in tracking_uri:
-        return command_line("mlflow", "ui", "--backend-store-uri", tracking_uri)
-    return without_password(tracking_uri)
+        return command_line("mlflow", "ui", "--backend-store-uri", address)
+    return address
 
 
 def look_at_store(store: str | Path) -> str:
@@ -31,11 +33,6 @@ def look_at_store(store: str | Path) -> str:
         f"  check:  {raysae_command('store', 'verify', store)}\n"
         f"  sweep:  {raysae_command('sweep', 'source=null', f'store={store}', 'name=NAME')}"
     )
-
-
-def without_password(text: str) -> str:
-    """The text, with the passwords in its URIs hidden."""
-    return re.sub(r"(://[^/@:\s]*):[^/@\s]+@", r"\1:***@", text)
 
 
 def _word(word: str | Path) -> str:

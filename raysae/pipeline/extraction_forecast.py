@@ -11,6 +11,7 @@ from raysae.activations.writer import write_sequences
 from raysae.cluster.placement import Placement
 from raysae.extraction.plan import ExtractionPlan
 from raysae.pipeline.calibration import WAIT_SECONDS
+from raysae.redaction import redacted_errors
 from raysae.transformer.sequence import to_table
 
 if TYPE_CHECKING:
@@ -84,14 +85,16 @@ class _Extractor:
         there = replace(plan, folder=Path(self.folder.name) / "store")
         there.work.mkdir(parents=True)
         write_sequences(there.folder, 0, to_table(shard))
-        self.extractor = ShardExtractor(there)
+        with redacted_errors():  # Ray writes what is raised here to its logs
+            self.extractor = ShardExtractor(there)
 
     def ready(self) -> None:
         """Return when the model is loaded."""
 
     def measure(self) -> float:
         """Seconds of a shard, after a first one, which takes longer."""
-        self.extractor.do(0, lambda: None)
+        with redacted_errors():
+            self.extractor.do(0, lambda: None)
         began = time.perf_counter()
         self.extractor.do(0, lambda: None)
         passed = time.perf_counter() - began

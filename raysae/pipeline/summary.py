@@ -5,11 +5,12 @@ from typing import Any
 from rich.table import Table
 
 from raysae.console.board import console, seconds
-from raysae.console.shell import look_at_records, raysae_command, without_password
+from raysae.console.shell import look_at_records, raysae_command
 from raysae.metrics import CONSOLE, labels, registered
 from raysae.pipeline.result import SweepResult
 from raysae.records.folder import STAGES
 from raysae.records.rows import SiteRow, TrialRow
+from raysae.redaction import redacted
 
 
 def print_summary(result: SweepResult, total_seconds: float, short: bool = False) -> None:
@@ -95,7 +96,7 @@ def _print_failures(result: SweepResult) -> None:
         console.print("\nNot done (run the same command again to retry):", style="bold red")
         console.print(_failures(result.failures))
     if result.records_lost:
-        where = without_password(result.tracking_uri or "")
+        where = redacted(result.tracking_uri or "")
         console.print(
             f"MLflow at {where} did not take {result.records_lost} records: "
             f"{result.records_reason or 'it does not answer'}. The run folder has them all, and the same "

@@ -10,6 +10,7 @@ from typing import Any
 from raysae.activations import Site, Store
 from raysae.metrics import registered, volatile
 from raysae.records.run_files import MEMBERS, RunFiles
+from raysae.redaction import redacted_values
 from raysae.sae import save_sae
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.storage.files import read_json
@@ -100,12 +101,12 @@ def figures_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def provenance(store: Store, site: Site) -> dict[str, Any]:
-    """Where an SAE's activations came from, for its ``cfg.json``."""
+    """Where an SAE's activations came from, for its ``cfg.json``; secrets in the names are hidden."""
     manifest = store.manifest
     return {
         "provenance": manifest.provenance,
-        "model": manifest.model,
-        "dataset": manifest.dataset,
+        "model": redacted_values(manifest.model),
+        "dataset": redacted_values(manifest.dataset),
         "hookpoint": manifest.hookpoint,
         "context_length": manifest.context_length,
         "layer": site.layer,

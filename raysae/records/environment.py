@@ -10,6 +10,7 @@ from typing import Any
 
 import raysae
 from raysae.records.run_files import RunFiles
+from raysae.redaction import redacted_command
 
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "pyarrow", "transformers", "datasets", "numpy")
 
@@ -35,7 +36,7 @@ def _command() -> list[str]:
     program = Path(sys.argv[0])
     shim = program.name == "__main__.py"
     called = ["python", "-m", f"raysae.{program.parent.name}"] if shim else [program.name]
-    return [*called, *sys.argv[1:]]
+    return redacted_command([*called, *sys.argv[1:]])
 
 
 def _hardware() -> dict[str, Any]:

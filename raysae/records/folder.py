@@ -11,7 +11,7 @@ from typing import Any
 
 import raysae
 from raysae.config import Recipe
-from raysae.config.loading import load_run
+from raysae.config.loading import holds_secrets, load_run
 from raysae.errors import UserError
 from raysae.identity import Made, differences, lines, union
 from raysae.records.earlier_version import earlier_version, upgrade
@@ -24,6 +24,7 @@ from raysae.records.products import (
     shared_settings,
 )
 from raysae.records.run_files import RunFiles
+from raysae.redaction import first_line, redacted
 from raysae.sites import Position, Site
 from raysae.storage.files import (
     locked,
@@ -105,7 +106,7 @@ class RunFolder(RunFiles):
         """
         self.status["same"] = union(self.status.get("same", {}), found)
         forced = self.status.setdefault("forced", [])
-        change = lines(found)
+        change = redacted(lines(found))
         forced.append({"at": time.time(), "version": raysae.__version__, "change": change})
         self._write()
 
@@ -196,7 +197,7 @@ class RunFolder(RunFiles):
         try:
             yield undone
         except BaseException as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             self._set(name, state="failed", **entry, ended=time.time(), reason=reason)
             raise
         entry["ended"] = time.time()
@@ -250,7 +251,7 @@ def open_run(recipe: Recipe, forced: bool = False, data: Data = Data()) -> Itera
         if found:
             run.accept(found)
             run.begin_again(*STAGES)
-        if there != recipe:
+        if there != recipe or holds_secrets(path):
             run.write_text(path / "config.yaml", recipe.to_yaml())
         run.send(path / "config.yaml")
         yield run

@@ -21,6 +21,7 @@ from raysae.metrics import MLFLOW, floats
 from raysae.records import mlflow_refusal as refusal
 from raysae.records.events import Committed, Event, Failed, Item, Progressed, RunEnded, Stopped
 from raysae.records.folder import RunFolder
+from raysae.redaction import redacted, traceback_of, without_secret
 
 KEY_TAG = "raysae.key"
 SWEEP = "sweep"
@@ -34,9 +35,15 @@ STUCK_SECONDS = 30.0
 
 def tracking_uri(run: RunFolder) -> str:
     """The MLflow server: that of the recipe, else of the environment (``MLFLOW_TRACKING_URI``), else a
-    SQLite file beside the run folders."""
-    named = run.recipe.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return named or refusal.sqlite_uri(run.path.parent / "mlflow.db")
+    SQLite file beside the run folders.
+
+    Where both name the same server, the one of the environment is taken: it may have a password, which
+    a recipe has not. So the address is to be shown only through ``redacted``.
+    """
+    named, around = run.recipe.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI")
+    if named and around and without_secret(around) == without_secret(named):
+        return around
+    return named or around or refusal.sqlite_uri(run.path.parent / "mlflow.db")
 
 
 class Recorder:
@@ -135,7 +142,7 @@ class MLflowRecorder(Recorder):
         except (
             Exception
         ) as error:  # records must never stop a sweep; close() says how many were lost
-            logging.getLogger(__name__).debug("record not written", exc_info=True)
+            logging.getLogger(__name__).debug("record not written: %s", traceback_of(error))
             self._reason = refusal.reason_of(error)
             self._refused = self._writer is None and not refusal.may_pass(error)
             if not self._refused and (self._writer is None or not self._writer.answers()):
@@ -202,13 +209,13 @@ class _Writer:
     def ended(self, item: Item, reason: str, status: str) -> None:
         """End the child run of an item that has no SAE."""
         run_id = self._child(item)
-        self.client.set_tag(run_id, "raysae.reason", reason)
+        self.client.set_tag(run_id, "raysae.reason", redacted(reason))
         self.client.set_terminated(run_id, status)
 
     def finish(self, metrics: dict[str, float], tags: dict[str, str], files: list[Path]) -> None:
         self._metrics(self.parent, metrics, 0)
         for name, value in tags.items():
-            self.client.set_tag(self.parent, name, value)
+            self.client.set_tag(self.parent, name, redacted(value))
         for path in files:
             if path.is_dir():
                 self.client.log_artifacts(self.parent, str(path), path.name)
@@ -256,7 +263,7 @@ class _Writer:
         from mlflow.entities import Dataset, DatasetInput
 
         digest = self.run.store_digest[:12]
-        source = json.dumps({"path": str(self.run.recipe.store_folder)})
+        source = json.dumps({"path": redacted(str(self.run.recipe.store_folder))})
         store = Dataset(self.run.recipe.store_folder.name, digest, "local", source)
         self.client.log_inputs(run_id, [DatasetInput(store)])
 
@@ -269,7 +276,7 @@ class _Writer:
         from mlflow.entities import Param
 
         if parameters:
-            rows = [Param(key, str(value)[:500]) for key, value in parameters.items()]
+            rows = [Param(key, redacted(str(value))[:500]) for key, value in parameters.items()]
             self.client.log_batch(run_id, params=rows)
 
     def _metrics(self, run_id: str, metrics: dict[str, float], step: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from raysae.console.shell import without_password
+from raysae.redaction import redacted
 
 SQLITE = "sqlite:///"
 MAY_PASS = (
@@ -86,8 +86,8 @@ def _decodes() -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """The error as one line of words, without passwords."""
-    text = without_password(" ".join(str(error).split())) or type(error).__name__
+    """The error as one line of words, with secrets hidden."""
+    text = redacted(" ".join(str(error).split())) or type(error).__name__
     system = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)
     if system and "HTTP" in text:
         return f"it does not answer ({system[1].strip()})"

@@ -16,10 +16,12 @@ from raysae.records.folder import RunFolder
 from raysae.records.mlflow_listener import tracking_uri
 from raysae.records.rows import SPARSITY_LABELS, Row, SiteRow, TrialRow
 from raysae.records.tables import read_sites, read_trials
+from raysae.redaction import redacted
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.storage.files import read_json
 
 SomeRow = TypeVar("SomeRow", bound=Row)
+PNG = "data:image/png;base64,"
 SUMMARISED = ("explained_variance", "l0", "dead_fraction")
 """The metrics that the page summarises over the whole atlas."""
 
@@ -74,7 +76,7 @@ def source_line(store: Store) -> str:
     if manifest.model is None:
         return f"imported activations · {tail}"
     dataset = manifest.dataset["id"] if manifest.dataset else "?"
-    return f"{manifest.model['id']} · {manifest.hookpoint} · {dataset} · {tail}"
+    return redacted(f"{manifest.model['id']} · {manifest.hookpoint} · {dataset} · {tail}")
 
 
 def _plots(
@@ -120,7 +122,7 @@ def embedded(folder: Path) -> dict[str, str]:
 
 
 def _data_uri(file: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    return f"{PNG}{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def _chosen(trials: list[TrialRow], selection: dict[str, Any]) -> TrialRow | None:
@@ -147,13 +149,21 @@ def template(name: str) -> Any:
     """The page template ``name``, with the filters that all templates use."""
     environment = Environment(
         loader=PackageLoader("raysae.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        finalize=_finalized, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["seconds"] = lambda value: "" if value is None else seconds(value)
     environment.filters["fixed"] = _fixed
     environment.filters["percent"] = lambda value: "" if value is None else f"{value:.1%}"
     environment.filters["count"] = lambda value: "" if value is None else f"{value:,}"
     return environment.get_template(name)
+
+
+def _finalized(value: Any) -> Any:
+    """A value as the page shows it: a text or a path with its secrets hidden; pictures as they are."""
+    if not isinstance(value, str | Path) or hasattr(value, "__html__"):
+        return value
+    text = str(value)
+    return value if text.startswith(PNG) else redacted(text)
 
 
 def _fixed(value: float | None, places: int = 4) -> str:

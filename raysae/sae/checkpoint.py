@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from raysae.errors import UserError
+from raysae.redaction import redacted_values
 from raysae.sae.base import SAE
 from raysae.sae.config import sae_config
 from raysae.sae.jumprelu import JumpReLUSAE
@@ -29,7 +30,8 @@ def save_sae(
 ) -> None:
     """Write ``sae`` as ``folder/cfg.json`` and ``folder/sae.safetensors``, both or neither.
 
-    ``metadata`` (JSON values; by default those of the SAE) is written into ``cfg.json``; each of
+    ``metadata`` (JSON values; by default those of the SAE) is written into ``cfg.json``, with its secrets
+    hidden; each of
     ``files`` becomes ``NAME.json`` in the same folder. An SAE that ``folder`` holds already is
     replaced. Raises UserError when it holds something else, OSError when it cannot be written.
     """
@@ -43,7 +45,7 @@ def save_sae(
                 "schema_version": SCHEMA_VERSION,
                 "d_in": sae.d_in,
                 **asdict(sae.config),
-                "metadata": dict(sae.metadata if metadata is None else metadata),
+                "metadata": redacted_values(sae.metadata if metadata is None else metadata),
             },
         )
         for name, content in files.items():

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from raysae.errors import UserError
+from raysae.redaction import WHERE_SECRETS_BELONG, redacted, secret_in
 from raysae.storage.files import (
     open_own,
     refuse_links_outside,
@@ -63,6 +64,7 @@ def bind(uri: str) -> Path:
     Raises UserError when ``uri`` cannot be reached, when the folder cannot be written or is the copy of
     another URI, or when others could change what is in it.
     """
+    _refuse_secret(uri)
     local = local_copy(uri)
     if _bound.get(local) == uri and (local / HOME_FILE).is_file():
         return local
@@ -82,6 +84,13 @@ def bind(uri: str) -> Path:
         ) from None
     _bound[local] = uri
     return local
+
+
+def _refuse_secret(uri: str) -> None:
+    """Raise UserError when ``uri`` holds a secret: it names folders, and is printed and recorded."""
+    found = secret_in(uri)
+    if found is not None:
+        raise UserError(f"{redacted(uri)}: holds {found}; {WHERE_SECRETS_BELONG}")
 
 
 def is_copy(path: Path) -> bool:

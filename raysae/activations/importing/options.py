@@ -10,6 +10,7 @@ from raysae.activations.importing.names import ROLES
 from raysae.activations.schema import ITEM_BYTES, Dtype
 from raysae.activations.writer import NonFinite
 from raysae.errors import UserError
+from raysae.redaction import WHERE_SECRETS_BELONG, secrets_in
 from raysae.sites import ALL, POOL_NAME, Position
 
 
@@ -46,6 +47,8 @@ class ImportOptions:
     hookpoint: str | None = None
 
     def __post_init__(self) -> None:
+        for option, found in secrets_in(vars(self)):
+            raise UserError(f"{_flag(option)}: holds {found}; {WHERE_SECRETS_BELONG}")
         object.__setattr__(self, "position", parse_position(self.position))
         object.__setattr__(self, "sequences", self.sequences and Path(self.sequences))
         for option in ("d_in", "shard_rows"):

@@ -1,11 +1,13 @@
 """The formats of SAEs: detection, import and export."""
 
 from collections.abc import Callable, Collection
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raysae.errors import UserError
+from raysae.redaction import redacted_values
 from raysae.sae.base import SAE
 from raysae.sae.checkpoint import CONFIG_FILE, read_sae
 from raysae.sae.interchange import dictionary_learning, saelens, sparsify
@@ -48,6 +50,9 @@ def load_sae(folder: str | Path, device: str = "cpu", format: str | None = None)
     if found not in (OWN, *FORMATS):
         raise UserError(f"format is {found!r}; known are {', '.join((OWN, *FORMATS))}")
     sae = read_sae(folder) if found == OWN else FORMATS[found].read(folder)
+    sae.metadata = redacted_values(
+        sae.metadata
+    )  # of whoever made it: it is printed and written again
     return sae.eval().requires_grad_(False).to(device)
 
 
@@ -69,8 +74,10 @@ def export_sae(sae: SAE, folder: str | Path, to: str) -> None:
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; give another folder, or remove it")
+    shown = copy(sae)
+    shown.metadata = redacted_values(sae.metadata)
     with replacing_folder(folder) as temporary:
-        FORMATS[to].write(sae, temporary)
+        FORMATS[to].write(shown, temporary)
 
 
 def _format_of(folder: Path) -> str:

@@ -12,6 +12,7 @@ from raysae.cluster.worker import prepare_worker
 from raysae.config import Recipe
 from raysae.records.products import seeds_of, stopping, trained
 from raysae.records.run_files import RunFiles
+from raysae.redaction import redacted_errors
 from raysae.sae import SAEConfig
 from raysae.sites import Site
 from raysae.sweep.trials.gang import GANG, Gang, shared_settings
@@ -47,20 +48,26 @@ class SAETrials(tune.Trainable):
         store, else None.
         """
         self.recipe, self.attempt, self.store = recipe, attempt, store
-        self.files, self.provenance, self.truth = files.on_this_node(), provenance, truth
-        self.device = prepare_worker()
-        if recipe.store_uri is not None:
-            sites = {site: fetched_site(opened, recipe.store_uri) for site, opened in sites.items()}
+        self.provenance, self.truth = provenance, truth
+        with redacted_errors():  # Tune writes what is raised here to a file
+            self.files, self.device = files.on_this_node(), prepare_worker()
+            self._open(sites)
+            self.statistics = StatisticsCache()
+            self._begin(config)
+
+    def _open(self, sites: Mapping[Site, OpenSite]) -> None:
+        uri = self.recipe.store_uri
+        if uri is not None:
+            sites = {site: fetched_site(opened, uri) for site, opened in sites.items()}
         self.rows = {
             site: {split: opened.rows(split).to(self.device) for split in ("train", "validation")}
             for site, opened in sites.items()
         }
-        self.statistics = StatisticsCache()
-        self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin another gang in the same actor."""
-        self._begin(new_config)
+        with redacted_errors():
+            self._begin(new_config)
         return True
 
     def step(self) -> Report:

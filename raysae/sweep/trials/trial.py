@@ -1,7 +1,6 @@
 """One trial, from its parameters to its outcome: one SAE config, committed as a folder."""
 
 import time
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +13,7 @@ from raysae.identity import Made
 from raysae.metrics import registered
 from raysae.records.commit import commit
 from raysae.records.run_files import RunFiles
+from raysae.redaction import first_line, traceback_of
 from raysae.sites import Site
 from raysae.sweep.trials.members import Key, Members, OutOfTimeError
 from raysae.training import NonFiniteLossError
@@ -81,7 +81,7 @@ class Trial:
             reason = f"at step {cost['step']} of {cost['steps']}: {error}"
             self.report |= {**cost, "done": True, "stopped": reason}
         else:
-            self._failed(_reason(error), "".join(traceback.format_exception(error)))
+            self._failed(_reason(error), traceback_of(error))
         self.members = None
 
     def hang(self, seconds: float | None, trace: Path) -> None:
@@ -95,7 +95,7 @@ class Trial:
         try:
             self.files.write_text(file, trace)
         except (OSError, UserError) as error:  # the disk may be full
-            self.report["failed"] += f" (the traceback could not be written: {error})"
+            self.report["failed"] += f" (the traceback could not be written: {first_line(error)})"
 
     def _cost(self, members: Members) -> Report:
         """The steps done so far, and what they cost."""
@@ -146,7 +146,7 @@ def _live(record: dict[str, Any]) -> Report:
 def _reason(error: Exception) -> str:
     import torch
 
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = first_line(error)
     if isinstance(error, NonFiniteLossError):
         return text
     if isinstance(error, torch.OutOfMemoryError):

@@ -28,6 +28,7 @@ from raysae.records.folder import RunFolder
 from raysae.records.products import seeds_of, stopping, trained
 from raysae.records.rows import TrialRow
 from raysae.records.run_files import STOPPED
+from raysae.redaction import redacted
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.storage.files import read_json
 from raysae.sweep.search.proposals import Proposer
@@ -234,7 +235,7 @@ def _end(last: Mapping[str, Any], error: Any) -> dict[str, str]:
         cause = error.cause if isinstance(error.cause, Exception) else error
         return {"state": "failed", "reason": str(failure_of(cause).failed)}
     if error is not None and not last.get("stopped"):
-        lines = str(error).strip().splitlines()
+        lines = redacted(str(error)).strip().splitlines()
         return {"state": "failed", "reason": f"worker lost: {lines[-1] if lines else 'no word'}"}
     if "step" in last:
         return {"state": "stopped", "reason": _why_stopped(last)}

@@ -279,6 +279,8 @@ def _drop(struct: list[Field], wanted: Field) -> bool:
         if field is wanted:
             del struct[index]
             return True
+        if field.raw is not None:
+            continue
         inner = [field.value] if field.kind == STRUCT else []
         if field.kind in (LIST, SET) and field.value.kind == STRUCT:
             inner = field.value.values
@@ -323,9 +325,8 @@ def json_value(random: Random, data: bytes) -> Damaged:
     elif change == "add":
         holder.append(holder[key])
     elif isinstance(holder[key], int) and random.random() < 0.5:
-        holder[key] = random.choice(
-            (holder[key] + 1, -holder[key] - 1, float(holder[key]), f"{holder[key]}")
-        )
+        old = holder[key]
+        holder[key] = random.choice((old + 1, -old - 1, float(old), f"{old}"))
     else:
         holder[key] = random.choice(VALUES)
     return json.dumps(document).encode(), f"{where}: {change}"
@@ -347,13 +348,9 @@ JSON: dict[str, Mutation] = {**BYTES, "value": json_value, "value ": json_value,
 
 def _places(value: Any) -> Any:
     """Every place of a JSON value: what holds it, and its key or index there."""
-    items = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
+    items: Any = ()
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, item in list(items):
         yield value, key
         yield from _places(item)

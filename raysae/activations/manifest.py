@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -33,7 +33,8 @@ Count = Annotated[int, Field(ge=0, lt=2**62)]
 """A number of rows, bytes or the like; sums of them fit 64 bits in practice."""
 LARGEST_D_IN = 2**24
 """Values per activation, at most."""
-SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+LONGEST_NAME = 200
+"""Characters of a file's name, at most."""
 
 
 class _Record(BaseModel):
@@ -179,8 +180,7 @@ def _check_entries(path: Path, manifest: Manifest) -> None:
     sites = [str(entry.site) for entry in manifest.sites]
     placed = [(shard.file, entry.site.folder) for entry in manifest.sites for shard in entry.shards]
     placed += [(part.file, SEQUENCES_FOLDER) for part in manifest.sequences]
-    # on some machines two names that differ in case alone are one file
-    for kind, names in (("site", sites), ("shard", [file.lower() for file, _ in placed])):
+    for kind, names in (("site", sites), ("shard", [_same_name(file) for file, _ in placed])):
         twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise UserError(f"{path}: {kind} listed twice: {', '.join(twice)}")
@@ -188,8 +188,19 @@ def _check_entries(path: Path, manifest: Manifest) -> None:
         name = file.removeprefix(f"{folder}/")
         if name == file or "/" in name.lstrip("/"):
             raise UserError(f"{path}: file {file!r} lies outside {folder}/; make the store again")
-        if not SHARD_NAME.fullmatch(name):
+        if not _is_plain(name):
             raise UserError(
-                f"{path}: file {file!r} has no plain name; expected one such as "
-                f"{folder}/part-00000.parquet; make the store again"
+                f"{path}: file {file!r} counts as missing, as no shard has such a name; expected one "
+                f"such as {folder}/part-00000.parquet; make the store again"
             )
+
+
+def _same_name(file: str) -> str:
+    """The name in a form that is equal for two names that some file system takes for one."""
+    return unicodedata.normalize("NFKC", file).casefold()
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a file's name stands for that file alone, in its folder, on every system."""
+    odd = name in ("", ".", "..") or "/" in name or "\\" in name
+    return not odd and name.isprintable() and len(name.encode()) <= LONGEST_NAME

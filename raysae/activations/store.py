@@ -25,6 +25,7 @@ from raysae.activations.manifest import (
 )
 from raysae.activations.pages import activation_runs, footer_problem, uneven_columns
 from raysae.activations.places import check_places
+from raysae.activations.places import files_of as files_of
 from raysae.activations.schema import (
     D_IN_KEY,
     DTYPE_KEY,

@@ -36,6 +36,8 @@ from raysae.storage.untrusted import usable_path
 WEIGHTS_FILE, SETTINGS_FILE = "ae.pt", "config.json"
 Tensors = dict[str, Tensor]
 WHOLE = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+SHOWN = 10
+"""Values of a tensor that a message shows, at most."""
 MOST_GROUPS = 10_000
 """Nested dictionaries of a Matryoshka SAE, at most."""
 
@@ -278,12 +280,11 @@ def _reason(error: Exception) -> str:
 def _whole(path: Path, theirs: Tensors, name: str, most: int = MOST_GROUPS) -> list[int]:
     """The values of tensor ``name``. Raises UserError unless it holds 1 to ``most`` whole numbers."""
     tensor = theirs[name]
-    if tensor.dtype not in WHOLE or not 0 < tensor.numel() <= most or tensor_problem(tensor):
-        kind = str(tensor.dtype).removeprefix("torch.")
-        number = "one whole number" if most == 1 else "whole numbers"
-        raise UserError(
-            f"{path}: {name} is {kind} of shape {list(tensor.shape)}; expected {number}"
-        )
+    problem = tensor_problem(tensor)
+    if problem or tensor.dtype not in WHOLE or not 0 < tensor.numel() <= most:
+        shown = problem or (tensor.tolist() if tensor.numel() <= SHOWN else list(tensor.shape))
+        number = "one whole number" if most == 1 and tensor.numel() > 1 else "whole numbers"
+        raise UserError(f"{path}: {name} is {shown}; expected {number}")
     return tensor.flatten().tolist()
 
 

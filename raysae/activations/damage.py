@@ -1,5 +1,7 @@
 """Errors of damaged files in words: what pyarrow, torch and numpy raise becomes a UserError."""
 
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,7 @@ from raysae.errors import UserError
 
 DAMAGE = (
     pa.ArrowException, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError,
-    ArithmeticError, RuntimeError, StopIteration, MemoryError,
+    ArithmeticError, RuntimeError, StopIteration, MemoryError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What a damaged or hostile file can raise in a reader. No single library names all its errors."""
 LONGEST_REASON = 200
@@ -28,7 +30,7 @@ def damage_told(path: Path, kind: str, advice: str = "") -> Iterator[None]:
         raise
     except DAMAGE as error:
         raise UserError(
-            f"{path}: not a readable {kind}: truncated, damaged or of another kind "
+            f"{path}: not a readable {kind}: truncated or damaged, or of another kind "
             f"({reason(error)}){advice and f'; {advice}'}"
         ) from None
 

@@ -3,6 +3,7 @@
 import pickle
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from raysae.errors import UserError
 from raysae.storage.tensors import tensor_problem
 
 ZIP = b"PK\x03\x04"
-MOST_DEPTH, MOST_VALUES = 50, 10_000_000
-"""Containers in each other, and values in all of them, at most."""
+MOST_DEPTH, MOST_CONTAINERS = 50, 200_000
+"""Containers in each other, and in all, at most."""
+MOST_TENSORS = 10_000_000
+"""Values in the containers of one level, at most."""
 MOST_REPEATED = 2**28
 """A mask may be a view that repeats its values, up to this size."""
 
@@ -61,13 +64,17 @@ def _refuse_unreal(path: Path, loaded: Any) -> None:
     """
     level, count = [("", loaded)], 0
     for _ in range(MOST_DEPTH):
-        count += len(level)
-        if count > MOST_VALUES:
-            raise UserError(f"{path}: holds more than {MOST_VALUES:,} values; expected tensors")
+        containers = []
         for name, value in level:
             if isinstance(value, Tensor):
                 _refuse_unreal_tensor(path, name, value)
-        level = [pair for name, value in level for pair in _items(name, value)]
+            else:
+                containers.append((name, value))
+        count += len(containers)
+        inner = (pair for name, value in containers for pair in _items(name, value))
+        if count > MOST_CONTAINERS:
+            raise UserError(f"{path}: more than {MOST_CONTAINERS:,} lists and values; save tensors")
+        level = list(islice(inner, MOST_TENSORS))
         if not level:
             return
     raise UserError(f"{path}: nested more than {MOST_DEPTH} levels deep; save tensors by name")

@@ -302,4 +302,6 @@ def _unpickled(path: Path) -> Tensors:
             raise UserError(
                 f"{path}: expected tensors by name, found a {type(tensor).__name__} as {name!r}"
             )
+        if problem := tensor_problem(tensor):
+            raise UserError(f"{path}: {name} is {problem}; expected plain weights")
     return tensors

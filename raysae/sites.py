@@ -22,7 +22,7 @@ ROLE = "role:"
 CHAT_ROLES = ("assistant", "developer", "system", "tool", "user")
 
 POOL_NAME = r"[a-z][a-z0-9_]*"
-FOLDER = re.compile(rf"layer=(\d+)/position=(-?\d+|{POOL_NAME})")
+FOLDER = re.compile(rf"layer=([0-9]{{1,18}})/position=(-?[0-9]{{1,18}}|{POOL_NAME})")
 
 
 @total_ordering

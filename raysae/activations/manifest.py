@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -19,6 +20,7 @@ from raysae.activations.schema import Dtype
 from raysae.errors import UserError
 from raysae.sites import POOL_NAME, Site
 from raysae.storage.files import read_json, write_json
+from raysae.storage.untrusted import usable_path
 
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
@@ -27,8 +29,19 @@ DIGEST = "digest"
 """The context in which a manifest is serialised for its digest."""
 
 
+Count = Annotated[int, Field(ge=0, lt=2**62)]
+"""A number of rows, bytes or the like; sums of them fit 64 bits in practice."""
+LARGEST_D_IN = 2**24
+"""Values per activation, at most."""
+LONGEST_NAME = 200
+"""Characters of a file's name, at most."""
+
+
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # strict: true is no number of rows, and "3" is no layer
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+    )
     added: ClassVar[frozenset[str]] = frozenset()
     """Fields that the format did not have at first. They count in the digest where the file has them."""
 
@@ -43,9 +56,9 @@ class _Record(BaseModel):
 class SplitRows(_Record):
     """Numbers of rows in each split."""
 
-    train: int
-    validation: int
-    test: int
+    train: Count
+    validation: Count
+    test: Count
 
     @property
     def total(self) -> int:
@@ -59,14 +72,14 @@ class ShardEntry(_Record):
     file: str
     """Path relative to the store, such as ``layer=08/position=03/part-00000.parquet``."""
     rows: SplitRows
-    bytes: int
+    bytes: Count
     sha256: str
 
 
 class SiteEntry(_Record):
     """The activations of one site. The statistics are over all its rows, in float64."""
 
-    layer: Annotated[int, Field(ge=0)]
+    layer: Count
     position: int | Annotated[str, Field(pattern=f"^{POOL_NAME}$")]
     rows: SplitRows
     mean: list[float]
@@ -74,7 +87,7 @@ class SiteEntry(_Record):
     """Mean over rows of the squared norm."""
     total_variance: float
     """Mean over rows of the squared distance from ``mean``."""
-    dropped: int = 0
+    dropped: Count = 0
     """Rows left out because they held NaN or infinite values."""
     shards: list[ShardEntry]
 
@@ -89,10 +102,10 @@ class SequencesEntry(_Record):
 
     file: str
     """Path relative to the store, such as ``sequences/part-00000.parquet``."""
-    sequences: int
-    tokens: int
+    sequences: Count
+    tokens: Count
     """Tokens that the transformer read, special ones included, padding excluded."""
-    bytes: int
+    bytes: Count
     sha256: str
 
 
@@ -109,8 +122,8 @@ class Manifest(_Record):
     """Id, hash of the texts, and the numbers of documents, cut ones, sequences and tokens."""
     hookpoint: str
     dtype: Dtype
-    d_in: int
-    context_length: int | None = None
+    d_in: Annotated[int, Field(le=LARGEST_D_IN)]
+    context_length: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """Largest number of tokens in a sequence; null when it is not known."""
     patterns: dict[str, str] = {}
     """The regular expression behind each named position other than ``all``."""
@@ -136,8 +149,8 @@ class Manifest(_Record):
 def read_manifest(store: Path) -> Manifest:
     """Read the store's manifest. Raises UserError when it is missing, malformed, contradicts itself or
     has another format version."""
-    path = store / MANIFEST_FILE
-    if not path.is_file():
+    path = usable_path(store) / MANIFEST_FILE
+    if not usable_path(path).is_file():
         raise UserError(
             f"{store}: no {MANIFEST_FILE}, so this is not a finished activation store; "
             "check the path, or extract into it again"
@@ -165,16 +178,29 @@ def _way_out(version: Any) -> str:
 
 def _check_entries(path: Path, manifest: Manifest) -> None:
     sites = [str(entry.site) for entry in manifest.sites]
-    files = [shard.file for entry in manifest.sites for shard in entry.shards]
-    files += [part.file for part in manifest.sequences]
-    for kind, names in (("site", sites), ("shard", files)):
+    placed = [(shard.file, entry.site.folder) for entry in manifest.sites for shard in entry.shards]
+    placed += [(part.file, SEQUENCES_FOLDER) for part in manifest.sequences]
+    for kind, names in (("site", sites), ("shard", [_same_name(file) for file, _ in placed])):
         twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise UserError(f"{path}: {kind} listed twice: {', '.join(twice)}")
-    for entry in manifest.sites:
-        for shard in entry.shards:
-            if Path(shard.file).parent.as_posix() != entry.site.folder:
-                raise UserError(f"{path}: shard {shard.file!r} lies outside {entry.site.folder}/")
-    for part in manifest.sequences:
-        if Path(part.file).parent.as_posix() != SEQUENCES_FOLDER:
-            raise UserError(f"{path}: file {part.file!r} lies outside {SEQUENCES_FOLDER}/")
+    for file, folder in placed:
+        name = file.removeprefix(f"{folder}/")
+        if name == file or "/" in name.lstrip("/"):
+            raise UserError(f"{path}: file {file!r} lies outside {folder}/; make the store again")
+        if not _is_plain(name):
+            raise UserError(
+                f"{path}: file {file!r} counts as missing, as no shard has such a name; expected one "
+                f"such as {folder}/part-00000.parquet; make the store again"
+            )
+
+
+def _same_name(file: str) -> str:
+    """The name in a form that is equal for two names that some file system takes for one."""
+    return unicodedata.normalize("NFKC", file).casefold()
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a file's name stands for that file alone, in its folder, on every system."""
+    odd = name in ("", ".", "..") or "/" in name or "\\" in name
+    return not odd and name.isprintable() and len(name.encode()) <= LONGEST_NAME

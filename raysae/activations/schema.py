@@ -48,6 +48,11 @@ SEQUENCES_SCHEMA = pa.schema(
 """The columns of ``sequences/part-*.parquet``: a row per sequence, with lists of an item per token."""
 
 
+def columns_text(schema: pa.Schema) -> str:
+    """The names and types of a schema's columns, for messages."""
+    return ", ".join(f"{f.name} {f.type}{' or null' if f.nullable else ''}" for f in schema)
+
+
 def torch_dtype(dtype: str) -> "torch.dtype":
     """The torch dtype of a store's dtype, such as ``"bfloat16"``."""
     import torch

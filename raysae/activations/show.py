@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from rich.table import Table
@@ -21,11 +20,12 @@ from rich.text import Text
 from torch import Tensor
 
 from raysae.activations.manifest import MANIFEST_FILE, Manifest, SiteEntry
+from raysae.activations.places import files_of
 from raysae.activations.schema import to_torch
+from raysae.activations.sequences import read_sequences
 from raysae.activations.splits import SPLITS
-from raysae.activations.store import Store, files_of
+from raysae.activations.store import Store
 from raysae.activations.synthetic import TRUTH_FILE
-from raysae.errors import UserError
 from raysae.sites import ALL, Position, Site
 
 SAMPLES_SEED = 0
@@ -221,7 +221,9 @@ class Texts:
     def of(cls, store: Store) -> "Texts":
         """The sequences of a store. Raises UserError when a file cannot be read."""
         paths = [store.path / part.file for part in store.manifest.sequences]
-        return cls({path: _read(path, ["sequence"])["sequence"].to_numpy() for path in paths})
+        return cls(
+            {path: read_sequences(path, ["sequence"])["sequence"].to_numpy() for path in paths}
+        )
 
     def repeated(self) -> NDArray[np.int64]:
         """The ids that occur more than once, sorted."""
@@ -257,7 +259,7 @@ class Texts:
         number = int(self.file_of(np.array([sequence]))[0])
         if number < 0:
             return None
-        table = _read(self._paths[number])
+        table = read_sequences(self._paths[number])
         return table.slice(table["sequence"].to_pylist().index(sequence), 1).to_pylist()[0]
 
 
@@ -265,7 +267,7 @@ class _FileTokens:
     """The tokens of one file of sequences."""
 
     def __init__(self, path: Path):
-        table = _read(path, ["sequence", "token_id", "is_text", "patterns"])
+        table = read_sequences(path, ["sequence", "token_id", "is_text", "patterns"])
         sequence_S = table["sequence"].to_numpy()
         self.length_S = pc.list_value_length(table["token_id"]).to_numpy()
         self.start_S = np.cumsum(self.length_S) - self.length_S
@@ -291,16 +293,6 @@ class _FileTokens:
         return inside_N, self.values_TC[
             np.where(inside_N, self.start_S[slot_N] + token_index_N, -1)
         ]
-
-
-def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
-    try:
-        return pq.read_table(path, columns=columns, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path}: not a readable Parquet file of sequences ({str(error).splitlines()[0]}); "
-            "'python -m raysae.store verify' lists what is wrong with the store"
-        ) from None
 
 
 def _samples(store: Store, rows: pa.Table, split: str, texts: Texts) -> Iterator[Sample]:

@@ -4,7 +4,7 @@ Shapes: N rows, D d_in.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysae.activations.damage import damage_told
 from raysae.activations.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -22,20 +23,25 @@ from raysae.activations.manifest import (
     SiteEntry,
     read_manifest,
 )
-from raysae.activations.pages import activation_runs
+from raysae.activations.pages import activation_runs, footer_problem, uneven_columns
+from raysae.activations.places import check_places
+from raysae.activations.places import files_of as files_of
 from raysae.activations.schema import (
     D_IN_KEY,
     DTYPE_KEY,
     ITEM_BYTES,
+    columns_text,
     shard_schema,
     to_torch,
     torch_dtype,
 )
+from raysae.activations.sequences import read_sequences
 from raysae.activations.splits import SPLITS
 from raysae.errors import UserError
 from raysae.sites import Position, Site
 from raysae.storage.files import sha256_of
 from raysae.storage.remote import fetched, is_uri
+from raysae.storage.untrusted import usable_path
 
 if TYPE_CHECKING:  # a worker that only passes shards on need not import torch
     from torch import Tensor
@@ -45,6 +51,7 @@ if TYPE_CHECKING:  # a worker that only passes shards on need not import torch
 Value = TypeVar("Value")
 TRAINING_SPLITS = ("train", "validation")
 """The splits that a training reads; the test split is for a final evaluation."""
+SHARD = "Parquet file"
 NOTEBOOK_MEMORY = 4e9
 """Default limit of ``Store.site``, in bytes: larger sites are streamed."""
 
@@ -179,14 +186,18 @@ class Store:
 
         Raises UserError when the file ends too early.
         """
+        path = self.path / segment.shard.file
+        with damage_told(path, SHARD):
+            if segment.offset is None:
+                rows_ND.copy_(self._decoded(path, segment)[first : first + len(rows_ND)])
+            else:
+                self._read_bytes(path, rows_ND, segment.offset + first * self.row_bytes)
+
+    def _read_bytes(self, path: Path, rows_ND: "Tensor", at: int) -> None:
+        """Fill ``rows_ND`` with the file's bytes from ``at`` on."""
         import torch
 
-        path = self.path / segment.shard.file
-        if segment.offset is None:
-            rows_ND.copy_(self._decoded(path, segment)[first : first + len(rows_ND)])
-            return
         memory = memoryview(rows_ND.view(torch.uint8).numpy().data).cast("B")
-        at = segment.offset + first * self.row_bytes
         with path.open("rb", buffering=0) as file:
             while memory:
                 read = os.preadv(file.fileno(), [memory], at)
@@ -200,16 +211,13 @@ class Store:
         Raises UserError when the file is not a readable shard of this store.
         """
         path = self.path / shard.file
-        with path.open("rb", buffering=0) as handle:
+        with damage_told(path, SHARD), path.open("rb", buffering=0) as handle:
             file = self._open(path)
-            runs = activation_runs(handle.fileno(), file.metadata)
+            runs = activation_runs(handle.fileno(), file.metadata, self.row_bytes)
         groups = _groups_of(file.metadata, shard, split)
         found = sum(file.metadata.row_group(i).num_rows for i in groups)
         if found != getattr(shard.rows, split):
-            raise UserError(
-                f"{path}: holds {found} {split} rows, the manifest has "
-                f"{getattr(shard.rows, split)}; make the store again"
-            )
+            raise _other_rows(path, found, split, getattr(shard.rows, split))
         if runs is None:
             return [Segment(shard, i, file.metadata.row_group(i).num_rows, None) for i in groups]
         return [Segment(shard, i, run.rows, run.offset) for i in groups for run in runs[i]]
@@ -221,8 +229,14 @@ class Store:
         file was altered.
         """
         self.check(shard)
-        file = self._open(self.path / shard.file)
-        return file.read_row_groups(_groups_of(file.metadata, shard, split), columns=columns)
+        path, wanted = self.path / shard.file, getattr(shard.rows, split)
+        with damage_told(path, SHARD):
+            file = self._open(path)
+            table = file.read_row_groups(_groups_of(file.metadata, shard, split), columns=columns)
+            table.validate()
+        if len(table) != wanted:
+            raise _other_rows(path, len(table), split, wanted)
+        return table
 
     def sequences(self, part: SequencesEntry) -> pa.Table:
         """One file of the store's sequences, a table of ``SEQUENCES_SCHEMA``.
@@ -230,7 +244,7 @@ class Store:
         Its checksum is checked the first time. Raises UserError when the file was altered.
         """
         self.check(part)
-        return pq.read_table(self.path / part.file, partitioning=None)
+        return read_sequences(self.path / part.file)
 
     def check(self, *files: ShardEntry | SequencesEntry) -> None:
         """Compare files with their checksums, several at a time; each file is compared only once.
@@ -252,7 +266,8 @@ class Store:
         return self
 
     def _checksum(self, file: ShardEntry | SequencesEntry) -> str:
-        return sha256_of(self.path / file.file)
+        with damage_told(self.path / file.file, "file"):
+            return sha256_of(self.path / file.file)
 
     def _split(self, site: Site, split: str) -> "Tensor":
         import torch
@@ -266,19 +281,30 @@ class Store:
         import torch
 
         table = self._open(path).read_row_group(segment.group, columns=["activation"])
-        return torch.cat(to_torch(table["activation"], self.manifest.dtype))
+        table.validate()
+        rows_ND = torch.cat(to_torch(table["activation"], self.manifest.dtype))
+        if len(rows_ND) != segment.rows:
+            raise UserError(
+                f"{path}: row group {segment.group} has {len(rows_ND)} rows, its footer says "
+                f"{segment.rows}; make the store again"
+            )
+        return rows_ND
 
     def _open(self, path: Path) -> pq.ParquetFile:
-        try:
+        with damage_told(path, SHARD):
             file = pq.ParquetFile(path)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path}: not a readable Parquet file ({error})") from None
-        self._check_schema(path, file.schema_arrow)
+            self._check_schema(path, file.schema_arrow)
+            problem = footer_problem(file.metadata, path.stat().st_size, self.row_bytes)
+            problem = problem or uneven_columns(file.metadata)
+        if problem:
+            raise UserError(f"{path}: its footer claims {problem}; make the store again")
         return file
 
     def _check_schema(self, path: Path, schema: pa.Schema) -> None:
         metadata = schema.metadata or {}
-        found = metadata.get(DTYPE_KEY, b"?").decode(), metadata.get(D_IN_KEY, b"?").decode()
+        found = tuple(
+            metadata.get(key, b"?")[:40].decode(errors="replace") for key in (DTYPE_KEY, D_IN_KEY)
+        )
         expected = self.manifest.dtype, str(self.manifest.d_in)
         if found != expected:
             raise UserError(
@@ -288,7 +314,7 @@ class Store:
         wanted = shard_schema(self.manifest.dtype, self.d_in)
         if not schema.equals(wanted):
             raise UserError(
-                f"{path}: its columns are {_columns(schema)}; expected {_columns(wanted)}"
+                f"{path}: its columns are {columns_text(schema)}; expected {columns_text(wanted)}"
             )
 
 
@@ -305,16 +331,19 @@ def open_store(path: str | Path) -> Store:
     """Open a store; check that its manifest is valid and that every file has the listed size.
 
     ``path`` is a folder, or a URI such as ``s3://BUCKET/STORE``, which is copied to this node first.
-    Raises UserError, naming the file, when something is missing or truncated.
+    Raises UserError, naming the file, when something is missing or truncated, or when the store has no
+    sites.
     """
     if is_uri(str(path)):
         return _open_remote(str(path))
-    path = Path(path)
+    path = usable_path(path)
     manifest = read_manifest(path)
-    root = path.resolve()
-    for file in files_of(manifest):
-        _check_size(path / file.file, file.bytes)
-        _check_inside(root, path / file.file)
+    if manifest.d_in < 1 or not manifest.sites:
+        found = f"d_in {manifest.d_in}" if manifest.d_in < 1 else "no sites"
+        raise UserError(
+            f"{path / MANIFEST_FILE}: {found}; expected at least 1; make the store again"
+        )
+    check_places(path, manifest)
     return Store(path, manifest)
 
 
@@ -328,31 +357,10 @@ def _open_remote(uri: str) -> Store:
     return open_store(folder)
 
 
-def files_of(manifest: Manifest) -> Iterable[ShardEntry | SequencesEntry]:
-    """Every file that the manifest lists."""
-    for entry in manifest.sites:
-        yield from entry.shards
-    yield from manifest.sequences
-
-
-def _check_inside(root: Path, path: Path) -> None:
-    """Raise UserError when a link leads out of the store: it could reach files of other people."""
-    if not path.resolve().is_relative_to(root):
-        raise UserError(
-            f"{path}: is a link to {path.resolve()}, outside the store; copy the store with the files "
-            "that its links lead to (cp -rL)"
-        )
-
-
-def _check_size(path: Path, expected: int) -> None:
-    if not path.is_file():
-        raise UserError(f"{path}: missing, though the manifest lists it; make the store again")
-    found = path.stat().st_size
-    if found != expected:
-        raise UserError(
-            f"{path}: {found} bytes, the manifest has {expected}: the shard is truncated or "
-            "altered; make the store again"
-        )
+def _other_rows(path: Path, found: int, split: str, expected: int) -> UserError:
+    return UserError(
+        f"{path}: holds {found} {split} rows, the manifest has {expected}; make the store again"
+    )
 
 
 def _groups_of(metadata: pq.FileMetaData, shard: ShardEntry, split: str) -> list[int]:
@@ -365,9 +373,3 @@ def _groups_of(metadata: pq.FileMetaData, shard: ShardEntry, split: str) -> list
             groups.append(number)
         row += metadata.row_group(number).num_rows
     return groups
-
-
-def _columns(schema: pa.Schema) -> str:
-    return ", ".join(
-        f"{field.name} {field.type}{' or null' if field.nullable else ''}" for field in schema
-    )

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from raysae.activations.damage import DAMAGE, reason
 from raysae.activations.manifest import Manifest
 from raysae.activations.schema import Dtype
 from raysae.activations.writer import write_store
@@ -113,10 +114,12 @@ def read_truth(folder: Path, d_in: int) -> Tensor | None:
         return None
     try:
         atoms = load_file(path)["atoms"]
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, *DAMAGE) as error:
         raise UserError(
-            f"{path}: holds no readable 'atoms' ({error}); make the store again"
+            f"{path}: holds no readable 'atoms' ({reason(error)}); make the store again"
         ) from None
+    if not atoms.is_floating_point() or not bool(atoms.float().isfinite().all()):
+        raise UserError(f"{path}: atoms are {atoms.dtype}, or not finite; make the store again")
     if atoms.ndim != 2 or atoms.shape[1] != d_in:
         raise UserError(f"{path}: atoms are {list(atoms.shape)}, expected [atoms, {d_in}]")
     return atoms

@@ -8,7 +8,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +19,38 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raysae.activations.damage import DAMAGE, reason
 from raysae.activations.manifest import (
     MANIFEST_FILE,
     SEQUENCES_FOLDER,
     Manifest,
     SequencesEntry,
     ShardEntry,
-    SiteEntry,
     SplitRows,
     read_manifest,
 )
-from raysae.activations.schema import SEQUENCES_SCHEMA, shard_schema, to_torch
+from raysae.activations.pages import footer_problem, uneven_columns
+from raysae.activations.places import files_of
+from raysae.activations.schema import (
+    ITEM_BYTES,
+    SEQUENCES_SCHEMA,
+    columns_text,
+    shard_schema,
+    to_torch,
+)
 from raysae.activations.show import Texts
 from raysae.activations.splits import SPLITS, split_of
-from raysae.activations.store import files_of
-from raysae.activations.writer import STATISTICS_ROWS, WrittenShard, row_sums, site_entry
+from raysae.activations.sums import Problem, RowSums, statistics_problems
+from raysae.activations.writer import WrittenShard
 from raysae.sites import ALL, Position
 from raysae.storage.files import sha256_of
 
-RELATIVE, ABSOLUTE = 1e-9, 1e-12
-"""Tolerances of a statistic: relative to itself, and relative to the rows' root mean square norm."""
 MOST_THREADS = 8
-UNREADABLE = (pa.ArrowException, OSError)
 NON_FINITE = "rows with NaN or infinite values"
 TOKEN_LISTS = ("token_id", "token_start", "token_end", "is_text", "patterns")
 
 Progress = Callable[[int, int], None]
 """Called with the bytes checked so far and the bytes in total."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One place where the files differ from the manifest or from the format."""
-
-    file: str
-    """Path relative to the store; the site's folder when the problem concerns a whole site."""
-    found: str
-    expected: str
 
 
 def silent(done: int, total: int) -> None:
@@ -100,7 +94,7 @@ def _check_files(
         run(sorted(shards.values(), key=lambda check: check.path.name))
     for entry in manifest.sites:
         written = [w for shard in entry.shards if (w := shards[shard.file].written)]
-        problems.extend(_statistics_problems(entry, written))
+        problems.extend(statistics_problems(entry, written))
 
 
 def _texts(store: Path, parts: "list[_PartCheck]", problems: list[Problem]) -> Texts:
@@ -149,6 +143,9 @@ def _contradictions(manifest: Manifest) -> Iterator[Problem]:
 class _FileCheck(ABC):
     """Checks one Parquet file and collects its problems."""
 
+    row_bytes = 1
+    """The least number of bytes of a row that has been read."""
+
     def __init__(self, store: Path, manifest: Manifest, entry: ShardEntry | SequencesEntry):
         self.path, self.manifest, self.entry = store / entry.file, manifest, entry
         self.problems: list[Problem] = []
@@ -162,10 +159,14 @@ class _FileCheck(ABC):
         try:
             self._check_bytes()
             with pq.ParquetFile(self.path) as file:
-                self.check(file)
-        except UNREADABLE as error:
-            reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-            self.add(f"unreadable ({reason[:80]})", "a whole Parquet file")
+                if problem := footer_problem(
+                    file.metadata, self.path.stat().st_size, self.row_bytes
+                ):
+                    self.add(f"a footer of {problem}", "a whole Parquet file")
+                else:
+                    self.check(file)
+        except DAMAGE as error:
+            self.add(f"unreadable ({reason(error)[:80]})", "a whole Parquet file")
         for what, (count, first, expected) in self._broken.items():
             self.add(f"{count:,} {what} (first: {first})", expected)
         return self
@@ -188,7 +189,7 @@ class _FileCheck(ABC):
     def columns_are(self, found: pa.Schema, wanted: pa.Schema) -> bool:
         if found.equals(wanted):
             return True
-        self.add(f"columns {_columns(found)}", _columns(wanted))
+        self.add(f"columns {columns_text(found)}", columns_text(wanted))
         return False
 
     def _check_bytes(self) -> None:
@@ -210,6 +211,7 @@ class _PartCheck(_FileCheck):
         if not self.columns_are(file.schema_arrow, SEQUENCES_SCHEMA):
             return
         table = file.read()
+        table.validate(full=True)  # texts may not be UTF-8
         sequence_N = table["sequence"].to_numpy()
         length = {name: pc.list_value_length(table[name]).to_numpy() for name in TOKEN_LISTS}
         found = len(table), int(length["token_id"].sum())
@@ -261,16 +263,21 @@ class _ShardCheck(_FileCheck):
     ):  # fmt: skip
         super().__init__(store, manifest, entry)
         self.position, self.texts = position, texts
+        self.row_bytes = manifest.d_in * ITEM_BYTES[manifest.dtype]
 
     def check(self, file: pq.ParquetFile) -> None:
         wanted = shard_schema(self.manifest.dtype, self.manifest.d_in)
         self._check_metadata(file.schema_arrow.metadata or {}, wanted.metadata)
         if not self.columns_are(file.schema_arrow, wanted):
             return
-        sums, counts, first = _Sums(self.manifest.d_in), np.zeros(len(SPLITS), dtype=np.int64), 0
+        if problem := uneven_columns(file.metadata):
+            self.add(problem, "one value for each row")
+            return
+        sums, counts, first = RowSums(self.manifest.d_in), np.zeros(len(SPLITS), dtype=np.int64), 0
         for group in range(file.num_row_groups):
             if not len(table := file.read_row_group(group)):
                 continue
+            table.validate()
             sums.add(self._activations(table, first))
             counts += self._check_splits(table["sequence"].to_numpy(), group, first)
             self._check_tokens(table, first)
@@ -340,45 +347,6 @@ class _ShardCheck(_FileCheck):
         self.add_rows(misplaced_N, "rows at another position", row, f"tokens at {position}")
 
 
-class _Sums:
-    """The sums of a shard's rows, in the same blocks as the writer's, so equal to the bit."""
-
-    def __init__(self, d_in: int):
-        self._sum_D, self._square_sum = np.zeros(d_in), 0.0
-        self._waiting: list[Tensor] = []
-
-    def add(self, rows_ND: Tensor) -> None:
-        *whole, rest = torch.cat([*self._waiting, rows_ND]).split(STATISTICS_ROWS)
-        for block_ND in whole:
-            self._add(block_ND)
-        self._waiting = [rest]
-
-    def finish(self) -> tuple[NDArray[np.float64], float]:
-        for block_ND in self._waiting:
-            self._add(block_ND)
-        return self._sum_D, self._square_sum
-
-    def _add(self, block_ND: Tensor) -> None:
-        sum_D, square_sum = row_sums(block_ND)
-        self._sum_D += sum_D
-        self._square_sum += square_sum
-
-
-def _statistics_problems(entry: SiteEntry, shards: list[WrittenShard]) -> Iterator[Problem]:
-    """Compare a site's statistics with those of its rows, if all its shards could be summed."""
-    if not shards or len(shards) < len(entry.shards) or len(shards[0].sum_D) != len(entry.mean):
-        return
-    found = site_entry(entry.site, shards)
-    norm = found.mean_square_norm**0.5
-    for name, unit in (("mean", norm), ("mean_square_norm", norm**2), ("total_variance", norm**2)):
-        value, stated = np.atleast_1d(getattr(found, name)), np.atleast_1d(getattr(entry, name))
-        far = ~np.isclose(value, stated, rtol=RELATIVE, atol=ABSOLUTE * unit)
-        if far.any():
-            i = int(far.argmax())
-            which = f"{name}[{i}]" if name == "mean" else name
-            yield Problem(entry.site.folder, f"{which} {value[i]:.12g}", f"{stated[i]:.12g}")
-
-
 def _row(table: pa.Table, first: int) -> Callable[[int], str]:
     return lambda i: f"row {first + i}, sequence {table['sequence'][i]}"
 
@@ -394,7 +362,3 @@ def _counts(rows: SplitRows) -> list[int]:
 
 def _text(counts: list[int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in zip(SPLITS, counts, strict=True))
-
-
-def _columns(found: pa.Schema) -> str:
-    return ", ".join(f"{f.name} {f.type}{' or null' if f.nullable else ''}" for f in found)

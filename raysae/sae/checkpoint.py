@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,10 +18,19 @@ from raysae.sae.config import sae_config
 from raysae.sae.jumprelu import JumpReLUSAE
 from raysae.sae.variants import build_sae
 from raysae.storage.files import read_json, refuse_other_content, replacing_folder, write_json
+from raysae.storage.tensors import tensor_problem
+from raysae.storage.untrusted import usable_path
 
 SCHEMA_VERSION = 2
 """Version 1 had TopK only; files of that version are readable, too."""
 CONFIG_FILE, WEIGHTS_FILE, METRICS_FILE = "cfg.json", "sae.safetensors", "metrics.json"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The dtypes of weights that are read; they are used in float32."""
+UNREADABLE = (
+    SafetensorError, OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError,
+    MemoryError,
+)  # fmt: skip
+"""What a damaged file of weights can raise."""
 BESIDE_CONFIG = ("format", "schema_version", "d_in", "metadata")
 """What ``cfg.json`` holds besides the SAE's config."""
 
@@ -76,18 +86,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises UserError when it is missing or damaged."""
-    if not path.is_file():
+    if not usable_path(path).is_file():
         raise UserError(f"{path}: not found; the folder is not complete")
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def load_tensors(sae: SAE, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Load ``tensors``, read from ``path``, into ``sae``, in float32.
 
-    Raises UserError, naming each tensor that is missing, unknown or of a wrong shape.
+    Raises UserError, naming each tensor that is missing, unknown or of a wrong shape, or the first that
+    holds other values than finite floating point numbers.
     """
     expected = {name: tuple(t.shape) for name, t in sae.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
@@ -101,7 +112,30 @@ def load_tensors(sae: SAE, tensors: Mapping[str, Tensor], path: Path) -> None:
             f"{path}: the tensors do not match {CONFIG_FILE} ({sae.config.variant}, d_in {sae.d_in}, "
             f"d_sae {sae.config.d_sae}): {'; '.join(wrong)}"
         )
+    for name, tensor in tensors.items():
+        refuse_unusable(path, name, tensor)
     sae.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+
+
+def refuse_unusable(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise UserError unless the weights ``tensor`` are dense, floating point, and finite in float32."""
+    if problem := tensor_problem(tensor):
+        raise UserError(f"{path}: {name} is {problem}; expected plain weights")
+    if tensor.dtype not in FLOATS:
+        raise UserError(
+            f"{path}: {name} holds {_dtype(tensor.dtype)} values; expected "
+            f"{', '.join(map(_dtype, FLOATS))}; save the SAE again"
+        )
+    bad = int((~tensor.float().isfinite()).sum())
+    if bad:
+        raise UserError(
+            f"{path}: {bad:,} of {tensor.numel():,} values of {name} are NaN, infinite or too large for "
+            "float32; expected finite weights; its training diverged, or the file was damaged"
+        )
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def require(path: Path, settings: Mapping[str, Any], *names: str) -> list[Any]:
@@ -129,6 +163,8 @@ def made_sae(
     Raises UserError when ``config`` is not valid or the tensors do not match it.
     """
     (W_dec_FD,) = require(weights, tensors, "W_dec")
+    if problem := tensor_problem(W_dec_FD):
+        raise UserError(f"{weights}: W_dec is {problem}; expected plain weights")
     if W_dec_FD.shape != (config["d_sae"], d_in):  # checked before memory of that size is allocated
         raise UserError(
             f"{weights}: W_dec is {list(W_dec_FD.shape)}, [d_sae, d_in]; {path.name} says d_sae "
@@ -150,13 +186,13 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 def _read_config(path: Path) -> tuple[dict[str, Any], int, dict[str, Any]]:
     """The SAE's settings, its d_in and its metadata."""
-    if not path.is_file():
+    if not usable_path(path).is_file():
         raise UserError(f"{path}: not found; the folder is not complete")
     raw = read_json(path)
     if not isinstance(raw, dict) or raw.get("format") != "raysae":
         raise UserError(f"{path}: not a raysae SAE (its 'format' is not 'raysae')")
     version = raw.get("schema_version")
-    if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise UserError(
             f"{path}: schema_version {version!r}; this raysae reads 1 to {SCHEMA_VERSION}; "
             "upgrade raysae"

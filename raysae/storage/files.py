@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from raysae.errors import UserError
+from raysae.storage.untrusted import LARGEST_JSON, parsed_json, usable_path
 
 
 @contextmanager
@@ -86,10 +87,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The file's content. Raises UserError when it is not valid JSON."""
+    """The file's content.
+
+    Raises UserError when it is not valid JSON, has a key twice, is nested deeper than any of ours, is
+    too large, or is a FIFO or a device; OSError when it is not there.
+    """
+    size = usable_path(path).stat().st_size
+    if size > LARGEST_JSON:
+        raise UserError(f"{path}: {size:,} bytes; expected a JSON file of at most {LARGEST_JSON:,}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return parsed_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
         raise UserError(
             f"{path}: not valid JSON ({error}); the file was damaged or altered"
         ) from None

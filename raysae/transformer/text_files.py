@@ -6,12 +6,12 @@ No value is guessed to be a number, a date or missing: ``007`` stays ``007``, an
 import csv
 import io
 import json
-import sys
 from collections.abc import Iterator
 from itertools import chain
 from typing import IO, Any
 
 from raysae.errors import UserError
+from raysae.storage.untrusted import regular_file
 
 FILE_KINDS = {
     ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv",
@@ -21,6 +21,10 @@ FILE_KINDS = {
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 """Suffixes that may follow, such as ``.jsonl.gz``, and the compression."""
 BATCH_ROWS = 1024
+LONGEST_LINE = 2**28
+"""Characters of a line, or of a value of a CSV file, at most."""
+LONGEST_DOCUMENT = 2**30
+"""Characters of a packed JSON file that is one list, at most; it is read whole."""
 MARKS = {b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32", b"\xff\xfe": "utf-16",
          b"\xfe\xff": "utf-16"}  # fmt: skip
 """Byte order marks of encodings other than UTF-8, the longest first."""
@@ -68,6 +72,8 @@ def _opened(path: str) -> IO[bytes]:
     import fsspec
     import pyarrow as pa
 
+    if "://" not in path:
+        regular_file(path)  # opening a FIFO would wait for ever
     compression = COMPRESSED.get(suffixes(path)[1])
     if compression == "zstd":  # fsspec needs a package for it, pyarrow brings it
         return pa.CompressedInputStream(pa.PythonFile(fsspec.open(path, "rb").open()), "zstd")
@@ -103,10 +109,21 @@ def _lines(path: str, raw: IO[bytes]) -> Iterator[tuple[int, str]]:
     """Yield the lines, without their ends, with their numbers from 1."""
     number = 0
     try:
-        for number, line in enumerate(_decoded(path, raw), 1):
+        for number, line in enumerate(_bounded(path, _decoded(path, raw)), 1):
             yield number, line.rstrip("\r\n")
     except UnicodeError as error:
         raise _no_utf8(path, number, error) from None
+
+
+def _bounded(path: str, text: IO[str]) -> Iterator[str]:
+    """The lines of a text. Raises UserError at a line longer than memory should hold: a few bytes can
+    unpack to any number of them."""
+    while line := text.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise UserError(
+                f"{path}: a line has more than {LONGEST_LINE:,} characters; expected a text a line"
+            )
+        yield line
 
 
 def _no_utf8(path: str, number: int, error: UnicodeError) -> UserError:
@@ -121,9 +138,9 @@ def _text_rows(path: str, raw: IO[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def _csv_rows(path: str, raw: IO[bytes]) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(LONGEST_LINE)
     mark = "\t" if suffixes(path)[0] == ".tsv" else ","
-    rows = csv.reader(_decoded(path, raw), delimiter=mark, strict=True)
+    rows = csv.reader(_bounded(path, _decoded(path, raw)), delimiter=mark, strict=True)
     try:
         header = next(rows, [])
         twice = sorted({name for name in header if header.count(name) > 1})
@@ -151,11 +168,25 @@ def _json_rows(path: str, raw: IO[bytes]) -> Iterator[dict[str, Any]]:
     if first is None:
         return
     if first[1].lstrip().startswith("[") or not _is_json(first[1]):
-        yield from _json_document(path, "\n".join(line for _, line in chain([first], lines)))
+        yield from _json_document(path, _whole(path, chain([first], lines)))
         return
     for row, (number, line) in enumerate(chain([first], lines)):
         place = f"line {number} (row {row})"
         yield _object(path, place, _loads(path, line, place))
+
+
+def _whole(path: str, lines: Iterator[tuple[int, str]]) -> str:
+    """The lines in one text. Raises UserError when a packed file has too many."""
+    found, length = [], 0
+    for _, line in lines:
+        found.append(line)
+        length += len(line)
+        if length > LONGEST_DOCUMENT and suffixes(path)[1]:
+            raise UserError(
+                f"{path}: one JSON value of more than {LONGEST_DOCUMENT:,} characters; unpack it, or "
+                "save it as JSON lines (.jsonl)"
+            )
+    return "\n".join(found)
 
 
 def _json_document(path: str, text: str) -> Iterator[dict[str, Any]]:
@@ -197,6 +228,8 @@ def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:
     import fsspec
     import pyarrow.parquet as pq
 
+    if "://" not in path:
+        regular_file(path)
     with fsspec.open(path, "rb") as raw:
         for batch in pq.ParquetFile(raw).iter_batches(BATCH_ROWS):
             yield from batch.to_pylist()

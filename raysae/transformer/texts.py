@@ -1,5 +1,6 @@
 """Reading texts: the pocket problems, a local file or folder, or any Hugging Face data set."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -9,6 +10,7 @@ from typing import Any
 
 from raysae.errors import UserError
 from raysae.pocket.problems import stream
+from raysae.storage.untrusted import usable_path
 from raysae.transformer.chat import messages_of
 from raysae.transformer.text_files import COMPRESSED, FILE_KINDS, file_rows, is_text_file
 
@@ -97,7 +99,7 @@ def _pocket_rows() -> Iterator[dict[str, Any]]:
 
 
 def _dataset_rows(spec: TextSpec) -> Iterable[dict[str, Any]]:
-    path = Path(spec.dataset).expanduser()
+    path = _on_this_machine(spec)
     if spec.dataset_revision is not None and (is_text_file(path.name) or path.is_dir()):
         raise UserError(
             f"{spec.prefix}dataset_revision {spec.dataset_revision!r}: {spec.dataset!r} is on this "
@@ -108,6 +110,16 @@ def _dataset_rows(spec: TextSpec) -> Iterable[dict[str, Any]]:
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return _saved_rows(spec, path)
     return _hub_rows(spec)
+
+
+def _on_this_machine(spec: TextSpec) -> Path:
+    """The data set's path here, if it is there. Raises UserError when it, or a file below it, is a FIFO,
+    a socket or a device."""
+    path = usable_path(Path(spec.dataset).expanduser())
+    for place, _, names in os.walk(path):
+        for name in names:
+            usable_path(Path(place, name))
+    return path
 
 
 def _saved_rows(spec: TextSpec, path: Path) -> Iterable[dict[str, Any]]:

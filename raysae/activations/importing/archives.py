@@ -5,10 +5,9 @@ temporary file; pickled objects are never read.
 """
 
 import importlib
+import math
 import zipfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raysae.activations.damage import damage_told
 from raysae.activations.importing.named import Other, Stored, open_named
 from raysae.activations.importing.request import Request
 from raysae.activations.importing.scratch import (
@@ -33,13 +33,15 @@ LOCAL_HEADER = 30
 """Bytes of a zip member's header before its name and its extra field."""
 
 
-DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError, RuntimeError)
-"""What zipfile, numpy and h5py raise on damaged files."""
+POINTER = 8
+"""Bytes of a text in memory, at least."""
+MOST_BYTES = 2**32
+"""Bytes of an array beside the activations, unpacked, at most."""
 
 
 def open_npz(request: Request) -> Source:
     """Open an archive of ``numpy.savez``. Raises UserError when it is damaged or has no activations."""
-    with _damage_told(request.path, ".npz archive"), zipfile.ZipFile(request.path) as archive:
+    with damage_told(request.path, ".npz archive"), zipfile.ZipFile(request.path) as archive:
         members = [info for info in archive.infolist() if info.filename.endswith(NPY)]
         named = {i.filename.removesuffix(NPY): _member(request, archive, i) for i in members}
     return open_named(request, "npz", named)
@@ -56,32 +58,28 @@ def open_hdf5(request: Request) -> Source:
             f"{path}: reading HDF5 takes h5py, which is not installed (pip install h5py); or save the "
             "arrays as .npz or .safetensors"
         ) from None
-    with _damage_told(path, "HDF5 file"):
+    with damage_told(path, "HDF5 file"):
         file = h5py.File(path, "r")
     with file:
         found: list[tuple[str, Any]] = []
-        with _damage_told(path, "HDF5 file"):
+        with damage_told(path, "HDF5 file"):
             file.visititems(lambda name, item: found.append((name.replace("/", "."), item)))
             sets = [(name, item) for name, item in found if isinstance(item, h5py.Dataset)]
             named = {name: _data_set(path, request, item) for name, item in sets}
         return open_named(request, "hdf5", named)
 
 
-@contextmanager
-def _damage_told(path: Path, kind: str) -> Iterator[None]:
-    """Raise UserError when the block finds the file damaged."""
-    try:
-        yield
-    except DAMAGE as error:
-        raise UserError(
-            f"{path}: not a readable {kind}: truncated, damaged or of another kind ({error})"
-        ) from None
-
-
 def _member(request: Request, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:
     """An array of the archive: ``Stored`` when it could be activations, else its values."""
     shape, fortran, dtype, header = _header(request.path, archive, info)
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or size != info.file_size - header:
+        raise ValueError(
+            f"{info.filename} claims {list(shape)} values of {dtype}, {size:,} bytes, and has "
+            f"{info.file_size - header:,}"
+        )
     if not _may_be_activations(shape, dtype):
+        _refuse_large(request.path, info.filename, size)
         with archive.open(info) as file:
             return np.lib.format.read_array(file, allow_pickle=False)
 
@@ -89,9 +87,10 @@ def _member(request: Request, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -
         order = shape[::-1] if fortran else shape
         if info.compress_type == zipfile.ZIP_STORED and dtype.isnative:
             offset = _offset(request.path, info) + header
-            flat = mapped_tensor(np.memmap(request.path, dtype, "r", offset, order))
+            with damage_told(request.path, ".npz archive"):
+                flat = mapped_tensor(np.memmap(request.path, dtype, "r", offset, order))
         else:
-            with _damage_told(request.path, ".npz archive"):
+            with damage_told(request.path, ".npz archive"):
                 flat = _inflated(request, info, header, dtype, order)
         return flat.permute(*reversed(range(len(order)))) if fortran else flat
 
@@ -150,20 +149,36 @@ def _pieces(file: Any, item: int) -> Iterator[bytes]:
         yield piece
 
 
+def _refuse_large(path: Path, name: str, size: int) -> None:
+    """Raise UserError when an array that is read into memory is too large, as a packed file can claim."""
+    if size > MOST_BYTES:
+        raise UserError(
+            f"{path}: {name} takes {size:,} bytes unpacked; expected at most {MOST_BYTES:,} beside the "
+            "activations; leave it out of the file"
+        )
+
+
 def _data_set(path: Path, request: Request, data: Any) -> Any:
     """A data set of HDF5: ``Stored`` when it could be activations, else its values."""
+    if data.external or data.is_virtual:
+        raise UserError(
+            f"{path}: {data.name} has its values in other files; save it with its values in this one"
+        )
     if data.dtype.kind == "O":  # text of any length; other objects stay undescribed
         is_text = importlib.import_module("h5py").check_string_dtype(data.dtype) is not None
         if is_text and data.shape:
+            _refuse_large(path, data.name, math.prod(data.shape) * POINTER)
             return data.asstr()[()].reshape(-1).tolist()
         return Other(f"{list(data.shape or ())} {'text' if is_text else 'values of any length'}")
+    if data.shape is not None and not _may_be_activations(data.shape, data.dtype):
+        _refuse_large(path, data.name, math.prod(data.shape) * data.dtype.itemsize)
     if data.shape is None or not _may_be_activations(data.shape, data.dtype):
         return data[()] if data.shape is not None else Other("empty")
 
     def read() -> Tensor:
         offset = data.id.get_offset()  # None where it is in chunks or compressed
         if offset is None or not data.dtype.isnative or data.file.userblock_size:
-            with _damage_told(path, "HDF5 file"):
+            with damage_told(path, "HDF5 file"):
                 return unpacked(data, request.scratch)
         return mapped_tensor(np.memmap(path, data.dtype, "r", offset, data.shape))
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raysae.activations.damage import DAMAGE
 from raysae.activations.importing.columns import ids_of
 from raysae.activations.importing.lists import Items, of_items
 from raysae.activations.importing.named import open_named
@@ -14,6 +15,7 @@ from raysae.activations.importing.scratch import mapped_tensor, unpacked
 from raysae.activations.importing.source import Source
 from raysae.activations.schema import ITEM_BYTES, torch_dtype
 from raysae.errors import UserError
+from raysae.storage.untrusted import regular_file, usable_path
 
 NPY = ".npy"
 
@@ -39,7 +41,7 @@ def open_npy_folder(request: Request) -> Source:
 def npy_files(path: Path) -> list[Path]:
     """A folder's .npy files sorted by name, without those in subfolders."""
     files = sorted(file for file in path.iterdir() if file.suffix.lower() == NPY)
-    return [file for file in files if not file.name.startswith((".", "_"))]
+    return [regular_file(file) for file in files if not file.name.startswith((".", "_"))]
 
 
 def _activations(path: Path, request: Request) -> Tensor:
@@ -80,7 +82,7 @@ def open_raw(request: Request) -> Source:
 def read_ids(path: Path) -> NDArray[np.int64]:
     """Read the sequence ids of a .npy file, whole numbers or text, which is hashed. Raises UserError when
     they are neither."""
-    if not path.is_file():
+    if not usable_path(path).is_file():
         raise UserError(f"{path}: no such file of sequence ids (--sequences)")
     array = _load(path)
     ids = ids_of(np.asarray(array))
@@ -94,7 +96,7 @@ def read_ids(path: Path) -> NDArray[np.int64]:
 def _load(path: Path) -> NDArray[np.generic]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except DAMAGE as error:
         if "Python objects in dtype" in str(error):
             raise UserError(
                 f"{path}: it holds Python objects, and pickled code is never run; save an array of "
@@ -103,5 +105,6 @@ def _load(path: Path) -> NDArray[np.generic]:
         raise UserError(
             f"{path}: not a readable .npy array: empty, truncated, damaged or of another kind"
         ) from None
-    assert isinstance(array, np.ndarray), "archives are read elsewhere"
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path}: an archive of arrays; expected one .npy array; name it .npz")
     return array

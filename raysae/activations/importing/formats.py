@@ -24,6 +24,7 @@ from raysae.activations.importing.source import Source
 from raysae.activations.importing.tensors import open_pt, open_safetensors
 from raysae.activations.manifest import MANIFEST_FILE
 from raysae.errors import UserError
+from raysae.storage.untrusted import regular_file, usable_path
 
 Reader = Callable[[Request], Source]
 
@@ -73,7 +74,7 @@ def open_source(request: Request) -> Source:
     Raises UserError when the file is missing, damaged, of an unknown format, or holds no activations, or
     when an option does not fit its format.
     """
-    if not request.path.exists():
+    if not usable_path(request.path).exists():
         raise UserError(f"{request.path}: no such file or folder")
     source = _reader(request)(request)
     _refuse_options(source, request)
@@ -123,7 +124,7 @@ def _reader(request: Request) -> Reader:
     if suffix in OTHERS:
         index = path.name.lower().endswith(".index.json")
         raise UserError(f"{path}: {OTHERS['.index.json' if index else suffix]}")
-    with path.open("rb") as file:
+    with regular_file(path).open("rb") as file:
         start = file.read(BLOCK)
     found = next((reader for magic, reader in CONTENTS.items() if start.startswith(magic)), None)
     if found is not None:
@@ -147,7 +148,7 @@ def _zip_reader(path: Path, suffix: str) -> Reader:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile:  # truncated: its reader says so
+    except (zipfile.BadZipFile, OSError, ValueError):  # damaged: its reader says so
         return READERS.get(suffix, open_pt)
     if any(name.endswith("data.pkl") for name in names):
         return open_pt

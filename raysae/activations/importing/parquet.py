@@ -6,6 +6,7 @@ unpacked once, to a temporary file, and read from there. The row groups do not c
 Shapes: N rows, T tokens, D d_in.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from raysae.activations.damage import damage_told
 from raysae.activations.importing.arrow import (
     is_float_list,
     is_grid,
@@ -40,8 +42,10 @@ from raysae.activations.importing.names import (
 from raysae.activations.importing.request import Request
 from raysae.activations.importing.scratch import Scratch, refuse_full_disk
 from raysae.activations.importing.source import Source, as_sequences, dtype_name
+from raysae.activations.pages import footer_problem
 from raysae.activations.schema import D_IN_KEY, DTYPE_KEY, ITEM_BYTES, torch_dtype
 from raysae.errors import UserError
+from raysae.storage.untrusted import regular_file
 
 SUFFIXES = (".parquet", ".pq", ".parq")
 BATCH_BYTES = 4 * 2**20
@@ -82,7 +86,8 @@ def open_parquet(request: Request) -> Source:
     """
     paths = parquet_files(request.path)
     files = [_open(path) for path in paths]
-    layouts = [_layout(path, file, request) for path, file in zip(paths, files, strict=True)]
+    with damage_told(request.path, "Parquet file"):
+        layouts = [_layout(path, file, request) for path, file in zip(paths, files, strict=True)]
     _refuse_mixture(paths, layouts)
     layout, total = layouts[0], sum(file.metadata.num_rows for file in files)
     unpacked = _Unpacked(Scratch(request.scratch))
@@ -105,18 +110,15 @@ def parquet_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-    return [file for file in files if not file.name.startswith((".", "_"))]
+    return [regular_file(file) for file in files if not file.name.startswith((".", "_"))]
 
 
 def _open(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: not a readable Parquet file: truncated or damaged ({error})")
+    with damage_told(path, "Parquet file"):
+        file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+        if problem := footer_problem(file.metadata, path.stat().st_size, 1):
+            raise ValueError(f"its footer claims {problem}")
+        return file
 
 
 def _layout(path: Path, file: pq.ParquetFile, request: Request) -> _Layout:
@@ -189,8 +191,14 @@ def _binary_row(
     path: Path, schema: pa.Schema, name: str, width: int
 ) -> tuple[torch.dtype, tuple[int, ...]]:
     metadata = schema.metadata or {}
-    dtype, d_in = metadata.get(DTYPE_KEY, b"").decode(), metadata.get(D_IN_KEY, b"").decode()
-    if dtype not in ITEM_BYTES or not d_in.isdigit() or int(d_in) * ITEM_BYTES[dtype] != width:
+    dtype, d_in = (
+        metadata.get(key, b"")[:40].decode(errors="replace") for key in (DTYPE_KEY, D_IN_KEY)
+    )
+    if (
+        dtype not in ITEM_BYTES
+        or not re.fullmatch("[0-9]{1,12}", d_in)
+        or int(d_in) * ITEM_BYTES[dtype] != width
+    ):
         raise UserError(
             f"{path}: column {name} holds {width} bytes a row, and the file's metadata does not give "
             f"their dtype ({DTYPE_KEY.decode()} is {dtype!r}, {D_IN_KEY.decode()} {d_in!r}); save lists"
@@ -230,12 +238,10 @@ def _batches(
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     widest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
     size, start = int(min(max(BATCH_BYTES // max(widest, 1), 1), 65_536)), 0
-    try:
+    with damage_told(path, "Parquet file"):
         for batch in file.iter_batches(size, columns=[layout.activation, *layout.columns.values()]):
             yield start, batch
             start += len(batch)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from None
 
 
 def _first_width(column: pa.Array, layout: _Layout) -> int:

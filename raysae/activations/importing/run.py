@@ -37,6 +37,7 @@ from raysae.activations.schema import ITEM_BYTES, Dtype
 from raysae.activations.splits import SPLITS
 from raysae.activations.writer import ShardFormat, SiteWriter
 from raysae.sites import Site
+from raysae.storage.untrusted import usable_path
 
 HASH_BYTES = 2**22
 UNKNOWN = "unknown"
@@ -121,7 +122,7 @@ def plan_import(
     file: Path, out: Path, options: ImportOptions, progress: Progress = silent
 ) -> ImportPlan:
     """Open the file and decide which rows go to which site. Raises UserError when this is impossible."""
-    store = existing_store(out)
+    store = existing_store(usable_path(out))
     asked = {key: getattr(options, key) for key in ("split", "seed", "model", "dataset", "dtype")}
     if store:
         refuse_differences(out, store, asked)

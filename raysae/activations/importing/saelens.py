@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch import Tensor
 
+from raysae.activations.damage import damage_told
 from raysae.activations.importing.arrow import (
     is_grid,
     is_text,
@@ -32,6 +33,7 @@ from raysae.activations.importing.source import Source, as_sequences
 from raysae.errors import UserError
 from raysae.sites import ALL
 from raysae.storage.files import read_json
+from raysae.storage.untrusted import usable_path
 
 STATE_FILE, INFO_FILE, SPLITS_FILE = "state.json", "dataset_info.json", "dataset_dict.json"
 HOOK = re.compile(r"blocks\.(\d+)\.(?:hook_(resid_pre|resid_post|attn_out|mlp_out)$)?")
@@ -68,7 +70,9 @@ def open_saelens(request: Request) -> Source:
 
 def _refuse_splits(path: Path) -> None:
     if (path / SPLITS_FILE).exists():
-        splits = ", ".join(map(str, read_json(path / SPLITS_FILE).get("splits", [])))
+        found = read_json(path / SPLITS_FILE)
+        named = found.get("splits") if isinstance(found, dict) else None
+        splits = ", ".join(map(str, named if isinstance(named, list) else []))
         raise UserError(f"{path}: holds several data sets ({splits}); import one: {path}/NAME")
 
 
@@ -77,13 +81,13 @@ def _data_files(path: Path) -> list[Path]:
     state = read_json(path / STATE_FILE)
     try:
         names = [str(entry["filename"]) for entry in state["_data_files"]]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, IndexError):
         raise UserError(
             f"{path / STATE_FILE}: it does not list _data_files; damaged, or no data set of "
             "Hugging Face's save_to_disk"
         ) from None
     for name in names:
-        if Path(name).name != name or not (path / name).is_file():
+        if Path(name).name != name or not usable_path(path / name).is_file():
             raise UserError(
                 f"{path / STATE_FILE}: lists {name!r}, which is not in that folder; the folder is "
                 "incomplete"
@@ -94,12 +98,10 @@ def _data_files(path: Path) -> list[Path]:
 
 
 def _table(file: Path) -> pa.Table:
-    try:
-        return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{file}: not a readable Arrow file: truncated or damaged ({error})"
-        ) from None
+    with damage_told(file, "Arrow file"):
+        table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+        table.validate(full=True)  # Arrow itself believes the offsets of lists and texts
+        return table
 
 
 def _hook_column(path: Path, schema: pa.Schema, keys: Mapping[str, str]) -> str:

@@ -30,9 +30,16 @@ from raysae.sae.interchange.settings import (
     transposed,
 )
 from raysae.storage.files import write_json
+from raysae.storage.tensors import tensor_problem
+from raysae.storage.untrusted import usable_path
 
 WEIGHTS_FILE, SETTINGS_FILE = "ae.pt", "config.json"
 Tensors = dict[str, Tensor]
+WHOLE = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+SHOWN = 10
+"""Values of a tensor that a message shows, at most."""
+MOST_GROUPS = 10_000
+"""Nested dictionaries of a Matryoshka SAE, at most."""
 
 LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
 BY_RANK = {**LINEAR, "b_dec": "b_dec"}
@@ -242,7 +249,7 @@ def _ranks(
     ranks: dict[str, Any] = {}
     if hasattr(CONFIGS[variant], "k"):
         if "k" in theirs:
-            ranks["k"] = _whole(folder / WEIGHTS_FILE, theirs, "k")[0]
+            (ranks["k"],) = _whole(folder / WEIGHTS_FILE, theirs, "k", 1)
             said = trainer.get("k")
             if ranks["k"] > 0 and said not in (None, ranks["k"]):  # their loader refuses it, too
                 raise UserError(
@@ -270,16 +277,19 @@ def _reason(error: Exception) -> str:
     return found.splitlines()[0].split(" was not an allowed")[0] if found else type(error).__name__
 
 
-def _whole(path: Path, theirs: Tensors, name: str) -> list[int]:
-    """The values of tensor ``name``. Raises UserError when it is empty or not of whole numbers."""
+def _whole(path: Path, theirs: Tensors, name: str, most: int = MOST_GROUPS) -> list[int]:
+    """The values of tensor ``name``. Raises UserError unless it holds 1 to ``most`` whole numbers."""
     tensor = theirs[name]
-    if tensor.is_floating_point() or tensor.is_complex() or not tensor.numel():
-        raise UserError(f"{path}: {name} is {tensor.tolist()}; expected whole numbers")
+    problem = tensor_problem(tensor)
+    if problem or tensor.dtype not in WHOLE or not 0 < tensor.numel() <= most:
+        shown = problem or (tensor.tolist() if tensor.numel() <= SHOWN else list(tensor.shape))
+        number = "one whole number" if most == 1 and tensor.numel() > 1 else "whole numbers"
+        raise UserError(f"{path}: {name} is {shown}; expected {number}")
     return tensor.flatten().tolist()
 
 
 def _unpickled(path: Path) -> Tensors:
-    if not path.is_file():
+    if not usable_path(path).is_file():
         raise UserError(f"{path}: not found; the folder is not complete")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
@@ -292,4 +302,6 @@ def _unpickled(path: Path) -> Tensors:
             raise UserError(
                 f"{path}: expected tensors by name, found a {type(tensor).__name__} as {name!r}"
             )
+        if problem := tensor_problem(tensor):
+            raise UserError(f"{path}: {name} is {problem}; expected plain weights")
     return tensors

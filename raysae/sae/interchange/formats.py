@@ -9,9 +9,10 @@ from typing import Any
 from raysae.errors import UserError
 from raysae.redaction import redacted_values
 from raysae.sae.base import SAE
-from raysae.sae.checkpoint import CONFIG_FILE, read_sae
+from raysae.sae.checkpoint import CONFIG_FILE, read_sae, refuse_unusable
 from raysae.sae.interchange import dictionary_learning, saelens, sparsify
 from raysae.storage.files import read_json, replacing_folder
+from raysae.storage.untrusted import usable_path
 
 OWN = "raysae"
 
@@ -43,16 +44,17 @@ def load_sae(folder: str | Path, device: str = "cpu", format: str | None = None)
     ``format="dictionary_learning"`` (with ``weights_only``, so that no code in it runs).
 
     Raises UserError, naming the file and the key, when something is missing, has a wrong shape, is
-    of a newer schema, or has no equivalent in raysae.
+    of a newer schema, has no equivalent in raysae, or when a weight is not finite.
     """
-    folder = Path(folder)
+    folder = usable_path(folder)
     found = format or _format_of(folder)
     if found not in (OWN, *FORMATS):
         raise UserError(f"format is {found!r}; known are {', '.join((OWN, *FORMATS))}")
     sae = read_sae(folder) if found == OWN else FORMATS[found].read(folder)
-    sae.metadata = redacted_values(
-        sae.metadata
-    )  # of whoever made it: it is printed and written again
+    for name, tensor in sae.state_dict().items():  # a conversion may have overflowed
+        refuse_unusable(folder, name, tensor)
+    # of whoever made it: it is printed and written again
+    sae.metadata = redacted_values(sae.metadata)
     return sae.eval().requires_grad_(False).to(device)
 
 
@@ -62,7 +64,7 @@ def export_sae(sae: SAE, folder: str | Path, to: str) -> None:
     Raises UserError when ``to`` is unknown, the format cannot represent the SAE's variant, or the
     folder exists and is not empty.
     """
-    folder = Path(folder)
+    folder = usable_path(folder)
     if to not in FORMATS:
         raise UserError(f"there is no format {to!r}; known are {', '.join(FORMATS)}")
     if sae.config.variant not in FORMATS[to].variants:

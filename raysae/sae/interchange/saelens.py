@@ -181,8 +181,9 @@ def _check(path: Path, settings: Mapping[str, Any], metadata: Mapping[str, Any])
             f"{path}: architecture is {architecture!r}, which raysae does not have; it reads "
             f"{', '.join(VARIANTS)}{hint}"
         )
-    version = str(metadata.get("sae_lens_version") or "none")
-    if not version.split(".")[0].isdigit() or int(version.split(".")[0]) < 6:
+    version = str(metadata.get("sae_lens_version") or "none")[:40]
+    first = version.split(".")[0]
+    if not (first.isascii() and first.isdecimal()) or int(first) < 6:
         raise UserError(
             f"{path}: metadata.sae_lens_version is {version}; raysae reads the format of SAELens 6: "
             "load it there with SAE.load_from_disk and save it again"

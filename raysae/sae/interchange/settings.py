@@ -13,11 +13,12 @@ from torch import Tensor
 from raysae.errors import UserError
 from raysae.sae.base import SAE
 from raysae.storage.files import read_json
+from raysae.storage.untrusted import usable_path
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The JSON object in file ``path``. Raises UserError when it is missing or no object."""
-    if not path.is_file():
+    if not usable_path(path).is_file():
         raise UserError(f"{path}: not found; the folder is not complete")
     return keys_and_values(f"{path}", read_json(path))
 

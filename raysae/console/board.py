@@ -9,15 +9,13 @@ import sys
 import time
 from typing import IO, Any, Literal, cast
 
-from rich.console import Console
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
+from raysae.console.output import SafeConsole, Table
 from raysae.metrics.definitions import seconds
 
 Log = Literal["auto", "quiet", "json"]
-console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+console = SafeConsole()
 
 
 class _Messages(io.TextIOBase):
@@ -102,6 +100,6 @@ class Board:
         for name in [*names, "done"]:
             table.add_column(name, justify="right")
         for key, (cells, progress) in recent:
-            values = [Text(cells.get(name, "")) for name in names]
-            table.add_row(key, *values, Text(f"{progress:.0%}"))
+            values = [cells.get(name, "") for name in names]
+            table.add_row(key, *values, f"{progress:.0%}")
         return table

@@ -5,26 +5,37 @@ import atexit
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from raysae.printable import printable
 
 DONE, PARTLY, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
 def run_command(command: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
     """Run a command; a user's mistake becomes one message and exit code 2, never a traceback."""
+    from raysae.console.output import safe_streams
+
+    with safe_streams():
+        return _run(command, sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    from raysae.console.output import say
     from raysae.console.quiet import quiet_environment
     from raysae.errors import UserError
 
     quiet_environment()
     try:
-        return command(sys.argv[1:] if arguments is None else arguments)
+        return command(arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return REFUSED
     except OSError as error:  # a full disk, a folder that may not be written
         if error.strerror is None:
             raise
-        print(f"error: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
+        say(f"error: {error.filename or 'input or output'}: {error.strerror}", sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
@@ -34,14 +45,22 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str] | None
 def leave(code: int) -> NoReturn:
     """End the process, without the second that Python takes to take torch and Ray apart."""
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # the reader has left, or the disk is full
+            stream.flush()
     os._exit(code)
 
 
-def recipe_parser(program: str, description: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages show control characters of the arguments as escapes."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message, lines=True), file)
+
+
+def recipe_parser(program: str, description: str) -> Parser:
     """A parser for CONFIG.yaml and key=value arguments, its help made from the recipe's fields."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         description=description,
         epilog=_keys(),

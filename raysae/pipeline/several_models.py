@@ -87,6 +87,8 @@ def _compare(result: ModelsResult, files: RunFiles, recipe: Recipe) -> None:
     """Write ``models.parquet`` and the page of all models; nothing if none has a result."""
     result.rows = [_row(name, one) for name, one in result.results.items()]
     if result.rows:
+        from raysae.report.comparison import write_comparison
+
         files.write_table(files.path / TABLE_FILE, result.rows)
         runs = {name: one.run for name, one in result.results.items()}
         write_comparison(result.page, recipe.name, result.rows, runs, result.refused)

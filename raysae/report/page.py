@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -161,6 +162,7 @@ def template(name: str) -> Any:
     )  # fmt: skip
     environment.filters["seconds"] = lambda value: "" if value is None else seconds(value)
     environment.filters["fixed"] = _fixed
+    environment.filters["urlencode"] = lambda path: quote(str(path), errors="surrogateescape")
     environment.filters["percent"] = lambda value: "" if value is None else f"{value:.1%}"
     environment.filters["count"] = lambda value: "" if value is None else f"{value:,}"
     return environment.get_template(name)

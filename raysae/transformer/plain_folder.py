@@ -10,9 +10,9 @@ MEANINGFUL = frozenset("[]{}*?!:#%~\\$&|<>\"'`^;@()")
 
 
 def plain_folder(folder: str) -> str:
-    """The folder; if its path holds characters such as ``[``, ``*`` or ``::``, a folder with the same files.
+    """The folder; or one with links to its files, if its path holds characters such as ``[`` or ``*``.
 
-    That one holds links to the files. It is removed when this process ends.
+    The folder with the links is removed when this process ends.
     """
     path = os.path.realpath(folder)
     if path.isprintable() and not MEANINGFUL.intersection(path):

@@ -23,6 +23,8 @@ def main(arguments: list[str]) -> int:
         try:
             say(write_page(name))
         except Exception as error:  # whatever is wrong with a run, the others are shown
+            if len(runs) == 1 and isinstance(error, UserError):
+                raise
             reasons.append(error)
             say(_sentence(name, error), sys.stderr)
     if not reasons:

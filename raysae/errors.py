@@ -1,13 +1,25 @@
 """Errors meant for the person at the keyboard: printed as one message, never as a traceback."""
 
+from raysae.printable import printable
 from raysae.redaction import redacted
 
 
 class UserError(ValueError):
     """Input that cannot be used: says what, where, what was found, what was expected, what to do.
 
-    The commands print it and leave with exit code 2. Secrets in the message are hidden.
+    The commands print it and leave with exit code 2. Names in the message may come from files of others:
+    what would steer a terminal is shown as an escape. Secrets in the message are hidden.
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(redacted(str(message)))
+        super().__init__(printable(redacted(str(message)), lines=True))
+
+
+def in_one_line(error: BaseException) -> str:
+    """The error in one line: the first line of its message, after its kind where that says more."""
+    kind = type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return kind
+    plain = isinstance(error, UserError | OSError)
+    return printable(redacted(lines[0] if plain else f"{kind}: {lines[0]}"))

@@ -1,9 +1,9 @@
 """``python -m raysae.export``: an SAE into the format of another library."""
 
-import argparse
 import sys
 
-from raysae.console.command_line import DONE, run_command
+from raysae.console.command_line import DONE, Parser, run_command
+from raysae.console.output import say
 
 
 def main(arguments: list[str]) -> int:
@@ -11,7 +11,7 @@ def main(arguments: list[str]) -> int:
     from raysae.sae import export_sae, load_sae
     from raysae.sae.interchange import FORMATS
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m raysae.export", description="Write an SAE as another library keeps it."
     )
     parser.add_argument("sae", help="an SAE's folder, such as runs/NAME/sweet_spot")
@@ -27,17 +27,17 @@ def main(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     sae = load_sae(args.sae, format=args.format)
     export_sae(sae, args.out, args.to)
-    print(f"{args.out}: {sae.config.variant}, d_in {sae.d_in}, d_sae {sae.config.d_sae}")
-    print(LOADERS[args.to].format(folder=args.out))
+    say(f"{args.out}: {sae.config.variant}, d_in {sae.d_in}, d_sae {sae.config.d_sae}")
+    say(LOADERS[args.to].format(folder=str(args.out)))
     return DONE
 
 
 LOADERS = {
-    "saelens": 'from sae_lens import SAE; sae = SAE.load_from_disk("{folder}")',
-    "sparsify": 'from sparsify import SparseCoder; sae = SparseCoder.load_from_disk("{folder}")',
+    "saelens": "from sae_lens import SAE; sae = SAE.load_from_disk({folder!r})",
+    "sparsify": "from sparsify import SparseCoder; sae = SparseCoder.load_from_disk({folder!r})",
     "dictionary_learning": (
         "from dictionary_learning.utils import load_dictionary; "
-        'sae, config = load_dictionary("{folder}", device="cpu")'
+        'sae, config = load_dictionary({folder!r}, device="cpu")'
     ),
 }
 """How each library loads what was written."""

@@ -17,7 +17,8 @@ LONGEST = (
     "test_kills.py", "test_main_job.py", "test_ray_internals.py", "test_readme.py", "test_recovery.py",
 )  # fmt: skip
 """Files to begin with, so that two workers end together."""
-SMALL_RUN = ("main_job", "readme", "outage", "streaming", "commands", "study", "mlflow_refusal")
+SMALL_RUN = ("main_job", "readme", "outage", "streaming", "commands", "study", "mlflow_refusal",
+             "report_failure")  # fmt: skip
 """Files that look at the small run: one worker makes it for all of them."""
 ALONE = ("test_recovery.py", "test_ray_internals.py")
 """Files whose tests need not run in one worker."""

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
-from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
@@ -26,6 +25,8 @@ from raysae.activations.sequences import read_sequences
 from raysae.activations.splits import SPLITS
 from raysae.activations.store import Store
 from raysae.activations.synthetic import TRUTH_FILE
+from raysae.console.output import Table
+from raysae.printable import printable
 from raysae.sites import ALL, Position, Site
 
 SAMPLES_SEED = 0
@@ -127,7 +128,7 @@ def samples_table(samples: list[Sample], width: int, bold: bool) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("sequence", "split", "token\nindex", "token\nid", "norm"):
         justify = "left" if head == "split" else "right"
-        table.add_column(head, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_column(head, justify=justify, no_wrap=True)
     with_texts = any(sample.text for sample in samples)
     table.add_column("text" if with_texts else "first values", overflow="fold")
     side = max((width - OTHER_COLUMNS) // 2, 10)
@@ -157,13 +158,6 @@ def around_token(sample: Sample, side: int, bold: bool) -> Text:
         token = token[: LONGEST_TOKEN // 2] + "…" + token[-LONGEST_TOKEN // 2 :]
     marked = printable(token) if bold else f"«{printable(token)}»"
     return Text.assemble(before, (marked, "bold reverse" if bold else ""), after)
-
-
-def printable(text: str) -> str:
-    """The text with control, invisible and direction-changing characters escaped."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
 
 
 def unlisted(store: Path, manifest: Manifest) -> list[str]:

@@ -1,7 +1,6 @@
 """``python -m raysae.store``: import, verify, show and list stores, or make a synthetic one."""
 
 import argparse
-import io
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -11,15 +10,14 @@ from typing import TYPE_CHECKING
 
 from raysae.activations.importing import import_command
 from raysae.console.board import console, seconds
-from raysae.console.command_line import DONE, PARTLY
+from raysae.console.command_line import DONE, PARTLY, Parser
 from raysae.console.shell import look_at_store
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from raysae.activations.manifest import Manifest
     from raysae.activations.synthetic import SuperpositionWorld
     from raysae.activations.verify import Problem, Progress
+    from raysae.console.output import Table
     from raysae.sites import Site
 
 LINE_SECONDS = 5.0
@@ -43,7 +41,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m raysae.store",
         description="Activation stores: their format is raysae/activations/FORMAT.md.",
     )
@@ -107,18 +105,14 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _problems_table(problems: "list[Problem]") -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
-    from raysae.activations.show import printable
+    from raysae.console.output import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("file", no_wrap=True)
     for head in ("found", "expected"):
         table.add_column(head, overflow="fold")
     for problem in problems:
-        cells = problem.file, problem.found, problem.expected
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+        table.add_row(problem.file, problem.found, problem.expected)
     return table
 
 
@@ -268,17 +262,14 @@ def _lines() -> "Progress":
 
 def _print(table: "Table") -> None:
     """Print a table: fitted to the terminal, or at full width without one, so nothing is cut."""
-    from rich.console import Console
+    from raysae.console.output import table_lines
 
     if console.is_terminal:
         console.print(table)
         return
-    wide = Console(file=io.StringIO(), width=10_000)
-    wide.print(table)
-    for line in wide.file.getvalue().splitlines():  # type: ignore[attr-defined]
-        _say(line.rstrip())
+    for line in table_lines(table):
+        _say(line)
 
 
 def _say(text: str) -> None:
-    """Print text unchanged: brackets and colons in a path are no markup."""
-    console.print(text, markup=False, emoji=False)
+    console.print(text)

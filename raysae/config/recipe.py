@@ -31,6 +31,7 @@ from raysae.config.searched import as_number, with_searched_defaults
 from raysae.config.section import PositionKey, Section
 from raysae.config.source import SourceConfig
 from raysae.errors import UserError
+from raysae.printable import printable
 from raysae.sae.config import CONFIGS, DEFAULT_VARIANT, SAEConfig, TopKConfig
 from raysae.sites import Position, Site
 from raysae.storage.remote import is_uri, join, local_copy
@@ -281,7 +282,12 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The recipe as YAML; ``load_recipe`` reads it back."""
-        return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
+        if printable(text, lines=True) == text:
+            return text
+        return yaml.safe_dump(
+            self.dump(), sort_keys=False
+        )  # invisible characters as YAML's escapes
 
     def sites_of(self, layers: Sequence[int], positions: Sequence[Position]) -> list[Site]:
         """The sites that the sweep runs at, given the store's layers and positions."""

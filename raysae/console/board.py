@@ -9,20 +9,20 @@ import sys
 import time
 from typing import IO, Any, Literal, cast
 
-from rich.console import Console
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
-from raysae.console.output import RedactedStream
+from raysae.console.output import SafeConsole, Table
 from raysae.metrics.definitions import seconds
 from raysae.redaction import redacted_values
 
 Log = Literal["auto", "quiet", "json"]
+console = SafeConsole()
 
 
 class _Messages(io.TextIOBase):
-    """Makes each line that is printed to it a JSON line of its own."""
+    """Makes each line that is printed to it a JSON line of its own, without secrets."""
+
+    redacts = True
 
     def __init__(self) -> None:
         self._line = ""
@@ -33,29 +33,6 @@ class _Messages(io.TextIOBase):
             if line.strip():
                 emit("message", text=line.strip())
         return len(text)
-
-
-class _Console(Console):
-    """A console that hides secrets, also where no command has made its output do so."""
-
-    _redacting: RedactedStream | None = None
-
-    @property
-    def file(self) -> Any:
-        """Where the console prints to."""
-        stream = Console.file.fget(self)  # type: ignore[attr-defined]
-        if isinstance(stream, RedactedStream | _Messages):
-            return stream
-        if self._redacting is None or self._redacting.stream is not stream:
-            self._redacting = RedactedStream(stream)
-        return self._redacting
-
-    @file.setter
-    def file(self, stream: Any) -> None:
-        Console.file.fset(self, stream)  # type: ignore[attr-defined]
-
-
-console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def set_log(log: Log) -> None:
@@ -127,6 +104,6 @@ class Board:
         for name in [*names, "done"]:
             table.add_column(name, justify="right")
         for key, (cells, progress) in recent:
-            values = [Text(cells.get(name, "")) for name in names]
-            table.add_row(key, *values, Text(f"{progress:.0%}"))
+            values = [cells.get(name, "") for name in names]
+            table.add_row(key, *values, f"{progress:.0%}")
         return table

@@ -5,7 +5,10 @@ import atexit
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from raysae.printable import printable
 
 DONE, PARTLY, REFUSED, INTERRUPTED = 0, 1, 2, 130
 FAILED = 1
@@ -14,15 +17,16 @@ FAILED = 1
 
 def run_command(command: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
     """Run a command; a user's mistake becomes one message and exit code 2, never a traceback."""
-    from raysae.console.output import redacted_output
+    from raysae.console.output import safe_streams
     from raysae.console.quiet import quiet_environment
 
     quiet_environment()
-    with redacted_output():
+    with safe_streams():
         return _run(command, sys.argv[1:] if arguments is None else arguments)
 
 
 def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    from raysae.console.output import say
     from raysae.errors import UserError
     from raysae.redaction import traceback_of
 
@@ -30,19 +34,19 @@ def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
         refuse_secrets(arguments)
         return command(arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return REFUSED
     except OSError as error:  # a full disk, a folder that may not be written
         if error.strerror is None:
-            print(traceback_of(error), end="", file=sys.stderr)
+            say(traceback_of(error).rstrip(), sys.stderr)
             return FAILED
-        print(f"error: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
+        say(f"error: {error.filename or 'input or output'}: {error.strerror}", sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # Python would print its traceback as it is
-        print(traceback_of(error), end="", file=sys.stderr)
+        say(traceback_of(error).rstrip(), sys.stderr)
         return FAILED
 
 
@@ -68,14 +72,22 @@ def refuse_secrets(arguments: list[str]) -> None:
 def leave(code: int) -> NoReturn:
     """End the process, without the second that Python takes to take torch and Ray apart."""
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # the reader has left, or the disk is full
+            stream.flush()
     os._exit(code)
 
 
-def recipe_parser(program: str, description: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages show control characters of the arguments as escapes."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message, lines=True), file)
+
+
+def recipe_parser(program: str, description: str) -> Parser:
     """A parser for CONFIG.yaml and key=value arguments, its help made from the recipe's fields."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         description=description,
         epilog=_keys(),

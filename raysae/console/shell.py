@@ -10,7 +10,7 @@ LOCAL = ("sqlite:", "file:")
 
 def command_line(*words: str | Path) -> str:
     """The words as one line for a shell, each in quotes where it needs them."""
-    return shlex.join(map(_word, words))
+    return " ".join(_quoted(_word(word)) for word in words)
 
 
 def raysae_command(verb: str, *words: str | Path) -> str:
@@ -33,6 +33,19 @@ def look_at_store(store: str | Path) -> str:
         f"  check:  {raysae_command('store', 'verify', store)}\n"
         f"  sweep:  {raysae_command('sweep', 'source=null', f'store={store}', 'name=NAME')}"
     )
+
+
+def _quoted(word: str) -> str:
+    """The word in quotes where it needs them; with control characters, in the quotes ``$'...'``."""
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + "".join(map(_byte_escapes, word)) + "'"
+
+
+def _byte_escapes(character: str) -> str:
+    if character.isprintable():
+        return f"\\{character}" if character in "\\'" else character
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
 def _word(word: str | Path) -> str:

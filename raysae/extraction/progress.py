@@ -38,7 +38,7 @@ class ExtractionProgress:
             f"{size / 1e9:.3f} GB"
         )
         for note in text_notes(self.plan.source, tokens.counts, tokens.repeated_rows):
-            console.print(f"  {note}", markup=False)
+            console.print(f"  {note}")
         watch = _Watch(self.plan, tokens, size)
         stop = threading.Event()
         thread = threading.Thread(target=watch.run, args=(stop,), daemon=True)

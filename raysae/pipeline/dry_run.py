@@ -5,7 +5,6 @@ import time
 from dataclasses import asdict
 
 import torch
-from rich.table import Table
 
 from raysae.activations import Site
 from raysae.cluster.placement import place_extraction
@@ -13,6 +12,7 @@ from raysae.cluster.reading import choose_reading
 from raysae.config import Recipe
 from raysae.config.search import Choices
 from raysae.console.board import console, emit, seconds
+from raysae.console.output import Table
 from raysae.pipeline.admission import Admission, admit
 from raysae.pipeline.estimate import Needs, configs_of, existing_parent
 from raysae.pipeline.extraction_forecast import extraction_seconds

@@ -1,10 +1,12 @@
 """The result of a run, and what failed in it."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysae.activations import open_store
+from raysae.errors import UserError
 from raysae.records.folder import RunFolder
 from raysae.records.mlflow_listener import tracking_uri
 from raysae.records.rows import Row, SiteRow, TrialRow
@@ -28,6 +30,8 @@ class SweepResult:
     """Records that MLflow did not take."""
     records_reason: str = ""
     """Why MLflow did not take them."""
+    broken: dict[str, str] = field(default_factory=dict)
+    """Stages after the training that failed as a whole, and why."""
 
     @property
     def d_in(self) -> int:
@@ -65,6 +69,8 @@ class SweepResult:
         """One line when the rule chose no trial though it should; else empty."""
         if not self.selection or self.selection["choice"]["trial"] is not None:
             return []
+        if "select" in self.broken:
+            return []
         if self.selection["rule"] == "pareto":
             return []  # this rule leaves the choice to the user
         choice = self.selection["choice"]
@@ -82,7 +88,22 @@ class SweepResult:
     @property
     def failures(self) -> list[str]:
         """What failed, a line each; empty when the whole run is done."""
-        return self.failed_trials + self.missing_choice + self.failed_sites
+        return self.failed_trials + self.missing_choice + self.failed_sites + self.failed_stages
+
+    @property
+    def failed_stages(self) -> list[str]:
+        """Stages after the training that failed as a whole, a line each."""
+        return [f"{stage}: {reason}" for stage, reason in self.broken.items()]
+
+    def stage_failed(self, stage: str, reason: str) -> None:
+        """Note that a stage failed, here and in ``status.json``; the next attempt tries it again."""
+        self.broken[stage] = reason
+        if stage == "select":
+            choice = {"trial": None, "reason": f"the stage failed: {reason}"}
+            self.selection = {"rule": self.run.recipe.select.rule, "choice": choice, "choices": {}}
+        if self.run.state(stage) != "failed":
+            with suppress(OSError, UserError):  # a full disk, a URI that does not answer
+                self.run.mark_failed(stage, reason)
 
 
 def _undone(row: Row) -> str:

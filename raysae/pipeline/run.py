@@ -2,24 +2,23 @@
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from raysae.cluster.session import ray_session
 from raysae.config import Recipe, ResourcesConfig, load_recipe, parse_recipe
-from raysae.errors import UserError
+from raysae.errors import UserError, in_one_line
+from raysae.pipeline.outcome import emit_again
 from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.preflight import preflight
 from raysae.pipeline.result import SweepResult
 from raysae.pipeline.stages import (
     ATLAS,
-    HEAVY_MODULES,
-    REPORT,
     SELECT,
     SWEEP,
     Attempt,
-    emit_again,
+    end_run,
     ensure_store,
     is_finished,
     run_stage,
@@ -30,6 +29,13 @@ from raysae.records.events import Events
 from raysae.records.folder import RunFolder, open_run
 from raysae.records.mlflow_listener import make_recorder
 from raysae.records.run_files import RunFiles
+
+HEAVY_MODULES = (
+    "raysae.extraction.extract_command", "raysae.atlas.training", "raysae.report.page",
+    "raysae.report.plots", "raysae.pipeline.admission", "raysae.pipeline.preflight",
+    "raysae.sweep.trials.tuning",
+)  # fmt: skip
+"""Modules that the stages import when they work, and that take seconds to import."""
 
 
 def run_sweep(
@@ -78,7 +84,7 @@ def select_again(recipe: Recipe) -> SweepResult:
             run.begin_again(ATLAS.name)
         else:
             ATLAS.read(attempt)
-        run_stage(REPORT, attempt)
+        end_run(attempt)
         return attempt.result
 
 
@@ -120,11 +126,23 @@ def _attempt(plan: RunPlan, run: RunFolder) -> Iterator[Attempt]:
             events = Events(ConsoleListener(), recorder)
             yield Attempt(plan, result, events, start_ray, stop_ray)
         finally:
-            result.records_lost = run.records_lost = recorder.close()
-            result.records_reason = recorder.reason
+            result.records_lost, result.records_reason = recorder.close(), recorder.reason
+            _note_lost(result)
+
+
+def _note_lost(result: SweepResult) -> None:
+    """Write down how many records were lost, so that the same command sends them."""
+    try:
+        result.run.records_lost = result.records_lost
+    except (OSError, UserError) as error:  # a full disk, a URI that does not answer
+        result.broken["status"] = in_one_line(error)
 
 
 def _import_stages() -> None:
-    """Import the modules that the stages need; this takes seconds."""
+    """Import the modules that the stages need; this takes seconds.
+
+    A module that cannot be imported fails in the stage that needs it.
+    """
     for name in HEAVY_MODULES:
-        importlib.import_module(name)
+        with suppress(Exception):
+            importlib.import_module(name)

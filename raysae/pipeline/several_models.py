@@ -4,17 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from raysae.config import Recipe
 from raysae.console.board import console
-from raysae.errors import UserError
+from raysae.console.output import Table
+from raysae.errors import UserError, in_one_line
 from raysae.metrics import MODELS, registered, shown
 from raysae.pipeline.preflight import preflight
 from raysae.pipeline.result import SweepResult
 from raysae.pipeline.run import run_plan, trial_session
 from raysae.records.run_files import RunFiles
-from raysae.report.comparison import write_comparison
 from raysae.storage.files import refuse_links_outside
 
 TABLE_FILE = "models.parquet"
@@ -33,6 +31,8 @@ class ModelsResult:
     """Models that could not be run, and why."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """The rows of ``models.parquet``: each model's sweet spot and atlas."""
+    broken: str = ""
+    """Why the models could not be compared; empty when they could."""
 
     @property
     def page(self) -> Path:
@@ -43,8 +43,11 @@ class ModelsResult:
     def failures(self) -> list[str]:
         """What failed, a line each that begins with the model's name; empty when all is done."""
         refused = [f"{name}: {reason}" for name, reason in self.refused.items()]
-        return refused + [
-            f"{name}: {line}" for name, one in self.results.items() for line in one.failures
+        broken = [f"comparison: {self.broken}"] if self.broken else []
+        return [
+            *refused,
+            *(f"{name}: {line}" for name, one in self.results.items() for line in one.failures),
+            *broken,
         ]
 
 
@@ -70,16 +73,27 @@ def run_models(recipe: Recipe, *, force: bool = False) -> ModelsResult:
             console.rule(name, style="dim")
             try:
                 result.results[name] = run_plan(plan, force=force)
-            except UserError as error:
-                result.refused[name] = str(error)
-                console.print(f"{name}: {error}", style="red")
+            except Exception as error:  # one model's failure costs no other model
+                reason = str(error) if isinstance(error, UserError) else in_one_line(error)
+                result.refused[name] = reason
+                console.print(f"{name}: {reason}", style="red")
+    try:
+        _compare(result, files, recipe)
+        files.send()
+    except Exception as error:  # the models' own runs are done
+        result.broken = in_one_line(error)
+    return result
+
+
+def _compare(result: ModelsResult, files: RunFiles, recipe: Recipe) -> None:
+    """Write ``models.parquet`` and the page of all models; nothing if none has a result."""
     result.rows = [_row(name, one) for name, one in result.results.items()]
     if result.rows:
+        from raysae.report.comparison import write_comparison
+
         files.write_table(files.path / TABLE_FILE, result.rows)
         runs = {name: one.run for name, one in result.results.items()}
         write_comparison(result.page, recipe.name, result.rows, runs, result.refused)
-    files.send()
-    return result
 
 
 def print_comparison(result: ModelsResult) -> None:
@@ -98,7 +112,7 @@ def print_comparison(result: ModelsResult) -> None:
     for line in result.failures:
         console.print(f"  {line}", style="red")
     console.print(f"Table    {result.folder / TABLE_FILE}")
-    if result.rows:
+    if result.rows and not result.broken:
         console.print(f"Page     {result.page}")
     for name, one in result.results.items():
         console.print(f"Report   {name}: {one.run.report_page}")

@@ -3,6 +3,7 @@
 A stage imports slow modules only when it works, so that a finished run is read at once.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,27 +15,21 @@ from raysae.activations import Store
 from raysae.activations.manifest import MANIFEST_FILE
 from raysae.config import Recipe
 from raysae.console.board import console
+from raysae.errors import UserError, in_one_line
 from raysae.identity import Made
+from raysae.pipeline.outcome import emit_outcome
 from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.result import SweepResult
 from raysae.records import products
 from raysae.records.environment import write_environment
-from raysae.records.events import Committed, Events, Failed, RunEnded, Stopped
+from raysae.records.events import Events
 from raysae.records.folder import RunFolder
 from raysae.records.tables import read_sites, read_trials
 from raysae.sae.checkpoint import METRICS_FILE
-from raysae.sites import Site
 from raysae.storage.files import read_json
 
 if TYPE_CHECKING:
     from raysae.cluster.placement import Placement
-
-HEAVY_MODULES = (
-    "raysae.extraction.extract_command", "raysae.atlas.training", "raysae.report.page",
-    "raysae.report.plots", "raysae.pipeline.admission", "raysae.pipeline.preflight",
-    "raysae.sweep.trials.tuning",
-)  # fmt: skip
-"""Modules that the stages import when they work, and that take seconds to import."""
 
 
 @dataclass
@@ -48,6 +43,8 @@ class Attempt:
     """Connects to Ray, unless it is connected."""
     stop_ray: Callable[[], None]
     """Disconnects from Ray, if it is connected."""
+    worked: bool = False
+    """Whether this attempt has made a product."""
 
     @property
     def run(self) -> RunFolder:
@@ -316,11 +313,10 @@ class Report(Stage):
         """Read nothing: no later step uses the page."""
 
     def work(self, attempt: Attempt) -> list[str]:
-        """Write the page and emit the outcome of the run."""
+        """Write the page."""
         from raysae.report.page import write_report
 
-        write_report(attempt.run, attempt.store)
-        emit_outcome(attempt.result, attempt.events)
+        write_report(attempt.run, attempt.store, attempt.result.selection)
         return []
 
 
@@ -333,10 +329,41 @@ def run_stages(attempt: Attempt) -> None:
     run_stage(SWEEP, attempt)
     if not attempt.recipe.atlas.enabled:
         attempt.stop_ray()
-    run_stage(SELECT, attempt)
-    run_stage(ATLAS, attempt)
+    if try_stage(SELECT, attempt):
+        try_stage(ATLAS, attempt)
     attempt.stop_ray()
-    run_stage(REPORT, attempt)
+    end_run(attempt)
+
+
+def end_run(attempt: Attempt) -> None:
+    """Write the page if it is missing, and emit the outcome of the run then, with a page or without."""
+    try_stage(REPORT, attempt)
+    if not attempt.worked and not attempt.result.broken:
+        return
+    try:
+        emit_outcome(attempt.result, attempt.events)
+    except Exception as error:  # records never cost the run
+        attempt.result.broken["records"] = in_one_line(error)
+
+
+def try_stage(stage: Stage, attempt: Attempt) -> bool:
+    """Run a stage that comes after the training; returns whether it succeeded.
+
+    Whatever it raises costs only its own product: the stage is marked as failed, and the same command
+    tries it again. Raises UserError when that is a refusal before any work.
+    """
+    try:
+        run_stage(stage, attempt)
+        return True
+    except UserError as error:
+        if not attempt.worked and stage is not REPORT:
+            raise
+        reason = in_one_line(error)
+    except (Exception, SystemExit) as error:
+        logging.getLogger(__name__).debug("stage %s failed", stage.name, exc_info=True)
+        reason = in_one_line(error)
+    attempt.result.stage_failed(stage.name, reason)
+    return False
 
 
 def ensure_store(attempt: Attempt) -> None:
@@ -357,6 +384,7 @@ def run_stage(stage: Stage, attempt: Attempt) -> None:
     stage.prepare(attempt)
     with attempt.run.stage(stage.name, stage.made(attempt)) as undone:
         undone.extend(stage.work(attempt))
+        attempt.worked = True
 
 
 def is_finished(attempt: Attempt) -> bool:
@@ -368,32 +396,3 @@ def is_finished(attempt: Attempt) -> bool:
             return False
         stage.read(attempt)
     return True
-
-
-def emit_outcome(result: SweepResult, events: Events) -> None:
-    """Emit the event that ends a run, with the choice and the run's files."""
-    run, choice = result.run, result.selection["choice"]
-    chosen = [row for row in result.trials if row.trial == choice["trial"]]
-    tags = {"raysae.choice": str(choice["trial"]), "raysae.reason": choice["reason"]}
-    files = [run.path / "config.yaml", run.path / "environment.json", run.trials_file]
-    files += [run.selection_file, run.report_page.parent, run.sweet_spot, run.atlas_metrics_file]
-    events.emit(
-        RunEnded(chosen[0] if chosen else {}, tags, [file for file in files if file.exists()])
-    )
-
-
-def emit_again(result: SweepResult, events: Events) -> None:
-    """Emit the events of a finished run again, from its files, for records that MLflow did not get."""
-    run = result.run
-    for row in result.trials:
-        record = run.record(run.trial(row.trial))
-        item = run.trial_item(row.trial, {} if record is None else record["parameters"])
-        if record is None:
-            ended = Stopped if row.state == "stopped" else Failed
-            events.emit(ended(item, row.reason))
-        else:
-            events.emit(Committed(item, record, run.trial(row.trial)))
-    for folder in run.committed_sites():
-        site = Site.of_folder(folder.relative_to(run.path / "atlas").as_posix())
-        events.emit(Committed(run.site_item(site), read_json(folder / METRICS_FILE), folder))
-    emit_outcome(result, events)

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from rich.table import Table
-
 from raysae.console.board import console, seconds
+from raysae.console.output import Table
 from raysae.console.shell import look_at_records, raysae_command
 from raysae.metrics import CONSOLE, labels, registered
 from raysae.pipeline.result import SweepResult
@@ -21,7 +20,7 @@ def print_summary(result: SweepResult, total_seconds: float, short: bool = False
     if short:
         console.print(f"Rule {result.selection['rule']}: {result.selection['choice']['reason']}")
         _print_failures(result)
-        console.print(f"Report   {result.run.report_page}")
+        _print_report(result)
         return
     chosen = result.selection["choice"]["trial"]
     _print_choice(result)
@@ -34,11 +33,21 @@ def print_summary(result: SweepResult, total_seconds: float, short: bool = False
 def print_selection(result: SweepResult) -> None:
     """Print the screen of ``--select``."""
     _print_choice(result)
-    console.print(f"\nReport   {result.run.report_page}")
+    if result.broken:
+        _print_failures(result)
+    console.print()
+    _print_report(result)
     if result.selection["choice"]["trial"] is not None and result.run.recipe.atlas.enabled:
         console.print(
             f"Atlas    {raysae_command('sweep', '--resume', result.run.recipe.run_place)} trains it"
         )
+
+
+def _print_report(result: SweepResult) -> None:
+    if "report" in result.broken:
+        console.print("Report   not made; the same command tries it again, and trains nothing anew")
+    else:
+        console.print(f"Report   {result.run.report_page}")
 
 
 def _print_choice(result: SweepResult) -> None:
@@ -128,7 +137,8 @@ def _print_time(result: SweepResult, total: float) -> None:
 def _print_next(result: SweepResult, chosen: int | None) -> None:
     if result.run.recipe.run_uri is not None:
         console.print(f"\nRun      {result.run.recipe.run_uri}; the files below are copies:")
-    console.print(f"\nReport   {result.run.report_page}")
+    console.print()
+    _print_report(result)
     if result.tracking_uri:
         console.print(f"MLflow   {look_at_records(result.tracking_uri)}")
     if chosen is not None:

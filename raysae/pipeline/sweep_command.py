@@ -2,12 +2,15 @@
 
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysae.console.command_line import DONE, INTERRUPTED, PARTLY, recipe_parser, split_config
+from raysae.console.output import say
 from raysae.console.shell import raysae_command
-from raysae.errors import UserError
+from raysae.errors import UserError, in_one_line
 
 if TYPE_CHECKING:
     from raysae.config import Recipe
@@ -53,8 +56,8 @@ def main(arguments: list[str]) -> int:
 
     if args.select is not None:
         result = select_again(recipe)
-        print_selection(result)
-        return PARTLY if result.missing_choice else DONE
+        shown = _shown(lambda: print_selection(result), result.folder)
+        return DONE if shown and not (result.missing_choice or result.broken) else PARTLY
     set_log("auto" if args.dry_run and args.log == "quiet" else args.log)
     if args.dry_run:
         from raysae.pipeline.dry_run import dry_run
@@ -67,17 +70,30 @@ def main(arguments: list[str]) -> int:
         result = run_sweep(recipe, force=args.force)
     except KeyboardInterrupt:
         again = raysae_command("sweep", "--resume", recipe.run_place)
-        print(f"interrupted; {again} continues it", file=sys.stderr)
+        say(f"interrupted; {again} continues it", sys.stderr)
         return INTERRUPTED
     console.quiet = False
-    outcome = {
-        "run": result.folder,
-        "choice": result.selection["choice"],
-        "failures": result.failures,
-    }
-    emit("outcome", **outcome)
-    print_summary(result, time.time() - STARTED, short=args.log == "quiet")
-    return PARTLY if result.failures else DONE
+
+    def show() -> None:
+        choice = result.selection["choice"]
+        emit("outcome", run=result.folder, choice=choice, failures=result.failures)
+        print_summary(result, time.time() - STARTED, short=args.log == "quiet")
+
+    return DONE if _shown(show, result.folder) and not result.failures else PARTLY
+
+
+def _shown(show: Callable[[], None], folder: Path) -> bool:
+    """Show the last screen; whatever fails in it, the run is done. Returns whether it was shown."""
+    try:
+        show()
+        return True
+    except Exception as error:
+        with suppress(OSError):
+            say(
+                f"error: the last screen could not be shown ({in_one_line(error)}); everything else is "
+                f"done, in {folder}", sys.stderr,
+            )  # fmt: skip
+        return False
 
 
 def _run_models(recipe: "Recipe", force: bool) -> int:
@@ -86,9 +102,12 @@ def _run_models(recipe: "Recipe", force: bool) -> int:
 
     result = run_models(recipe, force=force)
     console.quiet = False
-    emit("outcome", run=result.folder, models=result.rows, failures=result.failures)
-    print_comparison(result)
-    return PARTLY if result.failures else DONE
+
+    def show() -> None:
+        emit("outcome", run=result.folder, models=result.rows, failures=result.failures)
+        print_comparison(result)
+
+    return DONE if _shown(show, result.folder) and not result.failures else PARTLY
 
 
 def _recipe(resume: str | None, config: str | None, overrides: list[str]) -> "Recipe":

@@ -12,7 +12,7 @@ from typing import Any
 import raysae
 from raysae.config import Recipe
 from raysae.config.loading import holds_secrets, load_run
-from raysae.errors import UserError
+from raysae.errors import UserError, in_one_line
 from raysae.identity import Made, differences, lines, union
 from raysae.records.earlier_version import earlier_version, upgrade
 from raysae.records.events import Item
@@ -24,7 +24,7 @@ from raysae.records.products import (
     shared_settings,
 )
 from raysae.records.run_files import RunFiles
-from raysae.redaction import first_line, redacted
+from raysae.redaction import redacted
 from raysae.sites import Position, Site
 from raysae.storage.files import (
     locked,
@@ -197,8 +197,7 @@ class RunFolder(RunFiles):
         try:
             yield undone
         except BaseException as error:
-            reason = first_line(error)
-            self._set(name, state="failed", **entry, ended=time.time(), reason=reason)
+            self._set(name, state="failed", **entry, ended=time.time(), reason=in_one_line(error))
             raise
         entry["ended"] = time.time()
         self.send()
@@ -206,6 +205,10 @@ class RunFolder(RunFiles):
             self._set(name, state="partial", **entry, reason="; ".join(undone))
         else:
             self._set(name, state="done", **entry)
+
+    def mark_failed(self, name: str, reason: str) -> None:
+        """Mark a stage as failed that did not begin, or whose end could not be written."""
+        self._set(name, **{**self.status["stages"][name], "state": "failed", "reason": reason})
 
     def seconds(self, name: str) -> float | None:
         """How many seconds a stage took; None when it has not ended."""

@@ -2,8 +2,8 @@
 
 A thread of its own writes them, in order, so that a slow or dead tracking server never stops or
 slows a sweep. While the server does not answer, records wait. Records that are still not written some
-seconds after the end are counted as lost; ``--resume`` writes them later, because MLflow runs are
-found by tag and the run folder holds every figure.
+seconds after the end are counted as lost; the same command writes them later, because MLflow runs are
+found by tag and the run folder holds every figure. What such a run has already is not written again.
 """
 
 import json
@@ -18,19 +18,22 @@ from typing import Any
 
 from raysae.identity import flat
 from raysae.metrics import MLFLOW, floats
+from raysae.printable import printable
 from raysae.records import mlflow_refusal as refusal
 from raysae.records.events import Committed, Event, Failed, Item, Progressed, RunEnded, Stopped
 from raysae.records.folder import RunFolder
+from raysae.records.mlflow_wait import STUCK_SECONDS, Calls, Wait
 from raysae.redaction import redacted, traceback_of, without_secret
 
 KEY_TAG = "raysae.key"
 SWEEP = "sweep"
+LONGEST_TAG = 5000
+"""Characters of a tag, at most: MLflow refuses longer ones."""
 RETRY_SECONDS = 2.0
 """Seconds between two tries at a server that does not answer."""
 LAST_TRIES_SECONDS = 5.0
-"""Seconds for which records are still tried after the run has ended."""
-STUCK_SECONDS = 30.0
-"""Seconds after the end of the run in which no record is finished before MLflow is left alone."""
+"""Seconds after the end of the run, or after the last record that was written since, for which MLflow
+is tried."""
 
 
 def tracking_uri(run: RunFolder) -> str:
@@ -75,13 +78,13 @@ class MLflowRecorder(Recorder):
         self._run = run
         self._queue: queue.Queue[Callable[[_Writer], None] | None] = queue.Queue()
         self._writer: _Writer | None = None
-        self._ended: float | None = None
-        self._moved = time.monotonic()
-        """When a record was last finished."""
+        self._wait = Wait()
         self._lost = 0
         self._reason = ""
         self._refused = False
         """Whether MLflow takes no record at all, and waiting does not help."""
+        self._away = False
+        """Whether MLflow did not answer until the time was over."""
         self._thread = threading.Thread(target=self._work, name="raysae-mlflow", daemon=True)
         self._thread.start()
 
@@ -102,17 +105,16 @@ class MLflowRecorder(Recorder):
                 self._put(lambda writer: writer.finish(metrics, dict(tags), list(files)))
 
     def close(self) -> int:
-        """Wait for the thread, at most some seconds if the server does not answer; the lost records."""
-        self._ended = time.monotonic()
+        """Wait for the thread, at most some seconds if the server does not answer; the lost records.
+
+        A thread that hangs is left alone: it ends with the process and delays nothing.
+        """
+        self._wait.end()
         self._queue.put(None)
-        while self._thread.is_alive() and self._idle() < STUCK_SECONDS:
-            self._thread.join(0.2)
-        if self._thread.is_alive():  # inside MLflow, which tries a database for minutes
-            self._reason = self._reason or "it does not answer"
-            return (
-                self._lost + self._queue.qsize()
-            )  # the mark of the end stands for the record in work
-        return self._lost
+        if self._wait.for_thread(self._thread, LAST_TRIES_SECONDS, STUCK_SECONDS):
+            return self._lost
+        self._reason = self._reason or refusal.why_silent(self.uri)
+        return self._lost + self._queue.qsize()  # the mark of the end stands for the record in work
 
     @property
     def reason(self) -> str:
@@ -125,37 +127,41 @@ class MLflowRecorder(Recorder):
     def _work(self) -> None:
         while (write := self._queue.get()) is not None:
             while not self._written(write):
-                if self._out_of_time():
+                self._away = self._wait.is_over(LAST_TRIES_SECONDS)
+                if self._away:
                     self._lost += 1
                     break
                 time.sleep(RETRY_SECONDS)
-            self._moved = time.monotonic()
 
     def _written(self, write: "Callable[[_Writer], None]") -> bool:
         """Whether the record is finished: written, or refused. False if the server does not answer."""
-        if self._refused:
+        if self._refused or self._away or self._wait.closed:
             self._lost += 1
             return True
         try:
-            self._writer = self._writer or _Writer(self._run, self.uri)
+            self._writer = self._writer or self._connected()
             write(self._writer)
+            self._wait.moved()
         except (
             Exception
         ) as error:  # records must never stop a sweep; close() says how many were lost
             logging.getLogger(__name__).debug("record not written: %s", traceback_of(error))
             self._reason = refusal.reason_of(error)
             self._refused = self._writer is None and not refusal.may_pass(error)
-            if not self._refused and (self._writer is None or not self._writer.answers()):
+            if not self._refused and (refusal.is_locked(error) or not self._answers()):
                 return False
             self._lost += 1
         return True
 
-    def _idle(self) -> float:
-        """Seconds since a record was last finished, of those after the end of the run."""
-        return time.monotonic() - max(self._moved, self._ended or 0.0)
+    def _connected(self) -> "_Writer":
+        refusal.check_file(self.uri)
+        with self._wait.slow():  # MLflow is imported, and a new database is filled with its tables
+            writer = _Writer(self._run, self.uri)
+        writer.open(self._wait)
+        return writer
 
-    def _out_of_time(self) -> bool:
-        return self._ended is not None and time.monotonic() - self._ended > LAST_TRIES_SECONDS
+    def _answers(self) -> bool:
+        return self._writer is not None and self._writer.answers()
 
 
 class _Writer:
@@ -164,15 +170,22 @@ class _Writer:
     def __init__(self, run: RunFolder, uri: str):
         for name in ("mlflow", "alembic", "sqlalchemy"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        refusal.check_file(uri)
         from mlflow import MlflowClient
 
-        self.run = run
-        self.client = MlflowClient(tracking_uri=uri)
-        self.experiment = self._experiment(uri)
+        self.run, self.uri = run, uri
+        self.client: Any = MlflowClient(tracking_uri=uri)
         self._runs: dict[str, str] = {}
         self._begun: set[str] = set()
-        self.parent = self._find_or_create(SWEEP, run.recipe.name, {}, run.started)
+        self._earlier: set[str] = set()
+        """Ids of runs that were there before, with some of their records."""
+        self._values: dict[tuple[str, str], set[tuple[int, float]]] = {}
+        """What the runs have: by run and metric, its steps and values."""
+
+    def open(self, wait: Wait) -> None:
+        """Find or make the experiment and the parent run. From here on, ``wait`` notes every call."""
+        self.client = Calls(self.client, wait)
+        self.experiment = self._experiment(self.uri)
+        self.parent = self._find_or_create(SWEEP, self.run.recipe.name, {}, self.run.started)
         self._parent_parameters()
 
     def answers(self) -> bool:
@@ -186,8 +199,8 @@ class _Writer:
     def progress(self, item: Item, metrics: dict[str, float], step: int) -> None:
         run_id = self._child(item)
         if item.key not in self._begun:
-            self._begun.add(item.key)
             self._parameters(run_id, dict(item.parameters))
+            self._begun.add(item.key)
         self._metrics(run_id, metrics, step)
 
     def sae_done(self, item: Item, record: dict[str, Any], folder: Path) -> None:
@@ -209,13 +222,13 @@ class _Writer:
     def ended(self, item: Item, reason: str, status: str) -> None:
         """End the child run of an item that has no SAE."""
         run_id = self._child(item)
-        self.client.set_tag(run_id, "raysae.reason", redacted(reason))
+        self.client.set_tag(run_id, "raysae.reason", printable(redacted(reason))[:LONGEST_TAG])
         self.client.set_terminated(run_id, status)
 
     def finish(self, metrics: dict[str, float], tags: dict[str, str], files: list[Path]) -> None:
         self._metrics(self.parent, metrics, 0)
         for name, value in tags.items():
-            self.client.set_tag(self.parent, name, redacted(value))
+            self.client.set_tag(self.parent, name, printable(redacted(value))[:LONGEST_TAG])
         for path in files:
             if path.is_dir():
                 self.client.log_artifacts(self.parent, str(path), path.name)
@@ -253,9 +266,11 @@ class _Writer:
                     self.experiment, start_time, {KEY_TAG: tag, **tags}, run_name=name
                 )
             )
+            if found:
+                self._earlier.add(made.info.run_id)
+            if not (made.inputs and made.inputs.dataset_inputs):
+                self._dataset(made.info.run_id)
             self._runs[key] = made.info.run_id
-            if not found:
-                self._dataset(self._runs[key])
         return self._runs[key]
 
     def _dataset(self, run_id: str) -> None:
@@ -264,7 +279,8 @@ class _Writer:
 
         digest = self.run.store_digest[:12]
         source = json.dumps({"path": redacted(str(self.run.recipe.store_folder))})
-        store = Dataset(self.run.recipe.store_folder.name, digest, "local", source)
+        name = printable(self.run.recipe.store_folder.name)
+        store = Dataset(name, digest, "local", source)
         self.client.log_inputs(run_id, [DatasetInput(store)])
 
     def _parent_parameters(self) -> None:
@@ -276,13 +292,30 @@ class _Writer:
         from mlflow.entities import Param
 
         if parameters:
-            rows = [Param(key, redacted(str(value))[:500]) for key, value in parameters.items()]
+            rows = [
+                Param(key, printable(redacted(str(value)))[:500])
+                for key, value in parameters.items()
+            ]
             self.client.log_batch(run_id, params=rows)
 
     def _metrics(self, run_id: str, metrics: dict[str, float], step: int) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        rows = [Metric(key, value, now, step) for key, value in metrics.items()]
+        rows = [
+            Metric(key, value, now, step)
+            for key, value in metrics.items()
+            if (step, value) not in self._there(run_id, key)
+        ]
         if rows:
             self.client.log_batch(run_id, metrics=rows)
+        for row in rows:
+            self._there(run_id, row.key).add((step, row.value))
+
+    def _there(self, run_id: str, key: str) -> set[tuple[int, float]]:
+        """Steps and values of a metric that the run has already, from this attempt or an earlier one."""
+        if (run_id, key) not in self._values:
+            earlier = run_id in self._earlier
+            history = self.client.get_metric_history(run_id, key) if earlier else []
+            self._values[run_id, key] = {(one.step, one.value) for one in history}
+        return self._values[run_id, key]

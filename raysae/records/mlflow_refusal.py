@@ -3,6 +3,7 @@
 import os
 import re
 import sqlite3
+import threading
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -34,11 +35,13 @@ def sqlite_uri(file: Path) -> str:
     return f"{SQLITE}{name}"
 
 
-def check_file(uri: str) -> None:
+def check_file(uri: str, seconds: float | None = None) -> None:
     """Raise Refused when ``uri`` is a SQLite file that cannot be written; create its folder.
 
-    MLflow itself would try such a file for minutes.
+    MLflow itself would try such a file for minutes. A file that another process holds locked for
+    ``seconds`` raises sqlite3.OperationalError.
     """
+    seconds = BUSY_SECONDS if seconds is None else seconds
     if not uri.startswith(SQLITE) or uri == SQLITE:
         return
     name = uri.removeprefix(SQLITE).partition("?")[0]
@@ -50,7 +53,7 @@ def check_file(uri: str) -> None:
         )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as database:
+        with closing(sqlite3.connect(file, timeout=seconds)) as database:
             database.execute("BEGIN IMMEDIATE")
             database.rollback()
     except (OSError, sqlite3.Error) as error:
@@ -77,6 +80,29 @@ def may_pass(error: Exception) -> bool:
     if code is not None:
         return code in MAY_PASS
     return "locked" in str(error) or type(error).__name__ in ("OperationalError", "TimeoutError")
+
+
+def is_locked(error: Exception) -> bool:
+    """Whether another process holds the database locked: the record may be taken later."""
+    return "locked" in str(error)
+
+
+def why_silent(uri: str) -> str:
+    """Why a call to MLflow at ``uri`` has not come back, in words; returns within a second or so."""
+    found = ["it does not answer"]
+
+    def look() -> None:
+        try:
+            check_file(uri, seconds=0.0)
+        except sqlite3.Error as error:
+            found[0] = f"{reason_of(error)}, by another process"
+        except Exception as error:
+            found[0] = reason_of(error)
+
+    thread = threading.Thread(target=look, daemon=True)  # the file system may hang, too
+    thread.start()
+    thread.join(1.0)
+    return found[0]
 
 
 def _decodes() -> bool:

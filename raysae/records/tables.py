@@ -13,7 +13,8 @@ from raysae.storage.files import replacing
 
 def read_table(path: Path) -> list[dict[str, Any]]:
     """The rows of a Parquet file, each a dict by column. Raises OSError when it cannot be read."""
-    return pq.read_table(path).to_pylist()
+    # a "=" in the name of a folder above is no column
+    return pq.read_table(path, partitioning=None).to_pylist()
 
 
 def read_trials(path: Path) -> list[TrialRow]:

@@ -3,8 +3,10 @@
 import base64
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -12,6 +14,7 @@ from raysae.activations import Store
 from raysae.console.board import seconds
 from raysae.console.shell import look_at_records
 from raysae.metrics import HEATMAP, PAGE, Metric, labels, shown
+from raysae.printable import printable, shortened
 from raysae.records.folder import RunFolder
 from raysae.records.mlflow_listener import tracking_uri
 from raysae.records.rows import SPARSITY_LABELS, Row, SiteRow, TrialRow
@@ -22,14 +25,19 @@ from raysae.storage.files import read_json
 
 SomeRow = TypeVar("SomeRow", bound=Row)
 PNG = "data:image/png;base64,"
+LONGEST_NAME = 40
+"""Characters of a model's or a data set's name in the line at the foot of plots, at most."""
 SUMMARISED = ("explained_variance", "l0", "dead_fraction")
 """The metrics that the page summarises over the whole atlas."""
 
 
-def write_report(run: RunFolder, store: Store) -> Path:
-    """Write the page and its PNGs, in place of an earlier page; returns the page's path."""
+def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | None = None) -> Path:
+    """Write the page and its PNGs, in place of an earlier page; returns the page's path.
+
+    ``selection`` is the choice; by default that of ``selection.json``.
+    """
     trials, atlas = read_trials(run.trials_file), read_sites(run.atlas_metrics_file)
-    selection = read_json(run.selection_file)
+    selection = selection or read_json(run.selection_file)
     with run.replacing_folder(run.report_page.parent) as folder:
         plots = _plots(run, store, trials, atlas, selection, folder)
         page = template("page.html").render(
@@ -76,12 +84,16 @@ def source_line(store: Store) -> str:
     if manifest.model is None:
         return f"imported activations · {tail}"
     dataset = manifest.dataset["id"] if manifest.dataset else "?"
-    return redacted(f"{manifest.model['id']} · {manifest.hookpoint} · {dataset} · {tail}")
+    names = [
+        shortened(printable(redacted(str(name))), LONGEST_NAME)
+        for name in (manifest.model["id"], dataset)
+    ]
+    return f"{names[0]} · {manifest.hookpoint} · {names[1]} · {tail}"
 
 
 def _plots(
     run: RunFolder, store: Store, trials: list[TrialRow], atlas: list[SiteRow],
-    selection: dict[str, Any], folder: Path,
+    selection: Mapping[str, Any], folder: Path,
 ) -> dict[str, str]:  # fmt: skip
     """Draw the plots that have data; the name of each, with its PNG as a data URI."""
     from raysae.report import plots  # matplotlib takes a second to import
@@ -125,7 +137,7 @@ def _data_uri(file: Path) -> str:
     return f"{PNG}{base64.b64encode(file.read_bytes()).decode()}"
 
 
-def _chosen(trials: list[TrialRow], selection: dict[str, Any]) -> TrialRow | None:
+def _chosen(trials: list[TrialRow], selection: Mapping[str, Any]) -> TrialRow | None:
     number = selection["choice"]["trial"]
     return next((row for row in trials if row.trial == number), None)
 
@@ -149,21 +161,23 @@ def template(name: str) -> Any:
     """The page template ``name``, with the filters that all templates use."""
     environment = Environment(
         loader=PackageLoader("raysae.report"), autoescape=True, undefined=StrictUndefined,
-        finalize=_finalized, trim_blocks=True, lstrip_blocks=True,
+        finalize=_shown, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["seconds"] = lambda value: "" if value is None else seconds(value)
     environment.filters["fixed"] = _fixed
+    environment.filters["urlencode"] = lambda path: quote(str(path), errors="surrogateescape")
     environment.filters["percent"] = lambda value: "" if value is None else f"{value:.1%}"
     environment.filters["count"] = lambda value: "" if value is None else f"{value:,}"
     return environment.get_template(name)
 
 
-def _finalized(value: Any) -> Any:
-    """A value as the page shows it: a text or a path with its secrets hidden; pictures as they are."""
+def _shown(value: Any) -> Any:
+    """The value as the page shows it: a text or a path with its secrets hidden and its control
+    characters as escapes; pictures as they are."""
     if not isinstance(value, str | Path) or hasattr(value, "__html__"):
         return value
     text = str(value)
-    return value if text.startswith(PNG) else redacted(text)
+    return value if text.startswith(PNG) else printable(redacted(text), lines=True)
 
 
 def _fixed(value: float | None, places: int = 4) -> str:

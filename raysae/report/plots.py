@@ -1,5 +1,6 @@
 """The report's plots. Each names the data that it shows."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from raysae.metrics import Metric, registered
+from raysae.printable import printable, shortened
 
 Row = Mapping[str, Any]
 """A row of a table, by column."""
@@ -27,8 +29,11 @@ STYLE: dict[str, Any] = {
     "grid.alpha": 0.25,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
+    "text.usetex": False,
 }
 COLOURS = "viridis"
+LONGEST, LONGEST_LABEL, LONGEST_TICK = 110, 48, 24
+"""Characters of a text of the user, of its name in a legend, and of its name at an axis, at most."""
 CHOICE_COLOUR = "#d1495b"
 
 
@@ -76,7 +81,8 @@ def training_curves(
     for (name, history), size in zip(histories.items(), sizes, strict=True):
         tokens = [row["tokens"] for row in history]
         values = [row["explained_variance"] for row in history]
-        axes.plot(tokens, values, marker=".", color=colours(norm(size)), label=name)
+        label = plot_text(name, LONGEST_LABEL)
+        axes.plot(tokens, values, marker=".", color=colours(norm(size)), label=label)
     axes.set(xlabel="training tokens", ylabel=_axis("explained_variance"))
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
     axes.set_title("Training curves")
@@ -102,10 +108,11 @@ def heatmap(rows: Sequence[Row], metric: Metric, title: str, source: str, path: 
     colours = f"{COLOURS}_r" if metric.direction == "minimize" else COLOURS
     image = axes.imshow(grid, cmap=colours, aspect="auto")
     _write_values(axes, grid, image.cmap(image.norm(grid)), metric.cell)
-    axes.set_xticks(range(len(positions)), positions)
+    names = [plot_text(str(position), LONGEST_TICK) for position in positions]
+    axes.set_xticks(range(len(positions)), names)
     axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set(xlabel="position", ylabel="layer")
-    axes.set_title(title)
+    axes.set_title(plot_text(title))
     figure.colorbar(image, ax=axes, format=metric.cell.replace("{:", "{x:"))
     _save(figure, path)
 
@@ -123,7 +130,8 @@ def ev_by_model(
         colour = _colour(number)
         places = [(row["l0"], row["explained_variance"]) for row in rows]
         l0s, evs = zip(*places, strict=True)
-        axes.scatter(l0s, evs, color=colour, s=40, zorder=3, label=name)
+        label = plot_text(name, LONGEST_LABEL)
+        axes.scatter(l0s, evs, color=colour, s=40, zorder=3, label=label)
         for row, place in zip(rows, places, strict=True):
             if row["trial"] == chosen[name]:
                 l0, ev = place
@@ -158,7 +166,7 @@ def atlas_by_depth(
             [float(np.mean(v)) for v in values],
             marker=".",
             color=_colour(number),
-            label=name,
+            label=plot_text(name, LONGEST_LABEL),
         )
         axes.fill_between(
             places, list(map(min, values)), list(map(max, values)), color=_colour(number), alpha=0.15,
@@ -170,6 +178,17 @@ def atlas_by_depth(
     axes.set_title("Atlases by depth")
     axes.legend(frameon=False, fontsize=7)
     _save(figure, path)
+
+
+def plot_text(text: str, longest: int = LONGEST) -> str:
+    """A name or text of the user for any place of a plot: shown as it is, in one line.
+
+    ``$`` begins no formula, control characters are escapes, and a text longer than ``longest``
+    characters is cut in its middle.
+    """
+    shown = shortened(printable(text), longest).replace("$", r"\$")
+    # matplotlib leaves a label that begins with "_" out of the legend
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def _axis(metric: str) -> str:
@@ -211,10 +230,13 @@ def _size_norm(sizes: Sequence[int]) -> Normalize:
 def _figure(width: float, height: float, source: str) -> tuple[Figure, Axes]:
     plt.rcParams.update(cast(Any, STYLE))
     figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
-    figure.supxlabel(source, fontsize=6.5, color="#666666")
+    figure.supxlabel(plot_text(source), fontsize=6.5, color="#666666")
     return figure, axes
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path)
+    with warnings.catch_warnings():
+        # a character that no font has is drawn as a box; the page has the text itself
+        warnings.filterwarnings("ignore", message=r"(?s).*missing from.*font")
+        figure.savefig(path)
     plt.close(figure)

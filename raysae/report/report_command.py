@@ -1,25 +1,57 @@
 """``python -m raysae.report RUN [RUN ...]``: write the pages of runs again from their records."""
 
-import argparse
+import sys
 
-from raysae.console.command_line import DONE
+from raysae.console.command_line import DONE, PARTLY, REFUSED, Parser
+from raysae.console.output import say
+from raysae.errors import UserError, in_one_line
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command and return its exit code. Raises UserError for a run that is not finished."""
-    parser = argparse.ArgumentParser(
+    """Run the command and return its exit code: 1 if only some of the runs have a page now.
+
+    A run that cannot be shown is said on stderr, and the others are shown. Raises UserError when the
+    only run is not finished.
+    """
+    parser = Parser(
         prog="python -m raysae.report", description="Write the report of finished runs again."
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or its URI")
-    args = parser.parse_args(arguments)
+    runs = parser.parse_args(arguments).runs
+    reasons: list[Exception] = []
+    for name in runs:
+        try:
+            say(write_page(name))
+        except Exception as error:  # whatever is wrong with a run, the others are shown
+            if len(runs) == 1 and isinstance(error, UserError):
+                raise
+            reasons.append(error)
+            say(_sentence(name, error), sys.stderr)
+    if not reasons:
+        return DONE
+    refused = len(reasons) == len(runs) and all(isinstance(one, UserError) for one in reasons)
+    return REFUSED if refused else PARTLY
+
+
+def write_page(name: str) -> str:
+    """Write the page of the run in folder ``name``, or at this URI; returns the page's path.
+
+    Raises UserError when it is no run, or one that is not finished.
+    """
     from raysae.activations import open_store
-    from raysae.errors import UserError
     from raysae.records.folder import read_run
     from raysae.report.page import write_report
 
-    for name in args.runs:
-        run = read_run(name)
-        if not run.selection_file.exists():
-            raise UserError(f"{name}: the run has no selection.json yet; finish it first")
-        print(write_report(run, open_store(run.recipe.store_place)))
-    return DONE
+    run = read_run(name)
+    if not run.selection_file.exists():
+        raise UserError(f"{name}: the run has no selection.json yet; finish it first")
+    return str(write_report(run, open_store(run.recipe.store_place)))
+
+
+def _sentence(name: str, error: Exception) -> str:
+    if isinstance(error, UserError):
+        return f"error: {error}"
+    return (
+        f"error: {name}: its page could not be made ({in_one_line(error)}); mend the run's files, or "
+        "continue it with python -m raysae.sweep --resume"
+    )

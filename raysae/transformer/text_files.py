@@ -6,11 +6,13 @@ No value is guessed to be a number, a date or missing: ``007`` stays ``007``, an
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from itertools import chain
 from typing import IO, Any
 
 from raysae.errors import UserError
+from raysae.storage.remote import is_uri
 from raysae.storage.untrusted import regular_file
 
 FILE_KINDS = {
@@ -39,7 +41,8 @@ def suffixes(path: str) -> tuple[str, str]:
 
     ``"a/X.JSONL.gz"`` gives ``(".jsonl", ".gz")``.
     """
-    name = path.split("?")[0].replace("\\", "/").rsplit("/", 1)[-1].lower()
+    path = path.split("?")[0] if is_uri(path) else path  # only a URL has a query
+    name = path.replace("\\", "/").rsplit("/", 1)[-1].lower()
     stem, dot, last = name.rpartition(".")
     compression = f".{last}" if dot and f".{last}" in COMPRESSED else ""
     if compression:
@@ -69,15 +72,24 @@ def file_rows(path: str) -> Iterator[dict[str, Any]]:
 
 def _opened(path: str) -> IO[bytes]:
     """Open a file for reading bytes, unpacked where it is compressed."""
-    import fsspec
     import pyarrow as pa
+    from fsspec.compression import compr
 
     if "://" not in path:
         regular_file(path)  # opening a FIFO would wait for ever
     compression = COMPRESSED.get(suffixes(path)[1])
     if compression == "zstd":  # fsspec needs a package for it, pyarrow brings it
-        return pa.CompressedInputStream(pa.PythonFile(fsspec.open(path, "rb").open()), "zstd")
-    return fsspec.open(path, "rb", compression=compression).open()
+        return pa.CompressedInputStream(pa.PythonFile(_raw(path)), "zstd")
+    return compr[compression](_raw(path), mode="rb")
+
+
+def _raw(path: str) -> IO[bytes]:
+    """Open a file as it is. In the name of a local one no character has a meaning of its own."""
+    if os.path.isfile(path):
+        return open(path, "rb")
+    import fsspec
+
+    return fsspec.open(path, "rb").open()
 
 
 def _decoded(path: str, raw: IO[bytes]) -> io.TextIOWrapper:
@@ -225,11 +237,10 @@ def _object(path: str, place: str, row: Any) -> dict[str, Any]:
 
 
 def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:
-    import fsspec
     import pyarrow.parquet as pq
 
     if "://" not in path:
         regular_file(path)
-    with fsspec.open(path, "rb") as raw:
+    with _raw(path) as raw:
         for batch in pq.ParquetFile(raw).iter_batches(BATCH_ROWS):
             yield from batch.to_pylist()

@@ -12,6 +12,7 @@ from raysae.errors import UserError
 from raysae.pocket.problems import stream
 from raysae.storage.untrusted import usable_path
 from raysae.transformer.chat import messages_of
+from raysae.transformer.plain_folder import plain_folder
 from raysae.transformer.text_files import COMPRESSED, FILE_KINDS, file_rows, is_text_file
 
 POCKET = "pocket"
@@ -158,12 +159,18 @@ def _hub_rows(spec: TextSpec) -> Iterable[dict[str, Any]]:
     """The rows of a hub data set, or of a folder that ``load_dataset`` understands."""
     from datasets import load_dataset, load_dataset_builder
 
-    name = str(Path(spec.dataset).expanduser()) if spec.dataset.startswith("~") else spec.dataset
+    folder = str(Path(spec.dataset).expanduser()) if spec.dataset.startswith("~") else spec.dataset
+    name = (
+        plain_folder(folder) if Path(folder).is_dir() else folder
+    )  # datasets takes [ for a pattern
     try:
         builder = load_dataset_builder(name, spec.dataset_config, revision=spec.dataset_revision)
         files = _files_of(builder, spec)
         if files is not None:
-            return (row for file in files for row in file_rows(file))
+            there = (
+                f"{folder}{file.removeprefix(name)}" if name != folder else file for file in files
+            )
+            return (row for file in there for row in file_rows(file))
         return load_dataset(
             name, spec.dataset_config, split=spec.dataset_split,
             revision=spec.dataset_revision, streaming=True,

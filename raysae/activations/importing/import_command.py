@@ -156,5 +156,4 @@ def _count(number: int, thing: str) -> str:
 
 
 def _say(text: str) -> None:
-    """Print text unchanged: brackets in a path are no markup."""
-    console.print(text, markup=False)
+    console.print(text)

@@ -1,0 +1,36 @@
+"""The events that end a run, or that tell a finished run again."""
+
+from raysae.pipeline.result import SweepResult
+from raysae.records.events import Committed, Events, Failed, RunEnded, Stopped
+from raysae.sae.checkpoint import METRICS_FILE
+from raysae.sites import Site
+from raysae.storage.files import read_json
+
+
+def emit_outcome(result: SweepResult, events: Events) -> None:
+    """Emit the event that ends a run, with the choice and the run's files."""
+    run, choice = result.run, result.selection["choice"]
+    chosen = [row for row in result.trials if row.trial == choice["trial"]]
+    tags = {"raysae.choice": str(choice["trial"]), "raysae.reason": choice["reason"]}
+    files = [run.path / "config.yaml", run.path / "environment.json", run.trials_file]
+    files += [run.selection_file, run.report_page.parent, run.sweet_spot, run.atlas_metrics_file]
+    events.emit(
+        RunEnded(chosen[0] if chosen else {}, tags, [file for file in files if file.exists()])
+    )
+
+
+def emit_again(result: SweepResult, events: Events) -> None:
+    """Emit the events of a finished run again, from its files, for records that MLflow did not get."""
+    run = result.run
+    for row in result.trials:
+        record = run.record(run.trial(row.trial))
+        item = run.trial_item(row.trial, {} if record is None else record["parameters"])
+        if record is None:
+            ended = Stopped if row.state == "stopped" else Failed
+            events.emit(ended(item, row.reason))
+        else:
+            events.emit(Committed(item, record, run.trial(row.trial)))
+    for folder in run.committed_sites():
+        site = Site.of_folder(folder.relative_to(run.path / "atlas").as_posix())
+        events.emit(Committed(run.site_item(site), read_json(folder / METRICS_FILE), folder))
+    emit_outcome(result, events)

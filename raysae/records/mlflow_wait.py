@@ -1,0 +1,111 @@
+"""How long a run waits at its end for MLflow: while records are written, and a few seconds more.
+
+The thread that writes may hang in a call: a database that another process holds locked, a server that
+takes a connection and never answers, a file system that hangs. So the wait is bounded from outside, by
+when the last call that writes has ended.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+LAST_CALL_SECONDS = 5.0
+"""Seconds for a call that has begun before the run ended, at least."""
+STUCK_SECONDS = 30.0
+"""Seconds for work that may take long without any news: to import MLflow, to send a file."""
+LONGEST_WAIT_SECONDS = 300.0
+"""Seconds after the end of the run for which records are waited for, even while some are written."""
+WRITES = (
+    "create_experiment", "create_run", "log_artifact", "log_artifacts", "log_batch", "log_inputs",
+    "set_tag", "set_terminated",
+)  # fmt: skip
+"""The calls that write. A database that is locked for writing only still answers the others."""
+SENDS = ("log_artifact", "log_artifacts")
+"""The calls that send files; their first argument is a run's id."""
+
+
+class Closed(Exception):
+    """The run has ended, and nobody waits for its records any more."""
+
+
+class Wait:
+    """Knows when a record was last written, and whether the end of the run still waits."""
+
+    def __init__(self) -> None:
+        self._moved = time.monotonic()
+        self._ended: float | None = None
+        self._slow = False
+        self._closed = threading.Event()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody waits any more."""
+        return self._closed.is_set()
+
+    def moved(self) -> None:
+        """Note that something was written."""
+        self._moved = time.monotonic()
+
+    @contextmanager
+    def slow(self) -> Iterator[None]:
+        """Inside the block there may be no news for some time."""
+        self._slow = True
+        try:
+            yield
+        finally:
+            self._slow = False
+            self.moved()
+
+    def end(self) -> None:
+        """Note that the run has ended."""
+        self._ended = time.monotonic()
+
+    def for_thread(self, thread: threading.Thread, seconds: float, stuck: float) -> bool:
+        """Wait until the thread ends; at most ``seconds`` without news, ``stuck`` where work is slow.
+
+        Returns whether the thread has ended. From then on, no further call is made.
+        """
+        while thread.is_alive():
+            limit = stuck if self._slow else max(seconds, LAST_CALL_SECONDS)
+            if self._idle() >= limit or self._since_end() >= max(seconds, LONGEST_WAIT_SECONDS):
+                self._closed.set()
+                return False
+            thread.join(0.2)
+        return True
+
+    def is_over(self, seconds: float) -> bool:
+        """Whether the run has ended, and nothing was written in the last ``seconds``."""
+        return self._ended is not None and self._idle() > seconds
+
+    def _idle(self) -> float:
+        """Seconds since something was last written, of those after the end of the run."""
+        return time.monotonic() - max(self._moved, self._ended or 0.0)
+
+    def _since_end(self) -> float:
+        return 0.0 if self._ended is None else time.monotonic() - self._ended
+
+
+class Calls:
+    """An MLflow client whose calls are noted; once nobody waits, they raise Closed."""
+
+    def __init__(self, client: Any, wait: Wait):
+        self._client, self._wait = client, wait
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        call = getattr(self._client, name)
+
+        def noted(*args: Any, **options: Any) -> Any:
+            if name in SENDS:
+                self.get_run(args[0])  # a store that does not answer is found out at once
+                with self._wait.slow():
+                    return call(*args, **options)
+            if self._wait.closed:
+                raise Closed
+            answer = call(*args, **options)
+            if name in WRITES:
+                self._wait.moved()
+            return answer
+
+        return noted

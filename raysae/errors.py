@@ -6,3 +6,10 @@ class UserError(ValueError):
 
     The commands print it and leave with exit code 2.
     """
+
+
+class UnfinishedError(UserError):
+    """Work that began and could not be finished: says why, what stays, and what continues it.
+
+    The commands print it and leave with exit code 1.
+    """

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysae.activations.gone import told_if_gone
 from raysae.activations.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -187,7 +188,7 @@ class Store:
             return
         memory = memoryview(rows_ND.view(torch.uint8).numpy().data).cast("B")
         at = segment.offset + first * self.row_bytes
-        with path.open("rb", buffering=0) as file:
+        with told_if_gone(self.path, path), path.open("rb", buffering=0) as file:
             while memory:
                 read = os.preadv(file.fileno(), [memory], at)
                 if not read:
@@ -200,7 +201,7 @@ class Store:
         Raises UserError when the file is not a readable shard of this store.
         """
         path = self.path / shard.file
-        with path.open("rb", buffering=0) as handle:
+        with told_if_gone(self.path, path), path.open("rb", buffering=0) as handle:
             file = self._open(path)
             runs = activation_runs(handle.fileno(), file.metadata)
         groups = _groups_of(file.metadata, shard, split)
@@ -230,7 +231,8 @@ class Store:
         Its checksum is checked the first time. Raises UserError when the file was altered.
         """
         self.check(part)
-        return pq.read_table(self.path / part.file, partitioning=None)
+        with told_if_gone(self.path, self.path / part.file):
+            return pq.read_table(self.path / part.file, partitioning=None)
 
     def check(self, *files: ShardEntry | SequencesEntry) -> None:
         """Compare files with their checksums, several at a time; each file is compared only once.
@@ -252,7 +254,8 @@ class Store:
         return self
 
     def _checksum(self, file: ShardEntry | SequencesEntry) -> str:
-        return sha256_of(self.path / file.file)
+        with told_if_gone(self.path, self.path / file.file):
+            return sha256_of(self.path / file.file)
 
     def _split(self, site: Site, split: str) -> "Tensor":
         import torch
@@ -270,7 +273,8 @@ class Store:
 
     def _open(self, path: Path) -> pq.ParquetFile:
         try:
-            file = pq.ParquetFile(path)
+            with told_if_gone(self.path, path):
+                file = pq.ParquetFile(path)
         except pa.ArrowInvalid as error:
             raise UserError(f"{path}: not a readable Parquet file ({error})") from None
         self._check_schema(path, file.schema_arrow)

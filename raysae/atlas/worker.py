@@ -9,13 +9,15 @@ from typing import Any
 
 from raysae.activations import Site, open_store
 from raysae.activations.streaming import rows_within
+from raysae.cluster.pool_worker import reason_of
 from raysae.cluster.worker import prepare_worker
 from raysae.errors import UserError
 from raysae.records.commit import commit, provenance
 from raysae.records.products import trained
 from raysae.records.run_files import RunFiles
 from raysae.sae import SAEConfig
-from raysae.storage.files import remove_folder
+from raysae.storage.leftovers import remove_leftovers_of
+from raysae.storage.trouble import in_words
 from raysae.training import TrainingConfig
 from raysae.training.ensemble import Ensemble, Member
 
@@ -93,6 +95,7 @@ class AtlasWorker:
             after_batch=lambda tokens: alive(),
         )  # fmt: skip
         for _ in ensemble.rounds():
+            self.files.check_there()
             yield {site: _report(member) for site, member in members.items() if member.history}
             for site, member in members.items():
                 if site not in records and not member.active:
@@ -109,7 +112,7 @@ class AtlasWorker:
 
     def _member(self, site: Site, together: int) -> Member:
         folder = self.files.atlas_site(site)
-        _remove_partial(folder)
+        remove_leftovers_of(folder)  # of a killed worker
         rows = rows_within(self.store, site, self.work.memory / together)
         return Member(
             self.settings.sae, self.settings.training, rows.train, rows.validation,
@@ -141,24 +144,18 @@ class AtlasWorker:
 
 def failure_reason(files: RunFiles, folder: Path, error: Exception) -> str:
     """Why the SAE for ``folder`` was not committed; the traceback is written beside the folder."""
-    text = str(error).strip()
     if isinstance(error, UserError):
-        return text
-    reason = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+        return str(error).strip()
+    reason = reason_of(error)
     file = folder.with_suffix(".failure.txt")
     hint = "" if "; " in reason else f"; its traceback is in {file.relative_to(files.path)}"
     try:
         files.write_text(file, "".join(traceback.format_exception(error)))
     except (OSError, UserError) as full:  # the disk may be full
-        return f"{reason}{hint} (the traceback could not be written: {full})"
+        told = in_words(full) if isinstance(full, OSError) else full
+        return f"{reason} (the traceback could not be written: {told})"
     return reason + hint
 
 
 def _report(member: Member) -> Record:
     return {**member.history[-1], "steps": member.trainer.steps if member.begun else 0}
-
-
-def _remove_partial(folder: Path) -> None:
-    """Remove partial files of the site in ``folder`` that a killed worker left."""
-    for path in folder.parent.glob(f".{folder.name}.*.tmp"):
-        remove_folder(path)

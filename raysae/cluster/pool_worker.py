@@ -11,6 +11,7 @@ import ray
 
 from raysae.cluster.alarm import HangAlarm
 from raysae.errors import UserError
+from raysae.storage.trouble import in_words
 
 Value = TypeVar("Value")
 
@@ -77,9 +78,15 @@ def failure_of(error: Exception) -> Outcome[Any]:
     """The outcome of an item, or of a constructor, that raised ``error``."""
     if isinstance(error, UserError):
         return Outcome(failed=str(error), refused=True)
+    return Outcome(failed=reason_of(error), trace="".join(traceback.format_exception(error)))
+
+
+def reason_of(error: Exception) -> str:
+    """The error in one line."""
+    if isinstance(error, OSError):
+        return in_words(error)
     text = str(error).strip()
-    reason = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
-    return Outcome(failed=reason, trace="".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
 class PoolWorker:

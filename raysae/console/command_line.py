@@ -11,24 +11,35 @@ DONE, PARTLY, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
 def run_command(command: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
-    """Run a command; a user's mistake becomes one message and exit code 2, never a traceback."""
+    """Run a command; returns its exit code.
+
+    A user's mistake becomes one message and exit code 2, and 1 where work had begun; never a traceback.
+    """
     from raysae.console.quiet import quiet_environment
     from raysae.errors import UserError
 
     quiet_environment()
     try:
         return command(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
-    except OSError as error:  # a full disk, a folder that may not be written
-        if error.strerror is None:
-            raise
-        print(f"error: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
-        return REFUSED
+    except (UserError, OSError) as error:
+        return refused(error)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return INTERRUPTED
+
+
+def refused(error: Exception) -> int:
+    """Print why a command ended; returns its exit code. Raises what is no fault of a user."""
+    from raysae.errors import UnfinishedError
+    from raysae.storage.trouble import in_words, number_of
+
+    if isinstance(error, OSError):
+        if number_of(error) is None:
+            raise error
+        print(f"error: {in_words(error)}", file=sys.stderr)
+        return REFUSED
+    print(f"error: {error}", file=sys.stderr)
+    return PARTLY if isinstance(error, UnfinishedError) else REFUSED
 
 
 def leave(code: int) -> NoReturn:

@@ -2,13 +2,14 @@
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from raysae.cluster.session import ray_session
 from raysae.config import Recipe, ResourcesConfig, load_recipe, parse_recipe
 from raysae.errors import UserError
+from raysae.pipeline.begun import Begun, told_if_begun
 from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.preflight import preflight
 from raysae.pipeline.result import SweepResult
@@ -24,8 +25,10 @@ from raysae.pipeline.stages import (
     is_finished,
     run_stage,
     run_stages,
+    set_damaged_aside,
 )
 from raysae.records.console_listener import ConsoleListener
+from raysae.records.damage import rebuilt_by
 from raysae.records.events import Events
 from raysae.records.folder import RunFolder, open_run
 from raysae.records.mlflow_listener import make_recorder
@@ -47,7 +50,12 @@ def run_sweep(
 
 def run_plan(plan: RunPlan, *, force: bool = False) -> SweepResult:
     """Run the main job by a plan of ``preflight``; see ``run_sweep``."""
-    with open_run(plan.recipe, force, plan.data) as run, _attempt(plan, run) as attempt:
+    with (
+        told_if_begun(plan.recipe) as begun,
+        open_run(plan.recipe, force, plan.data) as run,
+        _attempt(plan, run, begun) as attempt,
+    ):
+        set_damaged_aside(run)
         if not is_finished(attempt):
             if attempt.plan.store is None or SWEEP.is_missing(attempt):
                 _ = attempt.placement  # Ray will be needed: start it first
@@ -69,9 +77,13 @@ def select_again(recipe: Recipe) -> SweepResult:
     if not files.trials_file.is_file():
         raise UserError(f"{files.path}: has no trials.parquet yet; finish the sweep first")
     plan = preflight(recipe)
-    with open_run(recipe, data=plan.data) as run, _attempt(plan, run) as attempt:
+    with (
+        told_if_begun(recipe) as begun,
+        open_run(recipe, data=plan.data) as run,
+        _attempt(plan, run, begun) as attempt,
+    ):
         ensure_store(attempt)
-        SWEEP.read(attempt)
+        _read_trials(attempt)
         run_stage(SELECT, attempt)
         if ATLAS.is_missing(attempt):
             ATLAS.prepare(attempt)
@@ -80,6 +92,15 @@ def select_again(recipe: Recipe) -> SweepResult:
             ATLAS.read(attempt)
         run_stage(REPORT, attempt)
         return attempt.result
+
+
+def _read_trials(attempt: Attempt) -> None:
+    """Read the trials to choose among. Raises UserError, which says what to do, when they are damaged."""
+    try:
+        attempt.run.check_unaltered(SWEEP.name)
+        SWEEP.read(attempt)
+    except UserError as error:
+        raise UserError(f"{error}; {rebuilt_by(attempt.recipe.run_place)}") from None
 
 
 def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None) -> Recipe:
@@ -101,7 +122,7 @@ def trial_session(resources: ResourcesConfig) -> AbstractContextManager[Callable
 
 
 @contextmanager
-def _attempt(plan: RunPlan, run: RunFolder) -> Iterator[Attempt]:
+def _attempt(plan: RunPlan, run: RunFolder, begun: Begun) -> Iterator[Attempt]:
     """An attempt at a run. Ray starts on demand; at the end all records are written."""
     recorder = make_recorder(run)
     result = SweepResult(run)
@@ -116,12 +137,19 @@ def _attempt(plan: RunPlan, run: RunFolder) -> Iterator[Attempt]:
             for stop in stops:
                 stop()
 
+        def close() -> None:
+            result.records_lost = recorder.close()
+            result.records_reason = recorder.reason
+            run.records_lost = result.records_lost
+
         try:
             events = Events(ConsoleListener(), recorder)
-            yield Attempt(plan, result, events, start_ray, stop_ray)
-        finally:
-            result.records_lost = run.records_lost = recorder.close()
-            result.records_reason = recorder.reason
+            yield Attempt(plan, result, events, start_ray, stop_ray, begun)
+        except BaseException:
+            with suppress(OSError, UserError):  # the error of the block is told
+                close()
+            raise
+        close()
 
 
 def _import_stages() -> None:

@@ -10,11 +10,14 @@ from raysae.config import Recipe
 from raysae.console.board import console
 from raysae.errors import UserError
 from raysae.metrics import MODELS, registered, shown
+from raysae.pipeline.begun import Begun, told_if_begun
+from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.preflight import preflight
 from raysae.pipeline.result import SweepResult
 from raysae.pipeline.run import run_plan, trial_session
 from raysae.records.run_files import RunFiles
 from raysae.report.comparison import write_comparison
+from raysae.storage.trouble import in_words, number_of
 
 TABLE_FILE = "models.parquet"
 FIGURES = ("explained_variance", "l0", "dead_fraction")
@@ -62,22 +65,39 @@ def run_models(recipe: Recipe, *, force: bool = False) -> ModelsResult:
             raise UserError(f"models.{name}: {error}") from None
     files = RunFiles.of(recipe)
     files.write_text(files.path / "config.yaml", recipe.anchored().to_yaml())
-    result = ModelsResult(files.path)
+    with told_if_begun(recipe) as begun:
+        result = _run_each(recipe, plans, ModelsResult(files.path), force, begun)
+        _compare(recipe, files, result)
+    return result
+
+
+def _run_each(
+    recipe: Recipe, plans: dict[str, RunPlan], result: ModelsResult, force: bool, begun: Begun
+) -> ModelsResult:
+    """Run the models one after the other; one that fails does not affect the others."""
     with trial_session(recipe.resources):
         for name, plan in plans.items():
             console.rule(name, style="dim")
+            begun.mark()
             try:
                 result.results[name] = run_plan(plan, force=force)
-            except UserError as error:
-                result.refused[name] = str(error)
-                console.print(f"{name}: {error}", style="red")
+            except (UserError, OSError) as error:
+                if isinstance(error, OSError) and number_of(error) is None:
+                    raise
+                told = in_words(error) if isinstance(error, OSError) else str(error)
+                result.refused[name] = told
+                console.print(f"{name}: {told}", style="red")
+    return result
+
+
+def _compare(recipe: Recipe, files: RunFiles, result: ModelsResult) -> None:
+    """Write the table and the page of all models that have a result."""
     result.rows = [_row(name, one) for name, one in result.results.items()]
     if result.rows:
         files.write_table(files.path / TABLE_FILE, result.rows)
         runs = {name: one.run for name, one in result.results.items()}
         write_comparison(result.page, recipe.name, result.rows, runs, result.refused)
     files.send()
-    return result
 
 
 def print_comparison(result: ModelsResult) -> None:

@@ -12,7 +12,7 @@ from raysae.errors import UserError
 if TYPE_CHECKING:
     from raysae.config import Recipe
 
-STARTED = time.time()
+STARTED = time.monotonic()
 
 
 def main(arguments: list[str]) -> int:
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
         "failures": result.failures,
     }
     emit("outcome", **outcome)
-    print_summary(result, time.time() - STARTED, short=args.log == "quiet")
+    print_summary(result, time.monotonic() - STARTED, short=args.log == "quiet")
     return PARTLY if result.failures else DONE
 
 

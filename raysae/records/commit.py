@@ -45,6 +45,7 @@ def commit(
     all members, and ``beside`` holds the other members by name, each with its provenance; they are
     written to ``FOLDER.members``. Raises OSError when a file cannot be written.
     """
+    files.check_there()
     seconds = time.time() - started
     trainer.release()
     own = trainer.final_metrics()

@@ -12,12 +12,13 @@ from raysae.activations import Store
 from raysae.console.board import seconds
 from raysae.console.shell import look_at_records
 from raysae.metrics import HEATMAP, PAGE, Metric, labels, shown
+from raysae.records.damage import read_record, read_selection
+from raysae.records.environment import read_environment
 from raysae.records.folder import RunFolder
 from raysae.records.mlflow_listener import tracking_uri
 from raysae.records.rows import SPARSITY_LABELS, Row, SiteRow, TrialRow
+from raysae.records.status import ENVIRONMENT_FILE
 from raysae.records.tables import read_sites, read_trials
-from raysae.sae.checkpoint import METRICS_FILE
-from raysae.storage.files import read_json
 
 SomeRow = TypeVar("SomeRow", bound=Row)
 SUMMARISED = ("explained_variance", "l0", "dead_fraction")
@@ -27,7 +28,7 @@ SUMMARISED = ("explained_variance", "l0", "dead_fraction")
 def write_report(run: RunFolder, store: Store) -> Path:
     """Write the page and its PNGs, in place of an earlier page; returns the page's path."""
     trials, atlas = read_trials(run.trials_file), read_sites(run.atlas_metrics_file)
-    selection = read_json(run.selection_file)
+    selection = read_selection(run.selection_file)
     with run.replacing_folder(run.report_page.parent) as folder:
         plots = _plots(run, store, trials, atlas, selection, folder)
         page = template("page.html").render(
@@ -36,7 +37,7 @@ def write_report(run: RunFolder, store: Store) -> Path:
             recipe=run.recipe,
             store=store,
             manifest=store.manifest,
-            environment=read_json(run.path / "environment.json"),
+            environment=read_environment(run.path / ENVIRONMENT_FILE),
             site=", ".join(map(str, run.recipe.sites_of(store.layers, store.positions))),
             trials=trials,
             finished=[row for row in trials if row.done],
@@ -89,7 +90,7 @@ def _plots(
         chosen = selection["choice"]["trial"]
         plots.ev_against_l0(finished, chosen, source, folder / "ev_against_l0.png")
         histories = {
-            f"{row.trial}: {row.config}": read_json(run.trial(row.trial) / METRICS_FILE)["history"]
+            f"{row.trial}: {row.config}": read_record(run.trial(row.trial))["history"]
             for row in finished
         }
         sizes = [row.d_sae for row in finished]

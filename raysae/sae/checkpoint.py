@@ -1,6 +1,8 @@
 """An SAE on disk: a folder with ``cfg.json`` and ``sae.safetensors``. Never a pickle."""
 
 import errno
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +22,8 @@ from raysae.storage.files import read_json, refuse_other_content, replacing_fold
 SCHEMA_VERSION = 2
 """Version 1 had TopK only; files of that version are readable, too."""
 CONFIG_FILE, WEIGHTS_FILE, METRICS_FILE = "cfg.json", "sae.safetensors", "metrics.json"
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How safetensors writes the number of a system's error."""
 BESIDE_CONFIG = ("format", "schema_version", "d_in", "metadata")
 """What ``cfg.json`` holds besides the SAE's config."""
 
@@ -69,7 +73,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file(ready, path, metadata={"format": "pt"})
     except SafetensorError as error:  # safetensors reports a full disk so, not as OSError
-        raise OSError(errno.EIO, str(error), str(path)) from None
+        found = OS_ERROR.search(str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(error), str(path)) from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -7,13 +7,21 @@ import math
 import os
 import shutil
 import socket
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from raysae.errors import UserError
+from raysae.storage.leftovers import (
+    exchange,
+    flush,
+    old_path,
+    remove_leftovers,
+    remove_leftovers_of,
+    temporary_path,
+)
+from raysae.storage.trouble import in_words
 
 
 @contextmanager
@@ -23,34 +31,57 @@ def replacing(path: Path) -> Iterator[Path]:
     Missing parent folders are created. When the block fails, ``path`` stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_path(path)
+    temporary = temporary_path(path)
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a full or lost disk must not hide what the block raised
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """A temporary folder, which replaces ``path`` when the block succeeds.
 
-    When the block fails, ``path`` stays as it was.
+    The old or the new folder is there at any moment, also when the process is killed. When the block
+    fails, ``path`` stays as it was. Leftovers of killed processes for the same ``path`` are removed.
+    Raises UserError when ``path`` is a link.
     """
-    temporary = _temporary_path(path)
+    if path.is_symlink():
+        raise UserError(
+            f"{path}: is a link, which is not replaced; remove the link, or give a folder"
+        )
+    remove_leftovers_of(path)
+    temporary = temporary_path(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
-        _flush(path.parent)
+        _flush_below(temporary)
+        _put_in_place(temporary, path)
+        flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename ``temporary`` to ``path``. A folder that is at ``path`` is then at ``temporary`` or gone."""
+    if not path.exists():
+        os.replace(temporary, path)
+    elif not exchange(temporary, path):
+        old = old_path(path)  # found again by ``remove_leftovers`` after a kill at the next line
+        os.replace(path, old)
+        os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush_below(folder: Path) -> None:
+    for place, _, files in os.walk(folder):
+        for name in files:
+            flush(Path(place, name))
+        flush(Path(place))
 
 
 def refuse_other_content(folder: Path, marker: str, what: str) -> None:
@@ -79,9 +110,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The file's content. Raises UserError when it is not valid JSON."""
+    """The file's content. Raises UserError when it is not valid JSON, in which numbers are finite."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: not valid JSON ({error}); the file was damaged or altered"
@@ -95,7 +126,7 @@ def locked(file: Path, what: str, otherwise: str) -> Iterator[None]:
     When another process holds it, raises UserError that names the process, ``what`` it works on, and
     what to do ``otherwise``.
     """
-    with file.open("a+") as lock:
+    with _lock_file(file) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -104,28 +135,53 @@ def locked(file: Path, what: str, otherwise: str) -> Iterator[None]:
                 f"{file.parent}: {lock.read().strip() or 'another process'} is working on {what}; "
                 f"wait for it, stop it, or {otherwise}"
             ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+        if lock.writable():
+            with suppress(OSError):  # a full disk: the lock holds without the words in it
+                os.ftruncate(lock.fileno(), 0)
+                words = f"process {os.getpid()} on {socket.gethostname()}"
+                os.write(lock.fileno(), words.encode())
         yield
+
+
+def _lock_file(file: Path) -> IO[str]:
+    """The opened file; for reading only when another user made it, which suffices for a lock.
+
+    Raises UserError when this user may not even read it.
+    """
+    try:
+        return file.open("a+", encoding="utf-8", errors="replace")
+    except PermissionError as error:
+        try:
+            return file.open(encoding="utf-8", errors="replace")
+        except OSError:
+            raise UserError(
+                f"{in_words(error)}; the lock of a folder that you share must be yours to read"
+            ) from None
 
 
 def remove_folder(path: Path) -> None:
     """Remove a folder and everything in it, if it exists."""
-    if path.exists():
+    with suppress(FileNotFoundError):  # another process may remove it at the same time
         shutil.rmtree(path)
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove the partial files of killed processes below ``folder``."""
-    for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    """Remove the partial files and folders of killed processes below ``folder``.
+
+    Those of live processes of this machine stay. A folder that a killed process was replacing is put
+    back.
+    """
+    remove_leftovers(folder)
 
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 hash of a file, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _finite(value: Any) -> Any:
@@ -136,15 +192,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-def _temporary_path(path: Path) -> Path:
-    return path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,6 +20,7 @@ from torch import Tensor
 from raysae.errors import UserError
 from raysae.sae.checkpoint import load_tensors, read_tensors, write_tensors
 from raysae.storage.files import read_json, refuse_other_content, replacing_folder, write_json
+from raysae.storage.leftovers import remove_leftovers_of
 from raysae.training.config import TrainingConfig
 from raysae.training.rows import StreamPosition
 from raysae.training.statistics import uncentred_scale
@@ -65,6 +66,8 @@ def save_training(trainer: Trainer, folder: str | Path, history: Sequence[Any] =
 
 def has_training(folder: str | Path) -> bool:
     """Whether ``folder`` holds the checkpoint of a training."""
+    if not Path(folder).exists():
+        remove_leftovers_of(Path(folder))  # puts back one that a killed process was replacing
     return (Path(folder) / STATE_FILE).is_file()
 
 

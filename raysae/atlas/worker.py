@@ -87,7 +87,7 @@ class AtlasWorker:
 
         Yields the sites' reports at each evaluation; ``alive`` is called after every batch.
         """
-        started, records = time.time(), self._committed(sites)
+        started, records = (time.time(), time.monotonic()), self._committed(sites)
         members = {site: self._member(site, len(sites)) for site in sites if site not in records}
         ensemble = Ensemble(
             list(members.values()), self.device, pack=self.work.pack,
@@ -124,7 +124,7 @@ class AtlasWorker:
             assert member.checkpoint is not None
             self.files.send_checkpoint(member.checkpoint)
 
-    def _ended(self, site: Site, member: Member, started: float) -> Record:
+    def _ended(self, site: Site, member: Member, started: tuple[float, float]) -> Record:
         """Commit a site whose training has ended; its record, or why there is none."""
         folder = self.files.atlas_site(site)
         try:
@@ -132,7 +132,8 @@ class AtlasWorker:
                 raise member.failure
             record = commit(
                 self.files, member.trainer, folder, self.settings.of(site),
-                provenance(self.store, site), member.history, started,
+                provenance(self.store, site), member.history, started[0],
+                seconds=time.monotonic() - started[1],
             )  # fmt: skip
         except Exception as error:  # one failed site must not end the others
             return {"failed": failure_reason(self.files, folder, error)}

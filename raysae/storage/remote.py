@@ -21,18 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from raysae.errors import UserError
-from raysae.storage.files import replacing, replacing_folder, write_text
+from raysae.storage.files import read_json, remove_temporary, replacing_folder, write_text
+from raysae.storage.remote_folder import ARCHIVE, RemoteFolder
 
 HOME_FILE = ".raysae-home"
 """The file in a local copy that records its URI."""
 CACHE_VARIABLE = "RAYSAE_CACHE"
 """The environment variable that names the folder of the local copies."""
-CHECKPOINT, ARCHIVE = ".training", ".tar"
-"""Suffixes of a folder that is uploaded as one archive, and of that archive."""
+CHECKPOINT = ".training"
+"""Suffix of a folder that is uploaded as one archive."""
 CLAIM_FILE, CLAIM_SECONDS = ".driver", 120
 """The file by which a machine claims a run at a URI, and how long it counts without renewal."""
-_uploaded: dict[Path, tuple[int, int]] = {}
-"""Modification time (nanoseconds) and size (bytes) of the files that this process has uploaded."""
 
 
 def is_uri(name: str | None) -> bool:
@@ -139,6 +138,7 @@ def fetched(uri: str) -> Path:
     folder = bind(uri)
     with (folder / ".fetching").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        remove_temporary(folder)
         pull(folder)
     return folder
 
@@ -192,12 +192,16 @@ def claimed(folder: Path) -> Iterator[None]:
     claim = folder / CLAIM_FILE
     write_text(claim, f"process {os.getpid()} on {socket.gethostname()}")
     age = remote.age(claim)
-    other = remote.text(claim) if age is not None and age < CLAIM_SECONDS else claim.read_text()
+    held = age is not None and age < CLAIM_SECONDS
+    if age is not None and age < 0:  # the clock there was set back: see whether it is renewed
+        held = remote.changes(claim, CLAIM_SECONDS / 2)
+    other = remote.text(claim) if held else claim.read_text()
     if other.split(" on ")[-1] != socket.gethostname():  # processes of one machine have a lock
         raise UserError(
             f"{remote.uri}: {other} is working on this run; wait for it, stop it, or take another "
             f"name=NAME (the claim of a killed process ends after {CLAIM_SECONDS} s)"
         )
+    remote.remove_leftovers()
     remote.upload(claim)
     ended = threading.Event()
 
@@ -221,126 +225,15 @@ def _archive(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}{ARCHIVE}")
 
 
-class _Remote:
-    """The folder at a URI, with its local copy."""
-
-    def __init__(self, local: Path, uri: str):
-        self.local, self.uri = local, uri.partition("?")[0]
-        self.filesystem, self.root = _filesystem(uri)
-
-    def place(self, path: Path) -> str:
-        """The remote path of a local one."""
-        return posixpath.join(self.root, *path.relative_to(self.local).parts)
-
-    def upload(self, file: Path, place: str = "") -> None:
-        place = place or self.place(file)
-        try:
-            self.filesystem.create_dir(posixpath.dirname(place), recursive=True)
-            with self.filesystem.open_output_stream(place) as out, file.open("rb") as content:
-                while block := content.read(1 << 22):
-                    out.write(block)
-        except OSError as error:
-            raise UserError(
-                f"{self.uri}: {posixpath.basename(place)} could not be written there ({error}); the "
-                f"results stay in {self.local}, and the same command uploads them later"
-            ) from None
-
-    def upload_new(self, file: Path) -> None:
-        """Upload a file unless this version of it is there."""
-        stamp = file.stat().st_mtime_ns, file.stat().st_size
-        if _uploaded.get(file) == stamp:
-            return
-        there = self.filesystem.get_file_info(self.place(file))
-        if there.size != stamp[1] or _seconds(there) < stamp[0] / 1e9:
-            self.upload(file)
-        _uploaded[file] = stamp
-
-    def download(self, path: Path, last: str = "") -> bool:
-        """Download ``path`` as ``pull`` does; return whether the URI has any such file."""
-        from pyarrow import fs
-
-        place, found = self.place(path), False
-        info = self.filesystem.get_file_info(place)
-        if info.type == fs.FileType.NotFound:
-            return False
-        if info.type == fs.FileType.File:
-            self._copy(info, path)
-            return True
-        below = fs.FileSelector(place, recursive=True)
-        there = self.filesystem.get_file_info(below)
-        for info in sorted(there, key=lambda one: one.base_name == last):
-            relative = Path(posixpath.relpath(info.path, place))
-            hidden = any(part.startswith(".") and part != ".." for part in relative.parts)
-            if info.type == fs.FileType.File and relative.suffix != ARCHIVE and not hidden:
-                if relative.is_absolute() or ".." in relative.parts:
-                    raise UserError(f"{info.path}: is outside of {place}; nothing outside is read")
-                self._copy(info, path / relative)
-                found = True
-        return found
-
-    def _copy(self, info: Any, file: Path) -> None:
-        """Download a file unless the local one has the same size and is not older."""
-        if file.is_file():
-            here = file.stat()
-            if here.st_size == info.size and here.st_mtime >= _seconds(info):
-                return
-        with (
-            replacing(file) as temporary,
-            self.filesystem.open_input_stream(info.path) as content,
-            temporary.open("wb") as out,
-        ):
-            while block := content.read(1 << 22):
-                out.write(block)
-        _uploaded[file] = file.stat().st_mtime_ns, file.stat().st_size
-
-    def text(self, path: Path) -> str:
-        """The text of a remote file."""
-        with self.filesystem.open_input_stream(self.place(path)) as content:
-            return content.read().decode()
-
-    def age(self, path: Path) -> float | None:
-        """Seconds since a remote file was written, by the remote clock; None when it is missing."""
-        there = self.filesystem.get_file_info(self.place(path))
-        if there.mtime is None:
-            return None
-        probe = path.with_name(f"{path.name}-probe")
-        self.upload(path, self.place(probe))
-        now = _seconds(self.filesystem.get_file_info(self.place(probe)))
-        self.remove(probe)
-        return now - _seconds(there)
-
-    def remove(self, path: Path) -> None:
-        from pyarrow import fs
-
-        place = self.place(path)
-        if self.filesystem.get_file_info(place).type == fs.FileType.File:
-            self.filesystem.delete_file(place)
-
-    def remove_all(self, path: Path) -> None:
-        """Remove a remote file, or a remote folder with everything in it."""
-        from pyarrow import fs
-
-        place = self.place(path)
-        kind = self.filesystem.get_file_info(place).type
-        if kind == fs.FileType.Directory:
-            self.filesystem.delete_dir(place)
-        elif kind == fs.FileType.File:
-            self.filesystem.delete_file(place)
+_remotes: dict[tuple[Path, str], RemoteFolder] = {}
 
 
-def _seconds(info: Any) -> float:
-    return 0.0 if info.mtime is None else info.mtime.timestamp()
-
-
-_remotes: dict[tuple[Path, str], _Remote] = {}
-
-
-def _remote_of(path: Path) -> _Remote | None:
+def _remote_of(path: Path) -> RemoteFolder | None:
     found = _copy_of(path)
     if found is None:
         return None
     if found not in _remotes:
-        _remotes[found] = _Remote(*found)
+        _remotes[found] = RemoteFolder(*found, *_filesystem(found[1]))
     return _remotes[found]
 
 
@@ -349,8 +242,19 @@ def _copy_of(path: Path) -> tuple[Path, str] | None:
     for folder in (path, *path.parents):
         marker = folder / HOME_FILE
         if marker.is_file():
-            return folder, json.loads(marker.read_text())["uri"]
+            return folder, _uri_in(marker)
     return None
+
+
+def _uri_in(marker: Path) -> str:
+    """The URI that a local copy's marker names. Raises UserError when the marker is damaged."""
+    found = read_json(marker)
+    if not isinstance(found, dict) or not isinstance(found.get("uri"), str):
+        raise UserError(
+            f"{marker}: names no URI; the file was damaged: remove "
+            f"{marker.parent}, which is fetched again"
+        )
+    return found["uri"]
 
 
 def _files(folder: Path) -> Iterator[Path]:

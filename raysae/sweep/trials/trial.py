@@ -41,7 +41,7 @@ class Trial:
         self.asked, self.files, self.device = dict(asked), files, device
         self.made, self.stopping = dict(made), dict(stopping)
         self.folder = files.trial(self.asked["trial"])
-        self.started = time.time()
+        self.started, self.began = time.time(), time.monotonic()
         self.members: Members | None = None
         self.report: Report = {}
         try:
@@ -136,7 +136,8 @@ class Trial:
         job = {**self.asked, "made": self.made}
         record = commit(
             self.files, members.first, self.folder, job, provenance[first_site], members.history,
-            self.started, metrics=members.final_metrics(), cost=cost,
+            self.started, seconds=time.monotonic() - self.began, metrics=members.final_metrics(),
+            cost=cost,
             beside={
                 f"{site.folder},seed={seed}": (trainer, provenance[site])
                 for (site, seed), trainer in members.trainers.items()

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from raysae.console.command_line import DONE, REFUSED, run_command
+import raysae
+from raysae.console.command_line import DONE, PARTLY, REFUSED, run_command
 from raysae.errors import UserError
+from raysae.pipeline import run as main_job
 from raysae.pipeline.sweep_command import main as sweep
 from raysae.records.damage import check_commit, check_database, read_selection
 from raysae.records.environment import read_environment
@@ -212,3 +214,31 @@ def test_numbers_that_are_none_are_damage(tmp_path):
 def test_a_commit_that_is_whole_is_sound(tmp_path):
     crash_commits.train(tmp_path)
     check_commit(tmp_path / "trials" / "000")
+
+
+@pytest.mark.parametrize(
+    "name", ["selection.json", "environment.json", "sweet_spot/sae.safetensors"]
+)
+@pytest.mark.parametrize("kind", ["empty", "random", "list"])
+def test_what_is_damaged_is_made_again_without_training(tmp_path, monkeypatch, name, kind, capsys):
+    shutil.copytree(EARLIER, tmp_path / "earlier")
+    run = tmp_path / "earlier" / "runs" / "finished"
+    given = [f"runs_dir={run.parent}", f"store={tmp_path / 'earlier/stores/small'}"]
+    recipe = raysae.load_recipe(run / "config.yaml", given)
+    monkeypatch.setattr(main_job, "trial_session", None)  # a training would need it
+    choice = raysae.sweep(recipe).selection["choice"]
+    damage(run / name, kind)
+    result = raysae.sweep(recipe)
+    assert str(run / name) in capsys.readouterr().out
+    assert result.selection["choice"] == choice and result.failures == []
+    assert read_selection(run / "selection.json")["choice"] == choice
+    assert raysae.load_sae(run / "sweet_spot") is not None
+    read_environment(run / "environment.json")
+    assert run_command(report, [str(run), str(run)]) == DONE
+    assert raysae.sweep(recipe).failures == []
+    assert "again" not in capsys.readouterr().out.replace("extract it again", "")
+
+
+def test_one_page_of_two_is_a_part(run, tmp_path, capsys):
+    assert run_command(report, [str(run), str(tmp_path / "none")]) == PARTLY
+    assert "none" in capsys.readouterr().err

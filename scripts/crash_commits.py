@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet  # noqa: F401  (imported once, not by each child)
 import torch
 
@@ -101,12 +102,13 @@ def _synthetic(folder: Path) -> None:
              "--rows", 90, "--sites", 2, "--shard-rows", 40)  # fmt: skip
 
 
-def _import(folder: Path, layer: int) -> None:
-    import numpy as np
+def _rows(folder: Path) -> None:
+    for layer in range(2):
+        np.save(folder / f"rows{layer}.npy", WORLD.rows(80, layer).numpy())
 
+
+def _import(folder: Path, layer: int) -> None:
     file = folder / f"rows{layer}.npy"
-    if not file.exists():
-        np.save(file, WORLD.rows(80, layer).numpy())
     _quietly(store_command, "import", file, "--out", folder / "imported", "--layer", layer,
              "--position", "all", "--shard-rows", 30)  # fmt: skip
 
@@ -140,8 +142,8 @@ KINDS = (
     Kind("URI", lambda f: _pushed(f, "old"), lambda f: _pushed(f, "new"),
          "there/trial/metrics.json", by_place=True),
     Kind("synthetic store", lambda f: None, _synthetic, "store", replaces=False),
-    Kind("import", lambda f: None, lambda f: _import(f, 0), "imported/manifest.json", replaces=False),
-    Kind("import into a store", lambda f: _import(f, 0), lambda f: _import(f, 1),
+    Kind("import", _rows, lambda f: _import(f, 0), "imported/manifest.json", replaces=False),
+    Kind("import into a store", lambda f: (_rows(f), _import(f, 0))[1], lambda f: _import(f, 1),
          "imported/manifest.json"),
 )  # fmt: skip
 

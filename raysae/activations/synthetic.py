@@ -20,6 +20,7 @@ from raysae.activations.writer import refuse_existing, write_store
 from raysae.errors import UserError
 from raysae.sites import ALL, Site
 from raysae.storage.files import replacing
+from raysae.storage.trouble import as_os_error
 
 TRUTH_FILE = "truth.safetensors"
 PART_ROWS = 65_536
@@ -144,7 +145,8 @@ def write_synthetic_store(
     Raises UserError when the folder holds a store already.
     """
     refuse_existing(folder)
-    with replacing(folder / TRUTH_FILE) as temporary:  # before the manifest, which makes it a store
+    # before the manifest, which makes the folder a store
+    with replacing(folder / TRUTH_FILE) as temporary, as_os_error(temporary):
         save_file({"atoms": world.truth()}, temporary)
     return write_store(
         folder,

@@ -1,8 +1,5 @@
 """An SAE on disk: a folder with ``cfg.json`` and ``sae.safetensors``. Never a pickle."""
 
-import errno
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,12 +15,11 @@ from raysae.sae.config import sae_config
 from raysae.sae.jumprelu import JumpReLUSAE
 from raysae.sae.variants import build_sae
 from raysae.storage.files import read_json, refuse_other_content, replacing_folder, write_json
+from raysae.storage.trouble import as_os_error
 
 SCHEMA_VERSION = 2
 """Version 1 had TopK only; files of that version are readable, too."""
 CONFIG_FILE, WEIGHTS_FILE, METRICS_FILE = "cfg.json", "sae.safetensors", "metrics.json"
-OS_ERROR = re.compile(r"\(os error (\d+)\)")
-"""How safetensors writes the number of a system's error."""
 BESIDE_CONFIG = ("format", "schema_version", "d_in", "metadata")
 """What ``cfg.json`` holds besides the SAE's config."""
 
@@ -70,12 +66,8 @@ def read_sae(folder: Path) -> SAE:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file. Raises OSError when it cannot be written."""
     ready = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    try:
+    with as_os_error(path):
         save_file(ready, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # safetensors reports a full disk so, not as OSError
-        found = OS_ERROR.search(str(error))
-        number = int(found[1]) if found else errno.EIO
-        raise OSError(number, os.strerror(number) if found else str(error), str(path)) from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -4,7 +4,8 @@ import errno
 import os
 import pwd
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from raysae.storage.leftovers import STAMPED
@@ -37,6 +38,19 @@ def in_words(error: OSError) -> str:
     told = f"{where}: {said}" if where is not None else said
     advice = _advice(number, where)
     return f"{told}; {advice}" if advice else told
+
+
+@contextmanager
+def as_os_error(path: Path) -> Iterator[None]:
+    """Raise OSError for what safetensors raises when it cannot write ``path``: it has a kind of its own."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        found = IN_BRACKETS.search(str(error))
+        number = int(found[1] or found[2]) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(error), str(path)) from None
 
 
 def number_of(error: OSError) -> int | None:

@@ -29,3 +29,14 @@ def test_a_kill_before_any_call(name, tmp_path):
 def test_a_disk_that_fails_at_any_call(name, error, tmp_path):
     tries, wrong = crash_commits.failing_disk(KINDS[name], tmp_path / "crashes", error, MOST)
     assert tries > 2 and not wrong
+
+
+@pytest.mark.parametrize("name", ["SAE", "synthetic store", "import"])
+def test_a_disk_that_fills_up(name, tmp_path):
+    try:
+        with crash_commits.small_disk(tmp_path / "try", "1m"):
+            pass
+    except OSError as error:
+        pytest.skip(f"{error} (it takes root)")
+    tries, wrong = crash_commits.full_disk(KINDS[name], tmp_path / "crashes", 3 * 4096)
+    assert tries and not wrong

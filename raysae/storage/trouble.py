@@ -42,7 +42,7 @@ def in_words(error: OSError) -> str:
 
 @contextmanager
 def as_os_error(path: Path) -> Iterator[None]:
-    """Raise OSError for what safetensors raises when it cannot write ``path``: it has a kind of its own."""
+    """Raise OSError where safetensors, which has errors of its own, cannot write ``path``."""
     from safetensors import SafetensorError
 
     try:

@@ -15,6 +15,13 @@ class UserError(ValueError):
         super().__init__(printable(redacted(str(message)), lines=True))
 
 
+class UnfinishedError(UserError):
+    """Work that began and could not be finished: says why, what stays, and what continues it.
+
+    The commands print it and leave with exit code 1.
+    """
+
+
 def in_one_line(error: BaseException) -> str:
     """The error in one line: the first line of its message, after its kind where that says more."""
     kind = type(error).__name__

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysae.activations.damage import damage_told
+from raysae.activations.gone import told_if_gone
 from raysae.activations.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -198,7 +199,7 @@ class Store:
         import torch
 
         memory = memoryview(rows_ND.view(torch.uint8).numpy().data).cast("B")
-        with path.open("rb", buffering=0) as file:
+        with told_if_gone(self.path, path), path.open("rb", buffering=0) as file:
             while memory:
                 read = os.preadv(file.fileno(), [memory], at)
                 if not read:
@@ -211,7 +212,11 @@ class Store:
         Raises UserError when the file is not a readable shard of this store.
         """
         path = self.path / shard.file
-        with damage_told(path, SHARD), path.open("rb", buffering=0) as handle:
+        with (
+            damage_told(path, SHARD),
+            told_if_gone(self.path, path),
+            path.open("rb", buffering=0) as handle,
+        ):
             file = self._open(path)
             runs = activation_runs(handle.fileno(), file.metadata, self.row_bytes)
         groups = _groups_of(file.metadata, shard, split)
@@ -244,7 +249,8 @@ class Store:
         Its checksum is checked the first time. Raises UserError when the file was altered.
         """
         self.check(part)
-        return read_sequences(self.path / part.file)
+        with told_if_gone(self.path, self.path / part.file):
+            return read_sequences(self.path / part.file)
 
     def check(self, *files: ShardEntry | SequencesEntry) -> None:
         """Compare files with their checksums, several at a time; each file is compared only once.
@@ -266,7 +272,10 @@ class Store:
         return self
 
     def _checksum(self, file: ShardEntry | SequencesEntry) -> str:
-        with damage_told(self.path / file.file, "file"):
+        with (
+            damage_told(self.path / file.file, "file"),
+            told_if_gone(self.path, self.path / file.file),
+        ):
             return sha256_of(self.path / file.file)
 
     def _split(self, site: Site, split: str) -> "Tensor":
@@ -291,7 +300,7 @@ class Store:
         return rows_ND
 
     def _open(self, path: Path) -> pq.ParquetFile:
-        with damage_told(path, SHARD):
+        with damage_told(path, SHARD), told_if_gone(self.path, path):
             file = pq.ParquetFile(path)
             self._check_schema(path, file.schema_arrow)
             problem = footer_problem(file.metadata, path.stat().st_size, self.row_bytes)

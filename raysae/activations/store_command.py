@@ -171,13 +171,15 @@ def _sites(args: argparse.Namespace) -> int:
 
 def _synthetic(args: argparse.Namespace) -> int:
     from raysae.activations.synthetic import TRUTH_FILE, write_synthetic_store
+    from raysae.storage.files import replacing_folder
 
     started, world = time.monotonic(), _world(args)
     _check_folder(args.out)
-    manifest = write_synthetic_store(
-        args.out, world, args.rows, sites=args.sites, shard_rows=args.shard_rows, dtype=args.dtype,
-        validation=args.validation, test=args.test,
-    )  # fmt: skip
+    with replacing_folder(args.out) as folder:
+        manifest = write_synthetic_store(
+            folder, world, args.rows, sites=args.sites, shard_rows=args.shard_rows, dtype=args.dtype,
+            validation=args.validation, test=args.test,
+        )  # fmt: skip
     counts = manifest.sites[0].rows
     _say(
         f"Store: {args.out}, synthetic\n"

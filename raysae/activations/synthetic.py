@@ -17,10 +17,11 @@ from torch import Tensor
 from raysae.activations.damage import DAMAGE, reason
 from raysae.activations.manifest import Manifest
 from raysae.activations.schema import Dtype
-from raysae.activations.writer import write_store
+from raysae.activations.writer import refuse_existing, write_store
 from raysae.errors import UserError
 from raysae.sites import ALL, Site
 from raysae.storage.files import replacing
+from raysae.storage.trouble import as_os_error
 
 TRUTH_FILE = "truth.safetensors"
 PART_ROWS = 65_536
@@ -146,12 +147,13 @@ def write_synthetic_store(
     are written to ``truth.safetensors`` in the store (``atoms [atoms, d_in]``). Returns the manifest.
     Raises UserError when the folder holds a store already.
     """
-    manifest = write_store(
+    refuse_existing(folder)
+    # before the manifest, which makes the folder a store
+    with replacing(folder / TRUTH_FILE) as temporary, as_os_error(temporary):
+        save_file({"atoms": world.truth()}, temporary)
+    return write_store(
         folder,
         {Site(layer, ALL): world.stream(rows, layer) for layer in range(sites)},
         provenance="synthetic", source={"world": asdict(world), "rows": rows}, dtype=dtype,
         split={"validation": validation, "test": test}, shard_rows=shard_rows,
     )  # fmt: skip
-    with replacing(folder / TRUTH_FILE) as temporary:
-        save_file({"atoms": world.truth()}, temporary)
-    return manifest

@@ -8,14 +8,16 @@ from typing import Any
 
 from raysae.activations import Site, open_store
 from raysae.activations.streaming import rows_within
+from raysae.cluster.pool_worker import reason_in_words
 from raysae.cluster.worker import prepare_worker
 from raysae.errors import UserError
 from raysae.records.commit import commit, provenance
 from raysae.records.products import trained
 from raysae.records.run_files import RunFiles
-from raysae.redaction import first_line, reason_of, traceback_of
+from raysae.redaction import first_line, traceback_of
 from raysae.sae import SAEConfig
-from raysae.storage.files import remove_folder
+from raysae.storage.leftovers import remove_leftovers_of
+from raysae.storage.trouble import in_words
 from raysae.training import TrainingConfig
 from raysae.training.ensemble import Ensemble, Member
 
@@ -85,7 +87,7 @@ class AtlasWorker:
 
         Yields the sites' reports at each evaluation; ``alive`` is called after every batch.
         """
-        started, records = time.time(), self._committed(sites)
+        started, records = (time.time(), time.monotonic()), self._committed(sites)
         members = {site: self._member(site, len(sites)) for site in sites if site not in records}
         ensemble = Ensemble(
             list(members.values()), self.device, pack=self.work.pack,
@@ -93,6 +95,7 @@ class AtlasWorker:
             after_batch=lambda tokens: alive(),
         )  # fmt: skip
         for _ in ensemble.rounds():
+            self.files.check_there()
             yield {site: _report(member) for site, member in members.items() if member.history}
             for site, member in members.items():
                 if site not in records and not member.active:
@@ -109,7 +112,7 @@ class AtlasWorker:
 
     def _member(self, site: Site, together: int) -> Member:
         folder = self.files.atlas_site(site)
-        _remove_partial(folder)
+        remove_leftovers_of(folder)  # of a killed worker
         rows = rows_within(self.store, site, self.work.memory / together)
         return Member(
             self.settings.sae, self.settings.training, rows.train, rows.validation,
@@ -121,7 +124,7 @@ class AtlasWorker:
             assert member.checkpoint is not None
             self.files.send_checkpoint(member.checkpoint)
 
-    def _ended(self, site: Site, member: Member, started: float) -> Record:
+    def _ended(self, site: Site, member: Member, started: tuple[float, float]) -> Record:
         """Commit a site whose training has ended; its record, or why there is none."""
         folder = self.files.atlas_site(site)
         try:
@@ -129,7 +132,8 @@ class AtlasWorker:
                 raise member.failure
             record = commit(
                 self.files, member.trainer, folder, self.settings.of(site),
-                provenance(self.store, site), member.history, started,
+                provenance(self.store, site), member.history, started[0],
+                seconds=time.monotonic() - started[1],
             )  # fmt: skip
         except Exception as error:  # one failed site must not end the others
             return {"failed": failure_reason(self.files, folder, error)}
@@ -143,21 +147,16 @@ def failure_reason(files: RunFiles, folder: Path, error: Exception) -> str:
     """Why the SAE for ``folder`` was not committed; the traceback is written beside the folder."""
     if isinstance(error, UserError):
         return str(error).strip()
-    reason = reason_of(error)
+    reason = reason_in_words(error)
     file = folder.with_suffix(".failure.txt")
     hint = "" if "; " in reason else f"; its traceback is in {file.relative_to(files.path)}"
     try:
         files.write_text(file, traceback_of(error))
     except (OSError, UserError) as full:  # the disk may be full
-        return f"{reason}{hint} (the traceback could not be written: {first_line(full)})"
+        told = in_words(full) if isinstance(full, OSError) else first_line(full)
+        return f"{reason} (the traceback could not be written: {told})"
     return reason + hint
 
 
 def _report(member: Member) -> Record:
     return {**member.history[-1], "steps": member.trainer.steps if member.begun else 0}
-
-
-def _remove_partial(folder: Path) -> None:
-    """Remove partial files of the site in ``folder`` that a killed worker left."""
-    for path in folder.parent.glob(f".{folder.name}.*.tmp"):
-        remove_folder(path)

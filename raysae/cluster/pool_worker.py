@@ -11,6 +11,7 @@ import ray
 from raysae.cluster.alarm import HangAlarm
 from raysae.errors import UserError
 from raysae.redaction import reason_of, traceback_of
+from raysae.storage.trouble import in_words
 
 Value = TypeVar("Value")
 
@@ -77,7 +78,12 @@ def failure_of(error: Exception) -> Outcome[Any]:
     """The outcome of an item, or of a constructor, that raised ``error``."""
     if isinstance(error, UserError):
         return Outcome(failed=str(error), refused=True)
-    return Outcome(failed=reason_of(error), trace=traceback_of(error))
+    return Outcome(failed=reason_in_words(error), trace=traceback_of(error))
+
+
+def reason_in_words(error: Exception) -> str:
+    """The error in one line; what the operating system refused in a sentence that says what to do."""
+    return in_words(error) if isinstance(error, OSError) else reason_of(error)
 
 
 class PoolWorker:

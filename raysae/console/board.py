@@ -60,7 +60,7 @@ class Board:
         self.title, self.total = title, total
         self._rows: dict[str, tuple[dict[str, str], float]] = {}
         self._finished: set[str] = set()
-        self._started = time.time()
+        self._started = time.monotonic()
         self._live = Live(console=console, refresh_per_second=4, transient=True)
 
     def start(self) -> None:
@@ -91,8 +91,8 @@ class Board:
         """How long the rest will take at the pace so far."""
         done = sum(progress for _, progress in self._rows.values())
         if len(self._finished) >= self.total or not done:
-            return seconds(time.time() - self._started)
-        rest = (time.time() - self._started) * (self.total - done) / done
+            return seconds(time.monotonic() - self._started)
+        rest = (time.monotonic() - self._started) * (self.total - done) / done
         return f"ETA {seconds(rest)}"
 
     def _table(self) -> Table:

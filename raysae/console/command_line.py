@@ -16,7 +16,10 @@ FAILED = 1
 
 
 def run_command(command: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
-    """Run a command; a user's mistake becomes one message and exit code 2, never a traceback."""
+    """Run a command; returns its exit code.
+
+    A user's mistake becomes one message and exit code 2, and 1 where work had begun; never a traceback.
+    """
     from raysae.console.output import safe_streams
     from raysae.console.quiet import quiet_environment
 
@@ -33,15 +36,8 @@ def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     try:
         refuse_secrets(arguments)
         return command(arguments)
-    except UserError as error:
-        say(f"error: {error}", sys.stderr)
-        return REFUSED
-    except OSError as error:  # a full disk, a folder that may not be written
-        if error.strerror is None:
-            say(traceback_of(error).rstrip(), sys.stderr)
-            return FAILED
-        say(f"error: {error.filename or 'input or output'}: {error.strerror}", sys.stderr)
-        return REFUSED
+    except (UserError, OSError) as error:
+        return refused(error)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return INTERRUPTED
@@ -67,6 +63,23 @@ def refuse_secrets(arguments: list[str]) -> None:
                 f"list of processes and in a run's records; {WHERE_SECRETS_BELONG}"
             )
         before = argument
+
+
+def refused(error: Exception) -> int:
+    """Print why a command ended; returns its exit code."""
+    from raysae.console.output import say
+    from raysae.errors import UnfinishedError
+    from raysae.redaction import traceback_of
+    from raysae.storage.trouble import in_words, number_of
+
+    if isinstance(error, OSError):
+        if number_of(error) is None:  # no fault of a user
+            say(traceback_of(error).rstrip(), sys.stderr)
+            return FAILED
+        say(f"error: {in_words(error)}", sys.stderr)
+        return REFUSED
+    say(f"error: {error}", sys.stderr)
+    return PARTLY if isinstance(error, UnfinishedError) else REFUSED
 
 
 def leave(code: int) -> NoReturn:

@@ -151,7 +151,7 @@ def existing_store(plan: ExtractionPlan) -> Store | None:
         return store
     if (plan.work / IDENTITY_FILE).exists():
         if any(plan.work.glob("shard-*.json")) and not (plan.work / REFUSED_FILE).exists():
-            unfinished = read_json(plan.work / IDENTITY_FILE)
+            unfinished = read_identity(plan)
             _refuse_other(plan, unfinished, "an unfinished extraction of another source")
     elif plan.folder.exists() and {path.name for path in plan.folder.iterdir()} - {WORK_FOLDER}:
         raise UserError(
@@ -159,6 +159,26 @@ def existing_store(plan: ExtractionPlan) -> Store | None:
             "store=FOLDER"
         )
     return None
+
+
+def read_identity(plan: ExtractionPlan) -> dict[str, Any]:
+    """What the unfinished extraction in the plan's folder is made from. Raises UserError when the file
+    that says so is damaged."""
+    file = plan.work / IDENTITY_FILE
+    try:
+        found = read_json(file)
+    except UserError as error:
+        raise _unknown(plan, str(error)) from None
+    if not isinstance(found, dict):
+        raise _unknown(plan, f"{file}: holds no keys and values; the file was damaged or altered")
+    return found
+
+
+def _unknown(plan: ExtractionPlan, reason: str) -> UserError:
+    return UserError(
+        f"{reason}; without it nobody knows what the unfinished extraction is of: remove {plan.folder}, "
+        "or name another folder with store=FOLDER"
+    )
 
 
 def _check_layers(source: SourceConfig, there: int) -> None:

@@ -14,8 +14,14 @@ from raysae.activations.store import Store, open_store
 from raysae.cluster.placement import Placement
 from raysae.cluster.pool import Work, map_committed
 from raysae.config import ResourcesConfig
-from raysae.errors import UserError
-from raysae.extraction.plan import IDENTITY_FILE, REFUSED_FILE, SPLIT_BY, ExtractionPlan
+from raysae.errors import UnfinishedError, UserError
+from raysae.extraction.plan import (
+    IDENTITY_FILE,
+    REFUSED_FILE,
+    SPLIT_BY,
+    ExtractionPlan,
+    read_identity,
+)
 from raysae.extraction.progress import ExtractionProgress
 from raysae.extraction.sequences import TokenPlan, write_tokens
 from raysae.extraction.shards import (
@@ -25,13 +31,13 @@ from raysae.extraction.shards import (
 )
 from raysae.storage.files import (
     locked,
-    read_json,
     refuse_links_outside,
     remove_folder,
     remove_temporary,
     write_json,
     write_text,
 )
+from raysae.storage.trouble import in_words, number_of
 
 LOCK_FILE = "lock"
 MENDED = "once that is mended, the same command continues with the missing shards"
@@ -52,19 +58,43 @@ def extract(plan: ExtractionPlan, placement: Placement, resources: ResourcesConf
         with _removed_on_refusal(plan):
             tokens = write_tokens(plan, progress.reading)
         _refuse_full_disk(plan, tokens)
-        with progress.watching(tokens):
-            _run(plan, tokens, placement, resources)
-        _manifest(plan, tokens).write(plan.folder)
-        remove_temporary(plan.folder)
+        with _unfinished(plan):
+            with progress.watching(tokens):
+                _run(plan, tokens, placement, resources)
+            _manifest(plan, tokens).write(plan.folder)
+            remove_temporary(plan.folder)
     remove_folder(plan.work)
     return open_store(plan.folder)
+
+
+@contextmanager
+def _unfinished(plan: ExtractionPlan) -> Iterator[None]:
+    """Raise UnfinishedError for what the block raises: shards may have been made by then."""
+    try:
+        yield
+    except UserError as error:
+        raise UnfinishedError(_gone(plan) or str(error)) from error
+    except OSError as error:
+        if number_of(error) is None:
+            raise
+        raise UnfinishedError(_gone(plan) or f"{in_words(error)}; {MENDED}") from error
+
+
+def _gone(plan: ExtractionPlan) -> str:
+    """A message when the store's folder was deleted; empty when it is there."""
+    if (plan.work / IDENTITY_FILE).is_file():
+        return ""
+    return (
+        f"{plan.folder}: the folder was deleted, moved or emptied during the extraction; put it back to "
+        "keep its shards, or give the command again to begin anew"
+    )
 
 
 def _prepare_folder(plan: ExtractionPlan) -> None:
     """Use the files of an earlier attempt at this plan; remove those of another, unfinished plan."""
     remove_temporary(plan.folder)
     identity = plan.work / IDENTITY_FILE
-    if identity.exists() and plan.differences(read_json(identity)):
+    if identity.exists() and plan.differences(read_identity(plan)):
         _empty(plan)
     (plan.work / REFUSED_FILE).unlink(missing_ok=True)
     write_json(identity, plan.identity())
@@ -81,11 +111,12 @@ def _empty(plan: ExtractionPlan) -> None:
 
 @contextmanager
 def _removed_on_refusal(plan: ExtractionPlan) -> Iterator[None]:
-    """Remove the store's folder when the block refuses the texts."""
+    """Remove the store's folder when the block refuses the texts, unless it holds shards already."""
     try:
         yield
     except UserError:
-        remove_folder(plan.folder)
+        if not any(plan.work.glob("shard-*.json")):
+            remove_folder(plan.folder)
         raise
 
 
@@ -131,7 +162,11 @@ def _manifest(plan: ExtractionPlan, tokens: TokenPlan) -> Manifest:
     source = plan.source
     reports = [committed_shard(plan, number) for number in range(len(tokens.parts))]
     done = [report for report in reports if report is not None]
-    assert len(done) == len(reports), "every shard was extracted"
+    if len(done) < len(reports):
+        raise UserError(
+            f"{plan.folder}: files of {len(reports) - len(done)} shards were deleted or altered during "
+            "the extraction; the same command makes them again"
+        )
     weights = {report["weights_sha256"] for report in done}
     if len(weights) > 1:
         raise UserError(

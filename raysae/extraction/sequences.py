@@ -7,6 +7,7 @@ interruptions do not change the store.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
@@ -14,10 +15,11 @@ from raysae.activations.manifest import SEQUENCES_FOLDER, SequencesEntry
 from raysae.activations.schema import ITEM_BYTES
 from raysae.activations.splits import SPLITS, split_of
 from raysae.activations.writer import write_sequences
+from raysae.console.board import console
 from raysae.errors import UserError
 from raysae.extraction.plan import ExtractionPlan, model_spec, text_spec, token_rules
 from raysae.sites import Position
-from raysae.storage.files import read_json, remove_folder, write_json
+from raysae.storage.files import read_json, remove_folder, sha256_of, write_json
 from raysae.transformer.loading import load_tokenizer
 from raysae.transformer.repeats import RepeatedRows, prefix_hashes
 from raysae.transformer.sequence import TokenSequence, to_table
@@ -76,14 +78,36 @@ def write_tokens(plan: ExtractionPlan, report: Report) -> TokenPlan:
     """
     file = plan.work / SEQUENCES_FILE
     if file.exists():
-        record = read_json(file)
-        parts = [SequencesEntry(**part) for part in record.pop("parts")]
-        return TokenPlan(parts, **record)
+        try:
+            return _written(plan, file)
+        except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            console.print(
+                f"{file}: damaged ({reason}); the texts are tokenized and every shard is made again"
+            )
+            for stale in plan.work.glob("shard-*.json"):  # of texts that nobody can compare now
+                stale.unlink(missing_ok=True)
     remove_folder(plan.folder / SEQUENCES_FOLDER)
     tokens = _Writing(plan, report).run()
     _refuse_unusable(plan, tokens)
     record = {**asdict(tokens), "parts": [part.model_dump() for part in tokens.parts]}
     write_json(file, record)
+    return tokens
+
+
+def _written(plan: ExtractionPlan, file: Path) -> TokenPlan:
+    """The sequences that an earlier attempt has written.
+
+    Raises UserError, or what Python raises on a record of another form, when they are damaged.
+    """
+    record = read_json(file)
+    parts = [SequencesEntry.model_validate(part) for part in record.pop("parts")]
+    for part in parts:
+        path = plan.folder / part.file
+        if not path.is_file() or sha256_of(path) != part.sha256:
+            raise UserError(f"{path} is missing or was altered")
+    tokens = TokenPlan(parts, **record)
+    tokens.bytes(plan)
     return tokens
 
 

@@ -18,6 +18,7 @@ from raysae.activations.writer import (
     write_shard,
 )
 from raysae.cluster.worker import prepare_worker
+from raysae.errors import UserError
 from raysae.extraction.plan import ExtractionPlan, model_spec
 from raysae.sites import Site
 from raysae.storage.files import open_own, read_json, write_json
@@ -39,16 +40,27 @@ def tokens_file(work: Path, shard: int) -> Path:
 
 
 def committed_shard(plan: ExtractionPlan, shard: int) -> dict[str, Any] | None:
-    """A shard's report; None unless the report and all the shard's files exist."""
+    """A shard's report; None unless the report is sound and all the shard's files exist."""
     file = report_file(plan.work, shard)
     if not file.is_file():
         return None
-    report = read_json(file)
-    for site in report["sites"]:
-        path = plan.folder / site["entry"]["file"]
-        if not path.is_file() or path.stat().st_size != site["entry"]["bytes"]:
-            return None
-    return report
+    try:
+        report = read_json(file)
+        whole = all(_is_there(plan.folder, site) for site in report["sites"])
+        whole = whole and isinstance(report["weights_sha256"], str)
+    except (UserError, KeyError, TypeError, ValueError):  # damaged: the shard is made again
+        return None
+    return report if whole else None
+
+
+def _is_there(store: Path, site: dict[str, Any]) -> bool:
+    """Whether a shard's file at a site is there as its report says. Raises KeyError, TypeError or
+    ValueError when the report does not say it."""
+    entry = ShardEntry.model_validate(site["entry"])
+    Site(site["layer"], site["position"])
+    float(site["square_sum"]), int(site["dropped"]), list(site["sum"])
+    path = store / entry.file
+    return path.is_file() and path.stat().st_size == entry.bytes
 
 
 def site_entries(reports: list[dict[str, Any]]) -> list[SiteEntry]:
@@ -94,7 +106,7 @@ class ShardExtractor:
         Raises UserError when activations cannot be stored.
         """
         plan, source = self.plan, self.plan.source
-        started = time.time()
+        started = time.monotonic()
         part = plan.folder / SEQUENCES_FOLDER / f"part-{shard:05d}.parquet"
         sequences = from_table(pq.read_table(part, partitioning=None))
         rows = self.capturer.rows(
@@ -105,7 +117,7 @@ class ShardExtractor:
             "weights_sha256": self.weights_sha256,
             "tokens": sum(map(len, sequences)),
             "sites": [site for site in written if site],
-            "seconds": time.time() - started,
+            "seconds": time.monotonic() - started,
         }
         write_json(report_file(plan.work, shard), report)
         tokens_file(plan.work, shard).unlink(missing_ok=True)

@@ -32,14 +32,14 @@ def dry_run(recipe: Recipe, started: float | None = None) -> None:
     ``started`` is when the command began, in seconds since the epoch; by default it begins now.
     Raises UserError on everything that a run would refuse before any work.
     """
-    started = time.time() if started is None else started
+    started = time.monotonic() if started is None else started
     plan = preflight(recipe)
     print(recipe.to_yaml())
     with trial_session(recipe.resources):
         wanted = plan.needs
         admitted = admit(recipe, wanted)
         placement = admitted.placement
-        told = forecast(plan, placement, time.time() - started)
+        told = forecast(plan, placement, time.monotonic() - started)
         extract = None
         if plan.extraction is not None:
             extract = extraction_seconds(plan.extraction, place_extraction(recipe.resources))

@@ -1,10 +1,9 @@
 """The events that end a run, or that tell a finished run again."""
 
 from raysae.pipeline.result import SweepResult
+from raysae.records.damage import read_record
 from raysae.records.events import Committed, Events, Failed, RunEnded, Stopped
-from raysae.sae.checkpoint import METRICS_FILE
 from raysae.sites import Site
-from raysae.storage.files import read_json
 
 
 def emit_outcome(result: SweepResult, events: Events) -> None:
@@ -32,5 +31,5 @@ def emit_again(result: SweepResult, events: Events) -> None:
             events.emit(Committed(item, record, run.trial(row.trial)))
     for folder in run.committed_sites():
         site = Site.of_folder(folder.relative_to(run.path / "atlas").as_posix())
-        events.emit(Committed(run.site_item(site), read_json(folder / METRICS_FILE), folder))
+        events.emit(Committed(run.site_item(site), read_record(folder), folder))
     emit_outcome(result, events)

@@ -9,6 +9,7 @@ from typing import Any
 from raysae.cluster.session import ray_session
 from raysae.config import Recipe, ResourcesConfig, load_recipe, parse_recipe
 from raysae.errors import UserError, in_one_line
+from raysae.pipeline.begun import Begun, told_if_begun
 from raysae.pipeline.outcome import emit_again
 from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.preflight import preflight
@@ -23,8 +24,10 @@ from raysae.pipeline.stages import (
     is_finished,
     run_stage,
     run_stages,
+    set_damaged_aside,
 )
 from raysae.records.console_listener import ConsoleListener
+from raysae.records.damage import rebuilt_by
 from raysae.records.events import Events
 from raysae.records.folder import RunFolder, open_run
 from raysae.records.mlflow_listener import make_recorder
@@ -53,7 +56,12 @@ def run_sweep(
 
 def run_plan(plan: RunPlan, *, force: bool = False) -> SweepResult:
     """Run the main job by a plan of ``preflight``; see ``run_sweep``."""
-    with open_run(plan.recipe, force, plan.data) as run, _attempt(plan, run) as attempt:
+    with (
+        told_if_begun(plan.recipe) as begun,
+        open_run(plan.recipe, force, plan.data) as run,
+        _attempt(plan, run, begun) as attempt,
+    ):
+        set_damaged_aside(run)
         if not is_finished(attempt):
             if attempt.plan.store is None or SWEEP.is_missing(attempt):
                 _ = attempt.placement  # Ray will be needed: start it first
@@ -75,9 +83,13 @@ def select_again(recipe: Recipe) -> SweepResult:
     if not files.trials_file.is_file():
         raise UserError(f"{files.path}: has no trials.parquet yet; finish the sweep first")
     plan = preflight(recipe)
-    with open_run(recipe, data=plan.data) as run, _attempt(plan, run) as attempt:
+    with (
+        told_if_begun(recipe) as begun,
+        open_run(recipe, data=plan.data) as run,
+        _attempt(plan, run, begun) as attempt,
+    ):
         ensure_store(attempt)
-        SWEEP.read(attempt)
+        _read_trials(attempt)
         run_stage(SELECT, attempt)
         if ATLAS.is_missing(attempt):
             ATLAS.prepare(attempt)
@@ -86,6 +98,15 @@ def select_again(recipe: Recipe) -> SweepResult:
             ATLAS.read(attempt)
         end_run(attempt)
         return attempt.result
+
+
+def _read_trials(attempt: Attempt) -> None:
+    """Read the trials to choose among. Raises UserError, which says what to do, when they are damaged."""
+    try:
+        attempt.run.check_unaltered(SWEEP.name)
+        SWEEP.read(attempt)
+    except UserError as error:
+        raise UserError(f"{error}; {rebuilt_by(attempt.recipe.run_place)}") from None
 
 
 def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None) -> Recipe:
@@ -107,7 +128,7 @@ def trial_session(resources: ResourcesConfig) -> AbstractContextManager[Callable
 
 
 @contextmanager
-def _attempt(plan: RunPlan, run: RunFolder) -> Iterator[Attempt]:
+def _attempt(plan: RunPlan, run: RunFolder, begun: Begun) -> Iterator[Attempt]:
     """An attempt at a run. Ray starts on demand; at the end all records are written."""
     recorder = make_recorder(run)
     result = SweepResult(run)
@@ -124,7 +145,7 @@ def _attempt(plan: RunPlan, run: RunFolder) -> Iterator[Attempt]:
 
         try:
             events = Events(ConsoleListener(), recorder)
-            yield Attempt(plan, result, events, start_ray, stop_ray)
+            yield Attempt(plan, result, events, start_ray, stop_ray, begun)
         finally:
             result.records_lost, result.records_reason = recorder.close(), recorder.reason
             _note_lost(result)

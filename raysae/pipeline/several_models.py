@@ -9,11 +9,14 @@ from raysae.console.board import console
 from raysae.console.output import Table
 from raysae.errors import UserError, in_one_line
 from raysae.metrics import MODELS, registered, shown
+from raysae.pipeline.begun import Begun, told_if_begun
+from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.preflight import preflight
 from raysae.pipeline.result import SweepResult
 from raysae.pipeline.run import run_plan, trial_session
 from raysae.records.run_files import RunFiles
 from raysae.storage.files import refuse_links_outside
+from raysae.storage.trouble import in_words
 
 TABLE_FILE = "models.parquet"
 FIGURES = ("explained_variance", "l0", "dead_fraction")
@@ -67,26 +70,36 @@ def run_models(recipe: Recipe, *, force: bool = False) -> ModelsResult:
             raise UserError(f"models.{name}: {error}") from None
     files = RunFiles.of(recipe)
     files.write_text(files.path / "config.yaml", recipe.anchored().to_yaml())
-    result = ModelsResult(files.path)
-    with trial_session(recipe.resources):
-        for name, plan in plans.items():
-            console.rule(name, style="dim")
-            try:
-                result.results[name] = run_plan(plan, force=force)
-            except Exception as error:  # one model's failure costs no other model
-                reason = str(error) if isinstance(error, UserError) else in_one_line(error)
-                result.refused[name] = reason
-                console.print(f"{name}: {reason}", style="red")
-    try:
-        _compare(result, files, recipe)
-        files.send()
-    except Exception as error:  # the models' own runs are done
-        result.broken = in_one_line(error)
+    with told_if_begun(recipe) as begun:
+        result = _run_each(recipe, plans, ModelsResult(files.path), force, begun)
+        _compare(recipe, files, result)
     return result
 
 
-def _compare(result: ModelsResult, files: RunFiles, recipe: Recipe) -> None:
-    """Write ``models.parquet`` and the page of all models; nothing if none has a result."""
+def _run_each(
+    recipe: Recipe, plans: dict[str, RunPlan], result: ModelsResult, force: bool, begun: Begun
+) -> ModelsResult:
+    """Run the models one after the other; one that fails does not affect the others."""
+    with trial_session(recipe.resources):
+        for name, plan in plans.items():
+            console.rule(name, style="dim")
+            begun.mark()
+            try:
+                result.results[name] = run_plan(plan, force=force)
+            except Exception as error:  # one model's failure costs no other model
+                result.refused[name] = _reason(error)
+                console.print(f"{name}: {result.refused[name]}", style="red")
+    return result
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return in_words(error)
+    return str(error) if isinstance(error, UserError) else in_one_line(error)
+
+
+def _compare(recipe: Recipe, files: RunFiles, result: ModelsResult) -> None:
+    """Write the table and the page of all models that have a result."""
     result.rows = [_row(name, one) for name, one in result.results.items()]
     if result.rows:
         from raysae.report.comparison import write_comparison
@@ -94,6 +107,7 @@ def _compare(result: ModelsResult, files: RunFiles, recipe: Recipe) -> None:
         files.write_table(files.path / TABLE_FILE, result.rows)
         runs = {name: one.run for name, one in result.results.items()}
         write_comparison(result.page, recipe.name, result.rows, runs, result.refused)
+    files.send()
 
 
 def print_comparison(result: ModelsResult) -> None:

@@ -5,92 +5,24 @@ A stage imports slow modules only when it works, so that a finished run is read 
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from raysae.activations import Store
-from raysae.activations.manifest import MANIFEST_FILE
-from raysae.config import Recipe
 from raysae.console.board import console
 from raysae.errors import UserError, in_one_line
 from raysae.identity import Made
+from raysae.pipeline.attempt import Attempt
 from raysae.pipeline.outcome import emit_outcome
-from raysae.pipeline.plan import RunPlan
-from raysae.pipeline.result import SweepResult
 from raysae.records import products
-from raysae.records.environment import write_environment
-from raysae.records.events import Events
+from raysae.records.damage import check_commit, check_database, read_record, read_selection
+from raysae.records.environment import read_environment, write_environment
 from raysae.records.folder import RunFolder
+from raysae.records.status import ENVIRONMENT_FILE
 from raysae.records.tables import read_sites, read_trials
 from raysae.sae.checkpoint import METRICS_FILE
-from raysae.storage.files import read_json
 
 if TYPE_CHECKING:
-    from raysae.cluster.placement import Placement
-
-
-@dataclass
-class Attempt:
-    """One attempt at a run: its plan, its result so far, and how to start and stop Ray."""
-
-    plan: RunPlan
-    result: SweepResult
-    events: Events
-    start_ray: Callable[[], None]
-    """Connects to Ray, unless it is connected."""
-    stop_ray: Callable[[], None]
-    """Disconnects from Ray, if it is connected."""
-    worked: bool = False
-    """Whether this attempt has made a product."""
-
-    @property
-    def run(self) -> RunFolder:
-        """The run folder."""
-        return self.result.run
-
-    @property
-    def recipe(self) -> Recipe:
-        """The checked recipe."""
-        return self.plan.recipe
-
-    @property
-    def store(self) -> Store:
-        """The store; it exists once the first stage is done."""
-        assert self.plan.store is not None
-        return self.plan.store
-
-    @cached_property
-    def checked_store(self) -> Store:
-        """The store, after a check that its shards at all sites of this run are unaltered.
-
-        Raises UserError that names the first altered shard.
-        """
-        from raysae.cluster.reading import check_sites
-
-        check_sites(self.store, list(self.plan.all_sites()))
-        return self.store
-
-    @cached_property
-    def placement(self) -> "Placement":
-        """How many workers fit and what each reserves; starts Ray to find out.
-
-        Raises UserError when no trial fits, or a node of the cluster cannot reach the run's files.
-        """
-        from raysae.cluster.nodes import check_nodes
-        from raysae.cluster.session import dashboard_url
-        from raysae.pipeline.admission import admit
-
-        self.start_ray()
-        admitted = admit(self.recipe, self.plan.needs)
-        stored = None if self.plan.store is None else self.plan.store.path / MANIFEST_FILE
-        uris = [uri for uri in (self.recipe.run_uri, self.recipe.store_uri) if uri]
-        check_nodes(self.run.path, stored, uris)
-        url = dashboard_url()
-        console.print(f"Ray: {admitted}" + (f"; dashboard {url}" if url else ""))
-        return admitted.placement
+    pass
 
 
 class Stage(ABC):
@@ -118,8 +50,25 @@ class Stage(ABC):
         """Read the product of an earlier attempt from the run folder into the result."""
 
     def is_missing(self, attempt: Attempt) -> bool:
-        """Whether the product, or a part of it, has to be made."""
-        return not attempt.run.has(self.name, self.made(attempt), *self.products(attempt))
+        """Whether the product, or a part of it, has to be made.
+
+        A product that was damaged or altered counts as missing, and this is printed.
+        """
+        run = attempt.run
+        if not run.has(self.name, self.made(attempt), *self.products(attempt)):
+            return True
+        try:
+            self.check(attempt)
+        except UserError as error:
+            console.print(f"{error}; it is made again from what is committed", style="yellow")
+            run.begin_again(self.name)
+            return True
+        return False
+
+    def check(self, attempt: Attempt) -> None:
+        """Raise UserError when the product of an earlier attempt was damaged or altered."""
+        attempt.run.check_unaltered(self.name)
+        self.read(attempt)
 
 
 class Extract(Stage):
@@ -153,6 +102,7 @@ class Extract(Stage):
             assert plan.extraction is not None
             _ = attempt.placement  # refuses trials that do not fit, before the extraction
             attempt.plan = plan.with_store(extract_with(plan.extraction, attempt.recipe))
+            attempt.begun.mark()
         else:
             console.print(f"Store: {plan.store.path} is there already")
         for site in attempt.plan.sites:
@@ -190,8 +140,13 @@ class Sweep(Stage):
         job = SweepJob(
             attempt.run, store, plan.sites, plan.proposer, attempt.placement, attempt.events
         )
-        attempt.result.trials = run_trials(job)
+        attempt.result.trials = run_trials(job, attempt.begun.mark)
         return attempt.result.failed_trials
+
+    def check(self, attempt: Attempt) -> None:
+        """Check the table, and the copy of the study beside it."""
+        super().check(attempt)
+        check_database(attempt.run.study_file)
 
     def read(self, attempt: Attempt) -> None:
         """Read the rows of ``trials.parquet``."""
@@ -220,6 +175,7 @@ class Select(Stage):
         from raysae.sweep.selection.rules import select
 
         run, result, sweep = attempt.run, attempt.result, attempt.recipe.sweep
+        attempt.begun.mark()
         result.selection = select(
             result.trials, attempt.recipe.select, sweep.constraints, sweep.objectives
         )
@@ -227,9 +183,15 @@ class Select(Stage):
         run.copy_sweet_spot(result.selection["choice"]["trial"])
         return result.missing_choice
 
+    def check(self, attempt: Attempt) -> None:
+        """Check the choice, and that the sweet spot is complete."""
+        super().check(attempt)
+        if attempt.result.selection["choice"]["trial"] is not None:
+            check_commit(attempt.run.sweet_spot)
+
     def read(self, attempt: Attempt) -> None:
         """Read ``selection.json``."""
-        attempt.result.selection = read_json(attempt.run.selection_file)
+        attempt.result.selection = read_selection(attempt.run.selection_file)
 
 
 class Atlas(Stage):
@@ -278,7 +240,9 @@ class Atlas(Stage):
         sites = attempt.plan.atlas_sites
         number = attempt.result.selection["choice"]["trial"]
         console.print(f"Training trial {number}'s config at {len(sites)} sites")
-        attempt.result.atlas = train_atlas(job, sites, attempt.placement, attempt.events)
+        placement = attempt.placement
+        attempt.begun.mark()
+        attempt.result.atlas = train_atlas(job, sites, placement, attempt.events)
         return attempt.result.failed_sites
 
     def read(self, attempt: Attempt) -> None:
@@ -292,7 +256,13 @@ def chosen_parameters(attempt: Attempt) -> dict[str, Any] | None:
     number = attempt.result.selection["choice"]["trial"]
     if number is None or not attempt.recipe.atlas.enabled:
         return None
-    return read_json(attempt.run.trial(number) / METRICS_FILE)["parameters"]
+    parameters = read_record(attempt.run.trial(number)).get("parameters")
+    if not isinstance(parameters, dict):
+        raise UserError(
+            f"{attempt.run.trial(number) / METRICS_FILE}: holds no parameters; the file was damaged or "
+            "altered; remove the trial's folder, and the same command trains it again"
+        )
+    return parameters
 
 
 class Report(Stage):
@@ -316,6 +286,7 @@ class Report(Stage):
         """Write the page."""
         from raysae.report.page import write_report
 
+        attempt.begun.mark()
         write_report(attempt.run, attempt.store, attempt.result.selection)
         return []
 
@@ -373,7 +344,7 @@ def ensure_store(attempt: Attempt) -> None:
     """
     run_stage(EXTRACT, attempt)
     attempt.run.bind_data(attempt.plan.data)
-    write_environment(attempt.run, attempt.store.digest, attempt.recipe.seed)
+    write_environment(attempt.run, attempt.store.digest, attempt.recipe.seed, attempt.run.id)
 
 
 def run_stage(stage: Stage, attempt: Attempt) -> None:
@@ -382,17 +353,37 @@ def run_stage(stage: Stage, attempt: Attempt) -> None:
         stage.read(attempt)
         return
     stage.prepare(attempt)
-    with attempt.run.stage(stage.name, stage.made(attempt)) as undone:
+    files = () if stage is REPORT else stage.products(attempt)
+    with attempt.run.stage(stage.name, stage.made(attempt), files) as undone:
         undone.extend(stage.work(attempt))
         attempt.worked = True
 
 
 def is_finished(attempt: Attempt) -> bool:
     """Whether nothing is missing in the run; its products are then read into the result."""
-    if EXTRACT.is_missing(attempt):
+    if EXTRACT.is_missing(attempt) or is_damaged(attempt.run):
         return False
     for stage in (SWEEP, SELECT, ATLAS, REPORT):
         if stage.is_missing(attempt):
             return False
         stage.read(attempt)
     return True
+
+
+def is_damaged(run: RunFolder) -> bool:
+    """Whether a record of a finished run is damaged, so that another attempt writes it again."""
+    try:
+        read_environment(run.path / ENVIRONMENT_FILE)
+    except UserError as error:
+        console.print(f"{error}; it is written again, as of this attempt", style="yellow")
+        return True
+    return False
+
+
+def set_damaged_aside(run: RunFolder) -> None:
+    """Let trials and sites whose files were damaged be made again; what was damaged is printed."""
+    damaged = run.set_damaged_aside()
+    for line in damaged:
+        console.print(line, style="yellow")
+    if damaged:
+        run.begin_again("sweep", "atlas", "report")

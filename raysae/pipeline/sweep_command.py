@@ -15,7 +15,7 @@ from raysae.errors import UserError, in_one_line
 if TYPE_CHECKING:
     from raysae.config import Recipe
 
-STARTED = time.time()
+STARTED = time.monotonic()
 
 
 def main(arguments: list[str]) -> int:
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
     def show() -> None:
         choice = result.selection["choice"]
         emit("outcome", run=result.folder, choice=choice, failures=result.failures)
-        print_summary(result, time.time() - STARTED, short=args.log == "quiet")
+        print_summary(result, time.monotonic() - STARTED, short=args.log == "quiet")
 
     return DONE if _shown(show, result.folder) and not result.failures else PARTLY
 

@@ -34,6 +34,7 @@ def commit(
     history: list[dict[str, Any]],
     started: float,
     *,
+    seconds: float | None = None,
     metrics: dict[str, Any] | None = None,
     cost: Mapping[str, Any] = MappingProxyType({}),
     beside: Mapping[str, tuple[Trainer, dict[str, Any]]] = MappingProxyType({}),
@@ -42,11 +43,14 @@ def commit(
 
     ``job`` is the trial or site with its settings and what makes it (``made``). ``provenance`` says where
     the data came from. ``history`` holds the record of each evaluation. ``started`` is in seconds since
-    the epoch. If the SAE represents several members of a trial, ``metrics`` and ``cost`` are those of
-    all members, and ``beside`` holds the other members by name, each with its provenance; they are
-    written to ``FOLDER.members``. Raises OSError when a file cannot be written.
+    the epoch, and ``seconds`` is what it took since then, by a clock that nobody sets. If the SAE
+    represents several members of a trial, ``metrics`` and ``cost`` are those of all members, and
+    ``beside`` holds the other members by name, each with its provenance; they are written to
+    ``FOLDER.members``. Raises OSError when a file cannot be written.
     """
-    seconds = time.time() - started
+    files.check_there()
+    if seconds is None:
+        seconds = max(time.time() - started, 0.0)
     trainer.release()
     own = trainer.final_metrics()
     for name, (other, its_provenance) in beside.items():

@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import raysae
+from raysae.errors import UserError
+from raysae.records.damage import read_object
 from raysae.records.run_files import RunFiles
 from raysae.redaction import redacted_command
 
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "pyarrow", "transformers", "datasets", "numpy")
 
 
-def write_environment(files: RunFiles, store_digest: str, seed: int) -> None:
-    """Write ``environment.json``; that of an earlier attempt is replaced."""
+def write_environment(files: RunFiles, store_digest: str, seed: int, run: str) -> None:
+    """Write ``environment.json``; that of an earlier attempt is replaced. ``run`` is the run's id."""
     files.write_json(
         files.path / "environment.json",
         {
+            "run": run,
             "raysae": raysae.__version__,
             "commit": _commit(),
             "command": _command(),
@@ -30,6 +33,22 @@ def write_environment(files: RunFiles, store_digest: str, seed: int) -> None:
             "store_digest": store_digest,
         },
     )
+
+
+def read_environment(file: Path) -> dict[str, Any]:
+    """What ``write_environment`` wrote. Raises UserError when the file is missing or damaged."""
+    found = read_object(file)
+    hardware, packages = found.get("hardware"), found.get("packages")
+    if not (
+        isinstance(found.get("raysae"), str)
+        and isinstance(packages, dict)
+        and isinstance(hardware, dict)
+        and isinstance(hardware.get("gpus"), list)
+        and {"processor", "cpus"} <= hardware.keys()
+        and {"torch", "ray"} <= packages.keys()
+    ):
+        raise UserError(f"{file}: lacks versions or hardware; the file was damaged or altered")
+    return found
 
 
 def _command() -> list[str]:

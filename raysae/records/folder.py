@@ -4,7 +4,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ from typing import Any
 import raysae
 from raysae.config import Recipe
 from raysae.config.loading import holds_secrets, load_run
+from raysae.console.board import console
 from raysae.errors import UserError, in_one_line
 from raysae.identity import Made, differences, lines, union
 from raysae.records.earlier_version import earlier_version, upgrade
 from raysae.records.events import Item
+from raysae.records.permission import refuse_unwritable
 from raysae.records.products import (
     Identities,
     defaults_of,
@@ -24,20 +26,26 @@ from raysae.records.products import (
     shared_settings,
 )
 from raysae.records.run_files import RunFiles
+from raysae.records.status import STAGES, new_status, read_status
 from raysae.redaction import redacted
 from raysae.sites import Position, Site
 from raysae.storage.files import (
     locked,
-    read_json,
     refuse_links_outside,
+    remove_temporary,
+    sha256_of,
     write_json,
     write_text,
 )
 from raysae.storage.remote import HOME_FILE, claimed, is_uri, join, split
+from raysae.storage.trouble import in_words
 
-STAGES = ("extract", "sweep", "select", "atlas", "report")
 RESULTS = ("trials", "trials.parquet", "selection.json", "sweet_spot", "atlas", "report")
 """The results in a run folder; while there is none, another recipe may use the folder."""
+
+
+LEFT_BEHIND = {HOME_FILE, ".lock", ".ray"}
+"""What a run folder may hold before its recipe is written, or after it was deleted during a run."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,8 @@ class RunFolder(RunFiles):
     def __init__(self, path: Path, recipe: Recipe, forced: bool = False):
         super().__init__(path, recipe.run_uri)
         self.recipe, self.forced = recipe, forced
-        self.status: dict[str, Any] = read_json(path / "status.json")
+        self.status, self.mended = read_status(path)
+        """The state of the run, and what of it was made again, in words (or "")."""
 
     @property
     def id(self) -> str:
@@ -141,6 +150,15 @@ class RunFolder(RunFiles):
             return False
         return not differences(made, wanted, defaults_of({**made, **wanted}), same)
 
+    def check_unaltered(self, stage: str) -> None:
+        """Raise UserError when a file that the stage has made was altered or removed since."""
+        for name, digest in self.status["stages"][stage].get("files", {}).items():
+            file = self.path / name
+            if not file.is_file():
+                raise UserError(f"{file}: not found; the file was removed")
+            if sha256_of(file) != digest:
+                raise UserError(f"{file}: the file was damaged or altered after it was written")
+
     @property
     def records_lost(self) -> int:
         """The number of records that MLflow did not get before the last attempt ended."""
@@ -182,14 +200,17 @@ class RunFolder(RunFiles):
             self._set(name, state="pending", **({} if made is None else {"made": made}))
 
     @contextmanager
-    def stage(self, name: str, made: Made | None = None) -> Iterator[list[str]]:
+    def stage(
+        self, name: str, made: Made | None = None, files: Sequence[Path] = ()
+    ) -> Iterator[list[str]]:
         """Mark a stage as running, then as done, or as failed with the reason.
 
-        ``made`` is what makes its product. The block gets a list and adds to it what could not be done;
-        the stage is then ``partial``, and another attempt at the run tries it again. What the block
-        raises is raised.
+        ``made`` is what makes its product, and ``files`` are what it writes. The block gets a list and
+        adds to it what could not be done; the stage is then ``partial``, and another attempt at the run
+        tries it again. What the block raises is raised.
         """
         entry: dict[str, Any] = {"started": time.time()}
+        began = time.monotonic()
         if made is not None:
             entry["made"] = made
         undone: list[str] = []
@@ -197,9 +218,14 @@ class RunFolder(RunFiles):
         try:
             yield undone
         except BaseException as error:
-            self._set(name, state="failed", **entry, ended=time.time(), reason=in_one_line(error))
+            with suppress(OSError, UserError):  # a full disk: the block's own error is told
+                self._set(
+                    name, state="failed", **entry, ended=time.time(), reason=in_one_line(error)
+                )
             raise
-        entry["ended"] = time.time()
+        entry |= {"ended": time.time(), "seconds": time.monotonic() - began}
+        there = [file for file in files if file.is_file()]
+        entry["files"] = {f.relative_to(self.path).as_posix(): sha256_of(f) for f in there}
         self.send()
         if undone:
             self._set(name, state="partial", **entry, reason="; ".join(undone))
@@ -213,7 +239,9 @@ class RunFolder(RunFiles):
     def seconds(self, name: str) -> float | None:
         """How many seconds a stage took; None when it has not ended."""
         entry = self.status["stages"][name]
-        return entry["ended"] - entry["started"] if "ended" in entry else None
+        if "seconds" in entry:  # by a clock that nobody sets
+            return entry["seconds"]
+        return max(entry["ended"] - entry["started"], 0.0) if "ended" in entry else None
 
     def _set(self, name: str, **entry: Any) -> None:
         self.status["stages"][name] = entry
@@ -239,15 +267,21 @@ def open_run(recipe: Recipe, forced: bool = False, data: Data = Data()) -> Itera
     refuse_links_outside(path, "this run")
     found: dict[str, tuple[Any, Any]] = {}
     if (path / "config.yaml").exists():
-        found = _shared_differences(path, read_json(path / "status.json"), recipe, data)
+        found = _shared_differences(path, read_status(path)[0], recipe, data)
     if not (path / "config.yaml").exists():
         _create(path, recipe)
     elif found and not forced:
         _refuse_unless_empty(path, found)
         _create(path, recipe)
         found = {}
+    refuse_unwritable(path)
     with _locked(path), claimed(path):
+        remove_temporary(path)
         run = RunFolder(path, recipe, forced)
+        run.in_work = True
+        if run.mended:
+            console.print(run.mended, style="yellow")
+            run._write()
         there = read_recipe(path)
         if upgrade(run.status, run, there, data.sites(there)):
             run._write()
@@ -279,20 +313,18 @@ def read_recipe(path: Path) -> Recipe:
 def _create(path: Path, recipe: Recipe) -> None:
     if (
         path.exists()
-        and {one.name for one in path.iterdir()} - {HOME_FILE}
+        and {one.name for one in path.iterdir()} - LEFT_BEHIND
         and not (path / "config.yaml").exists()
     ):
         raise UserError(
             f"{path}: holds files but no run (no config.yaml); take another name=NAME, or empty it"
         )
-    stages = {stage: {"state": "pending"} for stage in STAGES}
-    status = {"id": uuid.uuid4().hex, "created": time.time(), "stages": stages}
     try:
-        write_json(path / "status.json", status)
+        write_json(path / "status.json", new_status(uuid.uuid4().hex, time.time()))
         write_text(path / "config.yaml", recipe.to_yaml())
     except OSError as error:
         raise UserError(
-            f"{path}: nothing can be written there ({error.strerror}); give another runs_dir=FOLDER"
+            f"{path}: nothing can be written there ({in_words(error)}); give another runs_dir=FOLDER"
         ) from None
 
 

@@ -4,20 +4,24 @@ The driver and each worker have a ``RunFiles`` for the copy on their own node. A
 folder, but all writing goes through ``RunFiles``, so that every file is also sent to the URI.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from raysae.config import Recipe
+from raysae.errors import UserError
 from raysae.identity import Made, identifier
+from raysae.records.damage import check_commit, read_object, read_record
 from raysae.records.products import Identities
 from raysae.records.tables import write_table
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.sites import Site
-from raysae.storage.files import read_json, remove_folder, replacing_folder, write_json, write_text
+from raysae.storage.files import remove_folder, replacing_folder, write_json, write_text
 from raysae.storage.remote import (
     CHECKPOINT,
+    HOME_FILE,
     bind,
     discard,
     discard_archive,
@@ -31,13 +35,23 @@ from raysae.storage.remote import (
 ASIDE = "aside"
 """The folder, beside the trials or sites, for those that are not wanted at present."""
 MEMBERS, STOPPED = ".members", ".stopped.json"
+DAMAGED = ".damaged"
+"""Suffix of a damaged commit, which is kept while the commit is made again."""
+RECIPE_FILE = "config.yaml"
+"""It is written first and stays; a folder without it is no run, or no longer one."""
 
 
 class RunFiles:
     """The files of the run in ``path``; if the run has a ``uri``, ``path`` is this node's copy of it."""
 
-    def __init__(self, path: Path, uri: str | None = None, identities: Identities | None = None):
-        self.path, self.uri = path, uri
+    def __init__(
+        self,
+        path: Path,
+        uri: str | None = None,
+        identities: Identities | None = None,
+        in_work: bool = False,
+    ):
+        self.path, self.uri, self.in_work = path, uri, in_work
         self._identities = identities or Identities()
 
     @classmethod
@@ -57,11 +71,25 @@ class RunFiles:
 
     def for_workers(self) -> "RunFiles":
         """The same files as a small object, to be sent with every task."""
-        return RunFiles(self.path, self.uri, self.identities)
+        return RunFiles(self.path, self.uri, self.identities, self.in_work)
 
     def on_this_node(self) -> "RunFiles":
         """The same files for a worker: in the copy of its own node."""
-        return self if self.uri is None else RunFiles(bind(self.uri), self.uri, self.identities)
+        if self.uri is None:
+            return self
+        return RunFiles(bind(self.uri), self.uri, self.identities, self.in_work)
+
+    def check_there(self) -> None:
+        """Raise UserError when the folder was deleted while the run is in work.
+
+        Without this, what is written next would make a new folder that holds a part of a run.
+        """
+        marker = RECIPE_FILE if self.uri is None else HOME_FILE
+        if self.in_work and not (self.path / marker).exists():
+            raise UserError(
+                f"{self.path}: the run folder was deleted, moved or emptied while the run was in work; "
+                "put it back to keep what it held, or give the command again to begin anew"
+            )
 
     @property
     def selection_file(self) -> Path:
@@ -108,24 +136,29 @@ class RunFiles:
 
     def write_json(self, file: Path, content: Any) -> None:
         """Write a JSON file and send it. Raises OSError, or UserError when the URI fails."""
+        self.check_there()
         write_json(file, content)
         push(file)
 
     def write_text(self, file: Path, text: str) -> None:
         """Write a text file and send it. Raises OSError, or UserError when the URI fails."""
+        self.check_there()
         write_text(file, text)
         push(file)
 
     def write_table(self, file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows as Parquet and send them. Raises OSError, or UserError when the URI fails."""
+        self.check_there()
         write_table(file, rows)
         push(file)
 
     @contextmanager
     def replacing_folder(self, folder: Path) -> Iterator[Path]:
         """A temporary folder to fill; it replaces ``folder`` when the block succeeds, and is sent."""
+        self.check_there()
         with replacing_folder(folder) as temporary:
             yield temporary
+            self.check_there()
         push(folder)
 
     def remove(self, path: Path) -> None:
@@ -153,11 +186,45 @@ class RunFiles:
         push(folder, last=METRICS_FILE)
 
     def record(self, folder: Path) -> dict[str, Any] | None:
-        """The record of the SAE committed in ``folder``, here or at the run's URI; None without one."""
+        """The record of the SAE committed in ``folder``, here or at the run's URI; None without one.
+
+        Raises UserError when the record is damaged.
+        """
         file = folder / METRICS_FILE
         if not file.is_file():
+            self.check_there()
             pull(folder, last=METRICS_FILE)  # committed by another node
-        return read_json(file) if file.is_file() else None
+        return read_record(folder) if file.is_file() else None
+
+    def set_damaged_aside(self) -> list[str]:
+        """Rename each damaged commit to ``NAME.damaged``, so that it is made again; what was found, a
+        line each."""
+        sites = (self.path / "atlas").glob("layer=*/position=*")
+        folders = [*self._trial_folders(), *(site for site in sorted(sites) if not site.suffix)]
+        return [
+            f"{error}; it is made again, and what was there is now in {self._set_damaged_aside(folder)}"
+            for folder in folders
+            if (error := self._damage(folder)) is not None
+        ]
+
+    def _damage(self, folder: Path) -> UserError | None:
+        """What is wrong with the commit in ``folder``; None for a sound one."""
+        error = _damage(folder)
+        if error is None or self.uri is None:
+            return error
+        remove_folder(folder)  # perhaps only this node's copy is damaged
+        return _damage(folder) if pull(folder, last=METRICS_FILE) else None
+
+    def _trial_folders(self) -> list[Path]:
+        folders = (self.path / "trials").glob("[0-9]*")
+        return sorted(folder for folder in folders if folder.is_dir() and not folder.suffix)
+
+    def _set_damaged_aside(self, folder: Path) -> Path:
+        place = folder.with_suffix(DAMAGED)
+        remove_folder(place)
+        os.replace(folder, place)
+        discard(folder)
+        return place
 
     def committed(self, folder: Path, wanted: Made) -> dict[str, Any] | None:
         """The record of the SAE in ``folder`` if it was made as ``wanted``.
@@ -174,7 +241,7 @@ class RunFiles:
         """The record of the trial of ``folder`` if it was stopped early and was made as ``wanted``."""
         file = folder.with_suffix(STOPPED)
         pull(file)
-        record = read_json(file) if file.is_file() else None
+        record = _stopped_record(file)
         return record if record is not None and self.identities.is_wanted(record, wanted) else None
 
     def checkpoint(self, folder: Path) -> Path:
@@ -237,3 +304,25 @@ class RunFiles:
         root, *rest = folder.relative_to(self.path).parts
         site = Path(*rest) if root == "atlas" else Path()
         return self.path / root / ASIDE / site
+
+
+def _damage(folder: Path) -> UserError | None:
+    """What is wrong with the commit in ``folder``; None for a sound one."""
+    try:
+        check_commit(folder)
+    except UserError as error:
+        return error
+    return None
+
+
+def _stopped_record(file: Path) -> dict[str, Any] | None:
+    """The record of a trial that was stopped; None without one, or when it is damaged: the trial is
+    then trained again."""
+    if not file.is_file():
+        return None
+    try:
+        record = read_object(file)
+    except UserError:
+        return None
+    whole = isinstance(record.get("last"), dict) and isinstance(record.get("reason"), str)
+    return record if whole else None

@@ -15,13 +15,14 @@ from raysae.console.board import seconds
 from raysae.console.shell import look_at_records
 from raysae.metrics import HEATMAP, PAGE, Metric, labels, shown
 from raysae.printable import printable, shortened
+from raysae.records.damage import read_record, read_selection
+from raysae.records.environment import read_environment
 from raysae.records.folder import RunFolder
 from raysae.records.mlflow_listener import tracking_uri
 from raysae.records.rows import SPARSITY_LABELS, Row, SiteRow, TrialRow
+from raysae.records.status import ENVIRONMENT_FILE
 from raysae.records.tables import read_sites, read_trials
 from raysae.redaction import redacted
-from raysae.sae.checkpoint import METRICS_FILE
-from raysae.storage.files import read_json
 
 SomeRow = TypeVar("SomeRow", bound=Row)
 PNG = "data:image/png;base64,"
@@ -37,7 +38,7 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
     ``selection`` is the choice; by default that of ``selection.json``.
     """
     trials, atlas = read_trials(run.trials_file), read_sites(run.atlas_metrics_file)
-    selection = selection or read_json(run.selection_file)
+    selection = selection or read_selection(run.selection_file)
     with run.replacing_folder(run.report_page.parent) as folder:
         plots = _plots(run, store, trials, atlas, selection, folder)
         page = template("page.html").render(
@@ -46,7 +47,7 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
             recipe=run.recipe,
             store=store,
             manifest=store.manifest,
-            environment=read_json(run.path / "environment.json"),
+            environment=read_environment(run.path / ENVIRONMENT_FILE),
             site=", ".join(map(str, run.recipe.sites_of(store.layers, store.positions))),
             trials=trials,
             finished=[row for row in trials if row.done],
@@ -103,7 +104,7 @@ def _plots(
         chosen = selection["choice"]["trial"]
         plots.ev_against_l0(finished, chosen, source, folder / "ev_against_l0.png")
         histories = {
-            f"{row.trial}: {row.config}": read_json(run.trial(row.trial) / METRICS_FILE)["history"]
+            f"{row.trial}: {row.config}": read_record(run.trial(row.trial))["history"]
             for row in finished
         }
         sizes = [row.d_sae for row in finished]

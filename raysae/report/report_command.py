@@ -39,13 +39,30 @@ def write_page(name: str) -> str:
     Raises UserError when it is no run, or one that is not finished.
     """
     from raysae.activations import open_store
+    from raysae.records.damage import rebuilt_by
     from raysae.records.folder import read_run
     from raysae.report.page import write_report
+    from raysae.storage.trouble import in_words, number_of
 
     run = read_run(name)
+    if run.mended:
+        raise UserError(f"{run.mended}; {rebuilt_by(run.recipe.run_place)}")
     if not run.selection_file.exists():
         raise UserError(f"{name}: the run has no selection.json yet; finish it first")
-    return str(write_report(run, open_store(run.recipe.store_place)))
+    store = open_store(run.recipe.store_place)
+    try:
+        for stage in ("sweep", "select", "atlas"):
+            run.check_unaltered(stage)
+        return str(write_report(run, store))
+    except UserError as error:
+        raise UserError(f"{error}; {rebuilt_by(run.recipe.run_place)}") from None
+    except OSError as error:
+        if number_of(error) is None:
+            raise
+        raise UserError(
+            f"{in_words(error)}; the page is written into the run folder, so report a copy of it that "
+            "is yours"
+        ) from None
 
 
 def _sentence(name: str, error: Exception) -> str:

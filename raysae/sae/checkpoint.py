@@ -1,6 +1,5 @@
 """An SAE on disk: a folder with ``cfg.json`` and ``sae.safetensors``. Never a pickle."""
 
-import errno
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from raysae.sae.jumprelu import JumpReLUSAE
 from raysae.sae.variants import build_sae
 from raysae.storage.files import read_json, refuse_other_content, replacing_folder, write_json
 from raysae.storage.tensors import tensor_problem
+from raysae.storage.trouble import as_os_error
 from raysae.storage.untrusted import usable_path
 
 SCHEMA_VERSION = 2
@@ -78,10 +78,8 @@ def read_sae(folder: Path) -> SAE:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file. Raises OSError when it cannot be written."""
     ready = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    try:
+    with as_os_error(path):
         save_file(ready, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # safetensors reports a full disk so, not as OSError
-        raise OSError(errno.EIO, str(error), str(path)) from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

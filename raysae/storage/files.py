@@ -8,13 +8,21 @@ import os
 import shutil
 import socket
 import stat
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from raysae.errors import UserError
+from raysae.storage.leftovers import (
+    exchange,
+    flush,
+    old_path,
+    remove_leftovers,
+    remove_leftovers_of,
+    temporary_path,
+)
+from raysae.storage.trouble import in_words
 from raysae.storage.untrusted import LARGEST_JSON, parsed_json, usable_path
 
 
@@ -25,40 +33,63 @@ def replacing(path: Path) -> Iterator[Path]:
     Missing parent folders are created. When the block fails, ``path`` stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_path(path)
+    temporary = temporary_path(path)
     try:
         # the file is this process's own before anything is written to it
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
         mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
         _set_mode(temporary, mode)
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a full or lost disk must not hide what the block raised
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """A temporary folder, which replaces ``path`` when the block succeeds.
 
-    When the block fails, ``path`` stays as it was.
+    The old or the new folder is there at any moment, also when the process is killed. When the block
+    fails, ``path`` stays as it was. Leftovers of killed processes for the same ``path`` are removed.
+    Raises UserError when ``path`` is a link.
     """
-    temporary = _temporary_path(path)
+    if path.is_symlink():
+        raise UserError(
+            f"{path}: is a link, which is not replaced; remove the link, or give a folder"
+        )
+    remove_leftovers_of(path)
+    temporary = temporary_path(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _set_mode(file, mode)
-                _flush(file)
-        remove_folder(path)
-        os.replace(temporary, path)
-        _flush(path.parent)
+        _flush_below(temporary, stat.S_IMODE(temporary.stat().st_mode) & 0o666)
+        _put_in_place(temporary, path)
+        flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename ``temporary`` to ``path``. A folder that is at ``path`` is then at ``temporary`` or gone."""
+    if not path.exists():
+        os.replace(temporary, path)
+    elif not exchange(temporary, path):
+        old = old_path(path)  # found again by ``remove_leftovers`` after a kill at the next line
+        os.replace(path, old)
+        os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush_below(folder: Path, mode: int) -> None:
+    """Wait until all files below ``folder`` are on the disk, with the permissions ``mode``."""
+    for place, _, files in os.walk(folder):
+        for name in files:
+            _set_mode(Path(place, name), mode)
+            flush(Path(place, name))
+        flush(Path(place))
 
 
 def refuse_other_content(folder: Path, marker: str, what: str) -> None:
@@ -89,8 +120,8 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The file's content.
 
-    Raises UserError when it is not valid JSON, has a key twice, is nested deeper than any of ours, is
-    too large, or is a FIFO or a device; OSError when it is not there.
+    Raises UserError when it is not valid JSON, has a key twice or a number that is not finite, is nested
+    deeper than any of ours, is too large, or is a FIFO or a device; OSError when it is not there.
     """
     size = usable_path(path).stat().st_size
     if size > LARGEST_JSON:
@@ -115,7 +146,7 @@ def locked(file: Path, what: str, otherwise: str) -> Iterator[None]:
     what to do ``otherwise``. A link or anything else but a file of its own is refused: see
     ``open_own``.
     """
-    with open_own(file) as lock:
+    with _open_lock(file) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -124,10 +155,29 @@ def locked(file: Path, what: str, otherwise: str) -> Iterator[None]:
                 f"{file.parent}: {lock.read().strip() or 'another process'} is working on {what}; "
                 f"wait for it, stop it, or {otherwise}"
             ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+        if lock.writable():
+            with suppress(OSError):  # a full disk: the lock holds without the words in it
+                os.ftruncate(lock.fileno(), 0)
+                words = f"process {os.getpid()} on {socket.gethostname()}"
+                os.write(lock.fileno(), words.encode())
         yield
+
+
+def _open_lock(file: Path) -> TextIO:
+    """The opened file; for reading only when another user made it, which suffices for a lock.
+
+    Raises what ``open_own`` raises, and UserError when this user may not even read the file.
+    """
+    if not file.exists() or os.access(file, os.W_OK):
+        return open_own(file)
+    _refuse_foreign(file, file.lstat())
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(
+            f"{in_words(error)}; the lock of a folder that you share must be yours to read"
+        ) from None
+    return os.fdopen(handle, encoding="utf-8", errors="replace")
 
 
 def open_own(file: Path) -> TextIO:
@@ -147,7 +197,7 @@ def open_own(file: Path) -> TextIO:
             f"{file}: cannot be opened for writing ({error.strerror}); give this user the right to "
             "write it, or use another folder"
         ) from None
-    opened = os.fdopen(handle, "r+", encoding="utf-8")
+    opened = os.fdopen(handle, "r+", encoding="utf-8", errors="replace")
     try:
         _refuse_foreign(file, os.fstat(handle))
     except UserError:
@@ -198,14 +248,18 @@ def remove_folder(path: Path) -> None:
     """Remove a folder and everything in it, if it exists; of a link, only the link."""
     if path.is_symlink():
         path.unlink()
-    elif path.exists():
+        return
+    with suppress(FileNotFoundError):  # another process may remove it at the same time
         shutil.rmtree(path)
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove the partial files of killed processes below ``folder``."""
-    for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    """Remove the partial files and folders of killed processes below ``folder``.
+
+    Those of live processes of this machine stay. A folder that a killed process was replacing is put
+    back.
+    """
+    remove_leftovers(folder)
 
 
 def sha256_of(path: Path) -> str:
@@ -224,19 +278,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _temporary_path(path: Path) -> Path:
-    return path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-
-
 def _set_mode(file: Path, mode: int) -> None:
     """Let those read ``file`` whom the umask lets: safetensors writes files for their owner alone."""
     if stat.S_IMODE(file.stat().st_mode) != mode and not file.is_symlink():
         file.chmod(mode)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

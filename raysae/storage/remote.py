@@ -9,13 +9,12 @@ that callers need not check. What lies in a folder never decides where its files
 import fcntl
 import json
 import os
-import posixpath
 import socket
 import tarfile
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ from raysae.errors import UserError
 from raysae.redaction import WHERE_SECRETS_BELONG, redacted, secret_in
 from raysae.storage.files import (
     open_own,
-    refuse_links_outside,
-    replacing,
+    remove_temporary,
     replacing_folder,
     write_text,
 )
@@ -41,6 +39,7 @@ from raysae.storage.local_copies import (
     split,
 )
 from raysae.storage.private import make_private
+from raysae.storage.remote_folder import ARCHIVE, RemoteFolder
 
 __all__ = [
     "ARCHIVE", "CACHE_VARIABLE", "CHECKPOINT", "CLAIM_FILE", "CLAIM_SECONDS", "HOME_FILE", "bind",
@@ -48,14 +47,12 @@ __all__ = [
     "pull", "pull_archive", "push", "push_archive", "split",
 ]  # fmt: skip
 
-CHECKPOINT, ARCHIVE = ".training", ".tar"
-"""Suffixes of a folder that is uploaded as one archive, and of that archive."""
+CHECKPOINT = ".training"
+"""Suffix of a folder that is uploaded as one archive."""
 CLAIM_FILE, CLAIM_SECONDS = ".driver", 120
 """The file by which a machine claims a run at a URI, and how long it counts without renewal."""
 _bound: dict[Path, str] = {}
 """The local copies that this process works in, each with its URI."""
-_uploaded: dict[Path, tuple[int, int]] = {}
-"""Modification time (nanoseconds) and size (bytes) of the files that this process has uploaded."""
 
 
 def bind(uri: str) -> Path:
@@ -151,6 +148,7 @@ def fetched(uri: str) -> Path:
     folder = bind(uri)
     with open_own(folder / ".fetching") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        remove_temporary(folder)
         pull(folder)
     return folder
 
@@ -204,12 +202,16 @@ def claimed(folder: Path) -> Iterator[None]:
     claim = folder / CLAIM_FILE
     write_text(claim, f"process {os.getpid()} on {socket.gethostname()}")
     age = remote.age(claim)
-    other = remote.text(claim) if age is not None and age < CLAIM_SECONDS else claim.read_text()
+    held = age is not None and age < CLAIM_SECONDS
+    if age is not None and age < 0:  # the clock there was set back: see whether it is renewed
+        held = remote.changes(claim, CLAIM_SECONDS / 2)
+    other = remote.text(claim) if held else claim.read_text()
     if other.split(" on ")[-1] != socket.gethostname():  # processes of one machine have a lock
         raise UserError(
             f"{remote.uri}: {other} is working on this run; wait for it, stop it, or take another "
             f"name=NAME (the claim of a killed process ends after {CLAIM_SECONDS} s)"
         )
+    remote.remove_leftovers()
     remote.upload(claim)
     ended = threading.Event()
 
@@ -233,134 +235,15 @@ def _archive(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}{ARCHIVE}")
 
 
-class _Remote:
-    """The folder at a URI, with its local copy."""
-
-    def __init__(self, local: Path, uri: str):
-        self.local, self.uri = local, uri.partition("?")[0]
-        self.filesystem, self.root = _filesystem(uri)
-        self.is_here = self.filesystem.type_name == "local"
-        if self.is_here:
-            refuse_links_outside(Path(self.root), "the folder at this URI")
-
-    def place(self, path: Path) -> str:
-        """The remote path of a local one."""
-        return posixpath.join(self.root, *path.relative_to(self.local).parts)
-
-    def upload(self, file: Path, place: str = "") -> None:
-        place = place or self.place(file)
-        try:
-            self.filesystem.create_dir(posixpath.dirname(place), recursive=True)
-            # what is here may be a link of somebody else: it is replaced, not written through
-            with (
-                replacing(Path(place)) if self.is_here else nullcontext(place) as there,
-                self.filesystem.open_output_stream(str(there)) as out,
-                file.open("rb") as content,
-            ):
-                while block := content.read(1 << 22):
-                    out.write(block)
-        except OSError as error:
-            raise UserError(
-                f"{self.uri}: {posixpath.basename(place)} could not be written there ({error}); the "
-                f"results stay in {self.local}, and the same command uploads them later"
-            ) from None
-
-    def upload_new(self, file: Path) -> None:
-        """Upload a file unless this version of it is there."""
-        stamp = file.stat().st_mtime_ns, file.stat().st_size
-        if _uploaded.get(file) == stamp:
-            return
-        there = self.filesystem.get_file_info(self.place(file))
-        if there.size != stamp[1] or _seconds(there) < stamp[0] / 1e9:
-            self.upload(file)
-        _uploaded[file] = stamp
-
-    def download(self, path: Path, last: str = "") -> bool:
-        """Download ``path`` as ``pull`` does; return whether the URI has any such file."""
-        from pyarrow import fs
-
-        place, found = self.place(path), False
-        info = self.filesystem.get_file_info(place)
-        if info.type == fs.FileType.NotFound:
-            return False
-        if info.type == fs.FileType.File:
-            self._copy(info, path)
-            return True
-        below = fs.FileSelector(place, recursive=True)
-        there = self.filesystem.get_file_info(below)
-        for info in sorted(there, key=lambda one: one.base_name == last):
-            relative = Path(posixpath.relpath(info.path, place))
-            hidden = any(part.startswith(".") and part != ".." for part in relative.parts)
-            if info.type == fs.FileType.File and relative.suffix != ARCHIVE and not hidden:
-                if relative.is_absolute() or ".." in relative.parts:
-                    raise UserError(f"{info.path}: is outside of {place}; nothing outside is read")
-                self._copy(info, path / relative)
-                found = True
-        return found
-
-    def _copy(self, info: Any, file: Path) -> None:
-        """Download a file unless the local one has the same size and is not older."""
-        if file.is_file():
-            here = file.stat()
-            if here.st_size == info.size and here.st_mtime >= _seconds(info):
-                return
-        with (
-            replacing(file) as temporary,
-            self.filesystem.open_input_stream(info.path) as content,
-            temporary.open("wb") as out,
-        ):
-            while block := content.read(1 << 22):
-                out.write(block)
-        _uploaded[file] = file.stat().st_mtime_ns, file.stat().st_size
-
-    def text(self, path: Path) -> str:
-        """The text of a remote file."""
-        with self.filesystem.open_input_stream(self.place(path)) as content:
-            return content.read().decode()
-
-    def age(self, path: Path) -> float | None:
-        """Seconds since a remote file was written, by the remote clock; None when it is missing."""
-        there = self.filesystem.get_file_info(self.place(path))
-        if there.mtime is None:
-            return None
-        probe = path.with_name(f"{path.name}-probe")
-        self.upload(path, self.place(probe))
-        now = _seconds(self.filesystem.get_file_info(self.place(probe)))
-        self.remove(probe)
-        return now - _seconds(there)
-
-    def remove(self, path: Path) -> None:
-        from pyarrow import fs
-
-        place = self.place(path)
-        if self.filesystem.get_file_info(place).type == fs.FileType.File:
-            self.filesystem.delete_file(place)
-
-    def remove_all(self, path: Path) -> None:
-        """Remove a remote file, or a remote folder with everything in it."""
-        from pyarrow import fs
-
-        place = self.place(path)
-        kind = self.filesystem.get_file_info(place).type
-        if kind == fs.FileType.Directory:
-            self.filesystem.delete_dir(place)
-        elif kind == fs.FileType.File:
-            self.filesystem.delete_file(place)
+_remotes: dict[tuple[Path, str], RemoteFolder] = {}
 
 
-def _seconds(info: Any) -> float:
-    return 0.0 if info.mtime is None else info.mtime.timestamp()
-
-
-_remotes: dict[tuple[Path, str], _Remote] = {}
-
-
-def _remote_of(path: Path) -> _Remote | None:
+def _remote_of(path: Path) -> RemoteFolder | None:
     found = _copy_of(path)
     if found is None:
         return None
     if found not in _remotes:
-        _remotes[found] = _Remote(*found)
+        _remotes[found] = RemoteFolder(*found, *_filesystem(found[1]))
     return _remotes[found]
 
 

@@ -62,14 +62,21 @@ def regular_file(path: str | Path) -> Path:
 def parsed_json(text: str) -> Any:
     """The value of a JSON text.
 
-    Raises ValueError when it is not valid JSON, gives a key twice, or is nested too deeply.
+    Raises ValueError when it is not valid JSON, gives a key twice, has a number that is not finite, or is
+    nested too deeply.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_without_repeats)
+        value = json.loads(
+            text, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
     _refuse_deep(value)
     return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from raysae.errors import UserError
 from raysae.sae.checkpoint import load_tensors, read_tensors, write_tensors
 from raysae.storage.files import read_json, refuse_other_content, replacing_folder, write_json
+from raysae.storage.leftovers import remove_leftovers_of
 from raysae.training.config import TrainingConfig
 from raysae.training.rows import StreamPosition
 from raysae.training.statistics import uncentred_scale
@@ -65,6 +66,8 @@ def save_training(trainer: Trainer, folder: str | Path, history: Sequence[Any] =
 
 def has_training(folder: str | Path) -> bool:
     """Whether ``folder`` holds the checkpoint of a training."""
+    if not Path(folder).exists():
+        remove_leftovers_of(Path(folder))  # puts back one that a killed process was replacing
     return (Path(folder) / STATE_FILE).is_file()
 
 
@@ -78,7 +81,13 @@ def load_training(trainer: Trainer, folder: str | Path) -> list[dict[str, Any]]:
     folder = Path(folder)
     state = _read_state(folder / STATE_FILE)
     tensors = read_tensors(folder / TENSORS_FILE)
-    scale = state["job"].pop(INPUT_SCALE, math.nan) if isinstance(state["job"], dict) else math.nan
+    if state["step"] > trainer.steps:
+        raise UserError(
+            f"{folder / STATE_FILE}: step is {state['step']}, but this training has {trainer.steps} "
+            f"steps; the file was damaged or altered: remove {folder} to begin again"
+        )
+    scale = state["job"].pop(INPUT_SCALE, math.nan)
+    scale = scale if _is_number(scale) else math.nan
     _refuse_other_job(folder / STATE_FILE, _completed(state["job"]), _job(trainer))
     _read_as_saved(trainer, state["schema_version"], scale, tensors, folder)
     _load_model(trainer, tensors, folder / TENSORS_FILE)
@@ -176,7 +185,35 @@ def _read_state(path: Path) -> dict[str, Any]:
     known = {field.name for field in fields(StreamPosition)}
     if not isinstance(state["position"], dict) or state["position"].keys() != known:
         raise UserError(f"{path}: position is {state['position']!r}; expected {sorted(known)}")
+    if wrong := [name for name, sound in _checks(state).items() if not sound]:
+        raise UserError(
+            f"{path}: {', '.join(wrong)} has an unusable value; the file was damaged or altered: remove "
+            f"{path.parent} to begin this training again"
+        )
     return state
+
+
+def _checks(state: dict[str, Any]) -> dict[str, bool]:
+    """Whether the value of each key is of the right kind."""
+    history, loss = state["history"], state["loss"]
+    return {
+        "job": isinstance(state["job"], dict),
+        "position": all(_is_count(value) for value in state["position"].values()),
+        "step": _is_count(state["step"]),
+        "tokens": _is_count(state["tokens"]),
+        "loss": loss is None or _is_number(loss),
+        "seconds": _is_number(state["seconds"]),
+        "waited": _is_number(state["waited"]),
+        "history": isinstance(history, list) and all(isinstance(one, dict) for one in history),
+    }
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _refuse_other_job(path: Path, saved: Any, wanted: dict[str, Any]) -> None:

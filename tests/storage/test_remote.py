@@ -46,9 +46,9 @@ def test_files_go_home_and_come_back_elsewhere(home, tmp_path, monkeypatch):
     for name in ("deep/a", "deep/last", "deep/z", "deep/.hidden", "deep/one.training/state"):
         (here / name).write_text(name)
     order = []
-    upload = remote._Remote.upload
+    upload = remote.RemoteFolder.upload
     monkeypatch.setattr(
-        remote._Remote,
+        remote.RemoteFolder,
         "upload",
         lambda self, file, place="": (order.append(file.name), upload(self, file, place)),
     )

@@ -27,9 +27,11 @@ from raysae.activations.importing.source import STORED_AS, Source
 from raysae.activations.importing.target import (
     existing_store,
     imports,
+    refuse_deleted,
     refuse_differences,
     refuse_sites,
     taking_in,
+    unfinished,
 )
 from raysae.activations.importing.values import check_values
 from raysae.activations.manifest import FORMAT_VERSION, Manifest, SiteEntry
@@ -150,9 +152,12 @@ def run_import(plan: ImportPlan, progress: Progress = silent) -> Imported:
     with (
         taking_in(plan.out, plan.sites) as store,
         _hashed_meanwhile(plan.source.files) as checksum,
+        unfinished(plan.out),
     ):
         entries = _write(plan, progress)
-        _manifest(plan, store, entries, checksum()).write(plan.out)
+        manifest = _manifest(plan, store, entries, checksum())
+        refuse_deleted(plan.out, entries)
+        manifest.write(plan.out)
     return Imported(
         plan.out, plan.source.format, plan.source.d_in, plan.dtype, entries,
         time.monotonic() - started, (*notes, *_split_notes(plan, entries)),

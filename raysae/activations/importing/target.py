@@ -1,12 +1,12 @@
 """The store that an import writes to: checks of what may be added, and removal of partial files."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from raysae.activations.manifest import MANIFEST_FILE, Manifest, read_manifest
-from raysae.errors import UserError
+from raysae.activations.manifest import MANIFEST_FILE, Manifest, SiteEntry, read_manifest
+from raysae.errors import UnfinishedError, UserError
 from raysae.sites import Site
 from raysae.storage.files import (
     locked,
@@ -16,6 +16,7 @@ from raysae.storage.files import (
     remove_temporary,
     write_json,
 )
+from raysae.storage.trouble import in_words, number_of
 
 WORK_FOLDER = ".import"
 """A folder in the store's folder; it exists from before the first shard until after the manifest."""
@@ -103,8 +104,9 @@ def taking_in(out: Path, sites: list[Site]) -> Iterator[Manifest | None]:
         write_json(work / SITES_FILE, sorted(site.folder for site in sites))
         yield manifest
         for name in (SITES_FILE, LOCK_FILE):
-            (work / name).unlink()
-        work.rmdir()
+            (work / name).unlink(missing_ok=True)
+        with suppress(OSError):  # the store is complete; another process may use the folder
+            work.rmdir()
 
 
 def _clear(out: Path, manifest: Manifest | None, sites: list[Site]) -> None:
@@ -112,10 +114,43 @@ def _clear(out: Path, manifest: Manifest | None, sites: list[Site]) -> None:
     in the folders that this import will write."""
     listed = {entry.site.folder for entry in manifest.sites} if manifest else set()
     marker = out / WORK_FOLDER / SITES_FILE
-    unfinished = read_json(marker) if marker.exists() else []
-    for folder in {*_site_folders(unfinished), *(site.folder for site in sites)} - listed:
+    for folder in {*_site_folders(_noted(marker)), *(site.folder for site in sites)} - listed:
         remove_folder(out / folder)
     remove_temporary(out)
+
+
+@contextmanager
+def unfinished(out: Path) -> Iterator[None]:
+    """Raise UnfinishedError for what the block raises: shards may have been written by then."""
+    stays = "what the store held before is unchanged, and the same command begins this import again"
+    try:
+        yield
+    except UserError as error:
+        raise UnfinishedError(str(error)) from error
+    except OSError as error:
+        if number_of(error) is None:
+            raise
+        raise UnfinishedError(f"{in_words(error)}; then {stays}") from error
+
+
+def refuse_deleted(out: Path, entries: list[SiteEntry]) -> None:
+    """Raise UserError when the store's folder, or a shard just written, was deleted meanwhile."""
+    shards = [out / shard.file for entry in entries for shard in entry.shards]
+    gone = [path for path in (out / WORK_FOLDER / SITES_FILE, *shards) if not path.is_file()]
+    if gone:
+        raise UserError(
+            f"{out}: the folder was deleted, moved or emptied during the import ({gone[0]} is gone); "
+            "put it back to keep what it held, or remove it and give the command again"
+        )
+
+
+def _noted(marker: Path) -> list[Any]:
+    """The sites of an interrupted import; none when the file that names them is damaged."""
+    try:
+        found = read_json(marker) if marker.exists() else []
+    except UserError:
+        return []
+    return found if isinstance(found, list) else []
 
 
 def _site_folders(names: list[Any]) -> list[str]:

@@ -19,6 +19,7 @@ def known_trials(recipe: Recipe) -> Known:
         run = read_run(name if is_uri(name) else recipe.folder(name))
         if not run.trials_file.is_file():
             raise UserError(f"sweep.warm_start: {run.path} has no trials.parquet; finish its sweep")
+        run.check_unaltered("sweep")
         for row in read_trials(run.trials_file):
             if row.done:
                 parameters = {

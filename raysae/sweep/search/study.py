@@ -81,6 +81,8 @@ class StudyCopy:
         if self._broken:
             return
         try:
+            if self._copy is not None and not self.path.exists():  # SQLite would make an empty one
+                raise FileNotFoundError("it was deleted while the run was in work")
             self._copy = self._copy or self._new_study()
             self._copy.add_trial(trial)
         except Exception as error:  # a full disk, a file system without locks

@@ -15,6 +15,7 @@ from raysae.records.commit import commit
 from raysae.records.run_files import RunFiles
 from raysae.redaction import first_line, traceback_of
 from raysae.sites import Site
+from raysae.storage.trouble import in_words
 from raysae.sweep.trials.members import Key, Members, OutOfTimeError
 from raysae.training import NonFiniteLossError
 from raysae.training.ensemble import Member
@@ -40,9 +41,13 @@ class Trial:
         self.asked, self.files, self.device = dict(asked), files, device
         self.made, self.stopping = dict(made), dict(stopping)
         self.folder = files.trial(self.asked["trial"])
-        self.started = time.time()
+        self.started, self.began = time.time(), time.monotonic()
         self.members: Members | None = None
-        self.report: Report = self._ended_before() or {}
+        self.report: Report = {}
+        try:
+            self.report = self._ended_before() or {}
+        except (OSError, UserError) as error:  # raised here, it would end the actor
+            self.fail(error)
 
     @property
     def ended(self) -> bool:
@@ -62,6 +67,11 @@ class Trial:
             self.fail(members.failure)
             return
         self.report = {**members.history[-1], **self._cost(members)}
+        try:
+            self.files.check_there()
+        except UserError as error:
+            self.fail(error)
+            return
         if members.active:
             return
         try:
@@ -80,6 +90,8 @@ class Trial:
             cost = self._cost(self.members)
             reason = f"at step {cost['step']} of {cost['steps']}: {error}"
             self.report |= {**cost, "done": True, "stopped": reason}
+        elif isinstance(error, UserError):
+            self.report = {"done": True, "failed": str(error)}
         else:
             self._failed(_reason(error), traceback_of(error))
         self.members = None
@@ -95,7 +107,8 @@ class Trial:
         try:
             self.files.write_text(file, trace)
         except (OSError, UserError) as error:  # the disk may be full
-            self.report["failed"] += f" (the traceback could not be written: {first_line(error)})"
+            told = in_words(error) if isinstance(error, OSError) else first_line(error)
+            self.report["failed"] = f"{reason} (the traceback could not be written: {told})"
 
     def _cost(self, members: Members) -> Report:
         """The steps done so far, and what they cost."""
@@ -123,7 +136,8 @@ class Trial:
         job = {**self.asked, "made": self.made}
         record = commit(
             self.files, members.first, self.folder, job, provenance[first_site], members.history,
-            self.started, metrics=members.final_metrics(), cost=cost,
+            self.started, seconds=time.monotonic() - self.began, metrics=members.final_metrics(),
+            cost=cost,
             beside={
                 f"{site.folder},seed={seed}": (trainer, provenance[site])
                 for (site, seed), trainer in members.trainers.items()
@@ -146,6 +160,8 @@ def _live(record: dict[str, Any]) -> Report:
 def _reason(error: Exception) -> str:
     import torch
 
+    if isinstance(error, OSError):
+        return in_words(error)
     text = first_line(error)
     if isinstance(error, NonFiniteLossError):
         return text

@@ -65,8 +65,10 @@ class SweepJob:
         return str(self.sites[0]) if len(self.sites) == 1 else f"{len(self.sites)} sites"
 
 
-def run_trials(job: SweepJob) -> list[TrialRow]:
+def run_trials(job: SweepJob, begun: Callable[[], None] = lambda: None) -> list[TrialRow]:
     """Run every trial and write ``trials.parquet``; returns its rows.
+
+    ``begun`` is called when all is checked and the trials begin.
 
     Trials that were committed before only report. Raises UserError when the rows do not fit
     in memory in the way that ``resources`` asks for.
@@ -87,6 +89,7 @@ def run_trials(job: SweepJob) -> list[TrialRow]:
         ),
         placement.resources,
     )
+    begun()
     tuned = partial(_tuned, job, trainable, watcher, placement)
     results, ended_early = run_tune(tuned, recipe.resources, lambda: watcher.begun)
     rows = [row for result in results for row in _rows(job, result)]

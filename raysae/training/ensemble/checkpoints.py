@@ -36,6 +36,8 @@ def _saved(member: Member) -> bool:
     """Save one member; returns whether it was saved."""
     if member.checkpoint is None or not member.begun or not member.trainer.step:
         return False
+    if not member.checkpoint.parent.is_dir():  # deleted meanwhile: a part of it would be misleading
+        return False
     try:
         save_training(member.trainer, member.checkpoint, member.history)
     except (OSError, UserError):  # such as a full disk
@@ -51,6 +53,9 @@ def begin(member: Member, make: Callable[[], Trainer]) -> None:
     0. Raises what ``make`` raises.
     """
     trainer, folder = make(), member.checkpoint
+    if folder is not None:
+        with suppress(OSError):  # a full disk; the training goes on without checkpoints
+            folder.parent.mkdir(parents=True, exist_ok=True)
     if folder is not None and has_training(folder):
         try:
             member.begin(trainer, load_training(trainer, folder))

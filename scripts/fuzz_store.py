@@ -52,7 +52,7 @@ from raysae.sites import Site
 from raysae.storage.files import write_json
 
 D_IN, ROWS, SEQUENCES = 4, 24, 12
-SECONDS = 5
+SECONDS = 30
 """The longest that one mutation may take."""
 MEMORY = 3 << 30
 """Address space that the process may take beyond what it has at the start, in bytes."""

@@ -19,6 +19,12 @@ ORDINARY, OTHER = 65534, 65533
 ROOT = Path(__file__).parents[2]
 READ_ALL = ("setpriv", "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
 """Lets the ordinary user read, but not write, a Python that is installed in root's own home."""
+CHECK = """
+import os, subprocess, sys, numpy, raysae.errors
+assert os.getuid()
+subprocess.run([sys.executable, "-c", ""], check=True)
+"""
+"""What the user must be able to do; Ray starts Python again."""
 KEPT = ("PATH", "LANG", "OMP_NUM_THREADS", "CXX")
 """Variables of the environment that the ordinary user keeps."""
 
@@ -101,7 +107,7 @@ def _prefix() -> tuple[str, ...]:
 
 def _failure(way: tuple[str, ...]) -> str:
     """Why the ordinary user cannot import what the tests need; empty when it can."""
-    check = [*way, sys.executable, "-c", "import os, numpy, raysae.errors; assert os.getuid()"]
+    check = [*way, sys.executable, "-c", CHECK]
     user = {} if way else {"user": ORDINARY, "group": ORDINARY, "extra_groups": []}
     try:
         done = subprocess.run(

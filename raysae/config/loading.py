@@ -9,6 +9,7 @@ from raysae.config.overrides import overridden, split_override
 from raysae.config.places import anchored, recipe_at
 from raysae.config.reading import read_value, read_yaml
 from raysae.config.recipe import Recipe, parse_recipe
+from raysae.config.trust import refuse_others_trust
 from raysae.errors import UserError
 from raysae.storage.remote import is_copy
 
@@ -20,27 +21,47 @@ def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """The recipe in a YAML file (the quickstart without one) with ``key=value`` overrides applied.
 
     Relative paths in a run's ``config.yaml`` start from where the run was made; those in overrides start
-    from the working folder. Raises UserError naming the file and the key when something in it is wrong.
+    from the working folder. Raises UserError naming the file and the key when something in it is wrong,
+    or when it is a run's and trusts code that the overrides do not trust.
     """
     data: dict[str, Any] = {}
     if path is not None:
         file = Path(path)
-        data = _of_run(file.parent) if (file.parent / "status.json").is_file() else read_yaml(file)
+        of_run = _is_file(file.parent / "status.json")
+        data = _of_run(file.parent) if of_run else read_yaml(file)
+        if of_run:
+            refuse_others_trust(data, overrides, str(file))
         data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", file.stem))
     return _changed(data, overrides, str(path) if path else "recipe")
 
 
-def load_run(folder: Path, overrides: Sequence[str] = (), place: Mapping[str, Any] = {}) -> Recipe:
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long; told when it is read
+        return False
+
+
+def load_run(
+    folder: Path,
+    overrides: Sequence[str] = (),
+    place: Mapping[str, Any] = {},
+    *,
+    reading: bool = True,
+) -> Recipe:
     """The recipe of the run in ``folder``, with ``key=value`` overrides applied.
 
     ``place`` holds ``runs_dir`` and ``name`` of a run whose ``folder`` is a copy of a URI. Raises
-    UserError when the folder is not a run, or an override names another run.
+    UserError when the folder is not a run, or an override names another run; without ``reading``, which
+    runs nothing, also when it trusts code that the overrides do not trust.
     """
     if not (folder / "config.yaml").is_file():
         raise UserError(
             f"{folder}: not a run folder (no config.yaml); expected one such as runs/NAME"
         )
     data = {**_of_run(folder), **place}
+    if not reading:
+        refuse_others_trust(data, overrides, str(folder / "config.yaml"))
     recipe = _changed(data, (), str(folder / "config.yaml"))
     changed = _changed(data, overrides, str(folder / "config.yaml"))
     if changed.run_place != recipe.run_place:

@@ -38,6 +38,8 @@ from raysae.training.config import TrainingConfig
 
 AnySection = TypeVar("AnySection", bound=Section)
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+MOST_LINES = 20
+"""The most mistakes that one message lists."""
 LARGEST_SEED = 2**32 - 1
 """Optuna's samplers take no larger one."""
 
@@ -302,7 +304,10 @@ def _validated(model: type[AnySection], data: Mapping[str, Any], where: str) -> 
     except ValidationError as error:
         known = [row[0] for row in describe_fields()]
         lines = [explain(dict(item), known) for item in error.errors(include_url=False)]
-        raise UserError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
+        lines = list(dict.fromkeys(lines))
+        if len(lines) > MOST_LINES:
+            lines = [*lines[:MOST_LINES], f"and {len(lines) - MOST_LINES:,} more of the kind"]
+        raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
 def describe_fields() -> list[Row]:

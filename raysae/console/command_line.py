@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+LONGEST_SHOWN = 1000
+"""The most characters of a path that a message shows."""
 DONE, PARTLY, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -17,18 +19,33 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str] | None
 
     quiet_environment()
     try:
-        return command(sys.argv[1:] if arguments is None else arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        _refuse_nul(given)
+        return command(given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
     except OSError as error:  # a full disk, a folder that may not be written
         if error.strerror is None:
             raise
-        print(f"error: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
+        where = str(error.filename or "input or output")
+        shown = (
+            where if len(where) < LONGEST_SHOWN else f"{where[:100]}... ({len(where):,} characters)"
+        )
+        print(f"error: {shown}: {error.strerror}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return INTERRUPTED
+
+
+def _refuse_nul(arguments: list[str]) -> None:
+    """Raise UserError when an argument holds a NUL, which no name of a file can."""
+    from raysae.errors import UserError
+
+    for argument in arguments:
+        if "\0" in argument:
+            raise UserError(f"{argument[:100]!r}: holds the character NUL; leave it out")
 
 
 def leave(code: int) -> NoReturn:

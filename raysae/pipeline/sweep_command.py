@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("--select RULE and --run RUN need each other; give both")
     if args.select is not None:
         overrides = [*overrides, f"select.rule={args.select}"]
-    recipe = _recipe(args.run or args.resume, config, overrides)
+    recipe = _recipe(args.run or args.resume, config, overrides, reading=args.select is not None)
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return DONE
@@ -91,7 +91,9 @@ def _run_models(recipe: "Recipe", force: bool) -> int:
     return PARTLY if result.failures else DONE
 
 
-def _recipe(resume: str | None, config: str | None, overrides: list[str]) -> "Recipe":
+def _recipe(
+    resume: str | None, config: str | None, overrides: list[str], reading: bool
+) -> "Recipe":
     from raysae.config import load_recipe
     from raysae.config.loading import load_run
     from raysae.records.run_files import RunFiles
@@ -103,9 +105,11 @@ def _recipe(resume: str | None, config: str | None, overrides: list[str]) -> "Re
         raise UserError("--resume takes its recipe from the run folder; leave out the config file")
     if not is_uri(resume):
         folder = Path(resume).expanduser()
-        return load_run(folder.parent if folder.name == "config.yaml" else folder, overrides)
+        folder = folder.parent if folder.name == "config.yaml" else folder
+        return load_run(folder, overrides, reading=reading)
     runs_dir, name = split(resume)
     files = RunFiles.at(join(runs_dir, name))
     if not files.fetch(files.path / "config.yaml"):
         raise UserError(f"{resume.partition('?')[0]}: not a run (no config.yaml there)")
-    return load_run(files.path, overrides, {"runs_dir": runs_dir, "name": name})
+    place = {"runs_dir": runs_dir, "name": name}
+    return load_run(files.path, overrides, place, reading=reading)

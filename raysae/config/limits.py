@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from yaml.nodes import MappingNode, Node, SequenceNode
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 MOST_BYTES = 2_000_000
 """The most bytes of a recipe's file."""
-MOST_VALUES = 200_000
+MOST_VALUES = 100_000
 """The most values of a recipe, each counted as often as an alias repeats it."""
 MOST_DEPTH = 50
 """How deep lists and sections may lie in one another."""
@@ -18,7 +19,11 @@ LARGEST = 2**63 - 1
 """The largest whole number."""
 LONGEST_SHOWN = 120
 """The most characters of a value that a message shows."""
-TOO_DEEP = "brackets are nested too deeply"
+TOO_DEEP = f"brackets are nested too deeply (more than {MOST_DEPTH} levels)"
+TOO_MANY = (
+    f"stands for more than {MOST_VALUES:,} values (aliases such as *name repeat what they stand for); "
+    "write fewer values"
+)
 
 
 def shortened(value: Any) -> str:
@@ -29,6 +34,15 @@ def shortened(value: Any) -> str:
     return f"{text[: LONGEST_SHOWN - 30]}...{text[-20:]} ({len(text):,} characters)"
 
 
+def is_text(text: str) -> bool:
+    """Whether a text can be written as UTF-8: bytes of a command line that are none cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_values(node: Node, key: str) -> None:
     """Count the values that a YAML node stands for, in a time that grows with its text alone.
 
@@ -36,6 +50,28 @@ def check_values(node: Node, key: str) -> None:
     one another, or when a node holds itself.
     """
     _Count(key).of(node, key)
+
+
+class LimitedLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which stops where a text goes too deep or holds too many values.
+
+    Raises ValueError there: to read on would take minutes.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self.depth = self.nodes = 0
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        """The next node of the text."""
+        self.depth, self.nodes = self.depth + 1, self.nodes + 1
+        if self.depth > MOST_DEPTH + 1:
+            raise ValueError(TOO_DEEP)
+        if self.nodes > MOST_VALUES:
+            raise ValueError(TOO_MANY)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Count:
@@ -63,12 +99,9 @@ class _Count:
     def _check(self, values: int, depth: int, top: str) -> None:
         where = f"{shortened(top)[1:-1]}: " if top else ""
         if depth > MOST_DEPTH:
-            raise ValueError(f"{where}{TOO_DEEP} (more than {MOST_DEPTH} levels)")
+            raise ValueError(f"{where}{TOO_DEEP}")
         if values > MOST_VALUES:
-            raise ValueError(
-                f"{where}stands for more than {MOST_VALUES:,} values (aliases such as *name repeat what "
-                "they stand for); write fewer values"
-            )
+            raise ValueError(f"{where}{TOO_MANY}")
 
 
 def _items(node: Node) -> list[tuple[str, Node]]:
@@ -76,6 +109,11 @@ def _items(node: Node) -> list[tuple[str, Node]]:
     if isinstance(node, SequenceNode):
         return [("", item) for item in node.value]
     if isinstance(node, MappingNode):
-        pairs = [(str(name.value)[:LONGEST_KEY], name, value) for name, value in node.value]
+        pairs = [(_name(name), name, value) for name, value in node.value]
         return [("", name) for _, name, _ in pairs] + [(text, value) for text, _, value in pairs]
     return []
+
+
+def _name(node: Node) -> str:
+    """A section's key; nothing for one that is itself a list or a section."""
+    return str(node.value)[:LONGEST_KEY] if isinstance(node, ScalarNode) else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from raysae.config.limits import shortened
+from raysae.config.limits import LONGEST_KEY, shortened
 from raysae.errors import UserError
 from raysae.sae.config import CONFIGS
 from raysae.training.config import TrainingConfig
@@ -70,5 +70,7 @@ def refuse_unknown(parameters: Mapping[str, Any], variant: str) -> None:
 def nearest(key: str, known: Sequence[str]) -> str:
     """A hint at the known key that ``key`` is most like; at all of them where none is like it."""
     sections = {name.rsplit(".", 1)[0] for name in known if "." in name}
-    close = difflib.get_close_matches(key, [*known, *sorted(sections)], n=1, cutoff=0.5)
+    close = difflib.get_close_matches(
+        key[:LONGEST_KEY], [*known, *sorted(sections)], n=1, cutoff=0.5
+    )
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"

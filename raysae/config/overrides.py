@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from raysae.config.limits import LONGEST_KEY, MOST_PARTS, shortened
+from raysae.config.limits import LONGEST_KEY, MOST_PARTS, is_text, shortened
 from raysae.config.search import SweepConfig
 from raysae.errors import UserError
 
@@ -19,18 +19,9 @@ def split_override(override: str) -> tuple[str, str]:
         raise UserError(
             f"{shortened(override)}: no key is so long; expected such as sweep.trials=16"
         )
-    if not _is_text(override):
+    if not is_text(override):
         raise UserError(f"{shortened(override)}: is no UTF-8 text; write the name in UTF-8")
     return key, value
-
-
-def _is_text(text: str) -> bool:
-    """Whether a text can be written to a file: what a command line holds beside UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def overridden(data: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from raysae.storage.files import expanded
 from raysae.storage.remote import is_uri
 
 SQLITE, FILE = "sqlite:///", "file:"
@@ -13,10 +14,7 @@ SQLITE, FILE = "sqlite:///", "file:"
 
 def path_in(base: Path, name: str) -> Path:
     """The file or folder that ``name`` means to someone who stands in ``base``."""
-    try:
-        return base / Path(name).expanduser()
-    except RuntimeError:  # the home folder of a user whom this machine does not know
-        return base / name
+    return base / expanded(name)
 
 
 def tracking_in(base: Path, uri: str) -> str:
@@ -105,7 +103,7 @@ def recipe_at(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def _bases_of(folder: Path, runs_dir: str) -> Iterator[Path]:
     """Folders in which ``runs_dir`` means the parent of ``folder``."""
     parts = Path(runs_dir).parts
-    if Path(runs_dir).expanduser().is_absolute() or ".." in parts:
+    if expanded(runs_dir).is_absolute() or ".." in parts:
         return
     for parent in dict.fromkeys((folder.parent, folder.resolve().parent)):
         if not parts:
@@ -117,7 +115,7 @@ def _bases_of(folder: Path, runs_dir: str) -> Iterator[Path]:
 def _moved_store(data: Mapping[str, Any], store: str, folder: Path) -> str:
     """The store of a run that may have been moved together with it."""
     runs_dir = str(data.get("runs_dir", "runs"))
-    here, there = Path(runs_dir).expanduser() / str(data.get("name", "")), Path(store).expanduser()
+    here, there = expanded(runs_dir) / str(data.get("name", "")), expanded(store)
     if is_uri(store) or not (there.is_absolute() and here.is_absolute()) or there.exists():
         return store
     common = Path(os.path.commonpath([here, there]))

@@ -10,7 +10,15 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from raysae.config.kinds import Kind, kind_of, whole
-from raysae.config.limits import LARGEST, MOST_BYTES, TOO_DEEP, check_values, shortened
+from raysae.config.limits import (
+    LARGEST,
+    MOST_BYTES,
+    TOO_DEEP,
+    LimitedLoader,
+    check_values,
+    is_text,
+    shortened,
+)
 from raysae.config.searched import POWER_OF_TEN
 from raysae.errors import UserError
 
@@ -99,7 +107,8 @@ def read_value(key: str, text: str) -> Any:
             f"{shortened(f'{key}={text}')}: {shown} is not a valid YAML value"
         ) from None
     except ValueError as error:
-        raise UserError(str(error)) from None
+        reason = str(error)
+        raise UserError(reason if reason.startswith(key) else f"{key}: {reason}") from None
     return text if kind.is_text and not isinstance(value, str) else value
 
 
@@ -141,7 +150,7 @@ def _reason(error: Exception) -> str:
 
 def _read(text: str, kind: Kind, key: str) -> Any:
     """The value of a YAML text at a key of this kind. Raises YAMLError or ValueError."""
-    loader = yaml.SafeLoader(text)
+    loader = LimitedLoader(text)
     try:
         node = loader.get_single_node()
         if node is None:
@@ -171,7 +180,7 @@ def _mark(node: Node, kind: Kind, key: str, above: tuple[Node, ...] = ()) -> Non
         name = node.tag.replace("tag:yaml.org,2002:", "!!")
         where = key or "the whole"
         raise ValueError(
-            f"{where}: has the tag {name}, which no recipe has; write the value plainly"
+            f"{where}: not valid YAML for a recipe (the tag {name}); write the value plainly"
         )
     if isinstance(node, ScalarNode):
         _mark_scalar(node, kind, key)
@@ -205,6 +214,8 @@ def _mark_scalar(node: ScalarNode, kind: Kind, key: str) -> None:
     records = key.startswith("records.")  # what MLflow cannot take must not stop a run
     if node.tag == TEXT and "\0" in node.value and not records:
         raise ValueError(f"{key}: holds the character NUL; leave it out")
+    if not is_text(node.value):
+        raise ValueError(f"{key}: holds half a character (U+D800 to U+DFFF); leave it out")
 
 
 def _as_a_number(node: ScalarNode, key: str) -> None:

@@ -303,10 +303,11 @@ def _validated(model: type[AnySection], data: Mapping[str, Any], where: str) -> 
         return model.model_validate(data)
     except ValidationError as error:
         known = [row[0] for row in describe_fields()]
-        lines = [explain(dict(item), known) for item in error.errors(include_url=False)]
+        mistakes = error.errors(include_url=False)
+        lines = [explain(dict(item), known) for item in mistakes[:MOST_LINES]]
+        if len(mistakes) > MOST_LINES:
+            lines.append(f"and {len(mistakes) - MOST_LINES:,} more of the kind")
         lines = list(dict.fromkeys(lines))
-        if len(lines) > MOST_LINES:
-            lines = [*lines[:MOST_LINES], f"and {len(lines) - MOST_LINES:,} more of the kind"]
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 

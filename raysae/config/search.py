@@ -1,6 +1,7 @@
 """The recipe's search: which SAE configs are tried, and where, and how one of them is chosen."""
 
 import difflib
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
@@ -21,6 +22,8 @@ def _known_metric(name: str) -> str:
 Metric = Annotated[str, AfterValidator(_known_metric)]
 """A metric that a search may optimise or bound; see ``raysae.metrics``."""
 Rule = Literal["parsimonious", "knee", "stable_knee", "ev_floor_then_min_dead", "max_ev", "pareto"]
+LARGEST_GRID = 100_000
+"""The most configs of a grid."""
 Sampler = Literal["tpe", "nsga2", "random", "grid", "list"]
 
 
@@ -29,6 +32,10 @@ class Choices(Section):
 
     choices: Annotated[tuple[int | float | str, ...], Field(min_length=1)]
     """The values; numbers are searched in their order."""
+
+    def __len__(self) -> int:
+        """The number of values."""
+        return len(self.choices)
 
 
 class Range(Section):
@@ -52,6 +59,10 @@ class Range(Section):
         if self.powers_of_two and not self.powers:
             raise ValueError(f"there is no power of two from {self.low} to {self.high}")
         return self
+
+    def __len__(self) -> int:
+        """The number of powers of two in the range."""
+        return len(self.powers)
 
     @property
     def powers(self) -> tuple[int, ...]:
@@ -195,6 +206,12 @@ class SweepConfig(Section):
             ]
             if loose:
                 raise ValueError(f"a grid needs choices, not a range, for {', '.join(loose)}")
+            held = math.prod(len(values) for values in self.space.values())
+            if held > LARGEST_GRID:
+                raise ValueError(
+                    f"the grid holds {held:,} configs; expected at most {LARGEST_GRID:,}: give fewer "
+                    "choices in space, or another sampler"
+                )
         searched = self.sampler in ("tpe", "nsga2", "random")
         for name in ("first", "warm_start"):
             if getattr(self, name) and not searched:

@@ -3,12 +3,13 @@
 import argparse
 import atexit
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-LONGEST_SHOWN = 1000
-"""The most characters of a path that a message shows."""
+LONGEST_WORD = 1000
+"""The most characters of a word that a message shows whole."""
 DONE, PARTLY, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -23,20 +24,26 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str] | None
         _refuse_nul(given)
         return command(given)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_shown(str(error))}", file=sys.stderr)
         return REFUSED
     except OSError as error:  # a full disk, a folder that may not be written
         if error.strerror is None:
             raise
-        where = str(error.filename or "input or output")
-        shown = (
-            where if len(where) < LONGEST_SHOWN else f"{where[:100]}... ({len(where):,} characters)"
-        )
-        print(f"error: {shown}: {error.strerror}", file=sys.stderr)
+        where = _shown(str(error.filename or "input or output"))
+        print(f"error: {where}: {error.strerror}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return INTERRUPTED
+
+
+def _shown(message: str) -> str:
+    """A message without the middle of words that are very long, such as names of 10,000 characters."""
+    return re.sub(
+        rf"\S{{{LONGEST_WORD},}}",
+        lambda found: f"{found[0][:100]}...{found[0][-20:]} ({len(found[0]):,} characters)",
+        message,
+    )
 
 
 def _refuse_nul(arguments: list[str]) -> None:

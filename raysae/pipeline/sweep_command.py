@@ -2,7 +2,6 @@
 
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysae.console.command_line import DONE, INTERRUPTED, PARTLY, recipe_parser, split_config
@@ -97,6 +96,7 @@ def _recipe(
     from raysae.config import load_recipe
     from raysae.config.loading import load_run
     from raysae.records.run_files import RunFiles
+    from raysae.storage.files import expanded
     from raysae.storage.remote import is_uri, join, split
 
     if resume is None:
@@ -104,7 +104,7 @@ def _recipe(
     if config is not None:
         raise UserError("--resume takes its recipe from the run folder; leave out the config file")
     if not is_uri(resume):
-        folder = Path(resume).expanduser()
+        folder = expanded(resume)
         folder = folder.parent if folder.name == "config.yaml" else folder
         return load_run(folder, overrides, reading=reading)
     runs_dir, name = split(resume)

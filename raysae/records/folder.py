@@ -25,7 +25,7 @@ from raysae.records.products import (
 )
 from raysae.records.run_files import RunFiles
 from raysae.sites import Position, Site
-from raysae.storage.files import locked, read_json, write_json, write_text
+from raysae.storage.files import expanded, locked, read_json, write_json, write_text
 from raysae.storage.remote import HOME_FILE, claimed, is_uri, join, split
 
 STAGES = ("extract", "sweep", "select", "atlas", "report")
@@ -252,7 +252,7 @@ def open_run(recipe: Recipe, forced: bool = False, data: Data = Data()) -> Itera
 def read_run(place: str | Path) -> RunFolder:
     """The run in a folder or at a URI, for reading only. Raises UserError when it is not a run."""
     if not is_uri(str(place)):
-        path = Path(place).expanduser().absolute()
+        path = expanded(place).absolute()
         return RunFolder(path, read_recipe(path))
     runs_dir, name = split(str(place))
     files = RunFiles.at(join(runs_dir, name))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raysae.errors import UserError
-from raysae.storage.files import replacing, replacing_folder, write_text
+from raysae.storage.files import expanded, replacing, replacing_folder, write_text
 
 HOME_FILE = ".raysae-home"
 """The file in a local copy that records its URI."""
@@ -60,7 +60,7 @@ def local_copy(uri: str) -> Path:
     cache = os.environ.get(CACHE_VARIABLE) or "~/.cache/raysae"
     scheme, _, rest = uri.partition("?")[0].partition("://")
     parts = [part for part in rest.split("/") if part not in ("", ".", "..")]
-    return Path(cache).expanduser().absolute().joinpath(scheme, *parts)
+    return expanded(cache).absolute().joinpath(scheme, *parts)
 
 
 def bind(uri: str) -> Path:

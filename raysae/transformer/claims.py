@@ -24,8 +24,8 @@ def check_claims(config: Any, location: str, name: str) -> None:
     layers, width = (_size(config, key) for key in ("num_hidden_layers", "hidden_size"))
     if layers is not None and layers > MOST_LAYERS:
         raise UserError(
-            f"{name}: {file} says num_hidden_layers {layers:,}; expected at most {MOST_LAYERS:,}: use the "
-            "config.json that was saved with the model"
+            f"{name}: {file} says num_hidden_layers {layers:,}; expected at most {MOST_LAYERS:,}: use "
+            "the config.json that was saved with the model"
         )
     stored = stored_values(Path(location))
     if stored is None or layers is None or width is None:
@@ -33,8 +33,8 @@ def check_claims(config: Any, location: str, name: str) -> None:
     if layers * width > stored:  # each layer has more than one number for each dimension
         raise UserError(
             f"{name}: {file} says hidden_size {width:,} and num_hidden_layers {layers:,}, which are at "
-            f"least {layers * width:,} numbers, and the weights hold {stored:,}; use the config.json that "
-            "was saved with these weights"
+            f"least {layers * width:,} numbers, and the weights hold {stored:,}; use the config.json "
+            "that was saved with these weights"
         )
 
 

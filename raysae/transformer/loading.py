@@ -6,6 +6,7 @@ from typing import Any
 from raysae.config.limits import shortened
 from raysae.errors import UserError
 from raysae.pocket import POCKET_FOLDER
+from raysae.storage.files import expanded
 from raysae.transformer.adapters import (
     ADAPTER_FILE,
     adapter_config,
@@ -48,13 +49,13 @@ def model_location(spec: ModelSpec) -> str:
 def _as_folder(spec: ModelSpec) -> Path:
     """The name as a path. Raises UserError when no path or hub id can be such a name."""
     try:
-        folder = Path(spec.name).expanduser()
+        folder = expanded(spec.name)
         folder.is_dir()
-    except (OSError, RuntimeError) as error:  # too long, or the home of a user who is not known
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:  # such as one that is too long
+        reason = error.strerror
         raise UserError(
-            f"{spec.prefix}model {shortened(spec.name)}: {reason}; name a folder in Hugging Face format, a "
-            "hub id such as openai-community/gpt2, or 'pocket'"
+            f"{spec.prefix}model {shortened(spec.name)}: {reason}; name a folder in Hugging Face format, "
+            "a hub id such as openai-community/gpt2, or 'pocket'"
         ) from None
     return folder
 
@@ -119,9 +120,9 @@ def model_class(config: Any, spec: ModelSpec) -> Any:
 
 
 def empty_model(config: Any, spec: ModelSpec) -> Any:
-    """The model that a configuration describes, without memory for its numbers (``torch.device("meta")``).
+    """The model that a configuration describes, on the meta device: it takes no memory for its numbers.
 
-    Raises UserError when there can be no such model, or when it is far larger than the weights beside it.
+    Raises UserError when there can be no such model, or it is far larger than the weights beside it.
     """
     import torch
 

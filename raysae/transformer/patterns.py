@@ -8,8 +8,8 @@ from raysae.sites import PATTERNS, ROLE
 from raysae.transformer.chat import Span
 from raysae.transformer.guarded import Guard, PastLimitError
 
-QUICK = (PATTERNS["numbers"], PATTERNS["operators"])
-"""Expressions that read every text once."""
+QUICK = tuple(PATTERNS.values())
+"""Expressions that read every text once or twice."""
 Places = list[tuple[int, int]]
 """First character of each match, and the one after its last."""
 Text = tuple[str, int, tuple[Span, ...]]

@@ -6,7 +6,6 @@ No value is guessed to be a number, a date or missing: ``007`` stays ``007``, an
 import csv
 import io
 import json
-import sys
 from collections.abc import Iterator
 from itertools import chain
 from typing import IO, Any
@@ -21,6 +20,10 @@ FILE_KINDS = {
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 """Suffixes that may follow, such as ``.jsonl.gz``, and the compression."""
 BATCH_ROWS = 1024
+LONGEST_LINE = 120_000_000
+"""The most characters of a line: a row."""
+LONGEST_DOCUMENT = 2_000_000_000
+"""The most characters of a JSON file that is one list in one line."""
 MARKS = {b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32", b"\xff\xfe": "utf-16",
          b"\xfe\xff": "utf-16"}  # fmt: skip
 """Byte order marks of encodings other than UTF-8, the longest first."""
@@ -101,12 +104,26 @@ class _Joined(io.RawIOBase):
 
 def _lines(path: str, raw: IO[bytes]) -> Iterator[tuple[int, str]]:
     """Yield the lines, without their ends, with their numbers from 1."""
-    number = 0
+    number, text = 0, _decoded(path, raw)
     try:
-        for number, line in enumerate(_decoded(path, raw), 1):
-            yield number, line.rstrip("\r\n")
+        for number, line in enumerate(iter(lambda: text.readline(LONGEST_LINE), ""), 1):
+            whole = line if len(line) < LONGEST_LINE else _long_line(path, number, line, text)
+            yield number, whole.rstrip("\r\n")
     except UnicodeError as error:
         raise _no_utf8(path, number, error) from None
+
+
+def _long_line(path: str, number: int, start: str, rest: io.TextIOWrapper) -> str:
+    """A line of which ``start`` is read. Raises UserError when it is longer than a row or document is."""
+    is_document = number == 1 and start.lstrip().startswith("[")
+    most = LONGEST_DOCUMENT if is_document else LONGEST_LINE
+    line = start + rest.readline(most - len(start)) if is_document else start
+    if len(line) < most or line.endswith("\n"):
+        return line
+    raise UserError(
+        f"{path}: line {number} has {most:,} characters or more; expected rows of a text each: cut it "
+        "into several lines"
+    )
 
 
 def _no_utf8(path: str, number: int, error: UnicodeError) -> UserError:
@@ -121,7 +138,7 @@ def _text_rows(path: str, raw: IO[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def _csv_rows(path: str, raw: IO[bytes]) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(LONGEST_LINE)
     mark = "\t" if suffixes(path)[0] == ".tsv" else ","
     rows = csv.reader(_decoded(path, raw), delimiter=mark, strict=True)
     try:

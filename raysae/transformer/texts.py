@@ -8,6 +8,7 @@ from typing import Any
 
 from raysae.errors import UserError
 from raysae.pocket.problems import stream
+from raysae.storage.files import expanded
 from raysae.text_template import HOW_TO_FILL_IN, Part, columns_of, parts_of
 from raysae.transformer.chat import messages_of
 from raysae.transformer.text_files import COMPRESSED, FILE_KINDS, file_rows, is_text_file
@@ -101,7 +102,7 @@ def _pocket_rows() -> Iterator[dict[str, Any]]:
 
 
 def _dataset_rows(spec: TextSpec) -> Iterable[dict[str, Any]]:
-    path = Path(spec.dataset).expanduser()
+    path = expanded(spec.dataset)
     if spec.dataset_revision is not None and (is_text_file(path.name) or path.is_dir()):
         raise UserError(
             f"{spec.prefix}dataset_revision {spec.dataset_revision!r}: {spec.dataset!r} is on this "
@@ -150,7 +151,7 @@ def _hub_rows(spec: TextSpec) -> Iterable[dict[str, Any]]:
     """The rows of a hub data set, or of a folder that ``load_dataset`` understands."""
     from datasets import load_dataset, load_dataset_builder
 
-    name = str(Path(spec.dataset).expanduser()) if spec.dataset.startswith("~") else spec.dataset
+    name = str(expanded(spec.dataset)) if spec.dataset.startswith("~") else spec.dataset
     try:
         builder = load_dataset_builder(name, spec.dataset_config, revision=spec.dataset_revision)
         files = _files_of(builder, spec)

@@ -33,10 +33,6 @@ class Choices(Section):
     choices: Annotated[tuple[int | float | str, ...], Field(min_length=1)]
     """The values; numbers are searched in their order."""
 
-    def __len__(self) -> int:
-        """The number of values."""
-        return len(self.choices)
-
 
 class Range(Section):
     """A range of numbers; of whole numbers where both ends are whole."""
@@ -60,10 +56,6 @@ class Range(Section):
             raise ValueError(f"there is no power of two from {self.low} to {self.high}")
         return self
 
-    def __len__(self) -> int:
-        """The number of powers of two in the range."""
-        return len(self.powers)
-
     @property
     def powers(self) -> tuple[int, ...]:
         """The powers of two in the range, from 1 on."""
@@ -80,6 +72,11 @@ Values = Annotated[
     Annotated[Choices, Tag("choices")] | Annotated[Range, Tag("range")],
     Discriminator(_kind_of_values),
 ]
+
+
+def _number_of(values: Choices | Range) -> int:
+    """The number of values of a grid's key."""
+    return len(values.choices if isinstance(values, Choices) else values.powers)
 
 
 class SiteKey(Section):
@@ -206,7 +203,7 @@ class SweepConfig(Section):
             ]
             if loose:
                 raise ValueError(f"a grid needs choices, not a range, for {', '.join(loose)}")
-            held = math.prod(len(values) for values in self.space.values())
+            held = math.prod(map(_number_of, self.space.values()))
             if held > LARGEST_GRID:
                 raise ValueError(
                     f"the grid holds {held:,} configs; expected at most {LARGEST_GRID:,}: give fewer "

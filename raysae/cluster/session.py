@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from raysae.cluster.ray_internals import start_ray, warn_of_plain
@@ -21,6 +20,7 @@ from raysae.cluster.token import use_token
 from raysae.config import Recipe, ResourcesConfig
 from raysae.errors import UserError
 from raysae.redaction import redacted
+from raysae.storage.files import expanded
 from raysae.storage.remote import is_uri
 
 JOB_PACKAGE = "_ray_pkg_"
@@ -114,7 +114,7 @@ def check_address(resources: ResourcesConfig) -> None:
         return
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
+    except (OSError, ValueError, OverflowError) as error:  # a port or a name that there cannot be
         raise UserError(
             f"resources.address {resources.address!r}: nothing answers there ({error}); "
             "check that the cluster runs, or leave out resources.address to start Ray here"
@@ -130,7 +130,7 @@ def check_job_folders(recipe: Recipe) -> None:
         return
     stored = recipe.store or f"stores/{recipe.name}"
     for key, name in (("runs_dir", recipe.runs_dir), ("store", stored)):
-        if not is_uri(name) and not Path(name).expanduser().is_absolute():
+        if not is_uri(name) and not expanded(name).is_absolute():
             raise UserError(
                 f"{key} is {name!r}, a relative path: in a submitted job it would be in a folder "
                 "that Ray removes; "

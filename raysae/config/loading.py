@@ -11,6 +11,7 @@ from raysae.config.overrides import overridden, split_override
 from raysae.config.places import anchored, foreign_servers, is_handed_over, recipe_at
 from raysae.config.reading import read_value, read_yaml
 from raysae.config.recipe import Recipe, parse_recipe
+from raysae.config.trust import refuse_others_trust
 from raysae.errors import UserError
 from raysae.redaction import (
     WHERE_SECRETS_BELONG,
@@ -35,22 +36,40 @@ def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """The recipe in a YAML file (the quickstart without one) with ``key=value`` overrides applied.
 
     Relative paths in a run's ``config.yaml`` start from where the run was made; those in overrides start
-    from the working folder. Raises UserError naming the file and the key when something in it is wrong.
+    from the working folder. Raises UserError naming the file and the key when something in it is wrong,
+    or when it is a run's and trusts code that the overrides do not trust.
     """
     data: dict[str, Any] = {}
     if path is not None:
         file = Path(path)
-        data = _of_run(file.parent) if (file.parent / "status.json").is_file() else read_yaml(file)
+        of_run = _is_file(file.parent / "status.json")
+        data = _of_run(file.parent) if of_run else read_yaml(file)
+        if of_run:
+            refuse_others_trust(data, overrides, str(file))
         data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", file.stem))
     return _changed(data, overrides, str(path) if path else "recipe")
 
 
-def load_run(folder: Path, overrides: Sequence[str] = (), place: Mapping[str, Any] = {}) -> Recipe:
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long; told when it is read
+        return False
+
+
+def load_run(
+    folder: Path,
+    overrides: Sequence[str] = (),
+    place: Mapping[str, Any] = {},
+    *,
+    reading: bool = True,
+) -> Recipe:
     """The recipe of the run in ``folder``, with ``key=value`` overrides applied.
 
     ``place`` holds ``runs_dir`` and ``name`` of a run whose ``folder`` is a copy of a URI. The run is in
     ``folder``, whatever its recipe says. Raises UserError when the folder is not a run, when a link in it
-    leads out of it, or when an override names another run.
+    leads out of it, or when an override names another run; without ``reading``, which runs nothing, also
+    when it trusts code that the overrides do not trust.
     """
     refuse_links_outside(folder, "this run")
     if not (folder / CONFIG).is_file():
@@ -58,6 +77,8 @@ def load_run(folder: Path, overrides: Sequence[str] = (), place: Mapping[str, An
             f"{folder}: not a run folder (no config.yaml); expected one such as runs/NAME"
         )
     data = {**_of_run(folder), **place}
+    if not reading:
+        refuse_others_trust(data, overrides, str(folder / CONFIG))
     recipe = _changed(data, (), str(folder / CONFIG))
     changed = _changed(data, overrides, str(folder / CONFIG))
     if changed.run_place != recipe.run_place:
@@ -69,14 +90,16 @@ def load_run(folder: Path, overrides: Sequence[str] = (), place: Mapping[str, An
     return changed
 
 
-def load_to_continue(folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_to_continue(
+    folder: Path, overrides: Sequence[str] = (), *, reading: bool = False
+) -> Recipe:
     """The recipe of the run in ``folder``, to work on it; see ``load_run``.
 
     A run that was made elsewhere or by another user says nothing about where else to write: its store
     is not made at a place that only its recipe names, and its servers are not used. Raises UserError, or
     logs a warning, that says which key to give in the command.
     """
-    recipe = load_run(folder, overrides)
+    recipe = load_run(folder, overrides, reading=reading)
     folder = _plain(folder)
     if copied_uri(folder) is not None or not is_handed_over(read_yaml(folder / CONFIG), folder):
         return recipe

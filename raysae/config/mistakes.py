@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from raysae.config.limits import LONGEST_KEY, shortened
 from raysae.config.section import SECRET
 from raysae.errors import UserError
 from raysae.sae.config import CONFIGS
@@ -23,10 +24,11 @@ def explain(item: dict[str, Any], known: Sequence[str]) -> str:
     """One pydantic complaint as a line: the key, what was found, what to do; ``known`` are all
     keys."""
     parts = [str(part) for part in item["loc"] if not UNION_TAG.fullmatch(str(part))]
-    key = ".".join(parts) or "the whole"
+    key = shortened(".".join(parts))[1:-1] or "the whole"
     if item["type"] == SECRET:  # what was found must not be shown
         inner = item["ctx"]["inner"]
         return f"{key}{'.' if inner else ''}{inner}: {item['msg']}"
+    shown = shortened(item["input"])
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         if key in known:  # a setting of another variant
             variant = str(item["loc"][1])
@@ -34,11 +36,12 @@ def explain(item: dict[str, Any], known: Sequence[str]) -> str:
             return f"{key}: {variant} has no such setting; it has {', '.join(names)}"
         return f"{key}: unknown key{nearest(key, known)}"
     if item["type"] in ("tuple_type", "list_type") and not isinstance(item["input"], dict):
-        return f"{key}: found {item['input']!r}; expected a list, such as [{item['input']}]"
+        plain = shown[1:-1] if isinstance(item["input"], str) else shown
+        return f"{key}: found {shown}; expected a list, such as [{plain}]"
     if item["type"] in ("dict_type", "model_type", "dataclass_type"):
-        return f"{key}: found {item['input']!r}; expected a section of keys and values"
+        return f"{key}: found {shown}; expected a section of keys and values"
     message = item["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(item["input"], dict | BaseModel) else f" (found {item['input']!r})"
+    found = "" if isinstance(item["input"], dict | BaseModel) else f" (found {shown})"
     return f"{key}: {message}{found}"
 
 
@@ -71,5 +74,7 @@ def refuse_unknown(parameters: Mapping[str, Any], variant: str) -> None:
 def nearest(key: str, known: Sequence[str]) -> str:
     """A hint at the known key that ``key`` is most like; at all of them where none is like it."""
     sections = {name.rsplit(".", 1)[0] for name in known if "." in name}
-    close = difflib.get_close_matches(key, [*known, *sorted(sections)], n=1, cutoff=0.5)
+    close = difflib.get_close_matches(
+        key[:LONGEST_KEY], [*known, *sorted(sections)], n=1, cutoff=0.5
+    )
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"

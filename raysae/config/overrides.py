@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from raysae.config.limits import LONGEST_KEY, MOST_PARTS, is_text, shortened
 from raysae.config.search import SweepConfig
 from raysae.errors import UserError
 
@@ -13,7 +14,13 @@ def split_override(override: str) -> tuple[str, str]:
     """The key and the text of ``key=value``. Raises UserError on another form."""
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise UserError(f"{override!r}: expected key=value, such as sweep.trials=16")
+        raise UserError(f"{shortened(override)}: expected key=value, such as sweep.trials=16")
+    if len(key) > LONGEST_KEY or key.count(".") >= MOST_PARTS:
+        raise UserError(
+            f"{shortened(override)}: no key is so long; expected such as sweep.trials=16"
+        )
+    if not is_text(override):
+        raise UserError(f"{shortened(override)}: is no UTF-8 text; write the name in UTF-8")
     return key, value
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from raysae.storage.files import expanded
 from raysae.storage.remote import is_uri
 
 SQLITE, FILE = "sqlite:///", "file:"
@@ -15,10 +16,7 @@ SERVERS = (("records", "tracking_uri"), ("resources", "address"))
 
 def path_in(base: Path, name: str) -> Path:
     """The file or folder that ``name`` means to someone who stands in ``base``."""
-    try:
-        return base / Path(name).expanduser()
-    except RuntimeError:  # the home folder of a user whom this machine does not know
-        return base / name
+    return base / expanded(name)
 
 
 def tracking_in(base: Path, uri: str) -> str:
@@ -141,7 +139,7 @@ def _recorded_place(data: Mapping[str, Any]) -> Path | None:
 def _bases_of(folder: Path, runs_dir: str) -> Iterator[Path]:
     """Folders in which ``runs_dir`` means the parent of ``folder``."""
     parts = Path(runs_dir).parts
-    if is_uri(runs_dir) or Path(runs_dir).expanduser().is_absolute() or ".." in parts:
+    if is_uri(runs_dir) or expanded(runs_dir).is_absolute() or ".." in parts:
         return
     for parent in dict.fromkeys((folder.parent, folder.resolve().parent)):
         if not parts:
@@ -153,7 +151,7 @@ def _bases_of(folder: Path, runs_dir: str) -> Iterator[Path]:
 def _moved_store(data: Mapping[str, Any], store: str, folder: Path) -> str:
     """The store of a run that may have been moved together with it."""
     runs_dir = str(data.get("runs_dir", "runs"))
-    here, there = Path(runs_dir).expanduser() / str(data.get("name", "")), Path(store).expanduser()
+    here, there = expanded(runs_dir) / str(data.get("name", "")), expanded(store)
     if is_uri(store) or not (there.is_absolute() and here.is_absolute()) or there.exists():
         return store
     common = Path(os.path.commonpath([here, there]))

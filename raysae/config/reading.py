@@ -10,6 +10,15 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from raysae.config.kinds import Kind, kind_of, whole
+from raysae.config.limits import (
+    LARGEST,
+    MOST_BYTES,
+    TOO_DEEP,
+    LimitedLoader,
+    check_values,
+    is_text,
+    shortened,
+)
 from raysae.config.searched import POWER_OF_TEN
 from raysae.errors import UserError
 
@@ -19,6 +28,12 @@ TEXT, INT, FLOAT, BOOL, NULL, TIMESTAMP, VALUE, MERGE = (
 )
 IMPLICIT = {TEXT, INT, FLOAT, BOOL, NULL, TIMESTAMP, VALUE}
 """What YAML makes of a scalar that is neither in quotes nor tagged."""
+TAGS = {TEXT, INT, FLOAT, BOOL, NULL, TIMESTAMP, VALUE, MERGE} | {
+    f"tag:yaml.org,2002:{name}" for name in ("seq", "map")
+}
+"""The kinds of values that a recipe has."""
+LONGEST_NUMBER = 100
+"""The most characters of a whole number."""
 WORDS = {
     "integer": "a whole number", "number": "a number", "string": "text, in quotes",
     "array": "a list", "object": "keys and values",
@@ -29,15 +44,20 @@ WORDS = {
 def read_yaml(file: Path) -> dict[str, Any]:
     """The keys and values of a recipe's file.
 
-    Raises UserError that names the file when it is missing, is not UTF-8 or UTF-16 text, is not YAML,
-    or has a key twice.
+    Raises UserError that names the file when it is missing, is too large, is not UTF-8 or UTF-16 text,
+    is not YAML, has a key twice, or stands for too many values.
     """
     if file.is_dir():
         inside = (file / "config.yaml").is_file()
         more = f"; --resume {file} continues that run" if inside else ""
         raise UserError(f"{file}: is a folder; expected a recipe's YAML file{more}")
     if not file.is_file():
-        raise UserError(f"{file}: no such config file")
+        other = _exists(file)
+        raise UserError(
+            f"{file}: is no regular file; expected a recipe's YAML file"
+            if other
+            else f"{shortened(str(file))[1:-1]}: no such config file"
+        )
     text = _text_of(file)
     if not text.strip():
         raise UserError(
@@ -55,6 +75,13 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return data
 
 
+def _exists(file: Path) -> bool:
+    try:
+        return file.exists()
+    except ValueError:  # a NUL in the name
+        return False
+
+
 def read_value(key: str, text: str) -> Any:
     """The value that ``key=text`` gives on a command line.
 
@@ -64,21 +91,34 @@ def read_value(key: str, text: str) -> Any:
     """
     kind = kind_of(key)
     quoted = text[:1] in ("'", '"')
+    if "\0" in text and not key.startswith("records."):
+        raise UserError(f"{key}: holds the character NUL; leave it out")
     if kind.is_text and not quoted:
         return None if kind.may_be_null and text.strip() in ("", "null", "~") else text
     try:
         value = _read(text, kind, key)
-    except (yaml.YAMLError, RecursionError):
+    except RecursionError:
+        raise UserError(f"{key}: {TOO_DEEP}; found {shortened(text)}") from None
+    except yaml.YAMLError:
         if kind.is_text:
             return text
-        raise UserError(f"{f'{key}={text}'!r}: {text!r} is not a valid YAML value") from None
+        shown = shortened(text)
+        raise UserError(
+            f"{shortened(f'{key}={text}')}: {shown} is not a valid YAML value"
+        ) from None
     except ValueError as error:
-        raise UserError(str(error)) from None
+        reason = str(error)
+        raise UserError(reason if reason.startswith(key) else f"{key}: {reason}") from None
     return text if kind.is_text and not isinstance(value, str) else value
 
 
 def _text_of(file: Path) -> str:
-    content = file.read_bytes()
+    with open(file, "rb") as stream:
+        content = stream.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise UserError(
+            f"{file}: has more than {MOST_BYTES:,} bytes; expected a recipe's YAML file, which is smaller"
+        )
     wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         return content.decode("utf-16" if wide else "utf-8-sig")
@@ -92,7 +132,7 @@ def _text_of(file: Path) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
-        return "brackets are nested too deeply"
+        return TOO_DEEP
     if isinstance(error, yaml.reader.ReaderError):
         found: Any = error.character  # its number, or itself
         number = found if isinstance(found, int) else ord(found)
@@ -123,13 +163,19 @@ def _without_excerpt(error: Exception) -> str:
 
 def _read(text: str, kind: Kind, key: str) -> Any:
     """The value of a YAML text at a key of this kind. Raises YAMLError or ValueError."""
-    loader = yaml.SafeLoader(text)
+    loader = LimitedLoader(text)
     try:
         node = loader.get_single_node()
         if node is None:
             return None
+        check_values(node, key)
         _mark(node, kind, key)
         value = loader.construct_document(node)
+    except (KeyError, AttributeError, IndexError, TypeError, OverflowError):
+        raise ValueError(
+            f"{key or 'the recipe'}: a value is not what its tag (such as !!bool) says; write values "
+            "plainly"
+        ) from None
     finally:
         loader.dispose()
     return value
@@ -143,6 +189,12 @@ def _mark(node: Node, kind: Kind, key: str, above: tuple[Node, ...] = ()) -> Non
     """
     if any(node is one for one in above):
         raise ValueError(f"{key.split('.')[0]}: holds itself; write the values out")
+    if node.tag not in TAGS:
+        name = node.tag.replace("tag:yaml.org,2002:", "!!")
+        where = key or "the whole"
+        raise ValueError(
+            f"{where}: not valid YAML for a recipe (the tag {name}); write the value plainly"
+        )
     if isinstance(node, ScalarNode):
         _mark_scalar(node, kind, key)
     elif isinstance(node, SequenceNode):
@@ -165,6 +217,8 @@ def _mark_scalar(node: ScalarNode, kind: Kind, key: str) -> None:
         node.tag = TEXT
     elif plain and kind.is_number and POWER_OF_TEN.fullmatch(node.value):
         node.tag = FLOAT
+    if node.tag == TIMESTAMP:  # no key holds a date
+        node.tag = TEXT
     if node.tag == BOOL and kind.types and "boolean" not in kind.types:
         expected = " or ".join(WORDS[one] for one in WORDS if one in kind.types)
         raise ValueError(f"{key}: found {node.value}, which means yes or no; expected {expected}")
@@ -173,22 +227,43 @@ def _mark_scalar(node: ScalarNode, kind: Kind, key: str) -> None:
     records = key.startswith("records.")  # what MLflow cannot take must not stop a run
     if node.tag == TEXT and "\0" in node.value and not records:
         raise ValueError(f"{key}: holds the character NUL; leave it out")
+    if not is_text(node.value):
+        raise ValueError(f"{key}: holds half a character (U+D800 to U+DFFF); leave it out")
 
 
 def _as_a_number(node: ScalarNode, key: str) -> None:
     """Read a number as people do: YAML takes ``010`` for eight and ``1:30`` for ninety."""
     text = node.value.replace("_", "").lower()
     if ":" in text or text.lstrip("+-") in (".inf", ".nan") or _is_infinite(text):
-        raise ValueError(f"{key}: found {node.value}; expected a finite number")
+        raise ValueError(f"{key}: found {shortened(node.value)[1:-1]}; expected a finite number")
+    if node.tag == INT and len(text) > LONGEST_NUMBER:
+        raise _too_large(node, key)
     if re.fullmatch(r"[-+]?0\d+", text):
         node.value = str(int(text))
+    if node.tag == INT and _beyond(text):
+        raise _too_large(node, key)
+
+
+def _beyond(text: str) -> bool:
+    """Whether a whole number, written in any base, is larger than a recipe's may be."""
+    try:
+        return abs(int(text, 10 if re.fullmatch(r"[-+]?\d+", text) else 0)) > LARGEST
+    except ValueError:  # none, which is told when it is read
+        return False
 
 
 def _is_infinite(text: str) -> bool:
+    """Whether a number is none that is finite; 0x10 and its like are no matter here."""
     try:
-        return math.isinf(float(text))
-    except ValueError:  # 0x10
+        return not math.isfinite(float(text))
+    except ValueError:
         return False
+
+
+def _too_large(node: ScalarNode, key: str) -> ValueError:
+    return ValueError(
+        f"{key}: found {shortened(node.value)[1:-1]}; expected a whole number of at most {LARGEST}"
+    )
 
 
 def _refuse_twice(node: MappingNode, key: str) -> None:

@@ -39,6 +39,8 @@ from raysae.training.config import TrainingConfig
 
 AnySection = TypeVar("AnySection", bound=Section)
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+MOST_LINES = 20
+"""The most mistakes that one message lists."""
 LARGEST_SEED = 2**32 - 1
 """Optuna's samplers take no larger one."""
 
@@ -308,8 +310,12 @@ def _validated(model: type[AnySection], data: Mapping[str, Any], where: str) -> 
         return model.model_validate(data)
     except ValidationError as error:
         known = [row[0] for row in describe_fields()]
-        lines = [explain(dict(item), known) for item in error.errors(include_url=False)]
-        raise UserError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
+        mistakes = error.errors(include_url=False)
+        lines = [explain(dict(item), known) for item in mistakes[:MOST_LINES]]
+        if len(mistakes) > MOST_LINES:
+            lines.append(f"and {len(mistakes) - MOST_LINES:,} more of the kind")
+        lines = list(dict.fromkeys(lines))
+        raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
 def describe_fields() -> list[Row]:

@@ -6,6 +6,9 @@ from pydantic import Field, field_validator
 
 from raysae.config.section import Positive, Section, Size
 
+MOST_CPUS = 10_000
+"""The most CPU cores of a machine: Ray starts a worker for each."""
+
 
 class ResourcesConfig(Section):
     """What a trial gets, and which Ray it runs on."""
@@ -21,7 +24,7 @@ class ResourcesConfig(Section):
     """Bytes that shared rows may take, such as ``8 GB``; null takes 80% of Ray's object store."""
     max_concurrent: Positive | None = None
     """Trials at once; null takes what fits."""
-    cpus: Positive | None = None
+    cpus: Annotated[int, Field(ge=1, le=MOST_CPUS)] | None = None
     """CPU cores of the Ray started here; null takes the machine's."""
     gang: Positive = 1
     """Trials that are trained side by side in one worker, each batch read once for all of them, for
@@ -33,7 +36,7 @@ class ResourcesConfig(Section):
     """A trial, site or shard that has made no step for so long is given up; null waits for ever."""
     retries: Annotated[int, Field(ge=0)] = 2
     """How often a trial, a site or a shard whose worker was lost is given to another worker."""
-    address: str | None = None
+    address: Annotated[str, Field(max_length=255)] | None = None
     """A Ray cluster to join (``auto`` finds it); null takes RAY_ADDRESS, or starts Ray here."""
     dashboard: bool = False
     """Whether the Ray started here serves its dashboard, on loopback."""

@@ -1,6 +1,7 @@
 """The recipe's search: which SAE configs are tried, and where, and how one of them is chosen."""
 
 import difflib
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
@@ -21,6 +22,8 @@ def _known_metric(name: str) -> str:
 Metric = Annotated[str, AfterValidator(_known_metric)]
 """A metric that a search may optimise or bound; see ``raysae.metrics``."""
 Rule = Literal["parsimonious", "knee", "stable_knee", "ev_floor_then_min_dead", "max_ev", "pareto"]
+LARGEST_GRID = 100_000
+"""The most configs of a grid."""
 Sampler = Literal["tpe", "nsga2", "random", "grid", "list"]
 
 
@@ -69,6 +72,11 @@ Values = Annotated[
     Annotated[Choices, Tag("choices")] | Annotated[Range, Tag("range")],
     Discriminator(_kind_of_values),
 ]
+
+
+def _number_of(values: Choices | Range) -> int:
+    """The number of values of a grid's key."""
+    return len(values.choices if isinstance(values, Choices) else values.powers)
 
 
 class SiteKey(Section):
@@ -195,6 +203,12 @@ class SweepConfig(Section):
             ]
             if loose:
                 raise ValueError(f"a grid needs choices, not a range, for {', '.join(loose)}")
+            held = math.prod(map(_number_of, self.space.values()))
+            if held > LARGEST_GRID:
+                raise ValueError(
+                    f"the grid holds {held:,} configs; expected at most {LARGEST_GRID:,}: give fewer "
+                    "choices in space, or another sampler"
+                )
         searched = self.sampler in ("tpe", "nsga2", "random")
         for name in ("first", "warm_start"):
             if getattr(self, name) and not searched:

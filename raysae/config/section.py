@@ -1,5 +1,6 @@
 """What all sections of a recipe share: their base class and the types of their values."""
 
+import math
 import re
 from typing import Annotated, Any
 
@@ -13,11 +14,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from raysae.config.limits import LARGEST
 from raysae.redaction import WHERE_SECRETS_BELONG, secrets_in
 from raysae.sites import POOL_NAME
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 PositionKey = int | Annotated[str, Field(pattern=f"^{POOL_NAME}$")]
 SECRET = "secret"
 """The kind of pydantic's complaint about a value that holds a secret."""
@@ -30,10 +32,15 @@ def _number_with_unit(value: Any) -> Any:
     if not isinstance(value, str) or not found:
         return value
     unit = found[2].rstrip("b")
-    return round(float(found[1].replace("_", "")) * UNITS[unit]) if unit in UNITS else value
+    if unit not in UNITS:
+        return value
+    size = float(found[1].replace("_", "")) * UNITS[unit]
+    if not math.isfinite(size):
+        raise ValueError(f"is larger than any size; expected at most {LARGEST}")
+    return round(size)
 
 
-Size = Annotated[int, BeforeValidator(_number_with_unit), Field(ge=1)]
+Size = Annotated[int, BeforeValidator(_number_with_unit), Field(ge=1, le=LARGEST)]
 """A count, or bytes with a unit such as ``50 GB``."""
 
 

@@ -11,6 +11,10 @@ from pydantic import (
 
 from raysae.config.section import Fraction, PositionKey, Positive, Section, Size
 from raysae.sites import ALL, CHAT_ROLES, PATTERNS, POOL_NAME, ROLE
+from raysae.text_template import HOW_TO_FILL_IN, parts_of
+
+LONGEST_PATTERN = 2000
+"""The most characters of a pattern."""
 
 
 class SourceConfig(Section):
@@ -20,6 +24,9 @@ class SourceConfig(Section):
     """``pocket``, a folder in Hugging Face format, or a hub id."""
     revision: str | None = None
     """The hub model's revision."""
+    trust_remote_code: bool = False
+    """Whether Python code that lies beside the model or its tokenizer (``auto_map``) may run here. Say
+    true only of code that you have read: it can do whatever you can."""
     dataset: str = "pocket"
     """``pocket``, a local .jsonl, .json, .csv, .tsv, .parquet or .txt file (compressed or not), a folder,
     or a hub id."""
@@ -30,7 +37,7 @@ class SourceConfig(Section):
     dataset_revision: str | None = None
     """The hub data set's revision."""
     text: str = "{prompt}"
-    """How a row becomes a text: a template over the data set's columns, or one column's name. Text goes
+    """How a row becomes a text: a template with columns' names in braces, or one column's name. Text goes
     in as it is, whole numbers as they are written, null as nothing; other types are refused."""
     chat_column: str | None = None
     """A column of chat messages, which the tokenizer's chat template writes out; ``text`` is then not
@@ -107,13 +114,26 @@ class SourceConfig(Section):
             raise ValueError(f"names one twice: {list(value)}")
         return value
 
+    @field_validator("text")
+    @classmethod
+    def _can_be_filled_in(cls, value: str) -> str:
+        try:
+            parts_of(value)
+        except ValueError as error:
+            raise ValueError(f"cannot be filled in ({error}); {HOW_TO_FILL_IN}") from None
+        return value
+
     @field_validator("patterns")
     @classmethod
     def _compile(cls, value: dict[str, str]) -> dict[str, str]:
         for name, pattern in value.items():
+            if len(pattern) > LONGEST_PATTERN:
+                raise ValueError(
+                    f"{name}: has {len(pattern):,} characters; expected at most {LONGEST_PATTERN:,}"
+                )
             try:
                 re.compile(pattern)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError, MemoryError) as error:
                 raise ValueError(f"{name}: {pattern!r} is no regular expression: {error}") from None
             if pattern.startswith(ROLE):
                 raise ValueError(

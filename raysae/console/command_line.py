@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,6 +11,8 @@ from typing import Any, NoReturn
 
 from raysae.printable import printable
 
+LONGEST_WORD = 1000
+"""The most characters of a word that a message shows whole."""
 DONE, PARTLY, REFUSED, INTERRUPTED = 0, 1, 2, 130
 FAILED = 1
 """The exit code of an unexpected error, as Python has it."""
@@ -34,6 +37,7 @@ def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     from raysae.redaction import traceback_of
 
     try:
+        _refuse_nul(arguments)
         refuse_secrets(arguments)
         return command(arguments)
     except (UserError, OSError) as error:
@@ -76,10 +80,28 @@ def refused(error: Exception) -> int:
         if number_of(error) is None:  # no fault of a user
             say(traceback_of(error).rstrip(), sys.stderr)
             return FAILED
-        say(f"error: {in_words(error)}", sys.stderr)
+        say(f"error: {_shown(in_words(error))}", sys.stderr)
         return REFUSED
-    say(f"error: {error}", sys.stderr)
+    say(f"error: {_shown(str(error))}", sys.stderr)
     return PARTLY if isinstance(error, UnfinishedError) else REFUSED
+
+
+def _shown(message: str) -> str:
+    """A message without the middle of words that are very long, such as names of 10,000 characters."""
+    return re.sub(
+        rf"\S{{{LONGEST_WORD},}}",
+        lambda found: f"{found[0][:100]}...{found[0][-20:]} ({len(found[0]):,} characters)",
+        message,
+    )
+
+
+def _refuse_nul(arguments: list[str]) -> None:
+    """Raise UserError when an argument holds a NUL, which no name of a file can."""
+    from raysae.errors import UserError
+
+    for argument in arguments:
+        if "\0" in argument:
+            raise UserError(f"{argument[:100]!r}: holds the character NUL; leave it out")
 
 
 def leave(code: int) -> NoReturn:

@@ -84,6 +84,11 @@ def plan_extraction(recipe: Recipe) -> ExtractionPlan:
     source = recipe.source
     assert source is not None, "planned only for recipes with a source"
     readable = with_absolute_paths(source, recipe.base)
+    if source.trust_remote_code:
+        console.print(
+            f"{PREFIX}trust_remote_code: Python code that lies beside {source.model} may run here",
+            markup=False,
+        )
     config, name = load_model_config(model_spec(readable)), f"{PREFIX}model {source.model!r}"
     refuse_encoder_decoder(config, name)
     model_layers = needed_setting(config, "num_hidden_layers", name)
@@ -104,7 +109,9 @@ def plan_extraction(recipe: Recipe) -> ExtractionPlan:
 
 def model_spec(source: SourceConfig) -> ModelSpec:
     """The transformer that a recipe's source names."""
-    return ModelSpec(source.model, source.revision, source.model_dtype, prefix=PREFIX)
+    return ModelSpec(
+        source.model, source.revision, source.model_dtype, source.trust_remote_code, prefix=PREFIX
+    )
 
 
 def text_spec(source: SourceConfig) -> TextSpec:

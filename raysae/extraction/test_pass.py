@@ -70,11 +70,10 @@ def _is_too_large(plan: ExtractionPlan) -> bool:
     import torch
 
     from raysae.training.memory import free_bytes
-    from raysae.transformer.loading import load_model_config, model_class
+    from raysae.transformer.loading import empty_model, load_model_config
 
-    config, free = load_model_config(model_spec(plan.readable)), free_bytes("cpu")
-    with torch.device("meta"):
-        model = model_class(config)._from_config(config)
+    spec, free = model_spec(plan.readable), free_bytes("cpu")
+    model = empty_model(load_model_config(spec), spec)
     values = sum(parameter.numel() for parameter in model.parameters())
     needed = values * getattr(torch, plan.source.model_dtype).itemsize
     if free is None or needed <= SHARE_OF_MEMORY * free:

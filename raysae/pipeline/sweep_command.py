@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("--select RULE and --run RUN need each other; give both")
     if args.select is not None:
         overrides = [*overrides, f"select.rule={args.select}"]
-    recipe = _recipe(args.run or args.resume, config, overrides)
+    recipe = _recipe(args.run or args.resume, config, overrides, reading=args.select is not None)
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return DONE
@@ -110,10 +110,13 @@ def _run_models(recipe: "Recipe", force: bool) -> int:
     return DONE if _shown(show, result.folder) and not result.failures else PARTLY
 
 
-def _recipe(resume: str | None, config: str | None, overrides: list[str]) -> "Recipe":
+def _recipe(
+    resume: str | None, config: str | None, overrides: list[str], reading: bool
+) -> "Recipe":
     from raysae.config import load_recipe
     from raysae.config.loading import load_run, load_to_continue
     from raysae.records.run_files import RunFiles
+    from raysae.storage.files import expanded
     from raysae.storage.remote import is_uri, join, split
 
     if resume is None:
@@ -121,12 +124,12 @@ def _recipe(resume: str | None, config: str | None, overrides: list[str]) -> "Re
     if config is not None:
         raise UserError("--resume takes its recipe from the run folder; leave out the config file")
     if not is_uri(resume):
-        folder = Path(resume).expanduser()
-        return load_to_continue(
-            folder.parent if folder.name == "config.yaml" else folder, overrides
-        )
+        folder = expanded(resume)
+        folder = folder.parent if folder.name == "config.yaml" else folder
+        return load_to_continue(folder, overrides, reading=reading)
     runs_dir, name = split(resume)
     files = RunFiles.at(join(runs_dir, name))
     if not files.fetch(files.path / "config.yaml"):
         raise UserError(f"{resume.partition('?')[0]}: not a run (no config.yaml there)")
-    return load_run(files.path, overrides, {"runs_dir": runs_dir, "name": name})
+    place = {"runs_dir": runs_dir, "name": name}
+    return load_run(files.path, overrides, place, reading=reading)

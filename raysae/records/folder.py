@@ -30,6 +30,7 @@ from raysae.records.status import STAGES, new_status, read_status
 from raysae.redaction import redacted
 from raysae.sites import Position, Site
 from raysae.storage.files import (
+    expanded,
     locked,
     refuse_links_outside,
     remove_temporary,
@@ -297,7 +298,7 @@ def open_run(recipe: Recipe, forced: bool = False, data: Data = Data()) -> Itera
 def read_run(place: str | Path) -> RunFolder:
     """The run in a folder or at a URI, for reading only. Raises UserError when it is not a run."""
     if not is_uri(str(place)):
-        path = Path(place).expanduser().absolute()
+        path = expanded(place).absolute()
         return RunFolder(path, read_recipe(path))
     runs_dir, name = split(str(place))
     files = RunFiles.at(join(runs_dir, name))

@@ -13,6 +13,10 @@ from numbers import Real
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
+LARGEST = 2**63 - 1
+"""The largest whole number."""
+INFINITE = (math.inf, -math.inf)
+
 
 def setting(default: Any, meaning: str) -> Any:
     """A field whose ``meaning`` subclasses inherit; pydantic ignores docstrings of parents."""
@@ -72,10 +76,20 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 
 def _number(name: str, value: Any, kind: type, or_null: str) -> Any:
     words = "a whole number" if kind is int else "a number"
-    number = isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
-    if not number or (kind is int and (math.isinf(value) or value != int(value))):
+    number = isinstance(value, Real) and not isinstance(value, bool) and not _is_nan(value)
+    if not number or (kind is int and (value in INFINITE or value != int(value))):
         raise ValueError(f"{name} is {value!r}; it must be {words}{or_null}")
-    return int(value) if kind is int else float(value)
+    if kind is int and abs(value) > LARGEST:
+        raise ValueError(f"{name} is larger than {LARGEST}; it must be a smaller number")
+    try:
+        return int(value) if kind is int else float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large a number; it must be {words}{or_null}") from None
+
+
+def _is_nan(value: Any) -> bool:
+    """Whether a number is none."""
+    return bool(value != value)
 
 
 def known_keys(argument: str, what: str, settings: Any, config: type) -> None:

@@ -106,6 +106,14 @@ def refuse_other_content(folder: Path, marker: str, what: str) -> None:
         )
 
 
+def expanded(name: str | Path) -> Path:
+    """``name`` as a path, with the home folder for ``~``, as far as this machine knows the user."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file, whole or not at all."""
     with replacing(path) as temporary:

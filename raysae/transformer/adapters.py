@@ -35,7 +35,7 @@ def adapter_config(spec: ModelSpec, location: str) -> dict[str, Any] | None:
 def base_spec(spec: ModelSpec, settings: dict[str, Any], location: str) -> ModelSpec:
     """The adapter's base model. Raises UserError when the adapter names none."""
     name = settings.get("base_model_name_or_path")
-    if not name:
+    if not name or not isinstance(name, str):
         raise UserError(
             f"{spec.prefix}model {spec.name!r}: is an adapter whose {ADAPTER_FILE} names no base model; "
             "add base_model_name_or_path to it, or merge the adapter into its base and save that"
@@ -53,6 +53,7 @@ def with_adapter(model: Any, spec: ModelSpec, settings: dict[str, Any], location
     Raises UserError when ``peft`` is not installed, or the adapter cannot be merged.
     """
     require_peft(spec)
+    _refuse_other_modules(spec, settings)
     from peft import PeftModel
 
     kind = settings.get("peft_type")
@@ -71,6 +72,16 @@ def with_adapter(model: Any, spec: ModelSpec, settings: dict[str, Any], location
             f"{settings.get('base_model_name_or_path')!r} ({type(error).__name__}: {reason}); merge it "
             "yourself (merge_and_unload) and save the whole model"
         ) from None
+
+
+def _refuse_other_modules(spec: ModelSpec, settings: dict[str, Any]) -> None:
+    """Raise UserError when ``peft`` would import a module that the adapter's file names."""
+    if settings.get("megatron_config"):
+        raise UserError(
+            f"{spec.prefix}model {spec.name!r}: its {ADAPTER_FILE} has megatron_config, with which peft "
+            "imports a module that the file names; merge the adapter into its base where you trust it, "
+            "and save that"
+        )
 
 
 def require_peft(spec: ModelSpec) -> None:
@@ -99,6 +110,6 @@ def _read(spec: ModelSpec, file: Path) -> dict[str, Any]:
     try:
         settings = json.loads(file.read_text())
         assert isinstance(settings, dict)
-    except (ValueError, AssertionError):
+    except (ValueError, AssertionError, RecursionError):
         raise UserError(f"{spec.prefix}model {spec.name!r}: {file} is no JSON object") from None
     return settings

@@ -1,10 +1,16 @@
 """Chats: messages of a data set's row, written out by the tokenizer's chat template."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raysae.errors import UserError
+from raysae.transformer.guarded import Guard, PastLimitError
+
+Messages = tuple[dict[str, Any], ...]
+"""The messages of a chat: dictionaries with ``role`` and ``content``."""
+LONGEST_CHAT = 100_000_000
+"""The most characters of a chat that is written out."""
 
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
 """Names of the ShareGPT format, and the roles that they stand for."""
@@ -32,19 +38,57 @@ def messages_of(value: Any, where: str) -> tuple[dict[str, Any], ...]:
     return tuple(_message(message, f"{where}, message {i}") for i, message in enumerate(value))
 
 
-def rendered(tokenizer: Any, messages: tuple[dict[str, Any], ...], where: str) -> str:
-    """The chat's text by the tokenizer's template. Raises UserError when there is none, or it fails."""
+class ChatWriter:
+    """Writes chats out by a tokenizer's template, which may come from a stranger: with limits."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.guard = Guard(lambda item: rendered(tokenizer, *item))
+
+    def texts(self, chats: Sequence[tuple[Messages, str]]) -> Iterator[str]:
+        """Yield each chat's text; a chat is its messages and where they are.
+
+        Raises UserError when there is no template, it fails, or it takes too long or too much memory.
+        """
+        if chats:
+            _refuse_no_template(self.tokenizer, chats[0][1])
+        items = [(chat, sum(len(message["content"]) for message in chat[0])) for chat in chats]
+        results = self.guard.results(items)
+        for _, where in chats:
+            try:
+                yield next(results)
+            except PastLimitError as error:
+                raise UserError(
+                    f"{where}: the chat template of {self.tokenizer.name_or_path} {error}; use the "
+                    "template that came with the model, or write the texts out yourself (source.text)"
+                ) from None
+
+
+def rendered(tokenizer: Any, messages: Messages, where: str) -> str:
+    """The chat's text by the tokenizer's template. Raises UserError when the template fails, or writes
+    more than ``LONGEST_CHAT`` characters."""
+    try:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # a template raises what it likes
+        raise UserError(
+            f"{where}: the tokenizer's chat template refuses it ({' '.join(str(error).split())[:300]})"
+        ) from None
+    if len(text) > LONGEST_CHAT:
+        raise UserError(
+            f"{where}: the chat template of {tokenizer.name_or_path} writes {len(text):,} characters; "
+            f"expected at most {LONGEST_CHAT:,}: use the template that came with the model"
+        )
+    return text
+
+
+def _refuse_no_template(tokenizer: Any, where: str) -> None:
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             f"{where}: the model's tokenizer has no chat template; name a chat model, or write the "
             "texts out yourself (source.text)"
         )
-    try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False)
-    except Exception as error:  # a template raises what it likes
-        raise UserError(
-            f"{where}: the tokenizer's chat template refuses it ({' '.join(str(error).split())})"
-        ) from None
 
 
 def spans_of(text: str, messages: tuple[dict[str, Any], ...], where: str) -> tuple[Span, ...]:

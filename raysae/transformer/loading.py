@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from raysae.config.limits import shortened
 from raysae.errors import UserError
 from raysae.pocket import POCKET_FOLDER
+from raysae.storage.files import expanded
 from raysae.transformer.adapters import (
     ADAPTER_FILE,
     adapter_config,
@@ -12,12 +14,15 @@ from raysae.transformer.adapters import (
     require_peft,
     with_adapter,
 )
+from raysae.transformer.claims import check_claims, check_values
 from raysae.transformer.model_config import text_config
 from raysae.transformer.model_spec import POCKET, ModelSpec
+from raysae.transformer.remote_code import refusal, remote_loader, trust
 from raysae.transformer.weight_files import check_folder
 
 __all__ = [
-    "POCKET", "ModelSpec", "load_model", "load_model_config", "load_tokenizer", "model_location",
+    "POCKET", "ModelSpec", "empty_model", "load_model", "load_model_config", "load_tokenizer",
+    "model_location",
 ]  # fmt: skip
 
 
@@ -25,7 +30,7 @@ def model_location(spec: ModelSpec) -> str:
     """The folder or hub id for ``from_pretrained``. Raises UserError when a folder holds no model."""
     if spec.name == POCKET:
         return str(POCKET_FOLDER)
-    folder = Path(spec.name).expanduser()
+    folder = _as_folder(spec)
     if folder.is_dir():
         if not any((folder / file).is_file() for file in ("config.json", ADAPTER_FILE)):
             raise UserError(
@@ -41,6 +46,20 @@ def model_location(spec: ModelSpec) -> str:
     return spec.name
 
 
+def _as_folder(spec: ModelSpec) -> Path:
+    """The name as a path. Raises UserError when no path or hub id can be such a name."""
+    try:
+        folder = expanded(spec.name)
+        folder.is_dir()
+    except OSError as error:  # such as one that is too long
+        reason = error.strerror
+        raise UserError(
+            f"{spec.prefix}model {shortened(spec.name)}: {reason}; name a folder in Hugging Face format, "
+            "a hub id such as openai-community/gpt2, or 'pocket'"
+        ) from None
+    return folder
+
+
 def load_model_config(spec: ModelSpec) -> Any:
     """Load the transformer's configuration; of an adapter, that of its base model.
 
@@ -52,6 +71,8 @@ def load_model_config(spec: ModelSpec) -> Any:
     spec, _ = _base_and_adapter(spec)
     config = _loaded(AutoConfig, spec)
     _refuse_quantised(config, spec)
+    _refuse_kernels(config, spec)
+    check_claims(config, model_location(spec), f"{spec.prefix}model {spec.name!r}")
     return config
 
 
@@ -87,12 +108,42 @@ def load_model(spec: ModelSpec) -> Any:
     return model if settings is None else with_adapter(model, spec, settings, model_location(spec))
 
 
-def model_class(config: Any) -> Any:
-    """The class of transformers that a configuration names."""
+def model_class(config: Any, spec: ModelSpec) -> Any:
+    """The class of transformers that a configuration names, or that loads a trusted model's own code."""
     import transformers
 
-    name = next(iter(config.architectures or ()), "AutoModel")
-    return getattr(transformers, name, transformers.AutoModel)
+    named = config.architectures
+    name = remote_loader(config, spec) or (named[0] if isinstance(named, list) and named else None)
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    loads = isinstance(found, type) and hasattr(found, "from_pretrained")
+    return found if loads else transformers.AutoModel
+
+
+def empty_model(config: Any, spec: ModelSpec) -> Any:
+    """The model that a configuration describes, on the meta device: it takes no memory for its numbers.
+
+    Raises UserError when there can be no such model, or it is far larger than the weights beside it.
+    """
+    import torch
+
+    what, location = f"{spec.prefix}model {spec.name!r}", model_location(spec)
+    made = model_class(config, spec)
+    try:
+        with torch.device("meta"):
+            if made.__module__.startswith("transformers.models.auto"):
+                model = made.from_config(config, **trust(spec))
+            else:
+                model = made._from_config(config)
+    except Exception as error:  # a configuration may say anything
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{what}: no model can be made by its config.json ({type(error).__name__}: {reason}); use "
+            "the one that was saved with the weights"
+        ) from None
+    check_values(
+        sum(part.numel() for part in (*model.parameters(), *model.buffers())), location, what
+    )
+    return model
 
 
 def _load_whole(spec: ModelSpec) -> Any:
@@ -102,7 +153,8 @@ def _load_whole(spec: ModelSpec) -> Any:
     config = load_model_config(spec)
     if Path(model_location(spec)).is_dir():
         check_folder(Path(model_location(spec)), what)
-    loader = model_class(config)
+        empty_model(config, spec)
+    loader = model_class(config, spec)
     model, loading = _loaded(
         loader, spec, dtype=getattr(torch, spec.dtype), output_loading_info=True,
         use_safetensors=True,
@@ -154,6 +206,18 @@ def _refuse_quantised(config: Any, spec: ModelSpec) -> None:
             )
 
 
+def _refuse_kernels(config: Any, spec: ModelSpec) -> None:
+    """Refuse a configuration that names compiled code on the hub, which transformers would fetch."""
+    for part in (config, text_config(config)):
+        name = getattr(part, "_attn_implementation", None)
+        if isinstance(name, str) and "/" in name and not spec.trust_remote_code:
+            raise UserError(
+                f"{spec.prefix}model {spec.name!r}: its config.json names code on the hub "
+                f"(attn_implementation {name[:100]!r}), and raysae runs no code of a model's own; remove "
+                "that line"
+            )
+
+
 def _loaded(loader: Any, spec: ModelSpec, **options: Any) -> Any:
     location = model_location(spec)
     local = Path(location).is_dir()
@@ -164,7 +228,7 @@ def _loaded(loader: Any, spec: ModelSpec, **options: Any) -> Any:
         )
     revision = {} if local else {"revision": spec.revision}
     try:
-        return loader.from_pretrained(location, **revision, **options)
+        return loader.from_pretrained(location, **revision, **trust(spec), **options)
     except UserError:
         raise
     except Exception as error:  # from any of the libraries that loading calls
@@ -175,10 +239,7 @@ def _why_not_loaded(error: Exception, loader: Any, spec: ModelSpec) -> str:
     reason = " ".join(str(error).split())
     what = f"{spec.prefix}model {spec.name!r}"
     if "trust_remote_code" in reason:
-        return (
-            f"{what}: brings code of its own (trust_remote_code), which raysae does not run; name a "
-            "model of a family that transformers knows"
-        )
+        return refusal(spec, model_location(spec))
     if "mismatched_sizes" in reason:
         return (
             f"{what}: the sizes of its weights are not those of its config.json (hidden_size, layers, "

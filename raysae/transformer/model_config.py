@@ -45,4 +45,6 @@ def needed_setting(config: Any, key: str, name: str) -> int:
             f"{name}: its configuration ({config.model_type}) has no {key}; raysae reads language models "
             "that are one stack of blocks"
         )
+    if value < 1 or isinstance(value, bool):
+        raise UserError(f"{name}: its config.json says {key} {value}; expected at least 1")
     return value

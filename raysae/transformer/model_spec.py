@@ -14,5 +14,7 @@ class ModelSpec:
     """A hub model's revision."""
     dtype: str = "float32"
     """The number format in which the model computes."""
+    trust_remote_code: bool = False
+    """Whether Python code that lies beside the model may run here."""
     prefix: str = ""
     """What stands before a setting's name in error messages, such as ``source.``."""

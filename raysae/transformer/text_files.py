@@ -23,10 +23,10 @@ FILE_KINDS = {
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 """Suffixes that may follow, such as ``.jsonl.gz``, and the compression."""
 BATCH_ROWS = 1024
-LONGEST_LINE = 2**28
-"""Characters of a line, or of a value of a CSV file, at most."""
-LONGEST_DOCUMENT = 2**30
-"""Characters of a packed JSON file that is one list, at most; it is read whole."""
+LONGEST_LINE = 120_000_000
+"""The most characters of a line: a row."""
+LONGEST_DOCUMENT = 2_000_000_000
+"""The most characters of a JSON file that is one list in one line."""
 MARKS = {b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32", b"\xff\xfe": "utf-16",
          b"\xfe\xff": "utf-16"}  # fmt: skip
 """Byte order marks of encodings other than UTF-8, the longest first."""
@@ -127,15 +127,24 @@ def _lines(path: str, raw: IO[bytes]) -> Iterator[tuple[int, str]]:
         raise _no_utf8(path, number, error) from None
 
 
-def _bounded(path: str, text: IO[str]) -> Iterator[str]:
+def _bounded(path: str, text: io.TextIOWrapper) -> Iterator[str]:
     """The lines of a text. Raises UserError at a line longer than memory should hold: a few bytes can
     unpack to any number of them."""
-    while line := text.readline(LONGEST_LINE + 1):
-        if len(line) > LONGEST_LINE:
-            raise UserError(
-                f"{path}: a line has more than {LONGEST_LINE:,} characters; expected a text a line"
-            )
-        yield line
+    for number, line in enumerate(iter(lambda: text.readline(LONGEST_LINE), ""), 1):
+        yield line if len(line) < LONGEST_LINE else _long_line(path, number, line, text)
+
+
+def _long_line(path: str, number: int, start: str, rest: io.TextIOWrapper) -> str:
+    """A line of which ``start`` is read. Raises UserError when it is longer than a row or document is."""
+    is_document = number == 1 and start.lstrip().startswith("[")
+    most = LONGEST_DOCUMENT if is_document else LONGEST_LINE
+    line = start + rest.readline(most - len(start)) if is_document else start
+    if len(line) < most or line.endswith("\n"):
+        return line
+    raise UserError(
+        f"{path}: line {number} has {most:,} characters or more; expected rows of a text each: cut it "
+        "into several lines"
+    )
 
 
 def _no_utf8(path: str, number: int, error: UnicodeError) -> UserError:

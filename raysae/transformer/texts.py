@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 from raysae.errors import UserError
 from raysae.pocket.problems import stream
+from raysae.storage.files import expanded
 from raysae.storage.untrusted import usable_path
+from raysae.text_template import HOW_TO_FILL_IN, Part, columns_of, parts_of
 from raysae.transformer.chat import messages_of
 from raysae.transformer.plain_folder import plain_folder
 from raysae.transformer.text_files import COMPRESSED, FILE_KINDS, file_rows, is_text_file
@@ -19,6 +20,10 @@ POCKET = "pocket"
 POCKET_SEED = 1  # not the seed that the pocket GPT-2 was trained on
 FAITHFUL = ("csv", "json", "text")
 """Formats whose files are read here, wherever they lie: ``datasets`` would guess at their values."""
+
+
+LONGEST_TEXT = 100_000_000
+"""The most characters of a text."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def _dataset_rows(spec: TextSpec) -> Iterable[dict[str, Any]]:
 def _on_this_machine(spec: TextSpec) -> Path:
     """The data set's path here, if it is there. Raises UserError when it, or a file below it, is a FIFO,
     a socket or a device."""
-    path = usable_path(Path(spec.dataset).expanduser())
+    path = usable_path(expanded(spec.dataset))
     for place, _, names in os.walk(path):
         for name in names:
             usable_path(Path(place, name))
@@ -159,10 +164,9 @@ def _hub_rows(spec: TextSpec) -> Iterable[dict[str, Any]]:
     """The rows of a hub data set, or of a folder that ``load_dataset`` understands."""
     from datasets import load_dataset, load_dataset_builder
 
-    folder = str(Path(spec.dataset).expanduser()) if spec.dataset.startswith("~") else spec.dataset
-    name = (
-        plain_folder(folder) if Path(folder).is_dir() else folder
-    )  # datasets takes [ for a pattern
+    folder = str(expanded(spec.dataset)) if spec.dataset.startswith("~") else spec.dataset
+    # datasets takes [ for a pattern
+    name = plain_folder(folder) if Path(folder).is_dir() else folder
     try:
         builder = load_dataset_builder(name, spec.dataset_config, revision=spec.dataset_revision)
         files = _files_of(builder, spec)
@@ -218,8 +222,8 @@ def _changed_settings(config: Any, mark: str) -> list[str]:
 
 
 def _documents(spec: TextSpec, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
-    template = spec.text if "{" in spec.text else f"{{{spec.text}}}"
-    columns = [] if spec.chat_column else _columns(spec, template)
+    parts = [] if spec.chat_column else _parts(spec)
+    columns = columns_of(parts)
     for number, row in enumerate(rows):
         where = f"row {number} of {spec.dataset!r}"
         _refuse_missing(spec, where, row, columns)
@@ -230,18 +234,29 @@ def _documents(spec: TextSpec, rows: Iterable[dict[str, Any]]) -> Iterator[Docum
             yield Document(number, "", group, messages)
             continue
         values = {name: _text(spec, name, row[name], where) for name in columns}
-        try:
-            text = template.format(**values)
-        except (ValueError, LookupError, TypeError) as error:
-            raise _no_template(spec, error) from None
+        _refuse_long(
+            spec, where, sum(len(text) + len(values.get(c or "", "")) for text, c in parts)
+        )
+        text = "".join(text + ("" if c is None else values[c]) for text, c in parts)
         yield Document(number, text, group)
 
 
-def _columns(spec: TextSpec, template: str) -> list[str]:
+def _refuse_long(spec: TextSpec, where: str, length: int) -> None:
+    """Raise UserError when a text is longer than any that is read."""
+    if length > LONGEST_TEXT:
+        raise UserError(
+            f"{spec.prefix}dataset: {where} has a text of {length:,} characters; expected at most "
+            f"{LONGEST_TEXT:,}: cut the row into several"
+        )
+
+
+def _parts(spec: TextSpec) -> list[Part]:
     try:
-        return [name for _, name, *_ in Formatter().parse(template) if name is not None]
+        return parts_of(spec.text)
     except ValueError as error:
-        raise _no_template(spec, error) from None
+        raise UserError(
+            f"{spec.prefix}text {spec.text!r}: cannot be filled in ({error}); {HOW_TO_FILL_IN}"
+        ) from None
 
 
 def _refuse_missing(spec: TextSpec, where: str, row: dict[str, Any], columns: list[str]) -> None:
@@ -302,10 +317,3 @@ def _group(spec: TextSpec, value: Any, where: str) -> str:
             "name or number of the group that the row belongs to"
         )
     return str(value)
-
-
-def _no_template(spec: TextSpec, error: Exception) -> UserError:
-    return UserError(
-        f"{spec.prefix}text {spec.text!r}: cannot be filled in ({error}); expected columns in braces, "
-        "such as {question} (a brace of the text itself is written twice: {{)"
-    )

@@ -1,7 +1,6 @@
 """From texts to sequences: tokenizing, splitting, and marking each token (text, special, pattern)."""
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -12,9 +11,9 @@ from numpy.typing import NDArray
 
 from raysae.activations.splits import split_of, split_of_key
 from raysae.errors import UserError
-from raysae.sites import ROLE
-from raysae.transformer.chat import Span, rendered, spans_of
+from raysae.transformer.chat import ChatWriter, Span, spans_of
 from raysae.transformer.packing import Encoded, Frame, Packer
+from raysae.transformer.patterns import Pattern, PatternFinder, Places
 from raysae.transformer.repeats import Repeats, same_text
 from raysae.transformer.sequence import TokenRules, TokenSequence
 from raysae.transformer.texts import Document
@@ -58,7 +57,9 @@ class Tokenizer:
     def __init__(self, tokenizer: Any, rules: TokenRules):
         self.tokenizer, self.rules = tokenizer, rules
         self.fast = bool(getattr(tokenizer, "is_fast", False))
-        self.patterns = [_Pattern(expression) for expression in rules.patterns.values()]
+        self.patterns = [Pattern(name, words) for name, words in rules.patterns.items()]
+        self._finder = PatternFinder(self.patterns, rules.prefix)
+        self._chats = ChatWriter(tokenizer)
         self.special_ids = np.array(sorted(special_ids(tokenizer)), dtype=np.int32)
         self.found = Found()
         self.counts = self.found.counts
@@ -128,8 +129,9 @@ class Tokenizer:
         if whole:
             options = {"verbose": False}
         self.tokenizer.truncation_side = "left" if self.rules.cut == "start" else "right"
-        waiting = map(self._rendered, documents)
-        while batch := list(islice(waiting, TOKENIZER_BATCH)):
+        waiting = iter(documents)
+        while read := list(islice(waiting, TOKENIZER_BATCH)):
+            batch = self._rendered(read)
             # a chat template writes the special tokens itself
             specials = not whole and not any(document.messages for document, _ in batch)
             encoded = self.tokenizer(
@@ -137,24 +139,29 @@ class Tokenizer:
                 return_offsets_mapping=self.fast, return_attention_mask=False,
                 add_special_tokens=specials, **options,
             )  # fmt: skip
-            for number, (document, spans) in enumerate(batch):
+            places = self._finder.places([(one.text, one.row, spans) for one, spans in batch])
+            for number, ((document, _), found) in enumerate(zip(batch, places, strict=True)):
                 self.counts.documents += 1
                 self.texts.update(document.text.encode() + b"\0")
-                yield self._of(document, spans, encoded, number)
+                yield self._of(document, found, encoded, number)
 
-    def _rendered(self, document: Document) -> tuple[Document, tuple[Span, ...]]:
-        """The document with its messages written out, and where each message lies."""
-        if not document.messages:
-            return document, ()
-        where = f"{self.rules.prefix}chat_column, row {document.row}"
-        text = rendered(self.tokenizer, document.messages, where)
+    def _rendered(self, documents: list[Document]) -> list[tuple[Document, tuple[Span, ...]]]:
+        """The documents with their messages written out, and where each message lies."""
+        wheres = [f"{self.rules.prefix}chat_column, row {one.row}" for one in documents]
+        chats = [(one.messages, where) for one, where in zip(documents, wheres, strict=True)]
+        texts = self._chats.texts([chat for chat in chats if chat[0]])
         roles = any(pattern.role for pattern in self.patterns)
-        spans = spans_of(text, document.messages, where) if roles else ()
-        return replace(document, text=text), spans
+        result: list[tuple[Document, tuple[Span, ...]]] = []
+        for document, where in zip(documents, wheres, strict=True):
+            if not document.messages:
+                result.append((document, ()))
+                continue
+            text = next(texts)
+            spans = spans_of(text, document.messages, where) if roles else ()
+            result.append((replace(document, text=text), spans))
+        return result
 
-    def _of(
-        self, document: Document, spans: tuple[Span, ...], encoded: Any, number: int
-    ) -> Encoded:
+    def _of(self, document: Document, places: list[Places], encoded: Any, number: int) -> Encoded:
         token_id = np.array(encoded["input_ids"][number], dtype=np.int32)
         special = np.array(encoded["special_tokens_mask"][number], dtype=bool)
         special |= np.isin(token_id, self.special_ids)
@@ -166,37 +173,8 @@ class Tokenizer:
             if self.fast
             else len(token_id) == self.rules.context_length
         )
-        patterns = self._matches(document.text, spans, span[:, 0], span[:, 1])
+        patterns = _matches(len(document.text), places, span[:, 0], span[:, 1])
         return Encoded(document, token_id, special, span[:, 0], span[:, 1], patterns, cut)
-
-    def _matches(
-        self, text: str, spans: tuple[Span, ...], start: NDArray[Any], end: NDArray[Any]
-    ) -> NDArray[np.int32]:
-        bits = np.zeros(len(start), dtype=np.int32)
-        for number, pattern in enumerate(self.patterns):
-            covered = np.zeros(len(text) + 1, dtype=np.int64)
-            for first, last in pattern.places(text, spans):
-                covered[first + 1 : last + 1] = 1
-            through = covered.cumsum()
-            # a special token has start = end = -1 and so covers nothing
-            bits |= ((through[end] - through[start]) > 0).astype(np.int32) << number
-        return bits
-
-
-class _Pattern:
-    """A regular expression, or the messages of a role."""
-
-    def __init__(self, expression: str):
-        self.role = expression.removeprefix(ROLE) if expression.startswith(ROLE) else None
-        self.expression = re.compile(expression)
-
-    def places(self, text: str, spans: tuple[Span, ...]) -> Iterator[tuple[int, int]]:
-        """First character of each match, and the one after its last."""
-        if self.role is not None:
-            yield from ((span.start, span.end) for span in spans if span.role == self.role)
-            return
-        for match in self.expression.finditer(text):
-            yield match.span(1 if self.expression.groups else 0)
 
 
 def special_ids(tokenizer: Any) -> set[int]:
@@ -229,6 +207,21 @@ def _extent(encoded: Encoded, cut: str) -> tuple[int, int | None]:
         return 0, None
     first = int(encoded.start[known].min()) if cut == "start" and encoded.cut else 0
     return first, int(encoded.end.max())
+
+
+def _matches(
+    length: int, places: list[Places], start: NDArray[Any], end: NDArray[Any]
+) -> NDArray[np.int32]:
+    """For each token, a bit for each pattern that matches a character of it."""
+    bits = np.zeros(len(start), dtype=np.int32)
+    for number, found in enumerate(places):
+        covered = np.zeros(length + 1, dtype=np.int64)
+        for first, last in found:
+            covered[first + 1 : last + 1] = 1
+        through = covered.cumsum()
+        # a special token has start = end = -1 and so covers nothing
+        bits |= ((through[end] - through[start]) > 0).astype(np.int32) << number
+    return bits
 
 
 def _numbers_by_split(rules: TokenRules) -> list[Iterator[int]]:

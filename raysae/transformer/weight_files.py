@@ -18,12 +18,18 @@ OTHER_FORMATS = {
     "*.pth": "PyTorch pickles, which raysae never reads; save the model with save_pretrained",
     "*.gguf": "GGUF, which is quantised for llama.cpp; name the original model",
     "*.onnx": "ONNX, which has no modules to read activations at; name the original model",
+    "*.ckpt": "PyTorch pickles, which raysae never reads; save the model with save_pretrained",
+    "*.pkl": "pickles, which raysae never reads; save the model with save_pretrained",
     "*.h5": "TensorFlow weights; save the model with save_pretrained in PyTorch",
     "*.msgpack": "Flax weights; save the model with save_pretrained in PyTorch",
 }
 """Formats of weights that are not read, and the way."""
+Header = dict[str, dict[str, Any]]
+"""What a safetensors file says of each of its tensors."""
 WHOLE_NUMBERS = ("I8", "U8", "I16", "U16", "I32", "I64")
 EIGHT_BITS = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4")
+LONGEST_HEADER = 100_000_000
+"""The most bytes of a header; safetensors reads no longer ones."""
 LEAST_SHARE = 0.5
 """Weights are quantised when integers or 8-bit floats make up this share of their values."""
 
@@ -41,7 +47,22 @@ def check_folder(folder: Path, name: str) -> None:
     _refuse_quantised(files, headers, name)
 
 
-def read_header(file: Path, name: str) -> dict[str, Any]:
+def stored_values(folder: Path) -> int | None:
+    """How many numbers a model folder's weights hold; None when they cannot be read."""
+    whole = folder / WHOLE
+    try:
+        files = [whole] if whole.is_file() else _listed(folder, "")
+        headers = [read_header(file, "") for file in files]
+    except (UserError, OSError):  # told when the weights are loaded
+        return None
+    return sum(_values(row) for header in headers for row in header.values()) or None
+
+
+def _values(row: dict[str, Any]) -> int:
+    return math.prod(row["shape"])
+
+
+def read_header(file: Path, name: str) -> Header:
     """The header of a safetensors file. Raises UserError when the file is damaged, with the mend."""
     size = file.stat().st_size
     with open(file, "rb") as stream:
@@ -53,15 +74,18 @@ def read_header(file: Path, name: str) -> dict[str, Any]:
             )
         stream.seek(0)
         length: int = struct.unpack("<Q", stream.read(8))[0] if size >= 8 else size
-        if length > size - 8:
+        if length > min(size - 8, LONGEST_HEADER):
             raise UserError(
                 f"{name}: {file} ({size:,} bytes) is no safetensors file or is cut off; copy or "
                 "download it again"
             )
         try:
             header = json.loads(stream.read(length))
-            ends = [row["data_offsets"][1] for key, row in header.items() if key != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError):
+            header.pop("__metadata__", None)
+            ends = [row["data_offsets"][1] for row in header.values()]
+            assert all(isinstance(_values(row), int) and row["dtype"] for row in header.values())
+            assert all(isinstance(end, int) for end in ends)
+        except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError):
             raise UserError(
                 f"{name}: the header of {file} cannot be read; copy or download it again"
             ) from None
@@ -71,7 +95,7 @@ def read_header(file: Path, name: str) -> dict[str, Any]:
             f"{name}: {file} has {size:,} bytes; by its header it should have {wanted:,}: it was cut off "
             "or altered; copy or download it again"
         )
-    return {key: row for key, row in header.items() if key != "__metadata__"}
+    return header
 
 
 def _listed(folder: Path, name: str) -> list[Path]:
@@ -80,7 +104,8 @@ def _listed(folder: Path, name: str) -> list[Path]:
         return []
     try:
         listed = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError):
+        assert all(isinstance(file, str) for file in listed)
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError):
         raise UserError(f"{name}: {folder / INDEX} cannot be read; download it again") from None
     strange = [file for file in listed if Path(file).name != file]
     if strange:
@@ -110,11 +135,11 @@ def _no_weights(folder: Path) -> str:
     )
 
 
-def _refuse_quantised(files: list[Path], headers: list[dict[str, Any]], name: str) -> None:
+def _refuse_quantised(files: list[Path], headers: list[Header], name: str) -> None:
     counts: dict[str, int] = {}
     for header in headers:
         for row in header.values():
-            counts[row["dtype"]] = counts.get(row["dtype"], 0) + math.prod(row["shape"])
+            counts[row["dtype"]] = counts.get(row["dtype"], 0) + _values(row)
     packed = {d: n for d, n in counts.items() if d in (*WHOLE_NUMBERS, *EIGHT_BITS)}
     if packed and sum(packed.values()) > LEAST_SHARE * sum(counts.values()):
         raise UserError(

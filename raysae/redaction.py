@@ -40,6 +40,9 @@ WHERE_SECRETS_BELONG = (
 """What a refusal says about secrets."""
 FREE_TEXT = ("text", "patterns")
 """The keys of a recipe's source whose values are texts of the user's own and regular expressions."""
+LONGEST_SCHEME, LONGEST_ADDRESS = 64, 65_536
+"""Characters that are looked at, at most, before and after the slashes of a URI."""
+SCHEME = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*)?\Z")
 NAME = re.compile(r"(?!hf_|gh[a-z]_|glpat)[a-z]+(?:[._-][a-z]+)*\d{0,3}")
 LONGEST_NAME = 20
 TOKEN_SHAPES = re.compile(
@@ -68,7 +71,7 @@ BARE = re.compile(r"(?<![\w@./:%+~-])[\w.%+~-]+:[^\s:@/'\"]+@(?=[\w\[])")
 """``user:password@host`` without a scheme."""
 GIVEN = re.compile(r"(?<![A-Za-z0-9_.-])(?P<name>[A-Za-z0-9_.-]+)(?:=|%(?:25)*3D)", re.IGNORECASE)
 """``name=value``, plain or percent-encoded."""
-QUOTED = re.compile(r"(?P<quote>\\*['\"])(?P<name>[\w.-]+)(?P=quote)\s*:\s*(?=b?\\*['\"])")
+QUOTED = re.compile(r"(?<!\\)(?P<quote>\\*['\"])(?P<name>[\w.-]+)(?P=quote)\s*:\s*(?=b?\\*['\"])")
 """``"name": "value"`` of JSON, and of a dict that Python printed."""
 OPTION = re.compile(r"(?<![\w-])--?(?P<name>[A-Za-z][\w.-]*)\s+(?!-)")
 """``--name value``."""
@@ -269,8 +272,10 @@ def _hidden_values(pattern: re.Pattern[str], text: str) -> str:
     """The text with values hidden whose names, as ``pattern`` finds them, say that they are secret."""
     parts, end = [], 0
     for found in pattern.finditer(text):
+        if found.start() < end or not is_secret_name(found["name"]):
+            continue
         value = VALUE.match(text, found.end())
-        if found.start() >= end and value is not None and _is_secret(found["name"], value[0]):
+        if value is not None and _is_secret(found["name"], value[0]):
             quote = value[0][-1] if value[0][-1] in "'\"" else ""
             parts += [text[end : found.end()], f"{quote}{HIDDEN}{quote}"]
             end = value.end()
@@ -279,11 +284,13 @@ def _hidden_values(pattern: re.Pattern[str], text: str) -> str:
 
 def _has_user(value: str, is_text: bool) -> bool:
     """Whether a URI in ``value`` has a user part that may be a secret."""
-    for found in re.finditer(r"([A-Za-z][A-Za-z0-9+.-]*)?(:?/{1,3})(?=[^/])", value):
-        scheme, slashes = (found[1] or "").lower(), found[2].replace(":", "")
-        if not found[2].startswith(":") and (len(slashes) != 2 or scheme):
+    for found in re.finditer(r":?/{1,3}(?=[^/])", value):
+        before = value[max(found.start() - LONGEST_SCHEME, 0) : found.start()]
+        named, slashes = SCHEME.search(before), found[0].replace(":", "")
+        scheme = named[0].lower() if named else ""
+        if not found[0].startswith(":") and (len(slashes) != 2 or scheme):
             continue
-        rest = value[found.end() :]
+        rest = value[found.end() : found.end() + LONGEST_ADDRESS]
         user = _user_of(rest, is_text)
         if user is not None and not _is_harmless(scheme, slashes, user):
             return True

@@ -28,7 +28,8 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str] | None
 
     quiet_environment()
     with safe_streams():
-        return _run(command, sys.argv[1:] if arguments is None else arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        return _run(command, [os.fspath(argument) for argument in given])
 
 
 def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:

@@ -23,13 +23,15 @@ def main(arguments: list[str]) -> int:
         try:
             say(write_page(name))
         except Exception as error:  # whatever is wrong with a run, the others are shown
-            if len(runs) == 1 and isinstance(error, UserError):
+            if len(runs) == 1 and isinstance(error, UserError | OSError):
                 raise
             reasons.append(error)
             say(_sentence(name, error), sys.stderr)
     if not reasons:
         return DONE
-    refused = len(reasons) == len(runs) and all(isinstance(one, UserError) for one in reasons)
+    refused = len(reasons) == len(runs) and all(
+        isinstance(one, UserError | OSError) for one in reasons
+    )
     return REFUSED if refused else PARTLY
 
 

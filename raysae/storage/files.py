@@ -54,11 +54,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
     The old or the new folder is there at any moment, also when the process is killed. When the block
     fails, ``path`` stays as it was. Leftovers of killed processes for the same ``path`` are removed.
-    Raises UserError when ``path`` is a link.
+    Raises UserError when ``path`` is a link or a file.
     """
-    if path.is_symlink():
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        what = "a link" if path.is_symlink() else "a file"
         raise UserError(
-            f"{path}: is a link, which is not replaced; remove the link, or give a folder"
+            f"{path}: is {what}, which is not replaced by a folder; remove it, or give a folder"
         )
     remove_leftovers_of(path)
     temporary = temporary_path(path)

@@ -326,8 +326,14 @@ def attempt(case: Case, outcomes: Counter[str]) -> str | None:
         ours = [f for f in traceback.extract_tb(error.__traceback__) if "/raysae/" in f.filename]
         line = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else str(place.lineno)
         return f"{type(error).__name__} at {line}: {str(error)[:150]}"
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    resident = peak_memory()
     return f"{resident >> 20} MiB of memory" if resident > RESIDENT else None
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has had; a parent's are not counted."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 def campaign(place: Path, mutations: int, seed: int, only: int | None) -> int:

@@ -17,7 +17,8 @@ from functools import cache
 from pathlib import Path
 
 STAMPED = re.compile(
-    r"\.(?P<name>.+)\.(?:(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-)?[0-9a-f]{8}\.(?P<kind>tmp|old)"
+    r"\.(?P<name>.+)\.(?:(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-)?"
+    r"[0-9a-f]{8}(?:[0-9a-f]{24})?\.(?P<kind>tmp|old)"
 )
 """The names; those of earlier versions have no machine and no process."""
 EXCHANGE, WORKING_FOLDER = 2, -100
@@ -98,7 +99,7 @@ def _clear(path: Path) -> None:
 
 
 def _stamp() -> str:
-    return f"{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return f"{_machine()}-{os.getpid()}-{uuid.uuid4().hex}"
 
 
 @cache

@@ -166,7 +166,7 @@ def test_the_command_exports_and_says_how_to_load(tmp_path, capsys, format):
         export_command([str(tmp_path / "own"), "--to", format, "--out", str(tmp_path / "out")]) == 0
     )
     told = capsys.readouterr().out
-    assert f"topk, d_in {D_IN}, d_sae {D_SAE}" in told and f'"{tmp_path / "out"}"' in told
+    assert f"topk, d_in {D_IN}, d_sae {D_SAE}" in told and repr(str(tmp_path / "out")) in told
     assert load_sae(tmp_path / "out", format=format).config.k == K
 
 

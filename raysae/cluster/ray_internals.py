@@ -136,14 +136,18 @@ def fewer_processes(resources: ResourcesConfig) -> Iterator[None]:
 
 @contextmanager
 def fewer_tune_steps() -> Iterator[None]:
-    """Inside the block, a sweep skips two steps of Tune.
+    """Inside the block, a sweep skips three steps of Tune.
 
     First, Tune sets an environment variable for its workers that stops PyTorch Lightning from forking;
     Ray then starts new workers although some are ready. Second, Tune imports MLflow and every other
-    library that has a logger for Tune, to count their users. Raises the same errors as
-    ``fewer_processes``.
+    library that has a logger for Tune, to count their users. Third, it hands AWS's secret keys to its
+    workers through Ray, which writes them to its logs; workers have those of their node. Raises the same
+    errors as ``fewer_processes``.
     """
     with ExitStack() as stack:
+        stack.enter_context(
+            _replaced("ray.tune.execution.class_cache", "ENV_VARS_TO_PROPAGATE", _without_keys)
+        )
         stack.enter_context(
             _replaced("ray.tune.execution.class_cache", "DEFAULT_ENV_VARS", _without_fork_variable)
         )
@@ -169,6 +173,10 @@ def _as_given(resolve: Any) -> Any:
 
 def _without_fork_variable(variables: Any) -> Any:
     return {name: value for name, value in variables.items() if name != "PL_DISABLE_FORK"}
+
+
+def _without_keys(variables: Any) -> Any:
+    return {name for name in variables if not name.startswith("AWS_")}
 
 
 def _no_counting(tag: Any) -> Any:

@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ class MLflowRecorder(Recorder):
         self._queue: queue.Queue[Callable[[_Writer], None] | None] = queue.Queue()
         self._writer: _Writer | None = None
         self._wait = Wait()
+        self._tried = False
         self._lost = 0
         self._reason = ""
         self._refused = False
@@ -155,7 +157,9 @@ class MLflowRecorder(Recorder):
 
     def _connected(self) -> "_Writer":
         refusal.check_file(self.uri)
-        with self._wait.slow():  # MLflow is imported, and a new database is filled with its tables
+        # at first MLflow is imported, and a new database gets its tables; later tries are no news
+        with nullcontext() if self._tried else self._wait.slow():
+            self._tried = True
             writer = _Writer(self._run, self.uri)
         writer.open(self._wait)
         return writer

@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fuzz_store.py"
 MUTATIONS, PROCESSES = 2000, 2
 
 
+@pytest.mark.long
 def test_a_damaged_file_is_refused_in_words_or_read_as_pyarrow_reads_it():
     """No other error, no other row, no hang, bounded memory: the script tests all of it."""
     each = str(MUTATIONS // PROCESSES)

@@ -26,6 +26,8 @@ from tests.hostile.locked_program import count, events, hold
 HANG = 60
 """Seconds that tell a process that hangs (it waits for minutes) from one that leaves."""
 
+pytestmark = pytest.mark.long
+
 
 class Server(threading.Thread):
     """Takes every connection; says nothing, or a byte of an endless answer from time to time."""

@@ -210,6 +210,7 @@ def test_a_finished_run_of_an_earlier_version_is_complete(tmp_path, monkeypatch)
     assert hashes(run) == before
 
 
+@pytest.mark.long
 def test_a_finished_run_of_an_earlier_version_is_extended(connected_ray, tmp_path):
     run, made = earlier(tmp_path, "finished", "sweep.trials=5", "atlas.layers=[1,2]")
     before, times = hashes(run), written(run)

@@ -233,6 +233,7 @@ def test_one_and_two_trials_at_once_give_the_same_bits(small_run, tmp_path):
     assert weights(result.folder / "trials") == weights(small_run.folder / "trials")
 
 
+@pytest.mark.long
 def test_bad_trials_leave_the_others_alone_and_variants_share_a_sweep(small_run, tmp_path):
     configs = [
         {"sae.d_sae": 16, "sae.k": 2},

@@ -31,6 +31,7 @@ def recipe(tmp_path, **more):
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_each_model_has_its_run_and_the_table_compares_them(connected_ray, tmp_path, capsys):
     result = raysae.sweep(recipe(tmp_path))
     assert result.failures == []

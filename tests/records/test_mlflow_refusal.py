@@ -66,8 +66,9 @@ def test_a_refusal_has_a_reason_and_takes_no_time(uri, words, tmp_path, monkeypa
 def test_a_server_that_is_down(tmp_path, monkeypatch):
     monkeypatch.setattr(mlflow_listener, "LAST_TRIES_SECONDS", 0.1)
     monkeypatch.setattr(mlflow_listener, "RETRY_SECONDS", 0.1)
-    lost, reason, _ = refused(tmp_path, "http://127.0.0.1:9")
+    lost, reason, took = refused(tmp_path, "http://127.0.0.1:9")
     assert (lost, reason) == (1, "it does not answer (Connection refused)")
+    assert took < 60  # each try is no news: the wait is not begun again
 
 
 def test_mlflow_that_never_returns_is_left_alone(tmp_path, monkeypatch):

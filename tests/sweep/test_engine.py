@@ -94,6 +94,7 @@ def test_a_gang_of_trials_comes_to_the_same_table(finished, store, tmp_path):
     assert again.trials == gang.trials
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", ["list", "tpe"])
 def test_a_tune_that_fails_with_what_is_left_out_runs_plainly(
     store, tmp_path, monkeypatch, caplog, sampler
@@ -156,6 +157,7 @@ class BadSite:
         return bad
 
 
+@pytest.mark.long
 def test_bad_trials_end_with_their_reasons_and_the_other_nine_are_done(
     store, tmp_path, monkeypatch, capsys
 ):

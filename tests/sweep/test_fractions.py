@@ -33,6 +33,7 @@ print(json.dumps({"failures": result.failures, "states": [row["state"] for row i
 """
 
 
+@pytest.mark.long
 def test_a_quarter_of_a_gpu_a_trial_and_one_copy_of_the_rows(tmp_path):
     world = SuperpositionWorld(d_in=256, atoms=300)
     write_synthetic_store(tmp_path / "store", world, 20_000, validation=0.2, test=0.0)

@@ -45,10 +45,12 @@ def test_white_noise_holds_no_dictionary(table):
     table.white_noise()
 
 
+@pytest.mark.long
 def test_matryoshka_keeps_the_parents(table):
     table.hierarchy(seeds=1)
 
 
+@pytest.mark.long
 def test_l1_shrinks_and_gated_does_not(table):
     table.shrinkage(seeds=1)
 

@@ -93,7 +93,13 @@ def test_store_commands(connected_ray, tmp_path, monkeypatch, capsys):
     assert sweep([*last, *quick]) == 0
 
 
-@pytest.mark.parametrize("arguments", [w for w in SWEEPS if "source=null" not in w], ids=" ".join)
+def _param(words):
+    """A command as a parameter; those that train something else again take half a minute."""
+    slow = bool({"name=gated", "name=wider", "sweep.trials=12"} & set(words))
+    return pytest.param(words, id=" ".join(words), marks=[pytest.mark.long] if slow else [])
+
+
+@pytest.mark.parametrize("arguments", [_param(w) for w in SWEEPS if "source=null" not in w])
 def test_sweep_commands(arguments, connected_ray, small_run, tmp_path, capsys):
     """Each as written, its placeholders filled in and its sizes cut down."""
     from raysae.pipeline.sweep_command import main

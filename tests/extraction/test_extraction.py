@@ -50,6 +50,7 @@ def content(store):
     }
 
 
+@pytest.mark.long
 def test_the_number_of_workers_never_shows(connected_ray, tmp_path):
     one = content(extracted(recipe_of(tmp_path, "one"), 1))
     three = content(extracted(recipe_of(tmp_path, "three"), 3))
@@ -85,6 +86,7 @@ def test_the_manifest_says_where_everything_came_from(connected_ray, tmp_path):
     assert verify(store.path) == []
 
 
+@pytest.mark.long
 def test_fingerprints_are_of_what_was_used_and_not_of_how(connected_ray, tmp_path):
     stores = [
         extracted(recipe_of(tmp_path, name, "source.positions=[0]", *overrides), 1).manifest
@@ -143,10 +145,15 @@ def test_texts_with_patterns_and_packing_through_the_command(connected_ray, tmp_
     ("limit", "of"),
     [
         ("source.max_tokens=900", lambda store: sum(p.tokens for p in store.manifest.sequences)),
-        ("source.max_rows=900", lambda store: max(e.rows.total for e in store.manifest.sites)),
-        (
+        pytest.param(
+            "source.max_rows=900",
+            lambda store: max(e.rows.total for e in store.manifest.sites),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
             "source.max_bytes=500 kB",
             lambda store: sum(s.bytes for e in store.manifest.sites for s in e.shards),
+            marks=pytest.mark.long,
         ),
     ],
 )

@@ -193,6 +193,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(small_run, tmp_path):
     assert (folder / "trials/000/sae.safetensors").stat().st_mtime_ns == kept
 
 
+@pytest.mark.long
 def test_a_driver_killed_in_mid_sweep_loses_nothing(small_run, tmp_path):
     recipe = small_run.run.recipe.model_copy(update={"runs_dir": str(tmp_path)})
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())

@@ -219,7 +219,9 @@ def test_a_commit_that_is_whole_is_sound(tmp_path):
 @pytest.mark.parametrize(
     "name", ["selection.json", "environment.json", "sweet_spot/sae.safetensors"]
 )
-@pytest.mark.parametrize("kind", ["empty", "random", "list"])
+@pytest.mark.parametrize(
+    "kind", ["random", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("empty", "list"))]
+)
 def test_what_is_damaged_is_made_again_without_training(tmp_path, monkeypatch, name, kind, capsys):
     shutil.copytree(EARLIER, tmp_path / "earlier")
     run = tmp_path / "earlier" / "runs" / "finished"

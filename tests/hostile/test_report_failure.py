@@ -61,8 +61,18 @@ ERRORS = {
 
 @pytest.mark.parametrize(
     ("where", "error"),
-    [*(("plots", error) for error in ERRORS.values()), ("page", ERRORS["memory"])],
-    ids=[*ERRORS, "page"],
+    [
+        *(
+            pytest.param(
+                "plots",
+                error,
+                id=name,
+                marks=[] if name in ("memory", "exit") else [pytest.mark.long],
+            )
+            for name, error in ERRORS.items()
+        ),
+        pytest.param("page", ERRORS["memory"], id="page"),
+    ],
 )
 def test_a_report_that_fails_costs_the_report_alone(run, error, where, monkeypatch, capsys):
     def fail(*arguments, **options):

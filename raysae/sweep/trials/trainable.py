@@ -71,7 +71,13 @@ class SAETrials(tune.Trainable):
         return True
 
     def step(self) -> Report:
-        """Train until the next evaluation; the reports of all trials of the gang."""
+        """Train until the next evaluation; the reports of all trials of the gang.
+
+        Raises RuntimeError when the gang has ended. Tune asks for more when it gives this actor to
+        another gang without its config, as can happen when a node is lost; it then tries again.
+        """
+        if self._ended:
+            raise RuntimeError("this worker was given to another trial without its settings")
         try:
             next(self.rounds, None)
         except Exception as error:  # an error of the whole gang; the actor stays usable
@@ -80,8 +86,9 @@ class SAETrials(tune.Trainable):
         finally:
             self.alarm.cancel()
         reports = [{"trial": trial.asked["trial"], **trial.report} for trial in self.trials]
+        self._ended = not self.unfinished
         alone = reports[0] if len(reports) == 1 else {}  # Tune's schedulers read the top level
-        return {**alone, GANG: reports, "done": not self.unfinished}
+        return {**alone, GANG: reports, "done": self._ended}
 
     def cleanup(self) -> None:
         """Free the trials when the actor ends."""
@@ -94,6 +101,7 @@ class SAETrials(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._forget()
+        self._ended = False
         self.trials: list[Trial] = [self._trial(asked) for asked in config[GANG]]
         hung = self.trials[0].folder.with_suffix(f".hung-{self.attempt}.txt")
         self.alarm = HangAlarm(hung, self.recipe.resources.hang_seconds)

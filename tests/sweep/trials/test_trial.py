@@ -11,6 +11,7 @@ from raysae.sae import sae_config
 from raysae.sites import Site
 from raysae.storage.files import read_json
 from raysae.sweep.trials.gang import Gang
+from raysae.sweep.trials.trainable import SAETrials
 from raysae.sweep.trials.trial import Trial
 from raysae.training import TrainingConfig
 from raysae.training.ensemble import Member
@@ -62,3 +63,10 @@ def test_a_full_disk_is_the_reason_and_another_attempt_is_done(small_disk):
     assert report["committed"] and "failed" not in report
     assert read_json(folder / "metrics.json")["metrics"]["explained_variance"] > 0
     assert not (small_disk / "trials" / "000.training").exists()
+
+
+def test_a_worker_that_is_asked_for_more_after_the_end_gives_no_old_reports():
+    worker = object.__new__(SAETrials)
+    worker._ended = True
+    with pytest.raises(RuntimeError, match="given to another trial"):
+        worker.step()

@@ -121,14 +121,6 @@ def redacted_command(words: Sequence[str]) -> list[str]:
     return shown
 
 
-def reason_of(error: BaseException) -> str:
-    """The error's kind and the first line of its text, with secrets hidden."""
-    text = str(error).strip()
-    return redacted(
-        f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
-    )
-
-
 def first_line(error: BaseException) -> str:
     """The first line of the error's text (its kind, if it has none), with secrets hidden."""
     text = str(error).strip()

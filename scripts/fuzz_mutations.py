@@ -144,10 +144,7 @@ def metadata_value(random: Random, data: bytes) -> Damaged:
 
 def page_field(random: Random, data: bytes) -> Damaged:
     """Change fields of a page header; the footer's offsets and sizes are made to fit."""
-    start = _footer_start(data)
-    footer, _ = read_struct(data, start)
-    chunk = random.choice(_chunks(footer)[: random.choice((1, 1, 99))])
-    at = _field(chunk, PAGE_OFFSET)
+    footer, chunk, at = _page_of(random, data)
     header, end = read_struct(data, at)
     words = [_change(random, header) for _ in range(random.choice((1, 1, 2)))]
     return _with_header(data, footer, chunk, at, end, write_struct(header), words)
@@ -155,10 +152,7 @@ def page_field(random: Random, data: bytes) -> Damaged:
 
 def page_bytes(random: Random, data: bytes) -> Damaged:
     """Damage the bytes of a page header; the footer's offsets and sizes are made to fit."""
-    start = _footer_start(data)
-    footer, _ = read_struct(data, start)
-    chunk = random.choice(_chunks(footer)[: random.choice((1, 1, 99))])
-    at = _field(chunk, PAGE_OFFSET)
+    footer, chunk, at = _page_of(random, data)
     _, end = read_struct(data, at)
     header, words = BYTES[random.choice(list(BYTES))](random, data[at:end])
     return _with_header(data, footer, chunk, at, end, header, [words])
@@ -193,6 +187,13 @@ def _footer_start(data: bytes) -> int:
 
 def _with_footer(body: bytes, footer: bytes) -> bytes:
     return body + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+
+
+def _page_of(random: Random, data: bytes) -> tuple[list[Field], list[Field], int]:
+    """The footer, a chunk of a column drawn from it, and the offset of the chunk's first page."""
+    footer, _ = read_struct(data, _footer_start(data))
+    chunk = random.choice(_chunks(footer)[: random.choice((1, 1, 99))])
+    return footer, chunk, _field(chunk, PAGE_OFFSET)
 
 
 def _field(fields: list[Field], number: int) -> Any:

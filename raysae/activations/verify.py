@@ -208,6 +208,7 @@ class _PartCheck(_FileCheck):
     """The ids of the sequences; None until the file has been read."""
 
     def check(self, file: pq.ParquetFile) -> None:
+        """Compare the sequences with the manifest, and their lists with one another."""
         if not self.columns_are(file.schema_arrow, SEQUENCES_SCHEMA):
             return
         table = file.read()
@@ -266,6 +267,7 @@ class _ShardCheck(_FileCheck):
         self.row_bytes = manifest.d_in * ITEM_BYTES[manifest.dtype]
 
     def check(self, file: pq.ParquetFile) -> None:
+        """Compare the rows with the manifest and the sequences; adds up their statistics."""
         wanted = shard_schema(self.manifest.dtype, self.manifest.d_in)
         self._check_metadata(file.schema_arrow.metadata or {}, wanted.metadata)
         if not self.columns_are(file.schema_arrow, wanted):

@@ -8,16 +8,15 @@ from typing import Any
 
 from raysae.activations import Site, open_store
 from raysae.activations.streaming import rows_within
-from raysae.cluster.pool_worker import reason_in_words
 from raysae.cluster.worker import prepare_worker
 from raysae.errors import UserError
 from raysae.records.commit import commit, provenance
 from raysae.records.products import trained
 from raysae.records.run_files import RunFiles
-from raysae.redaction import first_line, traceback_of
+from raysae.redaction import traceback_of
 from raysae.sae import SAEConfig
 from raysae.storage.leftovers import remove_leftovers_of
-from raysae.storage.trouble import in_words
+from raysae.storage.trouble import reason_in_words
 from raysae.training import TrainingConfig
 from raysae.training.ensemble import Ensemble, Member
 
@@ -153,8 +152,7 @@ def failure_reason(files: RunFiles, folder: Path, error: Exception) -> str:
     try:
         files.write_text(file, traceback_of(error))
     except (OSError, UserError) as full:  # the disk may be full
-        told = in_words(full) if isinstance(full, OSError) else first_line(full)
-        return f"{reason} (the traceback could not be written: {told})"
+        return f"{reason} (the traceback could not be written: {reason_in_words(full)})"
     return reason + hint
 
 

@@ -10,8 +10,8 @@ import ray
 
 from raysae.cluster.alarm import HangAlarm
 from raysae.errors import UserError
-from raysae.redaction import reason_of, traceback_of
-from raysae.storage.trouble import in_words
+from raysae.redaction import traceback_of
+from raysae.storage.trouble import reason_in_words
 
 Value = TypeVar("Value")
 
@@ -79,11 +79,6 @@ def failure_of(error: Exception) -> Outcome[Any]:
     if isinstance(error, UserError):
         return Outcome(failed=str(error), refused=True)
     return Outcome(failed=reason_in_words(error), trace=traceback_of(error))
-
-
-def reason_in_words(error: Exception) -> str:
-    """The error in one line; what the operating system refused in a sentence that says what to do."""
-    return in_words(error) if isinstance(error, OSError) else reason_of(error)
 
 
 class PoolWorker:

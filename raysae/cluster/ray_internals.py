@@ -16,7 +16,7 @@ from inspect import signature
 from typing import Any, TypeVar
 
 from raysae.config import ResourcesConfig
-from raysae.redaction import reason_of
+from raysae.errors import in_one_line
 
 LOGGER = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
@@ -219,4 +219,4 @@ def _stop_what_started(error: BaseException) -> None:
 
 
 def _in_words(error: BaseException) -> str:
-    return reason_of(error) if str(error).strip() else f"{type(error).__name__}: no message"
+    return in_one_line(error) if str(error).strip() else f"{type(error).__name__}: no message"

@@ -7,7 +7,7 @@ from typing import Any
 from raysae.config import Recipe
 from raysae.console.board import console
 from raysae.console.output import Table
-from raysae.errors import UserError, in_one_line
+from raysae.errors import UserError
 from raysae.metrics import MODELS, registered, shown
 from raysae.pipeline.begun import Begun, told_if_begun
 from raysae.pipeline.plan import RunPlan
@@ -16,7 +16,7 @@ from raysae.pipeline.result import SweepResult
 from raysae.pipeline.run import run_plan, trial_session
 from raysae.records.run_files import RunFiles
 from raysae.storage.files import refuse_links_outside
-from raysae.storage.trouble import in_words
+from raysae.storage.trouble import reason_in_words
 
 TABLE_FILE = "models.parquet"
 FIGURES = ("explained_variance", "l0", "dead_fraction")
@@ -87,15 +87,10 @@ def _run_each(
             try:
                 result.results[name] = run_plan(plan, force=force)
             except Exception as error:  # one model's failure costs no other model
-                result.refused[name] = _reason(error)
+                told = str(error) if isinstance(error, UserError) else reason_in_words(error)
+                result.refused[name] = told
                 console.print(f"{name}: {result.refused[name]}", style="red")
     return result
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return in_words(error)
-    return str(error) if isinstance(error, UserError) else in_one_line(error)
 
 
 def _compare(recipe: Recipe, files: RunFiles, result: ModelsResult) -> None:

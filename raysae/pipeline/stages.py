@@ -6,7 +6,7 @@ A stage imports slow modules only when it works, so that a finished run is read 
 import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from raysae.console.board import console
 from raysae.errors import UserError, in_one_line
@@ -20,9 +20,6 @@ from raysae.records.folder import RunFolder
 from raysae.records.status import ENVIRONMENT_FILE
 from raysae.records.tables import read_sites, read_trials
 from raysae.sae.checkpoint import METRICS_FILE
-
-if TYPE_CHECKING:
-    pass
 
 
 class Stage(ABC):

@@ -54,9 +54,9 @@ class Wait:
         self._slow = True
         try:
             yield
+            self.moved()  # what failed is no news
         finally:
             self._slow = False
-            self.moved()
 
     def end(self) -> None:
         """Note that the run has ended."""

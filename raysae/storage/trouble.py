@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from raysae.errors import in_one_line
 from raysae.storage.leftovers import STAMPED
 
 IN_BRACKETS = re.compile(r"\[[Ee]rrno (\d+)\]|\(os error (\d+)\)")
@@ -38,6 +39,11 @@ def in_words(error: OSError) -> str:
     told = f"{where}: {said}" if where is not None else said
     advice = _advice(number, where)
     return f"{told}; {advice}" if advice else told
+
+
+def reason_in_words(error: BaseException) -> str:
+    """Any error in one line; what the system refused as a sentence that says what to do."""
+    return in_words(error) if isinstance(error, OSError) else in_one_line(error)
 
 
 @contextmanager

@@ -101,10 +101,10 @@ class SAETrials(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._forget()
-        self._ended = False
+        self._ended: bool = False
         self.trials: list[Trial] = [self._trial(asked) for asked in config[GANG]]
         hung = self.trials[0].folder.with_suffix(f".hung-{self.attempt}.txt")
-        self.alarm = HangAlarm(hung, self.recipe.resources.hang_seconds)
+        self.alarm: HangAlarm = HangAlarm(hung, self.recipe.resources.hang_seconds)
         self.rounds: Iterator[None] = self._train()
 
     def _trial(self, asked: dict[str, Any]) -> Trial:

@@ -15,7 +15,7 @@ from raysae.records.commit import commit
 from raysae.records.run_files import RunFiles
 from raysae.redaction import first_line, traceback_of
 from raysae.sites import Site
-from raysae.storage.trouble import in_words
+from raysae.storage.trouble import in_words, reason_in_words
 from raysae.sweep.trials.members import Key, Members, OutOfTimeError
 from raysae.training import NonFiniteLossError
 from raysae.training.ensemble import Member
@@ -107,7 +107,7 @@ class Trial:
         try:
             self.files.write_text(file, trace)
         except (OSError, UserError) as error:  # the disk may be full
-            told = in_words(error) if isinstance(error, OSError) else first_line(error)
+            told = reason_in_words(error)
             self.report["failed"] = f"{reason} (the traceback could not be written: {told})"
 
     def _cost(self, members: Members) -> Report:

@@ -29,6 +29,9 @@ class SAETrials(tune.Trainable):
     that hangs ends its worker and its gang. When Tune starts that gang again, its trials end as failed.
     """
 
+    _ended: bool
+    """Whether all trials of the gang have ended, and Tune was told so."""
+
     def setup(
         self,
         config: dict[str, Any],
@@ -101,10 +104,10 @@ class SAETrials(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._forget()
-        self._ended: bool = False
+        self._ended = False
         self.trials: list[Trial] = [self._trial(asked) for asked in config[GANG]]
         hung = self.trials[0].folder.with_suffix(f".hung-{self.attempt}.txt")
-        self.alarm: HangAlarm = HangAlarm(hung, self.recipe.resources.hang_seconds)
+        self.alarm = HangAlarm(hung, self.recipe.resources.hang_seconds)
         self.rounds: Iterator[None] = self._train()
 
     def _trial(self, asked: dict[str, Any]) -> Trial:

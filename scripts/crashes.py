@@ -1,10 +1,11 @@
 """Crash every kind of commit for real, and look at what is left.
 
-    python scripts/crashes.py [--part kill|disk|failing|runs] [--most 1000] [--seed 0]
+    python scripts/crashes.py [--part kill|disk|failing|records|runs] [--most 1000] [--seed 0]
 
 - ``kill``: SIGKILL before every call with which a commit changes the disk.
 - ``disk``: a disk of 2 MB with 0, 1, 2 ... free pages, until the commit fits (as root).
 - ``failing``: every call fails: quota, read-only, input/output error, no permission.
+- ``records``: clocks that are an hour off, two users of one folder, damaged records: the suite's tests.
 - ``runs``: whole runs whose folder or store is deleted, or whose disk is full (with Ray: minutes).
 
 Each crash is tried in a process of its own. Afterwards the old or the new product must be there, the
@@ -17,6 +18,7 @@ import argparse
 import errno
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +38,7 @@ FAILURES = (errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES)
 ON_DISK = ("file", "folder", "table", "SAE", "trial with checkpoints", "synthetic store", "import")
 """Kinds of commit that a full disk is tried with; the local copy of a URI is elsewhere."""
 LIMIT_SECONDS = 300
+HOSTILE = Path(__file__).parents[1] / "tests" / "hostile"
 Row = tuple[str, int, list[str]]
 """What was tried, how many times, and what went wrong."""
 
@@ -61,6 +64,23 @@ def failing_disks(folder: Path, most: int) -> Iterator[Row]:
             yield f"{os.strerror(error)}: {kind.name}", *row
 
 
+def records(folder: Path, most: int) -> Iterator[Row]:
+    """What the suite tries with clocks, two users and damaged records; each test is one try."""
+    for name, file, tests in (
+        ("clock an hour off", "test_deleted_folders.py", "clock"),
+        ("a folder of two users", "test_deleted_folders.py", "another_user"),
+        ("damaged records", "test_damaged_records.py", ""),
+    ):
+        words = [str(HOSTILE / file), "-k", tests, "-m", "long or not long", "-q", "-p", "no:xdist"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *words], cwd=HOSTILE.parents[1],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        passed = re.search(r"(\d+) passed", done.stdout)
+        wrong = [] if done.returncode == 0 else [done.stdout[-1500:]]
+        yield name, int(passed[1]) if passed else 0, wrong
+
+
 def runs(folder: Path, most: int) -> Iterator[Row]:
     """Whole runs from which something is taken away in the middle."""
     trial, site = "trials/*.training", "atlas/*/*/metrics.json"
@@ -71,7 +91,7 @@ def runs(folder: Path, most: int) -> Iterator[Row]:
     ):
         place = folder / name.replace(" ", "-")
         yield name, 1, list(_taken(place, recipe(place, "x"), moment, take, words))
-    with small_disk(folder, "64m") as disk:
+    with small_disk(folder, "256m") as disk:
         recipe = atlas_recipe(disk, "x")
         yield "full disk in the atlas", 1, list(_taken(disk, recipe, site, _space, "No space left"))
 
@@ -121,7 +141,13 @@ def _start(place: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-PARTS = {"kill": kills, "disk": full_disks, "failing": failing_disks, "runs": runs}
+PARTS = {
+    "kill": kills,
+    "disk": full_disks,
+    "failing": failing_disks,
+    "records": records,
+    "runs": runs,
+}
 
 
 def main() -> int:

@@ -38,14 +38,14 @@ from raysae.storage.files import (
     write_json,
     write_text,
 )
-from raysae.storage.remote import HOME_FILE, claimed, is_uri, join, split
+from raysae.storage.remote import CHECKPOINT, HOME_FILE, claimed, is_uri, join, split
 from raysae.storage.trouble import in_words
 
 RESULTS = ("trials", "trials.parquet", "selection.json", "sweet_spot", "atlas", "report")
 """The results in a run folder; while there is none, another recipe may use the folder."""
 
 
-LEFT_BEHIND = {HOME_FILE, ".lock", ".ray"}
+LEFT_BEHIND = {HOME_FILE, ".lock", ".ray", "study.db", "study.db-journal"}
 """What a run folder may hold before its recipe is written, or after it was deleted during a run."""
 
 
@@ -311,12 +311,17 @@ def read_recipe(path: Path) -> Recipe:
     return load_run(path)
 
 
+def _only_checkpoints(folder: Path) -> bool:
+    """Whether a folder of trials or sites holds nothing but checkpoints of unfinished trainings."""
+    if folder.name not in ("trials", "atlas") or not folder.is_dir():
+        return False
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return all(any(part.endswith(CHECKPOINT) for part in file.parts) for file in files)
+
+
 def _create(path: Path, recipe: Recipe) -> None:
-    if (
-        path.exists()
-        and {one.name for one in path.iterdir()} - LEFT_BEHIND
-        and not (path / "config.yaml").exists()
-    ):
+    there = path.iterdir() if path.exists() and not (path / "config.yaml").exists() else ()
+    if any(one.name not in LEFT_BEHIND and not _only_checkpoints(one) for one in there):
         raise UserError(
             f"{path}: holds files but no run (no config.yaml); take another name=NAME, or empty it"
         )

@@ -74,10 +74,32 @@ def test_a_trial_of_a_deleted_run_says_so(recipe, tmp_path):
         assert "was deleted" in late.report["failed"], "raised, it would end the actor"
 
 
-def test_a_run_folder_of_leftovers_may_be_used_again(recipe):
-    (recipe.run_folder / ".ray").mkdir(parents=True)
+LEFT = [".ray/tune/x.json", "study.db", "trials/001.training/a/training.json", "atlas/x.training/y"]
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_a_run_folder_of_leftovers_may_be_used_again(recipe, name):
+    (recipe.run_folder / name).parent.mkdir(parents=True)
+    (recipe.run_folder / name).write_text("left")
     with open_run(recipe) as run:
         assert run.state("sweep") == "pending"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "trials/data.npy", "trials/000/metrics.json"])
+def test_a_folder_of_other_files_is_not_used(recipe, name):
+    (recipe.run_folder / name).parent.mkdir(parents=True)
+    (recipe.run_folder / name).write_text("precious")
+    with pytest.raises(UserError, match="holds files but no run"), open_run(recipe):
+        pass
+
+
+def test_a_trial_that_begins_after_its_run_was_deleted_makes_no_folder(recipe):
+    with open_run(recipe) as run:
+        trial = Trial({"trial": 1, "parameters": {}}, run.for_workers(), "cpu", {"store": "s"})
+        shutil.rmtree(run.path)
+        with pytest.raises(UserError, match="was deleted"):
+            trial.begin({}, None)
+        assert not run.path.exists()
 
 
 def test_a_deleted_store_is_named(tmp_path):

@@ -18,17 +18,22 @@ Ended = Callable[[int, Outcome], None]
 
 @contextmanager
 def study_copied(
-    proposer: Proposer, path: Path, name: str, send: Callable[[Path], None] = lambda path: None
+    proposer: Proposer,
+    path: Path,
+    name: str,
+    send: Callable[[Path], None] = lambda path: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[Ended]:
     """Copy the trials that end within the block to the SQLite file ``path``.
 
     Yields the function to call with each trial's number and outcome; ``send`` gets the finished file.
+    ``check`` is called before each write, and raises when there is no place for it any more.
     Lists and grids have no study, so nothing is written for them.
     """
     if not isinstance(proposer, Searched):
         yield lambda number, outcome: None
         return
-    copy = StudyCopy(proposer, path, name, send)
+    copy = StudyCopy(proposer, path, name, send, check)
     try:
         yield copy.add
     finally:
@@ -48,8 +53,10 @@ class StudyCopy:
         path: Path,
         name: str,
         send: Callable[[Path], None] = lambda path: None,
+        check: Callable[[], None] = lambda: None,
     ):
-        self.proposer, self.path, self.name, self.send = proposer, path, name, send
+        self.proposer, self.path, self.name = proposer, path, name
+        self.send, self.check = send, check
         self._thread = ThreadPoolExecutor(1, "raysae-study")
         self._copy: optuna.Study | None = None
         self._waiting: dict[int, optuna.trial.FrozenTrial] = {}
@@ -81,6 +88,7 @@ class StudyCopy:
         if self._broken:
             return
         try:
+            self.check()
             if self._copy is not None and not self.path.exists():  # SQLite would make an empty one
                 raise FileNotFoundError("it was deleted while the run was in work")
             self._copy = self._copy or self._new_study()

@@ -56,6 +56,7 @@ class Trial:
 
     def begin(self, members: Mapping[Key, Member], max_seconds: float | None) -> Members:
         """Start the trial with ``members``, which continue from their checkpoints if they have any."""
+        self.files.check_there()  # checkpoints would make a new folder in place of a deleted run
         self.members = Members(members, self.files.checkpoint(self.folder), max_seconds)
         return self.members
 

@@ -111,7 +111,9 @@ def _tuned(
     A proposer remembers what it has proposed, so each call copies the job's.
     """
     recipe, proposer = job.run.recipe, deepcopy(job.proposer)
-    with study_copied(proposer, job.run.study_file, recipe.name, job.run.send) as ended:
+    with study_copied(
+        proposer, job.run.study_file, recipe.name, job.run.send, job.run.check_there
+    ) as ended:
         searcher = OrderedSearcher(proposer, _budget(recipe.sweep), recipe.resources.gang, ended)
         with job.events.work(f"Sweep at {job.where}", proposer.trials):
             results = _tuner(job, trainable, searcher, proposer, watcher, placement).fit()

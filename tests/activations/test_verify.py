@@ -25,6 +25,7 @@ from raysae.activations.writer import (
 )
 from raysae.errors import UserError
 from raysae.sites import Site
+from tests.activations.edits import edit
 
 SPLIT = {"validation": 0.2, "test": 0.2}
 NUMBERS = {"numbers": r"\d+"}
@@ -85,13 +86,6 @@ def rows_at(site, sequences, d_in):
 def store(tmp_path):
     write_text_store(tmp_path / "s")
     return tmp_path / "s"
-
-
-def edit(store, change):
-    path = store / "manifest.json"
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
 
 
 def listed(manifest, name):

@@ -1,7 +1,5 @@
 """Secrets: refused where they come in, used from the environment, and never shown or recorded."""
 
-import base64
-import io
 import json
 import os
 import subprocess
@@ -9,7 +7,6 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 import torch
@@ -20,108 +17,35 @@ from raysae.activations.importing.options import ImportOptions
 from raysae.config import RecordsConfig, load_recipe, parse_recipe
 from raysae.config.loading import load_run
 from raysae.console.command_line import run_command
-from raysae.console.output import RedactedStream
 from raysae.console.shell import look_at_records
 from raysae.errors import UserError
 from raysae.records.environment import _command
 from raysae.records.folder import open_run, read_run
 from raysae.records.mlflow_listener import tracking_uri
 from raysae.redaction import (
-    is_secret_name,
-    redacted,
     redacted_command,
     redacted_errors,
-    redacted_values,
-    secret_in,
     traceback_of,
-    without_secret,
 )
+from tests.hostile.canary import CANARY, FORMS, URIS, hidden
 
-CANARY = "Canary8Secret"
-FORMS = (
-    CANARY,
-    base64.b64encode(CANARY.encode()).decode().rstrip("="),
-    base64.b64encode(f"user:{CANARY}".encode()).decode().rstrip("="),
+WAYS_IN = (
+    "runs_dir",
+    "store",
+    "working_dir",
+    "source.dataset",
+    "source.model",
+    "source.revision",
+    "source.dataset_config",
+    "records.tracking_uri",
+    "records.experiment",
+    "resources.address",
+    "sweep.warm_start",
+    "seed",
+    "training.lr",
+    "sae.variant",
+    "models.a.records.tracking_uri",
 )
-URIS = (
-    f"http://user:{CANARY}@host:5000",
-    f"http://user:{CANARY}@127.0.0.1:9/",
-    f"HTTPS://user:{CANARY}@host/x?a=b",
-    f"https://{CANARY}@host/x",
-    f"https://{CANARY}:@host/x",
-    f"https://{CANARY}:x-oauth-basic@github.com/x",
-    f"http://user:4{CANARY}@host",
-    f"http://user:a@{CANARY}@host",
-    f"http://user:a/{CANARY}@host",
-    f"http://user:a'{CANARY}@host",
-    f"http://user:%40{CANARY}@host",
-    f"s3://KEY:{CANARY}@bucket/runs",
-    f"s3://{CANARY}:SECRET@bucket/runs",
-    f"s3://KEY:a/b+{CANARY}@bucket/runs",
-    f"s3:/KEY:{CANARY}@bucket/runs",
-    f"gs://{CANARY}@bucket/runs",
-    f"abfss://container:{CANARY}@account/x",
-    f"postgresql://user:{CANARY}@host/db",
-    f"postgresql+psycopg2://user:{CANARY}@host/db",
-    f"//user:{CANARY}@host/x",
-    f"user:{CANARY}@host:5000",
-    f"s3://bucket/runs?secret_key={CANARY}",
-    f"s3://bucket/runs?region=x&access_key={CANARY}",
-    f"s3://bucket/runs?endpoint_override=http%3A%2F%2Fuser%3A{CANARY}%40host",
-    f"s3://bucket/runs?endpoint_override=http%253A%252F%252Fuser%253A{CANARY}%2540host",
-    f"https://host/x?password={CANARY}",
-    f"https://host/x?token={CANARY}&y=1",
-    f"https://host/x?sv=1&sig={CANARY}",
-    f"https://host/x?X-Amz-Signature={CANARY}",
-    f"https://host/x?X-Amz-Security-Token={CANARY}",
-    f"mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3D{CANARY}",
-)
-SAID = (
-    f"--token {CANARY} --seed 3",
-    f"--db-password={CANARY}",
-    f"HF_TOKEN={CANARY} raysae",
-    f"AWS_SECRET_ACCESS_KEY='{CANARY} x'",
-    f"AccountKey={CANARY};EndpointSuffix=x",
-    f"{{'Authorization': 'Basic {CANARY}', 'a': 1}}",
-    f'{{"password": "{CANARY} and more", "a": 1}}',
-    f"Authorization: Bearer {CANARY}",
-    f"curl -H 'authorization: {CANARY}'",
-    "login with hf_" + CANARY + "a" * 30,
-)
-HARMLESS = (
-    "http://127.0.0.1:5000/#/experiments/1",
-    "http://host:5000/path@x",
-    "sqlite:///me@lab.db",
-    "sqlite:////home/me@lab/mlflow.db",
-    "file:///home/me@lab/x",
-    "abfss://container@account.dfs.core.windows.net/x",
-    "postgresql://user@host/db",
-    "s3://bucket/runs?region=eu&scheme=https",
-    "runs/me@lab/x",
-    "pad_token=3 max_tokens=50 token_id=4 tokens_per_second=9",
-    "--pad-token 3 --key token_id=ids",
-    "PWD=/home/me",
-    "the token: 3 of 5; sequence=item",
-    "git@github.com:me/x",
-    "Basic configuration of a run",
-)
-WAYS_IN = {
-    "runs_dir": "runs_dir",
-    "store": "store",
-    "working_dir": "working_dir",
-    "source.dataset": "source.dataset",
-    "source.model": "source.model",
-    "source.revision": "source.revision",
-    "source.dataset_config": "source.dataset_config",
-    "records.tracking_uri": "records.tracking_uri",
-    "records.experiment": "records.experiment",
-    "resources.address": "resources.address",
-    "sweep.warm_start": "sweep.warm_start",
-    "seed": "seed",
-    "training.lr": "training.lr",
-    "sae.variant": "sae.variant",
-    "models.a.records.tracking_uri": "models.a.records.tracking_uri",
-}
 COMMANDS = {
     "sweep": ["{}"],
     "sweep resume": ["--resume", "{}"],
@@ -148,10 +72,6 @@ def _elsewhere(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def hidden(text):
-    return not any(form in text for form in FORMS) and CANARY[2:] not in text
-
-
 def nested(key, value):
     for part in reversed(key.split(".")):
         value = {part: value}
@@ -162,62 +82,6 @@ def main_of(command):
     from raysae.__main__ import VERBS
 
     return __import__(VERBS[command.split()[0]], fromlist=["main"]).main
-
-
-@pytest.mark.parametrize("text", [*URIS, *SAID])
-@pytest.mark.parametrize(
-    "around", ["{}", "cannot reach '{}': refused", "('{}', 3)\nnext", '{{"a": "{}"}}']
-)
-def test_a_secret_is_hidden_wherever_it_stands(text, around):
-    shown = redacted(around.format(text))
-    assert hidden(shown) and "***" in shown
-    assert redacted(shown) == shown
-
-
-@pytest.mark.parametrize("text", HARMLESS)
-def test_what_is_no_secret_stays(text):
-    assert redacted(text) == text
-    assert secret_in(text) is None
-
-
-def test_the_name_beside_a_password_is_shown_and_a_key_is_not():
-    assert redacted("http://me:secret@host") == "http://me:***@host"
-    assert redacted("s3://key:secret@bucket") == "s3://***@bucket"
-    assert without_secret("http://u:p@host:5/x?token=1&a=2") == "http://host:5/x?a=2"
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "shown"),
-    [
-        ("MLFLOW_TRACKING_URI", f"http://user:{quote('a/' + CANARY)}@host", f"a/{CANARY}"),
-        ("MLFLOW_TRACKING_PASSWORD", CANARY, CANARY),
-        ("HF_TOKEN", CANARY, CANARY),
-        ("AWS_SECRET_ACCESS_KEY", f"/{CANARY}", f"/{CANARY}"),
-        ("HTTPS_PROXY", f"http://user:{CANARY}@proxy:3128", CANARY),
-        ("http_proxy", f"user:{CANARY}@proxy:3128", CANARY),
-        ("RAY_AUTH_TOKEN", CANARY, CANARY),
-    ],
-)
-def test_what_the_environment_holds_is_hidden_in_every_form(name, value, shown, monkeypatch):
-    monkeypatch.setenv(name, value)
-    encoded = base64.b64encode(shown.encode()).decode()
-    for form in (value, shown, quote(shown, safe=""), encoded):
-        assert hidden(redacted(f"the word {form} and more"))
-    assert redacted(os.getcwd()) == os.getcwd()
-
-
-def test_a_word_is_not_hidden_because_it_is_a_password(monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:password@host")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "minioadmin")
-    text = "mlflow ui; the password of minioadmin"
-    assert redacted(text) == text
-    assert redacted("at http://mlflow:password@host") == "at http://mlflow:***@host"
-
-
-def test_base64_of_name_and_password_of_the_environment_is_hidden(monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "user")
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", CANARY)
-    assert hidden(redacted(FORMS[2]))
 
 
 @pytest.mark.parametrize("uri", URIS)
@@ -330,15 +194,6 @@ def test_an_unexpected_error_of_a_command_shows_no_secret(capsys):
     assert run_command(command, []) == 1
     out, err = capsys.readouterr()
     assert "Traceback" in err and "does not answer" in err and hidden(out + err)
-
-
-def test_a_stream_hides_a_secret_that_is_written_in_pieces():
-    stream = io.StringIO()
-    output = RedactedStream(stream)
-    for piece in ("at http://us", f"er:{CANARY[:4]}", f"{CANARY[4:]}@host\nmore"):
-        output.write(piece)
-    output.flush()
-    assert stream.getvalue() == "at http://user:***@host\nmore"
 
 
 def test_the_recorded_command_line_has_no_secret(monkeypatch):
@@ -469,16 +324,6 @@ def test_the_console_hides_secrets_without_a_command(capsys):
 
     console.print(f"trial 0: {URIS[0]}")
     assert "***" in (said := capsys.readouterr().out) and hidden(said)
-
-
-def test_names_of_secrets():
-    assert all(
-        map(is_secret_name, ("AWSAccessKeyId", "api-key", "HF_TOKEN", "db_pw", "x-amz-signature"))
-    )
-    assert not any(
-        map(is_secret_name, ("tokens", "tokenizer", "pad_token", "key", "max_tokens", "author"))
-    )
-    assert redacted_values({"token": CANARY, "tokens": 3}) == {"token": "***", "tokens": 3}
 
 
 RECIPE = {

@@ -1,23 +1,14 @@
 """Hostile stores, SAEs, imports and texts: one message each, before any work, and never a hang."""
 
-import gzip
-import io
 import json
 import os
-import re
 import shutil
 import socket
-import struct
 import unicodedata
-import zipfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 import raysae
 from raysae.activations import Site, store_command
@@ -29,13 +20,12 @@ from raysae.errors import UserError
 from raysae.sae.config import sae_config
 from raysae.sae.interchange import FORMATS
 from raysae.sae.variants import build_sae
-from raysae.transformer import text_files
-from raysae.transformer.text_files import file_rows
 from raysae.transformer.texts import TextSpec, read_documents
+from tests.activations.edits import edit
+from tests.hostile.saes import D_IN, D_SAE, saved
 
 FOLDER = "layer=00/position=all"
 SHARD, SECOND = f"{FOLDER}/part-00000.parquet", f"{FOLDER}/part-00001.parquet"
-D_IN, D_SAE = 6, 8
 
 
 # Stores
@@ -52,13 +42,6 @@ def sound(tmp_path_factory):
 def store(sound, tmp_path):
     shutil.copytree(sound, tmp_path / "s")
     return tmp_path / "s"
-
-
-def edit(store, change):
-    path = store / "manifest.json"
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
 
 
 def refused(store, words="."):
@@ -253,321 +236,6 @@ def test_nor_by_a_store_an_sae_or_a_text(kind, store, tmp_path):
         path = special(kind, tmp_path / "texts" / name)
         with pytest.raises(UserError):
             next(read_documents(TextSpec(dataset=str(path.parent if "/" in name else path))))
-
-
-# SAEs
-
-
-def saved(form, folder, variant="topk"):
-    """A small SAE in a format, in ``folder``."""
-    settings = {"variant": variant, "d_sae": D_SAE}
-    if variant in ("topk", "batch_topk", "matryoshka"):
-        settings["k"] = 2
-    torch.manual_seed(0)
-    sae = build_sae(sae_config(settings), D_IN)
-    if form == "raysae":
-        sae.save(folder)
-    else:
-        raysae.export_sae(sae, folder, form)
-    return folder
-
-
-def change_tensors(folder, change):
-    path = next(file for file in folder.iterdir() if file.suffix in (".pt", ".safetensors"))
-    pickled = path.suffix == ".pt"
-    tensors = torch.load(path, weights_only=True) if pickled else load_file(path)
-    change(tensors)
-    torch.save(tensors, path) if pickled else save_file(tensors, path)
-
-
-FORMS = [
-    ("raysae", v) for v in ("topk", "batch_topk", "matryoshka", "jumprelu", "gated", "relu_l1")
-]
-FORMS += [(name, variant) for name, form in FORMATS.items() for variant in form.variants]
-WHOLE = ("k", "group_sizes")
-
-
-def with_value(value):
-    def change(tensor):
-        flat = tensor.clone().flatten()
-        flat[len(flat) // 2] = value
-        return flat.view(tensor.shape)
-
-    return change
-
-
-WRONG = {
-    "nan": with_value(float("nan")),
-    "inf": with_value(float("inf")),
-    "-inf": with_value(float("-inf")),
-    "complex": lambda t: t.to(torch.complex64),
-    "bool": lambda t: t > 0,
-    "int8": lambda t: t.to(torch.int8),
-    "int64": lambda t: t.to(torch.int64),
-    "float8": lambda t: t.to(torch.float8_e4m3fn),
-    "too large for float32": lambda t: t.double() + 1e300,
-    "another shape": lambda t: torch.cat([t.flatten(), t.flatten()[:1]]),
-}
-
-
-@pytest.mark.parametrize(("form", "variant"), FORMS)
-def test_weights_that_are_none_are_refused_and_named(form, variant, tmp_path):
-    folder = saved(form, tmp_path / "sae", variant)
-    raysae.load_sae(folder, format=form)
-    for name in names_of(folder):
-        for wrong in WRONG.values():
-            shutil.copytree(folder, tmp_path / "wrong")
-            change_tensors(tmp_path / "wrong", lambda t, n=name, w=wrong: t.update({n: w(t[n])}))
-            with pytest.raises(UserError):
-                raysae.load_sae(tmp_path / "wrong", format=form)
-            shutil.rmtree(tmp_path / "wrong")
-
-
-def names_of(folder):
-    found = []
-    change_tensors(folder, lambda tensors: found.extend(n for n in tensors if n not in WHOLE))
-    unused = ["threshold"] if "dictionary_learning" not in str(folder) else []
-    return [name for name in found if not (unused and name == "threshold" and is_topk(folder))]
-
-
-def is_topk(folder):
-    """dictionary_learning writes a threshold beside a TopK that it does not use."""
-    file = folder / "config.json"
-    return file.exists() and "AutoEncoderTopK" in file.read_text()
-
-
-@pytest.mark.parametrize(("form", "variant"), FORMS)
-def test_a_tensor_too_many_or_missing_is_refused(form, variant, tmp_path):
-    changes = [lambda t: t.update(extra=torch.ones(2)), lambda t: t.pop("W_dec", None)]
-    for number, change in enumerate(changes):
-        folder = saved(form, tmp_path / str(number), variant)
-        before = names_of(folder)
-        change_tensors(folder, change)
-        if names_of(folder) != before:
-            with pytest.raises(UserError):
-                raysae.load_sae(folder, format=form)
-
-
-SETTINGS = [
-    2.5,
-    True,
-    False,
-    "2",
-    0,
-    -1,
-    9,
-    10**30,
-    float("nan"),
-    float("inf"),
-    None,
-    [2],
-    {"a": 2},
-]
-
-
-@pytest.mark.parametrize("value", SETTINGS, ids=str)
-@pytest.mark.parametrize("form", ["raysae", *FORMATS])
-def test_a_k_or_a_size_that_cannot_be_is_refused(form, value, tmp_path):
-    keys = {
-        "raysae": ("k", "d_in", "d_sae"), "saelens": ("k", "d_in", "d_sae"),
-        "sparsify": ("k", "d_in", "num_latents"),
-        "dictionary_learning": ("k", "activation_dim", "dict_size"),
-    }[form]  # fmt: skip
-    for key in keys:
-        folder = saved(form, tmp_path / key)
-        path = folder / ("config.json" if form == "dictionary_learning" else "cfg.json")
-        settings = json.loads(path.read_text())
-        settings.get("trainer", settings)[key] = value
-        path.write_text(json.dumps(settings))
-        in_tensor = form == "dictionary_learning" and key == "k" and value is None
-        default = form == "raysae" and key == "k" and value is None
-        if not in_tensor and not default:
-            with pytest.raises(UserError):
-                raysae.load_sae(folder, format=form)
-
-
-@pytest.mark.parametrize(
-    "k",
-    [
-        torch.tensor(True), torch.tensor(2.0), torch.tensor([2, 3]), torch.tensor(2 + 0j),
-        torch.tensor(-2), torch.tensor(99), torch.tensor(2).expand(1 << 40),
-        torch.empty((), dtype=torch.int64, device="meta"), torch.ones(3, dtype=torch.int64).to_sparse(),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_k_in_a_tensor_must_be_one_whole_number(k, tmp_path):
-    folder = saved("dictionary_learning", tmp_path / "sae")
-    change_tensors(folder, lambda tensors: tensors.update(k=k))
-    with pytest.raises(UserError):
-        raysae.load_sae(folder, format="dictionary_learning")
-
-
-VIEWS = {
-    "stride 0": torch.ones(1).expand(D_SAE, D_IN),
-    "rows of one": torch.ones(1, D_IN).expand(D_SAE, D_IN),
-    "overlapping": torch.ones(40).as_strided((D_SAE, D_IN), (1, 1)),
-    "meta": torch.ones(D_SAE, D_IN, device="meta"),
-    "sparse": torch.ones(D_SAE, D_IN).to_sparse(),
-    "csr": torch.ones(D_SAE, D_IN).to_sparse_csr(),
-    "quantized": torch.quantize_per_tensor(torch.ones(D_SAE, D_IN), 0.1, 0, torch.qint8),
-}
-
-
-@pytest.mark.parametrize("name", VIEWS)
-def test_tensors_without_values_of_their_own_are_refused(name, tmp_path):
-    """Also where they stand in a dictionary or a list."""
-    view = VIEWS[name]
-    for number, holder in enumerate(
-        (view, {"activations": view}, {"a": {"b": view}}, [view, view])
-    ):
-        path = tmp_path / f"{number}.pt"
-        torch.save(holder, path)
-        with pytest.raises(UserError):
-            import_activations(path, tmp_path / "out", layer=0, position="all")
-    folder = saved("dictionary_learning", tmp_path / "sae")
-    change_tensors(
-        folder, lambda t: t.update({"decoder.weight": view if name == "csr" else view.T})
-    )
-    with pytest.raises(UserError):
-        raysae.load_sae(folder, format="dictionary_learning")
-
-
-def test_a_terabyte_of_one_value_is_refused_at_once(tmp_path):
-    torch.save({"x": torch.ones(1).expand(1 << 20, 1 << 20)}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="repeats its values"):
-        import_activations(tmp_path / "x.pt", tmp_path / "out", layer=0, position="all")
-
-
-def test_a_slice_or_a_transposed_tensor_is_still_read(tmp_path):
-    for number, view in enumerate((torch.randn(9, 40)[:, :4], torch.randn(4, 40).T)):
-        torch.save(view, tmp_path / f"{number}.pt")
-        done = import_activations(
-            tmp_path / f"{number}.pt", tmp_path / f"s{number}", layer=0, position="all"
-        )
-        assert done.rows == len(view)
-
-
-def test_containers_that_hold_each_other_many_times_end(tmp_path):
-    many: list = [torch.ones(2, 2)]
-    for _ in range(45):
-        many = [many, many]
-    names: dict = {"x": torch.ones(2, 2)}
-    for _ in range(45):
-        names = {"a": names, "b": names}
-    itself: list = []
-    itself.append(itself)
-    for number, value in enumerate((many, names, itself)):
-        torch.save(value, tmp_path / f"{number}.pt")
-        with pytest.raises(UserError):
-            import_activations(tmp_path / f"{number}.pt", tmp_path / "out", layer=0, position="all")
-
-
-# Files that claim more than they hold
-
-
-def npy(shape, dtype="<f4", data=b""):
-    """A .npy file whose header claims ``shape``."""
-    header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape!r}, }}".encode()
-    header += b" " * (63 - (10 + len(header)) % 64) + b"\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
-
-
-CLAIMS = [(1 << 40, 4), (1 << 62, 1 << 62), (-1, 4), (2**100, 4), (3, 1 << 33)]
-
-
-@pytest.mark.parametrize("shape", CLAIMS, ids=str)
-@pytest.mark.parametrize("dtype", ["<f4", "<i8", "|O", "|b1", "|V2147483647"])
-def test_arrays_that_claim_more_than_they_hold_are_refused(shape, dtype, tmp_path):
-    content = npy(shape, dtype, b"\0" * 64)
-    (tmp_path / "x.npy").write_bytes(content)
-    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        with zipfile.ZipFile(tmp_path / f"{method}.npz", "w", method) as archive:
-            archive.writestr("x.npy", content)
-            archive.writestr("activations.npy", npy((2, 4), data=b"\0" * 32))
-    for name in ("x.npy", f"{zipfile.ZIP_STORED}.npz", f"{zipfile.ZIP_DEFLATED}.npz"):
-        with pytest.raises(UserError, match=re.escape(name)):
-            import_activations(tmp_path / name, tmp_path / "out", layer=0, position="all")
-
-
-def safetensors_of(header, length=None):
-    return struct.pack("<Q", len(header) if length is None else length) + header + b"\0" * 64
-
-
-def entry(start, end, shape=(2, 2), dtype="F32"):
-    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
-
-
-SAFETENSORS = {
-    "claims 100 MB": safetensors_of(b'{"a": 1}', 100_000_000),
-    "claims everything": safetensors_of(b'{"a": 1}', 2**64 - 1),
-    "overlapping": safetensors_of(json.dumps({"a": entry(0, 16), "b": entry(8, 24)}).encode()),
-    "beyond the end": safetensors_of(
-        json.dumps({"a": entry(0, 1 << 40, (1 << 19, 1 << 19))}).encode()
-    ),
-    "negative": safetensors_of(json.dumps({"a": entry(-16, 0)}).encode()),
-    "overflow": safetensors_of(json.dumps({"a": entry(0, 64, (1 << 32, 1 << 32))}).encode()),
-    "unknown dtype": safetensors_of(json.dumps({"a": entry(0, 64, (8, 8), "X9")}).encode()),
-    "deep": safetensors_of(b"[" * 100_000),
-    "no UTF-8": safetensors_of(b'{"\xff": 1}'),
-}
-
-
-@pytest.mark.parametrize("name", SAFETENSORS)
-def test_safetensors_headers_that_lie_are_refused(name, tmp_path):
-    (tmp_path / "x.safetensors").write_bytes(SAFETENSORS[name])
-    with pytest.raises(UserError):
-        import_activations(tmp_path / "x.safetensors", tmp_path / "out", layer=0, position="all")
-    folder = saved("raysae", tmp_path / "sae")
-    (folder / "sae.safetensors").write_bytes(SAFETENSORS[name])
-    with pytest.raises(UserError):
-        raysae.load_sae(folder)
-
-
-def test_a_header_of_a_hundred_megabytes_is_refused(tmp_path):
-    header = b'{"a": ' + json.dumps(entry(0, 64, (4, 4))).encode() + b"}"
-    content = safetensors_of(header + b" " * (100_000_001 - len(header)))
-    (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(UserError):
-        import_activations(tmp_path / "x.safetensors", tmp_path / "out", layer=0, position="all")
-
-
-def test_a_parquet_file_of_2_to_the_40_rows_is_refused(tmp_path):
-    from tests.hostile.test_pages import mutations, thrift
-
-    buffer = io.BytesIO()
-    column = pa.array([[1.0, 2.0]] * 3, pa.list_(pa.float32()))
-    pq.write_table(pa.table({"activations": column}), buffer)
-    data = buffer.getvalue()
-    start = mutations._footer_start(data)
-    footer, _ = thrift.read_struct(data, start)
-    for field in thrift.fields_of(footer):
-        if field.number == 3 and field.value == 3 and field.kind == thrift.I64:
-            field.value = 1 << 40
-    lie = mutations._with_footer(data[:start], thrift.write_struct(footer))
-    (tmp_path / "x.parquet").write_bytes(lie)
-    with pytest.raises(UserError, match="1,099,511,627,776 rows"):
-        import_activations(tmp_path / "x.parquet", tmp_path / "out", layer=0, position="all")
-
-
-# Texts that unpack to more than memory holds
-
-
-@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".tsv"])
-def test_a_line_without_end_is_refused(suffix, tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "LONGEST_LINE", 1000)
-    path = tmp_path / f"x{suffix}.gz"
-    start = {".jsonl": '{"text": "', ".csv": 'text\n"', ".tsv": 'text\n"'}.get(suffix, "")
-    path.write_bytes(gzip.compress((start + "a" * 100_000).encode()))
-    with pytest.raises(UserError, match="1,000 characters or more|field larger"):
-        list(file_rows(str(path)))
-
-
-def test_a_packed_list_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "LONGEST_DOCUMENT", 1000)
-    path = tmp_path / "x.json.gz"
-    path.write_bytes(gzip.compress(b"[\n" + b'{"text": "a"},\n' * 1000 + b'{"text": "a"}]'))
-    with pytest.raises(UserError, match=r"unpack it, or save it as JSON lines"):
-        list(file_rows(str(path)))
 
 
 def test_the_rows_of_a_sound_store_are_still_read(store):

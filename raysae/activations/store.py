@@ -77,6 +77,11 @@ class Store:
         self._checked: set[str] = set()
 
     @property
+    def place(self) -> str:
+        """The store's folder or URI, as another process opens it."""
+        return str(self.path.absolute())
+
+    @property
     def sites(self) -> list[Site]:
         """All sites, sorted by layer and position."""
         return sorted(self._entries)

@@ -49,6 +49,11 @@ def share_site(store: Store, site: Site) -> SharedSite:
     return SharedSite(store.manifest.dtype, store.d_in, blocks)
 
 
+def share_split(store: Store, site: Site, split: str) -> SharedSite:
+    """Read one split of ``site`` once into the object store of the connected Ray; see ``share_site``."""
+    return SharedSite(store.manifest.dtype, store.d_in, {split: _share_split(store, site, split)})
+
+
 def _share_split(store: Store, site: Site, split: str) -> list[Any]:
     import ray
 

@@ -48,8 +48,8 @@ class Memory:
 class _Reader:
     needed: int
     """The first piece that it still needs."""
-    waiting: bool = False
-    """Whether it waits for a piece that is not there yet."""
+    wanted: int | None = None
+    """The piece that it waits for; None: it works on what it has."""
     called: float = 0.0
     """When it was last heard of."""
 
@@ -121,10 +121,10 @@ class PieceBuffer:
             state = self.readers.get(reader)
             if state is None or number < self._start:
                 return Taken("detached")
-            state.needed, state.called, state.waiting = needed, self.clock(), True
+            state.needed, state.called, state.wanted = needed, self.clock(), number
             self.memory.changed.notify_all()
             self.memory.changed.wait_for(lambda: self._answer(reader, number) is not None, seconds)
-            state.called, state.waiting = self.clock(), False
+            state.called, state.wanted = self.clock(), None
             return self._answer(reader, number) or Taken("wait")
 
     def put(self, piece: Any, size: int) -> bool:
@@ -183,7 +183,7 @@ class PieceBuffer:
             return [
                 name
                 for name, reader in self.readers.items()
-                if not reader.waiting and now - reader.called > seconds
+                if reader.wanted is None and now - reader.called > seconds
             ]
 
     def _answer(self, reader: str, number: int) -> Taken | None:
@@ -200,7 +200,11 @@ class PieceBuffer:
         """Whether the readers that hold the scan back wait for a piece themselves."""
         if self.is_awaiting or not self.readers:
             return False
-        return all(reader.waiting for reader in self._slowest())
+        return all(self._lacks(reader) for reader in self._slowest())
+
+    def _lacks(self, reader: _Reader) -> bool:
+        """Whether a reader waits for a piece that is not there."""
+        return reader.wanted is not None and reader.wanted >= self._end
 
     def _slowest(self) -> list[_Reader]:
         least = min(reader.needed for reader in self.readers.values())
@@ -208,7 +212,7 @@ class PieceBuffer:
 
     def _detach_slow(self) -> None:
         """Detach the readers that hold back others for too long."""
-        waits = any(reader.waiting for reader in self.readers.values())
+        waits = any(map(self._lacks, self.readers.values()))
         if self.patience is None or not waits or self.is_awaiting:
             self._blocked = None
             return

@@ -38,8 +38,7 @@ class StreamedRows(IndexedRows):
         self.store, self.d_in, self.readers = store, store.d_in, readers
         self._segments = [
             segment
-            for shard in store.entry(site).shards
-            if getattr(shard.rows, split)
+            for shard in store.shards(site, split)
             for segment in store.segments(shard, split)
         ]
         if not self._segments:

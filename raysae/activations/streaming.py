@@ -46,8 +46,7 @@ class StreamedRows(IndexedRows):
         self.sequential = sequential
         self._segments = [
             segment
-            for shard in store.entry(site).shards
-            if getattr(shard.rows, split)
+            for shard in store.shards(site, split)
             for segment in store.segments(shard, split)
         ]
         if not self._segments:

@@ -77,6 +77,7 @@ def _read(task: pa.Table) -> pa.Table:
 
 
 def _table(store: Store, site: Site, split: str) -> pa.Table:
-    shards = [shard for shard in store.entry(site).shards if getattr(shard.rows, split)]
-    segments = [segment for shard in shards for segment in store.segments(shard, split)]
+    segments = [
+        segment for shard in store.shards(site, split) for segment in store.segments(shard, split)
+    ]
     return pa.table([to_arrow(store.rows(segments))], names=["activation"])

@@ -1,7 +1,7 @@
 """How many workers fit on the connected Ray, and what each reserves."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raysae.config import ResourcesConfig
 from raysae.errors import UserError
@@ -137,6 +137,24 @@ def place_streaming(resources: ResourcesConfig) -> Placement:
     wanted = resources.cpus_per_trial + READER_CPUS
     spare = wanted <= ray.cluster_resources().get("CPU", 0.0)
     return place(resources.model_copy(update={"cpus_per_trial": wanted}) if spare else resources)
+
+
+def beside_live(resources: ResourcesConfig) -> tuple[Placement, Placement]:
+    """The trials, and the workers that compute live rows for them: half of what fits is theirs.
+
+    On GPUs one worker computes, on the fraction of a GPU that a trial has. Raises UserError when not
+    even one of each fits.
+    """
+    every = place(resources)
+    computing = 1 if every.gpus else max(every.workers // 2, 1)
+    if every.workers < 2:
+        raise UserError(
+            f"source.live: {every.workers} worker of {every.cpus:g} CPU and {every.gpus:g} GPU fits on "
+            "this Ray, but one must compute rows while another trains; lower resources.cpus_per_trial or "
+            "resources.gpus_per_trial, raise resources.cpus, or set source.live to false"
+        )
+    trials = replace(every, workers=every.workers - computing)
+    return trials, replace(every, workers=computing)
 
 
 def scan_cpus() -> float:

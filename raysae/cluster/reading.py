@@ -143,11 +143,9 @@ def check_windows(store: Store, shuffle_rows: int, rows: int, workers: int) -> N
 
     ``shuffle_rows`` is the window's size and ``rows`` the site's size, both in rows.
     """
-    import ray
-
     window = min(shuffle_rows, rows) * store.row_bytes
     needed = WINDOWS_HELD * window * workers
-    there = MEMORY_FRACTION * ray.cluster_resources().get("memory", 0.0)
+    there = memory_there()
     if needed > there:
         raise UserError(
             f"each streaming trial holds {WINDOWS_HELD} windows of {window / 1e9:.2f} GB, "
@@ -158,11 +156,14 @@ def check_windows(store: Store, shuffle_rows: int, rows: int, workers: int) -> N
 
 def memory_each(resources: ResourcesConfig, workers: int) -> float:
     """Bytes of rows that each of ``workers`` may hold; 0 when the recipe demands streaming."""
+    return 0.0 if resources.reading == "streaming" else memory_there() / workers
+
+
+def memory_there() -> float:
+    """The bytes that rows may take in the memory of the connected Ray's workers."""
     import ray
 
-    if resources.reading == "streaming":
-        return 0.0
-    return MEMORY_FRACTION * ray.cluster_resources().get("memory", 0.0) / workers
+    return MEMORY_FRACTION * ray.cluster_resources().get("memory", 0.0)
 
 
 def budget_of(resources: ResourcesConfig) -> tuple[int, str]:

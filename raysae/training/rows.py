@@ -116,6 +116,9 @@ class RowSource(ABC):
     d_in: int
     sequential: bool = False
     """Whether an epoch reads its windows in storage order; their rows are shuffled all the same."""
+    passing: bool = False
+    """Whether the rows come past once for several readers, so that those of one process must not run
+    far ahead of each other."""
 
     @abstractmethod
     def __len__(self) -> int:

@@ -48,6 +48,10 @@ class Memory:
 class _Reader:
     needed: int
     """The first piece that it still needs."""
+    worker: str = ""
+    """The process that it is in: where one reader of a process waits, the others do not move either."""
+    urgent: bool = False
+    """Whether its process waits for it, and does not only read ahead."""
     wanted: int | None = None
     """The piece that it waits for; None: it works on what it has."""
     called: float = 0.0
@@ -93,12 +97,12 @@ class PieceBuffer:
         """Since when the producer has been waiting."""
         self.memory.buffers.append(self)
 
-    def join(self, reader: str, number: int) -> bool:
+    def join(self, reader: str, number: int, worker: str = "") -> bool:
         """Let a reader take pieces from ``number`` on; False when that one was dropped, or is far off."""
         with self.memory.changed:
             if self.closed or not self._start <= number <= self._end + AHEAD:
                 return False
-            self.readers[reader] = _Reader(number, called=self.clock())
+            self.readers[reader] = _Reader(number, worker or reader, called=self.clock())
             self.joined += 1
             self.memory.changed.notify_all()
             return True
@@ -115,16 +119,29 @@ class PieceBuffer:
             self.readers.pop(reader, None)
             self.memory.changed.notify_all()
 
-    def take(self, reader: str, number: int, needed: int, seconds: float) -> Taken:
-        """Piece ``number``, waited for up to ``seconds``; the reader needs none before ``needed``."""
+    def hurry(self, reader: str) -> None:
+        """The process of a reader that reads ahead has begun to wait for it."""
+        with self.memory.changed:
+            if reader in self.readers:
+                self.readers[reader].urgent = True
+                self.memory.changed.notify_all()
+
+    def take(
+        self, reader: str, number: int, needed: int, seconds: float, urgent: bool = True
+    ) -> Taken:
+        """Piece ``number``, waited for up to ``seconds``; the reader needs none before ``needed``.
+
+        ``urgent``: whether its process waits for it.
+        """
         with self.memory.changed:
             state = self.readers.get(reader)
             if state is None or number < self._start:
                 return Taken("detached")
             state.needed, state.called, state.wanted = needed, self.clock(), number
+            state.urgent = urgent
             self.memory.changed.notify_all()
             self.memory.changed.wait_for(lambda: self._answer(reader, number) is not None, seconds)
-            state.called, state.wanted = self.clock(), None
+            state.called, state.wanted, state.urgent = self.clock(), None, False
             return self._answer(reader, number) or Taken("wait")
 
     def put(self, piece: Any, size: int) -> bool:
@@ -197,14 +214,15 @@ class PieceBuffer:
         return not self._pieces or self.memory.fits(size) or self._is_starving()
 
     def _is_starving(self) -> bool:
-        """Whether the readers that hold the scan back wait for a piece themselves."""
+        """Whether the processes that hold the scan back wait for a piece themselves."""
         if self.is_awaiting or not self.readers:
             return False
-        return all(self._lacks(reader) for reader in self._slowest())
+        waiting = {reader.worker for reader in self.readers.values() if self._lacks(reader)}
+        return all(reader.worker in waiting for reader in self._slowest())
 
     def _lacks(self, reader: _Reader) -> bool:
-        """Whether a reader waits for a piece that is not there."""
-        return reader.wanted is not None and reader.wanted >= self._end
+        """Whether a reader's process waits for a piece that is not there."""
+        return reader.urgent and reader.wanted is not None and reader.wanted >= self._end
 
     def _slowest(self) -> list[_Reader]:
         least = min(reader.needed for reader in self.readers.values())

@@ -1,6 +1,6 @@
 """Beginning to scan: what must fit in memory, the service, and the sites that the workers get."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from raysae.cluster.reading import WINDOWS_HELD, budget_of
 from raysae.cluster.scan.rows import VALIDATION, ScannedSite
 from raysae.cluster.scan.service import ScanSettings, start_service
 from raysae.cluster.sharing import share_split
-from raysae.config import Recipe
+from raysae.config import Recipe, ResourcesConfig
 from raysae.errors import UserError
 from raysae.sites import Site
 
@@ -38,19 +38,27 @@ class ScanPlan:
         return max(min(LARGEST_PIECE, self.memory // PIECES_HELD), 1)
 
 
-def plan_scans(store: Store, sites: list[Site], recipe: Recipe) -> ScanPlan:
-    """Divide the memory that rows may take.
-
-    Raises UserError when the shuffle windows do not fit: readers of one scan share them, but each site
-    and seed has its own.
-    """
-    budget, what = budget_of(recipe.resources)
+def divide(store: Store, sites: Sequence[Site], resources: ResourcesConfig) -> ScanPlan:
+    """Divide the memory that rows may take between held-out rows and scans."""
+    budget, _ = budget_of(resources)
     held_out, kept = [], 0
     for site in sites:
         size = store.entry(site).rows.validation * store.row_bytes
         if kept + size <= HELD_OUT_FRACTION * budget:
             held_out.append(site)
             kept += size
+    return ScanPlan(tuple(held_out), budget - kept)
+
+
+def plan_scans(store: Store, sites: list[Site], recipe: Recipe) -> ScanPlan:
+    """Divide the memory that rows may take, for scans of a store.
+
+    Raises UserError when the shuffle windows do not fit: readers of one scan share them, but each site
+    and seed has its own.
+    """
+    budget, what = budget_of(recipe.resources)
+    plan = divide(store, sites, recipe.resources)
+    kept = budget - plan.memory
     scans = len(sites) * recipe.sweep.seeds_per_trial
     rows = max(store.entry(site).rows.train for site in sites)
     window = min(recipe.training.shuffle_rows, rows) * store.row_bytes
@@ -62,17 +70,17 @@ def plan_scans(store: Store, sites: list[Site], recipe: Recipe) -> ScanPlan:
             f"held-out rows take {kept / 1e9:.3f} GB of that; lower training.shuffle_rows, or raise "
             "resources.memory"
         )
-    return ScanPlan(tuple(held_out), budget - kept)
+    return plan
 
 
 @contextmanager
-def serving(memory: int, readers: int, scans: int, patience: float | None) -> Iterator[Any]:
-    """The service for ``readers`` workers of ``scans`` scans each, while the block runs."""
+def serving(memory: int, workers: int, each: int, patience: float | None) -> Iterator[Any]:
+    """The service for ``workers`` of ``each`` readers, while the block runs; see ``ScanSettings``."""
     import ray
 
-    service = start_service(ScanSettings(memory, scan_cpus(), readers * scans, patience))
+    service = start_service(ScanSettings(memory, scan_cpus(), workers * each, patience))
     try:
-        ray.get(service.expect.remote(readers))
+        ray.get(service.expect.remote(workers))
         yield service
     finally:
         ray.kill(service)

@@ -1,12 +1,9 @@
-"""A split's rows as a scan brings them: the reader's side, in the process that trains."""
+"""A split's rows as a scan brings them."""
 
-import uuid
 from bisect import bisect_left
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from typing import Any
 
 import torch
@@ -16,10 +13,9 @@ from raysae.activations.schema import to_torch
 from raysae.activations.store import Store
 from raysae.activations.streaming import StreamedRows
 from raysae.cluster.scan.pieces import InOrder, InWindows, Order, Survey
-from raysae.cluster.scan.service import Scan
+from raysae.cluster.scan.reader import Reader, arrived, reading
 from raysae.cluster.scan.store_scan import StoreScan, opened
 from raysae.cluster.sharing import SharedSite
-from raysae.errors import UserError
 from raysae.sites import Site
 from raysae.training.rows import (
     EVALUATION_BATCH,
@@ -34,71 +30,6 @@ from raysae.training.rows import (
 )
 
 VALIDATION = "validation"
-TAKE_SECONDS = 20.0
-"""Seconds that one call to the service waits for a piece; then it is asked again."""
-TRIES = 5
-"""How often a reader begins anew after its pieces were lost with a node."""
-
-
-class Reader:
-    """Takes the pieces of a scan in order, from piece ``number`` on."""
-
-    def __init__(self, service: Any, scan: Scan, number: int):
-        self.service, self.scan, self.number = service, scan, number
-        self.needed = number
-        """The first piece that is still in use."""
-        self.name, self._running, self._tries = uuid.uuid4().hex, "", 0
-
-    def __next__(self) -> Any:
-        """The next piece's block; ends with StopIteration after the last.
-
-        Raises UserError when the scan cannot read on.
-        """
-        while True:
-            block = self._taken()
-            if block is not None:
-                self.number += 1
-                return block
-
-    def leave(self) -> None:
-        """Let go of the scan."""
-        if self._running:
-            self.service.leave.remote(self._running, self.name)
-
-    def _taken(self) -> Any:
-        """The next block; None when it must be asked for again."""
-        import ray
-
-        try:
-            if not self._running:
-                self._join()
-            call = (self._running, self.name, self.number, self.needed, TAKE_SECONDS)
-            answer = ray.get(self.service.take.remote(*call))
-            if answer.state == "piece":
-                return ray.get(answer.piece)
-        except (ray.exceptions.ObjectLostError, ray.exceptions.ActorUnavailableError) as error:
-            self._begin_again(error)
-            return None
-        if answer.state == "end":
-            raise StopIteration
-        if answer.state == "failed":
-            raise (UserError if answer.refused else RuntimeError)(answer.reason)
-        if answer.state == "detached":
-            self._running = ""
-        return None
-
-    def _join(self) -> None:
-        import ray
-
-        actor = ray.get_runtime_context().get_actor_id() or ""
-        joined = (self.scan, self.name, self.number, actor)
-        self._running = ray.get(self.service.join.remote(*joined))
-
-    def _begin_again(self, error: Exception) -> None:
-        self._tries += 1
-        if self._tries > TRIES:
-            raise RuntimeError(f"a block of the scan was lost {self._tries} times: {error}")
-        self._running = ""
 
 
 class ScannedRows(StreamedRows):
@@ -142,56 +73,37 @@ class ScannedRows(StreamedRows):
             left -= len(chosen[-1])
         return torch.cat(chosen)
 
-    @contextmanager
-    def _reader(self, order: Order, number: int = 0) -> Iterator[Reader]:
-        scan = StoreScan(self.store.place, self.site, self.split, order)
-        reader = Reader(self.service, scan, number)
-        try:
-            yield reader
-        finally:
-            reader.leave()
+    def _scan(self, order: Order) -> StoreScan:
+        return StoreScan(self.store.place, self.site, self.split, order)
 
     def _all(self, order: Order) -> Iterator[Tensor]:
         """The rows ``[rows, d_in]`` of each piece."""
-        with self._reader(order) as reader:
+        with reading(self.service, self._scan(order)) as reader:
             for _ in order.pieces():
                 reader.needed = reader.number
-                yield torch.cat(self._tensors(next(reader)))
+                yield torch.cat(self._tensors(reader.next()))
 
     def _tensors(self, table: Any) -> list[Tensor]:
         return list(to_torch(table["activation"], self.store.manifest.dtype))
 
     def _arrived(self, order: Iterator[Window], ready: dict[int, Rows]) -> Iterator[Window]:
-        """Yield each window once its rows are in ``ready``, while the next one is on its way."""
+        """Yield each window once its rows are in ``ready``, as views of Ray's memory."""
         window = next(order, None)
         if window is None:
             return
-        windows = InWindows(window.among, self._piece_rows)
-        first = windows.first_pieces()
-        with (
-            self._reader(windows, first[window.start]) as reader,
-            ThreadPoolExecutor(1) as pool,
-        ):
-            coming = pool.submit(self._window, reader, window, first[window.start])
-            while window is not None:
-                rows, held = coming.result(), first[window.start]
-                ready.clear()
-                ready[window.start] = rows
-                following = next(order, None)
-                if following is not None:
-                    reader.number = first[following.start]
-                    coming = pool.submit(self._window, reader, following, held)
-                del rows
-                yield window
-                window = following
+        in_windows = InWindows(window.among, self._piece_rows)
+        first = in_windows.first_pieces()
 
-    def _window(self, reader: Reader, window: Window, needed: int) -> Rows:
-        """All rows of a window; the pieces before ``needed`` are in use no more."""
-        blocks: list[Tensor] = []
-        while sum(map(len, blocks)) < window.rows:
-            reader.needed = needed
-            blocks += self._tensors(next(reader))
-        return Rows(blocks)
+        def fetch(reader: Reader, window: Window, used: Window | None) -> Rows:
+            reader.number = first[window.start]  # of windows without ordinary rows nothing is read
+            blocks: list[Tensor] = []
+            while sum(map(len, blocks)) < window.rows:
+                reader.needed = first[(used or window).start]
+                blocks += self._tensors(reader.next())
+            return Rows(blocks)
+
+        with reading(self.service, self._scan(in_windows), first[window.start]) as reader:
+            yield from arrived(reader, chain([window], order), fetch, ready)
 
 
 def _first(parts: Iterator[Tensor], rows: int) -> Tensor:
@@ -214,12 +126,9 @@ class ScannedSite:
     """Bytes of a piece, at most (but at least one row)."""
     held_out: SharedSite | None = None
     """The validation rows, where they stay in memory."""
-    sequential: bool = False
 
     def rows(self, split: str) -> IndexedRows:
         """The rows of a split, ``[rows, d_in]``. Nothing is checked here: the caller has done so."""
         if self.held_out is not None and split == VALIDATION:
             return self.held_out.rows(split)
-        return ScannedRows(
-            opened(self.store), self.site, split, self.service, self.piece_bytes, self.sequential
-        )
+        return ScannedRows(opened(self.store), self.site, split, self.service, self.piece_bytes)

@@ -14,6 +14,9 @@ from raysae.storage.trouble import reason_in_words
 
 SILENT_SECONDS = 10.0
 """A reader that was not heard of for so long is looked up: its process may be gone."""
+BEHIND = 2
+"""A scan that begins in the middle begins so many pieces earlier: readers that continue together from
+their checkpoints are not all at the same piece."""
 THREADS = 8
 """Calls that the service answers at the same time, beside two for each reader."""
 
@@ -26,6 +29,9 @@ class Scan(Protocol):
 
     def blocks(self, first: int, cpus: float) -> Iterator[tuple[Any, int]]:
         """References to the blocks from piece ``first`` on, in order, each with its size in bytes."""
+
+    def ended(self) -> None:
+        """Called when the last block was read."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class ScanService:
         self._actors: dict[str, str] = {}
         """The actor of each reader, as Ray names it."""
         self._lock = threading.Lock()
-        self._counts = {"scans": 0, "pieces": 0, "bytes": 0}
+        self._counts = {"scans": 0, "pieces": 0, "bytes": 0, "tokens": 0}
         threading.Thread(target=self._watch, daemon=True).start()
 
     def expect(self, readers: int) -> None:
@@ -73,25 +79,39 @@ class ScanService:
         for running in list(self._running.values()):
             running.buffer.expect_at_most(readers)
 
-    def join(self, scan: Scan, reader: str, number: int, actor: str) -> str:
+    def join(self, scan: Scan, reader: str, number: int, worker: str, actor: str) -> str:
         """Let ``reader`` take pieces of ``scan`` from ``number`` on; the name of the running scan.
 
-        When none that runs can give them, another begins there. ``actor`` is Ray's id of the reader's
-        actor, empty when it is none.
+        When none that runs can give them, another begins there. ``worker`` names the reader's process,
+        and ``actor`` is Ray's id of its actor, empty when it is none.
         """
         with self._lock:
             self._actors[reader] = actor
             for running in self._running.values():
-                if running.scan == scan and running.buffer.join(reader, number):
+                if running.scan == scan and running.buffer.join(reader, number, worker):
                     return running.name
-            return self._begin(scan, reader, number).name
+            running = self._begin(scan, number)
+            running.buffer.join(reader, number, worker)
+            return running.name
 
-    def take(self, name: str, reader: str, number: int, needed: int, seconds: float) -> Taken:
+    def take(
+        self, name: str, reader: str, number: int, needed: int, seconds: float, urgent: bool
+    ) -> Taken:
         """Piece ``number`` of a scan; see ``PieceBuffer.take``."""
         running = self._running.get(name)
         if running is None:
             return Taken("detached")
-        return running.buffer.take(reader, number, needed, seconds)
+        return running.buffer.take(reader, number, needed, seconds, urgent)
+
+    def hurry(self, name: str, reader: str) -> None:
+        """See ``PieceBuffer.hurry``."""
+        if name in self._running:
+            self._running[name].buffer.hurry(reader)
+
+    def forwarded(self, tokens: int) -> None:
+        """Count tokens that the model has read for live data."""
+        with self._lock:
+            self._counts["tokens"] += tokens
 
     def leave(self, name: str, reader: str) -> None:
         """Let go of what only ``reader`` needs."""
@@ -104,10 +124,10 @@ class ScanService:
         """The scans that were begun, their pieces and bytes, and the most bytes held at one time."""
         return {**self._counts, "most_held": self.memory.most}
 
-    def _begin(self, scan: Scan, reader: str, number: int) -> _Running:
-        buffer = PieceBuffer(self.memory, number, self._expected, self.settings.patience)
-        buffer.join(reader, number)
-        running = _Running(scan, number, buffer)
+    def _begin(self, scan: Scan, number: int) -> _Running:
+        first = max(number - BEHIND, 0)
+        buffer = PieceBuffer(self.memory, first, self._expected, self.settings.patience)
+        running = _Running(scan, first, buffer)
         self._running[running.name] = running
         self._counts["scans"] += 1
         threading.Thread(target=self._fill, args=(running,), daemon=True).start()
@@ -121,6 +141,7 @@ class ScanService:
                     return
                 self._counts["pieces"] += 1
                 self._counts["bytes"] += size
+            running.scan.ended()
             buffer.end()
         except BaseException as error:
             cause = getattr(error, "cause", None) or error

@@ -53,6 +53,9 @@ class StoreScan:
             sizes = [metadata.size_bytes or 0 for metadata in bundle.metadata]
             yield from zip(bundle.block_refs, sizes, strict=True)
 
+    def ended(self) -> None:
+        """Nothing is left to do."""
+
 
 def _dataset(
     scan: StoreScan, pieces: list[tuple[int, int]], cpus: float, largest: int
@@ -87,6 +90,12 @@ def opened(place: str) -> Any:
 def rows_of(place: str, site: Site, split: str) -> StreamedRows:
     """The rows of a split, whose footers are read once in this process."""
     return StreamedRows(opened(place), site, split)
+
+
+def forget_opened() -> None:
+    """Open stores anew from now on: one of them has changed."""
+    opened.cache_clear()
+    rows_of.cache_clear()
 
 
 def read_block(place: str, reads: list[tuple[Any, int, int, int]], rows: int) -> pa.Table:

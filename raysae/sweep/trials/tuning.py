@@ -19,6 +19,7 @@ from raysae.cluster.pool_worker import failure_of
 from raysae.cluster.ray_internals import run_tune
 from raysae.config.search import SweepConfig
 from raysae.console.board import console
+from raysae.extraction.plan import ExtractionPlan
 from raysae.metrics import PROGRESS, TABLE, partly
 from raysae.records.commit import figures_of, provenance, state_of
 from raysae.records.events import Committed, Event, Events, Failed, Item, Progressed, Stopped
@@ -33,7 +34,7 @@ from raysae.sweep.search.proposals import Proposer
 from raysae.sweep.search.searcher import OrderedSearcher, Outcomes
 from raysae.sweep.search.study import study_copied
 from raysae.sweep.trials.gang import GANG
-from raysae.sweep.trials.opening import TrialRows, at_once, opened
+from raysae.sweep.trials.opening import Demand, TrialRows, at_once, opened
 from raysae.sweep.trials.trainable import SAETrials
 
 HALVING = 3
@@ -50,6 +51,16 @@ class SweepJob:
     proposer: Proposer
     placement: Placement
     events: Events
+    live: ExtractionPlan | None = None
+    """How live rows are computed; None of other stores."""
+
+    @property
+    def demand(self) -> Demand:
+        """What the trials read."""
+        return Demand(
+            self.run.recipe, self.store, self.sites, self.placement, self.proposer.lag,
+            self.proposer.trials, self.live,
+        )  # fmt: skip
 
     def made(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """What makes the trial with these parameters."""
@@ -73,8 +84,7 @@ def run_trials(job: SweepJob, begun: Callable[[], None] = lambda: None) -> list[
     """
     recipe = job.run.recipe
     watcher = _Watcher(job)
-    reads = recipe, job.store, job.sites, job.placement, job.proposer.lag, job.proposer.trials
-    with opened(*reads) as rows_of_trials:
+    with opened(job.demand) as rows_of_trials:
         begun()
         tuned = partial(_tuned, job, _trainable(job, rows_of_trials), watcher, rows_of_trials)
         results, ended_early = run_tune(tuned, recipe.resources, lambda: watcher.begun)

@@ -69,7 +69,8 @@ def check_live_budget(recipe: Recipe, where: Store | ExtractionPlan, sites: list
     """Raise UserError when ``training.tokens`` or ``source.max_tokens`` does not hold the epochs."""
     source = recipe.source
     assert source is not None
-    rows = training_rows(where, sites[0])
+    counted = isinstance(where, Store) or isinstance(sites[0].position, int)
+    rows = training_rows(where, sites[0]) if counted else None  # of pools not known before
     for training in trainings(recipe, where.d_in):
         epochs, tokens = training.epochs, training.tokens
         if epochs > 1 and rows is not None and tokens is not None and tokens < epochs * rows:

@@ -12,7 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import raysae
 import raysae.extraction.keeping as keeping_module
 import raysae.extraction.run as run_module
-from raysae.activations.live import check_live_memory, live_memory, read_head, replaced
+from raysae.activations.live import (
+    check_live_memory,
+    left_out_note,
+    live_memory,
+    read_head,
+    replaced,
+)
 from raysae.activations.splits import SPLITS
 from raysae.activations.verify import verify
 from raysae.activations.writer import ShardFormat, SiteRows
@@ -249,6 +255,11 @@ def test_the_next_row_that_stays_takes_the_place(bad, taken):
     found, gone = replaced(rows_of(*bad), 4, form, FIRST)
     assert found.sequence.tolist() == taken and gone.tolist() == list(bad)
     assert found.activation_ND.isfinite().all()
+
+
+def test_rows_whose_place_was_taken_are_told():
+    assert left_out_note({FIRST: 0}) is None
+    assert "3 at layer 2, position all" in left_out_note({FIRST: 0, POOL: 3})
 
 
 def test_rows_that_cannot_be_used_are_told_with_their_place():

@@ -4,6 +4,7 @@ Such a store holds the sequences, the validation and test rows, and as a head th
 first files of sequences. Shapes: N rows.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +91,14 @@ def replaced(
     every = np.arange(len(rows))
     taken = good[np.searchsorted(good, every) % len(good)]
     return rows.take(taken), every[~stays_N]
+
+
+def left_out_note(left_out: Mapping[Site, int]) -> str | None:
+    """A sentence on training rows that others took the place of; None when there are none."""
+    counts = [f"{count:,} at {site}" for site, count in sorted(left_out.items()) if count]
+    if not counts:
+        return None
+    return f"training rows left out, with the next usable row in the place of each: {', '.join(counts)}"
 
 
 def read_head(store: Store, site: Site) -> Tensor:

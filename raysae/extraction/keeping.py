@@ -23,7 +23,7 @@ from raysae.activations.writer import (
     write_shard,
 )
 from raysae.errors import UserError
-from raysae.extraction.plan import ExtractionPlan
+from raysae.extraction.plan import OTHER_COLUMNS_BYTES, ExtractionPlan
 from raysae.extraction.shards import record_of, shard_format, sound_report, written_shards
 from raysae.sites import Site
 from raysae.storage.files import remove_folder, write_json
@@ -91,8 +91,6 @@ def decide(wanted: str, needed: int, folder: Path) -> Keep:
 
 def bytes_to_keep(store: Store) -> int:
     """Bytes of the training rows that are not on disk yet."""
-    from raysae.extraction.sequences import OTHER_COLUMNS_BYTES
-
     live = store.live
     if live is None:
         return 0

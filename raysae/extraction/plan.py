@@ -25,6 +25,10 @@ from raysae.transformer.texts import TextSpec
 
 WORK_FOLDER = "extraction"
 """A folder in the store's folder; it exists until the extraction is finished."""
+HEAD_ROWS, HEAD_SHARE = 65_536, 0.02
+"""A live store's head has about the smaller of so many training rows at a site and this share of them."""
+OTHER_COLUMNS_BYTES = 16
+"""Bytes of a stored row beside its activation."""
 NOT_CONTENT = ("keep",)
 """Settings of ``source`` that do not change the rows or their order."""
 PREFIX = "source."

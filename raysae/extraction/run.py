@@ -67,7 +67,7 @@ def extract(plan: ExtractionPlan, placement: Placement, resources: ResourcesConf
             remove_temporary(plan.folder)
     remove_folder(plan.work)
     if plan.source.live:
-        print_written(plan, tokens, sum(f.bytes for one in manifest.sites for f in one.shards))
+        print_written(plan, tokens, manifest)
     return open_store(plan.folder)
 
 

@@ -18,7 +18,15 @@ from raysae.activations.splits import SPLITS, split_of
 from raysae.activations.writer import write_sequences
 from raysae.console.board import console
 from raysae.errors import UserError
-from raysae.extraction.plan import ExtractionPlan, model_spec, text_spec, token_rules
+from raysae.extraction.plan import (
+    HEAD_ROWS,
+    HEAD_SHARE,
+    OTHER_COLUMNS_BYTES,
+    ExtractionPlan,
+    model_spec,
+    text_spec,
+    token_rules,
+)
 from raysae.sites import Position
 from raysae.storage.files import read_json, remove_folder, sha256_of, write_json
 from raysae.transformer.loading import load_tokenizer
@@ -30,10 +38,6 @@ from raysae.transformer.tokens import Tokenizer, tokenizer_hash
 SEQUENCES_FILE = "sequences.json"
 SHUFFLED_TOKENS = 4_000_000
 """Sequences are shuffled in memory within windows of this many tokens."""
-OTHER_COLUMNS_BYTES = 16
-"""Bytes of the other columns of a row."""
-HEAD_ROWS, HEAD_SHARE = 65_536, 0.02
-"""A live store's head has about the smaller of so many training rows at a site and this share of them."""
 SHARDS, SHARD_TOKENS = 40, 4096
 """A shard holds about one part in ``SHARDS`` of the tokens so far, but may hold ``SHARD_TOKENS``.
 So a small data set still keeps many workers busy, and a large one has not too many shards."""

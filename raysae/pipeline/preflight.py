@@ -6,6 +6,7 @@ from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.extraction.plan import ExtractionPlan, existing_store, plan_extraction
 from raysae.pipeline.estimate import check_disk, needs
+from raysae.pipeline.live_checks import check_live, check_live_store, is_live
 from raysae.pipeline.plan import RunPlan, sites_of_atlas
 from raysae.sweep.search.earlier_trials import known_trials
 from raysae.sweep.search.proposals import check_search, make_proposer
@@ -24,6 +25,7 @@ def preflight(recipe: Recipe) -> RunPlan:
     check_dashboard(recipe.resources)
     check_address(recipe.resources)
     check_job_folders(recipe)
+    check_live_store(recipe)
     if recipe.store_uri is not None:
         open_store(recipe.store_uri)  # must exist: an extraction writes to folders only
     extraction = plan_extraction(recipe) if recipe.source is not None else None
@@ -34,9 +36,10 @@ def preflight(recipe: Recipe) -> RunPlan:
     atlas = sites_of_atlas(recipe, where)
     _check_sites(where, sites, atlas)
     proposer = make_proposer(recipe, known, where.d_in)
+    check_live(recipe, where, sites)
     wanted = needs(recipe, where, len(atlas))
     check_disk(recipe, wanted)
-    live = extraction if recipe.source is not None and recipe.source.live else None
+    live = extraction if is_live(recipe) else None
     if isinstance(where, ExtractionPlan):
         from raysae.extraction.sequences import peek  # imports torch, which nothing needs before
         from raysae.extraction.test_pass import test_pass

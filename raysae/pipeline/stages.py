@@ -92,6 +92,7 @@ class Extract(Stage):
         Raises UserError when something does not fit, or nothing can be trained at a site.
         """
         from raysae.extraction.extract_command import extract_with
+        from raysae.pipeline.live_checks import check_live_rows
         from raysae.pipeline.preflight import check_site
 
         plan = attempt.plan
@@ -102,6 +103,7 @@ class Extract(Stage):
             attempt.begun.mark()
         else:
             console.print(f"Store: {plan.store.path} is there already")
+        check_live_rows(attempt.recipe, attempt.store, attempt.plan.sites)
         for site in attempt.plan.sites:
             check_site(attempt.store, site)
         return []

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from raysae.activations import Site, Store  # noqa: E402
 from raysae.activations.streaming import StreamedRows  # noqa: E402
 from raysae.activations.writer import write_store  # noqa: E402
 from raysae.cluster.sharing import SharedSite, share_site  # noqa: E402
+from raysae.training import gathering  # noqa: E402
+from raysae.training.kernels import kernels, kernels_if_built  # noqa: E402
 from raysae.training.rows import IndexedRows  # noqa: E402
 
 BATCH = 1024
@@ -164,6 +167,23 @@ def rates(data: Data) -> None:
         print(f"{name:46} {rate:6.2f}  {rate / base:8.2f}", flush=True)
 
 
+def blocks(data: Data) -> None:
+    """Print the rate of rows shared in eight blocks and in one, with one shuffle window over all."""
+    built = kernels()  # as a training of TopK has built them
+    print(f"\n{'one shuffle window over all rows of':46} {'GB/s':>6}  of one block")
+    rates = []
+    for count, way in ((1, "index_select"), (8, "kernels" if built else "torch"), (8, "torch")):
+        gathering.kernels_if_built = lambda way=way: built if way == "kernels" else None
+        rows = share_site(data.store, SITE, -(-data.rows // count) * data.d_in * 2).rows("train")
+        assert len(rows.blocks) == count
+        read = partial(rows.epoch, 0, 0, BATCH, data.rows)
+        rates.append(gb_per_second(data, lambda _data, read=read: read()))
+        name = f"raysae shared in {count} {'block' if count == 1 else 'blocks'}, {way}"
+        print(f"{name:46} {rates[-1]:6.2f}  {rates[-1] / rates[0]:8.2f}", flush=True)
+        del rows, read
+    gathering.kernels_if_built = kernels_if_built
+
+
 @ray.remote(num_cpus=0)
 class Trial:
     """An actor that reads as a trial does: one epoch over the shared rows."""
@@ -240,7 +260,7 @@ def object_store_bytes() -> float:
 
 
 def main() -> int:
-    """Print both tables; returns the exit code."""
+    """Print all tables; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gb", type=float, default=1.0, help="size of the rows (1)")
     parser.add_argument("--d-in", type=int, default=768)
@@ -258,6 +278,7 @@ def main() -> int:
     try:
         data = write(folder, args.gb, args.d_in)
         rates(data)
+        blocks(data)
         copies(data, args.trials)
     finally:
         ray.shutdown()

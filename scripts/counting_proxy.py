@@ -278,7 +278,7 @@ class Messages:
         self._stream = connection.makefile("rb")
 
     def head(self) -> Head | None:
-        """The next message's head; None when the connection has ended. Raises ValueError on other data."""
+        """The next message's head; None when the connection has ended. Raises ValueError otherwise."""
         lines: list[bytes] = []
         size = 0
         while not lines or lines[-1] != b"\r\n":

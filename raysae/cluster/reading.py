@@ -147,5 +147,6 @@ def _budget(resources: ResourcesConfig) -> tuple[int, str]:
         return resources.memory, "resources.memory allows"
     # a trial maps the rows in its own node's object store, so the smallest one counts
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    there = min(node.get("object_store_memory", 0.0) for node in nodes if node.get("CPU"))
+    sizes = (node.get("object_store_memory", 0.0) for node in nodes if node.get("CPU"))
+    there = min(sizes, default=0.0)
     return int(OBJECT_STORE_FRACTION * there), "Ray's object store may take"

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from raysae.activations import Site, Store  # noqa: E402
 from raysae.activations.streaming import StreamedRows  # noqa: E402
 from raysae.activations.writer import write_store  # noqa: E402
 from raysae.cluster.sharing import SharedSite, share_site  # noqa: E402
+from raysae.training import gathering  # noqa: E402
+from raysae.training.kernels import kernels, kernels_if_built  # noqa: E402
 from raysae.training.rows import IndexedRows  # noqa: E402
 
 BATCH = 1024
@@ -164,6 +167,26 @@ def rates(data: Data) -> None:
         print(f"{name:46} {rate:6.2f}  {rate / base:8.2f}", flush=True)
 
 
+def blocks(data: Data) -> None:
+    """Print the rate of rows shared in eight blocks and in one, with one shuffle window over all."""
+    built = kernels()  # as a training of TopK has built them
+    shared = {
+        count: share_site(data.store, SITE, -(-data.rows // count) * data.d_in * 2).rows("train")
+        for count in (1, 8)
+    }
+    ways = [(1, None, "1 block"), (8, built, "8 blocks, kernels"), (8, None, "8 blocks, torch")]
+    best = dict.fromkeys((name for _, _, name in ways), 0.0)
+    for _ in range(PASSES):  # in turns, as the machine is not equally busy all the time
+        for count, used, name in ways:
+            gathering.kernels_if_built = lambda used=used: used
+            read = partial(shared[count].epoch, 0, 0, BATCH, data.rows)
+            best[name] = max(best[name], gb_per_second(data, lambda _, read=read: read(), 1))
+    gathering.kernels_if_built = kernels_if_built
+    print(f"\n{'shared, one shuffle window over all rows':46} {'GB/s':>6}  of 1 block")
+    for name, rate in best.items():
+        print(f"{name:46} {rate:6.2f}  {rate / best['1 block']:8.2f}", flush=True)
+
+
 @ray.remote(num_cpus=0)
 class Trial:
     """An actor that reads as a trial does: one epoch over the shared rows."""
@@ -240,7 +263,7 @@ def object_store_bytes() -> float:
 
 
 def main() -> int:
-    """Print both tables; returns the exit code."""
+    """Print all tables; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gb", type=float, default=1.0, help="size of the rows (1)")
     parser.add_argument("--d-in", type=int, default=768)
@@ -258,6 +281,7 @@ def main() -> int:
     try:
         data = write(folder, args.gb, args.d_in)
         rates(data)
+        blocks(data)
         copies(data, args.trials)
     finally:
         ray.shutdown()

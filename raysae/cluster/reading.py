@@ -172,5 +172,8 @@ def budget_of(resources: ResourcesConfig) -> tuple[int, str]:
 
     if resources.memory is not None:
         return resources.memory, "resources.memory allows"
-    there = ray.cluster_resources().get("object_store_memory", 0.0)
+    # a trial maps the rows in its own node's object store, so the smallest one counts
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    sizes = (node.get("object_store_memory", 0.0) for node in nodes if node.get("CPU"))
+    there = min(sizes, default=0.0)
     return int(OBJECT_STORE_FRACTION * there), "Ray's object store may take"

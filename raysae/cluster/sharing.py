@@ -1,22 +1,35 @@
 """One copy of a site's rows in memory for all trials of a node: large sites are read by Ray Data.
 
-The rows are in Ray's object store; every trial maps the same memory, without a copy.
+A site is read in pieces, by several tasks on all nodes at once. The rows are in Ray's object store;
+every trial maps the memory of its node, without a copy, and a node that lacks a piece pulls it from one
+that has it.
+
+Shapes: N rows, D d_in.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import torch
 from torch import Tensor
 
-from raysae.activations.schema import to_arrow, to_torch
-from raysae.activations.store import TRAINING_SPLITS, Store, open_store
+from raysae.activations.schema import to_arrow, to_torch, torch_dtype
+from raysae.activations.store import TRAINING_SPLITS, Segment, Store, open_store
 from raysae.sites import Site
+from raysae.storage.local_copies import copied_uri
 from raysae.training.rows import Rows
 
 READ_HERE_BYTES = 64 * 2**20
 """The driver reads a site of up to so many bytes itself: starting workers takes seconds."""
+PIECE_BYTES = 256 * 2**20
+"""A block has at most so many bytes: a task holds it twice, and Ray moves it as a whole."""
+TASK_CPUS = 0.5
+"""CPUs that a task reserves: most of its time it waits for storage."""
+READERS = 2
+"""Threads with which a task reads its piece."""
 
 
 @dataclass(frozen=True)
@@ -40,44 +53,100 @@ class SharedSite:
         return Rows(self.tensors(split))
 
 
-def share_site(store: Store, site: Site) -> SharedSite:
-    """Read ``site`` once into the object store of the connected Ray.
+@dataclass(frozen=True)
+class Piece:
+    """The rows of a split from ``start`` up to ``stop``, in the store's order: one block."""
+
+    split: str
+    start: int
+    stop: int
+
+
+def share_site(
+    store: Store,
+    site: Site,
+    piece_bytes: int = PIECE_BYTES,
+    splits: Sequence[str] = TRAINING_SPLITS,
+) -> SharedSite:
+    """Read ``splits`` of ``site`` once into the object store of the connected Ray, ``piece_bytes`` to a
+    block.
 
     The caller must have checked the checksums. Raises UserError when a shard is not readable.
     """
-    blocks = {split: _share_split(store, site, split) for split in TRAINING_SPLITS}
+    import ray
+
+    pieces = list(pieces_of(store, site, max(piece_bytes // store.row_bytes, 1), splits))
+    if store.training_bytes(site) <= min(READ_HERE_BYTES, piece_bytes):
+        read = [ray.put(read_piece(store, site, piece)) for piece in pieces]
+    else:
+        read = _read_by_tasks(store, site, pieces)
+    blocks: dict[str, list[Any]] = {split: [] for split in splits}
+    for piece, block in zip(pieces, read, strict=True):
+        blocks[piece.split].append(block)
     return SharedSite(store.manifest.dtype, store.d_in, blocks)
 
 
-def share_split(store: Store, site: Site, split: str) -> SharedSite:
-    """Read one split of ``site`` once into the object store of the connected Ray; see ``share_site``."""
-    return SharedSite(store.manifest.dtype, store.d_in, {split: _share_split(store, site, split)})
+def pieces_of(
+    store: Store, site: Site, most: int, splits: Sequence[str] = TRAINING_SPLITS
+) -> Iterator[Piece]:
+    """The rows of ``splits`` of ``site`` in even pieces, of ``most`` rows at most."""
+    for split in splits:
+        rows = getattr(store.entry(site).rows, split)
+        count = -(-rows // most)
+        for number in range(count):
+            yield Piece(split, number * rows // count, (number + 1) * rows // count)
 
 
-def _share_split(store: Store, site: Site, split: str) -> list[Any]:
+def read_piece(store: Store, site: Site, piece: Piece) -> pa.Table:
+    """The piece's rows in the column ``activation``. Raises UserError when a shard is not readable."""
+    rows_ND = torch.empty(
+        piece.stop - piece.start, store.d_in, dtype=torch_dtype(store.manifest.dtype)
+    )
+    parts = list(_parts(store, site, piece))
+    places = rows_ND.split([rows for _, _, rows in parts])
+    with ThreadPoolExecutor(READERS) as pool:
+        reads = [
+            pool.submit(store.read_into, place_ND, segment, first)
+            for place_ND, (segment, first, _) in zip(places, parts, strict=True)
+        ]
+        for read in reads:
+            read.result()
+    return pa.table([to_arrow(rows_ND)], names=["activation"])
+
+
+def _parts(store: Store, site: Site, piece: Piece) -> Iterator[tuple[Segment, int, int]]:
+    """The segments that hold the piece, each with the first row in it and the number of rows.
+
+    Only the footers of those shards are read.
+    """
+    at = 0
+    for shard in store.entry(site).shards:
+        rows = getattr(shard.rows, piece.split)
+        if rows and at < piece.stop and at + rows > piece.start:
+            start = at
+            for segment in store.segments(shard, piece.split):
+                first, end = max(piece.start - start, 0), min(piece.stop - start, segment.rows)
+                if first < end:
+                    yield segment, first, end - first
+                start += segment.rows
+        at += rows
+
+
+def _read_by_tasks(store: Store, site: Site, pieces: list[Piece]) -> list[Any]:
+    """A reference to each piece's table, in order; Ray Data reads them on all nodes at once."""
     import ray
 
-    if not getattr(store.entry(site).rows, split):
-        return []
-    if store.training_bytes(site) <= READ_HERE_BYTES:
-        return [ray.put(_table(store, site, split))]
-    task = {"store": str(store.path), "layer": site.layer, "position": site.position}
-    dataset = ray.data.from_items([{**task, "split": split}]).map_batches(
-        _read, batch_size=None, batch_format="pyarrow"
-    )
-    # one block: a batch then takes one call, which is twice as fast as with several blocks
-    dataset.context.target_max_block_size = None
+    where = copied_uri(store.path) or str(store.path.absolute())
+    tasks = [asdict(piece) for piece in pieces]
+    dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+        _read, fn_kwargs={"where": where, "site": site}, batch_size=None, batch_format="pyarrow",
+        num_cpus=TASK_CPUS,
+    )  # fmt: skip
+    dataset.context.target_max_block_size = None  # one block a task
+    dataset.context.execution_options.preserve_order = True
     return dataset.materialize().to_arrow_refs()
 
 
-def _read(task: pa.Table) -> pa.Table:
+def _read(task: pa.Table, where: str, site: Site) -> pa.Table:
     (row,) = task.to_pylist()
-    store, site = open_store(Path(row["store"])).trust(), Site(row["layer"], row["position"])
-    return _table(store, site, row["split"])
-
-
-def _table(store: Store, site: Site, split: str) -> pa.Table:
-    segments = [
-        segment for shard in store.shards(site, split) for segment in store.segments(shard, split)
-    ]
-    return pa.table([to_arrow(store.rows(segments))], names=["activation"])
+    return read_piece(open_store(where).trust(), site, Piece(**row))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from raysae.sae.metrics import Sinks
 from raysae.training.config import TrainingConfig
+from raysae.training.gathering import gathered
 
 EVALUATION_BATCH = 4096
 SHUFFLE_ROWS = TrainingConfig.shuffle_rows
@@ -373,8 +374,9 @@ class Rows(IndexedRows):
         return self if there else Rows(blocks, self.sequential)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` in storage order, ``[stop - start, d_in]``."""
-        return self.gather(torch.arange(start, stop))
+        """Rows ``start`` to ``stop`` in storage order, ``[stop - start, d_in]``, a copy."""
+        parts = zip(self.blocks, self._starts.tolist(), strict=False)
+        return torch.cat([block[max(start - at, 0) : max(stop - at, 0)] for block, at in parts])
 
     def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
         """The rows ``[batch, d_in]`` of each window in its order, cut as ``pieces`` cuts them."""
@@ -383,20 +385,7 @@ class Rows(IndexedRows):
 
     def gather(self, index_B: Tensor) -> Tensor:
         """The rows numbered ``index_B``, in that order, ``[batch, d_in]``."""
-        if len(self.blocks) == 1:
-            return _selected(self.blocks[0], index_B)
-        block_of_B = torch.bucketize(index_B, self._starts[1:], right=True)
-        by_block_B = block_of_B.argsort(stable=True)
-        counts = block_of_B.bincount(minlength=len(self.blocks)).tolist()
-        parts = zip(self.blocks, by_block_B.split(counts), self._starts.tolist(), strict=False)
-        grouped_BD = torch.cat(
-            [_selected(block, index_B[here] - start) for block, here, start in parts if len(here)]
-        )
-        return _selected(grouped_BD, by_block_B.argsort())
-
-
-def _selected(rows_ND: Tensor, index_B: Tensor) -> Tensor:
-    return rows_ND.index_select(0, index_B.to(rows_ND.device))
+        return gathered(self.blocks, self._starts, index_B)
 
 
 def rebatched(parts: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:

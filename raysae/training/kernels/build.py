@@ -99,6 +99,11 @@ def kernels() -> Kernels | None:
     return built if isinstance(built, Kernels) else None
 
 
+def kernels_if_built() -> Kernels | None:
+    """The kernels if this process has asked for them before, and they could be built."""
+    return kernels() if _built.cache_info().currsize else None
+
+
 def why_missing() -> str | None:
     """Why the kernels cannot be built; None when they can."""
     built = _built()

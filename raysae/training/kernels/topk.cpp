@@ -636,6 +636,22 @@ void count_tokens_since_fired(const bool* fired, int64_t F, int64_t B, int64_t* 
     for (int64_t f = 0; f < F; f++) since_fired[f] = fired[f] ? 0 : since_fired[f] + B;
 }
 
+// Rows of N blocks in memory, in the order of `index`: block n has those from starts[n] up to
+// starts[n + 1]. Returns how many of them are in no block; if there are any, nothing is copied.
+int64_t gather(const int64_t* blocks, const int64_t* starts, int64_t N, const int64_t* index, int64_t B,
+               int64_t row_bytes, char* out, int64_t threads) {
+    int64_t missing = 0;
+    for (int64_t b = 0; b < B; b++) missing += index[b] < 0 || index[b] >= starts[N];
+    if (missing) return missing;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t b = 0; b < B; b++) {
+        int64_t n = std::upper_bound(starts + 1, starts + N, index[b]) - starts - 1;
+        const char* block = reinterpret_cast<const char*>(blocks[n]);
+        std::memcpy(out + b * row_bytes, block + (index[b] - starts[n]) * row_bytes, row_bytes);
+    }
+    return 0;
+}
+
 // The entries of the rows, in the order of their latents.
 void by_latent(const float* value, const int32_t* column, const float* dz, const int64_t* first,
                const int64_t* last, int64_t B, int64_t F, int64_t* start, int32_t* row,

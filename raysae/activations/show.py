@@ -72,7 +72,7 @@ def sites_table(entries: list[SiteEntry]) -> Table:
     """A table with one line per site: rows by split, shards, size in GB, statistics."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("site", no_wrap=True, vertical="bottom")
-    heads = [*SPLITS, "shards", "GB", "mean\nnorm", "total\nvariance", "dropped"]
+    heads = [*SPLITS, "shards", "GB", "mean\nnorm", "total\nvariance", "dropped", "too\nlarge"]
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True, vertical="bottom")
     for entry in entries:
@@ -80,7 +80,9 @@ def sites_table(entries: list[SiteEntry]) -> Table:
         size = sum(shard.bytes for shard in entry.shards) / 1e9
         norm, variance = max(entry.mean_square_norm, 0.0) ** 0.5, entry.total_variance
         cells = [f"{len(entry.shards)}", f"{size:.3f}", f"{norm:.4g}", f"{variance:.4g}"]
-        table.add_row(entry.site.folder, *counts, *cells, f"{entry.dropped:,}")
+        table.add_row(
+            entry.site.folder, *counts, *cells, f"{entry.dropped:,}", f"{entry.too_large:,}"
+        )
     return table
 
 

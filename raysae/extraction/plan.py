@@ -25,6 +25,8 @@ from raysae.transformer.texts import TextSpec
 
 WORK_FOLDER = "extraction"
 """A folder in the store's folder; it exists until the extraction is finished."""
+ADDED = ("max_norm_ratio",)
+"""Settings of ``source`` that count only where they are set, so that other stores stay as they were."""
 PREFIX = "source."
 """The section of the recipe that an extraction is described in."""
 IDENTITY_FILE = "identity.json"
@@ -66,7 +68,9 @@ class ExtractionPlan:
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the store's content; it identifies the store."""
-        return {**self.source.model_dump(mode="json"), "seed": self.seed}
+        settings = self.source.model_dump(mode="json")
+        unset = {key for key in ADDED if settings[key] is None}
+        return {**{k: v for k, v in settings.items() if k not in unset}, "seed": self.seed}
 
     def differences(self, found: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """The settings in which the source of another store or extraction differs from this plan's, as

@@ -59,6 +59,7 @@ def _is_there(store: Path, site: dict[str, Any]) -> bool:
     entry = ShardEntry.model_validate(site["entry"])
     Site(site["layer"], site["position"])
     float(site["square_sum"]), int(site["dropped"]), list(site["sum"])
+    int(site.get("too_large", 0))
     path = store / entry.file
     return path.is_file() and path.stat().st_size == entry.bytes
 
@@ -70,7 +71,7 @@ def site_entries(reports: list[dict[str, Any]]) -> list[SiteEntry]:
         for row in report["sites"]:
             written = WrittenShard(
                 ShardEntry.model_validate(row["entry"]), np.array(row["sum"]), row["square_sum"],
-                row["dropped"],
+                row["dropped"], row.get("too_large", 0),
             )  # fmt: skip
             shards.setdefault(Site(row["layer"], row["position"]), []).append(written)
     return [site_entry(site, written) for site, written in sorted(shards.items())]
@@ -128,7 +129,9 @@ class ShardExtractor:
             return None
         source = self.plan.source
         split = {"validation": source.validation, "test": source.test}
-        form = ShardFormat(source.dtype, split, self.plan.seed, source.non_finite)
+        form = ShardFormat(
+            source.dtype, split, self.plan.seed, source.non_finite, source.max_norm_ratio
+        )
         written = write_shard(self.plan.folder, site, shard, rows, form)
         return {
             **asdict(site),
@@ -136,6 +139,7 @@ class ShardExtractor:
             "sum": written.sum_D.tolist(),
             "square_sum": written.square_sum,
             "dropped": written.dropped,
+            "too_large": written.too_large,
         }
 
 

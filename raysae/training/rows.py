@@ -154,13 +154,8 @@ class IndexedRows(RowSource):
 
     def survey(self, count: int) -> Iterator[tuple[int, Tensor]]:
         """See ``RowSource.survey``; the batches are spread evenly over the rows, which may be sorted."""
-        batches = math.ceil(min(count, len(self)) / EVALUATION_BATCH)
-        last = max(len(self) - EVALUATION_BATCH, 0)
-        for number in range(batches):
-            start = number * EVALUATION_BATCH
-            if len(self) > count:
-                start = round(number * last / max(batches - 1, 1))
-            yield start, self.read(start, min(start + EVALUATION_BATCH, len(self)))
+        for start, stop in surveyed(len(self), count):
+            yield start, self.read(start, stop)
 
     def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
         """``count`` rows ``[count, d_in]`` drawn by ``seed``; all rows when there are fewer."""
@@ -177,6 +172,17 @@ class IndexedRows(RowSource):
         """An epoch's batches ``[batch, d_in]`` after ``taken`` rows; the last may be smaller."""
         order = windows(len(self), shuffle_rows, seed, epoch, taken)
         return rebatched(self.taken(order, batch_size), batch_size)
+
+
+def surveyed(rows: int, count: int) -> Iterator[tuple[int, int]]:
+    """The first row and the end of each batch that ``IndexedRows.survey`` reads, of ``rows`` rows."""
+    batches = math.ceil(min(count, rows) / EVALUATION_BATCH)
+    last = max(rows - EVALUATION_BATCH, 0)
+    for number in range(batches):
+        start = number * EVALUATION_BATCH
+        if rows > count:
+            start = round(number * last / max(batches - 1, 1))
+        yield start, min(start + EVALUATION_BATCH, rows)
 
 
 class OrdinaryRows(IndexedRows):

@@ -14,13 +14,14 @@ from ray import tune
 from ray.exceptions import RayTaskError
 
 from raysae.activations import Site, Store
+from raysae.activations.health import SiteHealth
 from raysae.cluster.placement import Placement, place_streaming
 from raysae.cluster.pool_worker import failure_of
 from raysae.cluster.ray_internals import run_tune
 from raysae.cluster.reading import OpenSite, check_windows, choose_reading, open_site
 from raysae.config import Recipe
 from raysae.config.search import SweepConfig
-from raysae.console.board import console
+from raysae.console.board import console, emit
 from raysae.metrics import PROGRESS, TABLE, partly
 from raysae.records.commit import figures_of, provenance, state_of
 from raysae.records.events import Committed, Event, Events, Failed, Item, Progressed, Stopped
@@ -200,7 +201,9 @@ def _open_sites(job: SweepJob, lag: int) -> tuple[dict[Site, OpenSite], Placemen
     console.print(f"Reading: {reading}; trials: {placement}")
     sites = {site: open_site(reading, job.store, site) for site in job.sites}
     for site, opened in sites.items():
-        console.print(f"Inputs at {site}: {health_of(opened.rows('train'))}")
+        health = health_of(opened.rows("train"))
+        emit("health", **SiteHealth(site, health).record())
+        console.print(f"Inputs at {site}: {health}")
     return sites, placement
 
 

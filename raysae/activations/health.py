@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raysae.activations.schema import ITEM_BYTES, torch_dtype
+from raysae.activations.schema import torch_dtype
 from raysae.activations.store import TRAINING_SPLITS, Store
 from raysae.console.output import Table
 from raysae.errors import UserError, in_one_line
@@ -27,6 +27,11 @@ MOST_VALUES = 2**28
 """Values that are looked at, unless all sites are asked for: it bounds the time, to some seconds."""
 LISTED = 24
 """Sites that a table lists, the worst first; of the others the range is told."""
+WORDS = {
+    "equal": "equal rows", "mean": "large means", "sinks": "sinks", "large": "large norms",
+    "constant": "constant dimensions", "repeated": "repeated rows",
+}  # fmt: skip
+"""The kinds of findings in words."""
 HEADS = (
     "site", "mean / spread", "sinks", f"norm > {LARGE:g}x", f"norm > {HUGE:g}x", "constant",
     "repeated", "rows",
@@ -105,7 +110,7 @@ class StoreHealth:
         count, rows = len(self.sites), max((one.rows for one in self._known), default=0)
         of = f" of {count + self.others}" if self.others else ""
         return (
-            f"from {rows:,} rows at each of {count}{of} site{'s' * (count != 1)} "
+            f"from up to {rows:,} rows at each of {count}{of} site{'s' * (count != 1)} "
             f"({self.read / 1e6:,.0f} MB read)"
         )
 
@@ -123,6 +128,12 @@ class StoreHealth:
             )
             found.append(f"{where}: nothing unusual; the mean's norm is {ratios} times the spread")
         return found
+
+    @property
+    def advice(self) -> list[str]:
+        """What to do about what is unusual, a line for each kind of thing."""
+        known = {finding.kind: finding.advice for one in self.sites for finding in one.findings}
+        return [f"{WORDS[kind]}: {known[kind]}" for kind in KINDS if kind in known]
 
     @property
     def _known(self) -> list[Health]:
@@ -163,9 +174,9 @@ def health_of_store(
     wanted = list(store.sites if sites is None else sites)
     taken = wanted if every else _some(wanted, store.d_in)
     found = [health_of_site(store, site) for site in taken]
-    rows = sum(one.health.rows for one in found if one.health)
-    size = rows * store.d_in * ITEM_BYTES[store.manifest.dtype]
-    return StoreHealth(found, len(wanted) - len(taken), size, len(wanted) if every else LISTED)
+    listed = len(wanted) if every else LISTED
+    size = sum(one.health.rows for one in found if one.health) * store.row_bytes
+    return StoreHealth(found, len(wanted) - len(taken), size, listed)
 
 
 def health_of_site(store: Store, site: Site) -> SiteHealth:

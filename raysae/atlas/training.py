@@ -80,7 +80,10 @@ def _print_health(store: Store, sites: list[Site]) -> None:
         emit("health", **one.record())
     unusual = [one for one in health.worst if one.findings]
     for one in sorted(unusual[:LISTED], key=lambda one: one.site):
-        console.print(f"Inputs at {one.site}: {one.health}")
+        facts = "; ".join(finding.fact for finding in one.findings)
+        console.print(f"Inputs at {one.site}: {facts}")
+    for advice in health.advice:
+        console.print(f"  {advice}")
     if len(unusual) > LISTED:
         console.print(
             f"Inputs at {len(unusual) - LISTED} more sites are unusual too, but no worse "

@@ -65,7 +65,7 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
             source=source_line(store),
             searched=_searched(run, trials),
             health=_health(run, store, atlas),
-            health_heads=HEADS,
+            heads=HEADS,
         )
         (folder / "index.html").write_text(page, encoding="utf-8")
     return run.report_page

@@ -31,8 +31,15 @@ class Finding(NamedTuple):
     kind: str
     size: float
     """How much of it there is; comparable within a kind; 0 for nothing."""
-    note: str
-    """It in words, and what to do."""
+    fact: str
+    """It in words."""
+    advice: str
+    """What to do about it."""
+
+    @property
+    def note(self) -> str:
+        """The fact and the advice."""
+        return f"{self.fact} ({self.advice})"
 
 
 @dataclass(frozen=True)
@@ -70,22 +77,22 @@ class Health:
     def findings(self) -> list[Finding]:
         """What is unusual, and what to do about it; empty when all is usual."""
         if self.rows > 1 and math.isnan(self.mean_ratio):
-            return [Finding("equal", 1.0, "all rows are equal: there is nothing to learn")]
+            return [Finding("equal", 1.0, "all rows are equal", "there is nothing to learn")]
         return [finding for finding in (*self._of_all(), *self._of_the_sample()) if finding.size]
 
     def _of_all(self) -> Iterator[Finding]:
         yield Finding(
             "mean",
             self.mean_ratio if self.mean_ratio > LARGE_MEAN else 0.0,
-            f"the mean's norm is {self.mean_ratio:.3g} times the spread (inputs are centred before "
-            "a training, so nothing needs to be done)",
+            f"the mean's norm is {self.mean_ratio:.3g} times the spread",
+            "inputs are centred before a training, so nothing needs to be done",
         )
         yield Finding(
             "sinks",
             self.sink_fraction,
             f"{self.sink_fraction:.2%} of the rows are sinks, on average {self.sink_size:.3g} "
-            "times as far from the median as the median row (training.sink_rows=leave_out leaves "
-            "them out)",
+            "times as far from the median as the median row",
+            "training.sink_rows=leave_out leaves them out",
         )
 
     def _of_the_sample(self) -> Iterator[Finding]:
@@ -93,22 +100,24 @@ class Health:
             "large",
             self.over_10,
             f"{self.over_10:.2%} of the rows have a norm over {LARGE:g} times the median norm, "
-            f"{self.over_100:.2%} over {HUGE:g} times (source.max_norm_ratio={LARGE:g} leaves such "
-            "rows out of a store)",
+            f"{self.over_100:.2%} over {HUGE:g} times",
+            f"source.max_norm_ratio={LARGE:g} leaves them out of a store",
         )
         named = ", ".join(map(str, self.constant_at))
         more = ", ..." if self.constant > len(self.constant_at) else ""
         yield Finding(
             "constant",
             self.constant,
-            f"{self.constant:,} dimension{'s' * (self.constant != 1)} ({named}{more}) never var"
-            f"{'y' if self.constant != 1 else 'ies'}: harmless, but of no use",
+            f"{self.constant:,} {'dimensions' if self.constant != 1 else 'dimension'} ({named}{more}) "
+            f"never {'vary' if self.constant != 1 else 'varies'}",
+            "harmless, but of no use",
         )
         yield Finding(
             "repeated",
             self.repeated if self.repeated >= MANY_REPEATS else 0.0,
-            f"{self.repeated:.2%} of the rows are equal to another one (source.repeats=drop leaves "
-            "repeated texts out; where texts begin alike, their first positions are equal by nature)",
+            f"{self.repeated:.2%} of the rows are equal to another one",
+            "source.repeats=drop leaves repeated texts out; where texts begin alike, their first rows "
+            "are equal by nature",
         )
 
     def __str__(self) -> str:

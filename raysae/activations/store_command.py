@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysae.activations.importing import import_command
-from raysae.console.board import console, emit, seconds
+from raysae.console.board import console, seconds
 from raysae.console.command_line import DONE, PARTLY, Parser
 from raysae.console.shell import look_at_store
 
@@ -153,8 +153,6 @@ def _show_health(store: "Store", sites: "list[Site]", every: bool) -> None:
         _say(f"  {note}")
     if found.others:
         _say(f"  {found.others} sites were not looked at; --all looks at every one")
-    for one in found.sites:
-        emit("health", **one.record())
 
 
 def _site(folder: str) -> "Site":

@@ -18,7 +18,6 @@ from raysae.activations.store import Store
 from raysae.activations.store_command import main
 from raysae.activations.streaming import StreamedRows
 from raysae.activations.writer import write_store
-from raysae.console.board import set_log
 from raysae.console.command_line import DONE, run_command
 from raysae.console.output import table_lines
 from raysae.sites import Site
@@ -187,13 +186,3 @@ def test_show_prints_it_and_all_looks_at_every_site(many, capsys):
     assert run_command(main, ["show", str(many.path), "--site", "layer=09/position=09"]) == DONE
     told = capsys.readouterr().out
     assert "at each of 1 site (" in told and "the mean's norm is" in told
-
-
-def test_the_log_has_it_as_json(mixed, capsys):
-    set_log("json")
-    try:
-        assert run_command(main, ["show", str(mixed.path)]) == DONE
-    finally:
-        set_log("auto")
-    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert sum(event["event"] == "health" for event in events) == 6

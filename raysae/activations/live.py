@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raysae.activations.kept import kept_rows
 from raysae.activations.manifest import LiveEntry
 from raysae.activations.store import Store
-from raysae.activations.writer import ShardFormat, SiteRows, staying
+from raysae.activations.writer import ShardFormat, SiteRows
 from raysae.errors import UserError
 from raysae.sites import Site
 
@@ -76,7 +77,7 @@ def replaced(
     Raises UserError, with count and place, when rows are refused, or no row stays.
     """
     try:
-        stays_N = staying(rows, form, site)
+        stays_N = kept_rows(rows, site, form.non_finite, form.max_norm_ratio).which_N
     except UserError as error:
         raise UserError(f"shard {number}: {error}") from None
     if stays_N is None:

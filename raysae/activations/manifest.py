@@ -11,7 +11,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializationInfo,
     ValidationError,
     model_serializer,
 )
@@ -25,8 +24,6 @@ from raysae.storage.untrusted import usable_path
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 SEQUENCES_FOLDER = "sequences"
-DIGEST = "digest"
-"""The context in which a manifest is serialised for its digest."""
 
 
 Count = Annotated[int, Field(ge=0, lt=2**62)]
@@ -43,15 +40,14 @@ class _Record(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, strict=True, allow_inf_nan=False
     )
     added: ClassVar[frozenset[str]] = frozenset()
-    """Fields that the format did not have at first. They count in the digest where the file has them."""
+    """Fields that the format did not have at first. They are in a file, and count in the digest, where
+    they are set."""
 
     @model_serializer(mode="wrap")
-    def _without_missing(self, handler: Any, info: SerializationInfo) -> dict[str, Any]:
-        """For the digest, leave out fields that did not exist when the file was written."""
-        fields = handler(self)
-        added = frozenset().union(*(getattr(one, "added", ()) for one in type(self).__mro__))
-        missing = added - self.model_fields_set if info.context == DIGEST else frozenset()
-        return {name: value for name, value in fields.items() if name not in missing}
+    def _without_missing(self, handler: Any) -> dict[str, Any]:
+        """Leave out fields that did not exist when the file was written, or that were not set."""
+        missing = self.added - self.model_fields_set
+        return {name: value for name, value in handler(self).items() if name not in missing}
 
 
 class SplitRows(_Record):
@@ -90,7 +86,10 @@ class SiteEntry(_Record):
     """Mean over rows of the squared distance from ``mean``."""
     dropped: Count = 0
     """Rows left out because they held NaN or infinite values."""
+    too_large: Count = 0
+    """Rows left out because their norm was too large (``source.max_norm_ratio``)."""
     shards: list[ShardEntry]
+    added: ClassVar[frozenset[str]] = frozenset({"too_large"})
 
     @property
     def site(self) -> Site:
@@ -166,7 +165,7 @@ class Manifest(_Record):
         Fields that did not exist when the file was written do not count. Of a live store only what does
         not change counts: neither the files of training rows, nor the statistics, which follow them.
         """
-        values = self.model_dump(context=DIGEST)
+        values = self.model_dump()
         if self.live is not None:
             values = _without_training_files(values)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -70,18 +70,20 @@ def facts(store: Store) -> list[tuple[str, str]]:
 
 
 def sites_table(entries: list[SiteEntry]) -> Table:
-    """A table with one line per site: rows by split, shards, size in GB, statistics."""
+    """A table with one line per site: rows by split, shards, size in GB, statistics, rows left out."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("site", no_wrap=True, vertical="bottom")
     heads = [*SPLITS, "shards", "GB", "mean\nnorm", "total\nvariance", "dropped"]
-    for head in heads:
+    with_large = any(entry.too_large for entry in entries)
+    for head in [*heads, *(["too\nlarge"] if with_large else [])]:
         table.add_column(head, justify="right", no_wrap=True, vertical="bottom")
     for entry in entries:
         counts = [f"{getattr(entry.rows, name):,}" for name in SPLITS]
         size = sum(shard.bytes for shard in entry.shards) / 1e9
         norm, variance = max(entry.mean_square_norm, 0.0) ** 0.5, entry.total_variance
         cells = [f"{len(entry.shards)}", f"{size:.3f}", f"{norm:.4g}", f"{variance:.4g}"]
-        table.add_row(entry.site.folder, *counts, *cells, f"{entry.dropped:,}")
+        large = [f"{entry.too_large:,}"] if with_large else []
+        table.add_row(entry.site.folder, *counts, *cells, f"{entry.dropped:,}", *large)
     return table
 
 

@@ -15,6 +15,7 @@ from raysae.console.shell import look_at_store
 
 if TYPE_CHECKING:
     from raysae.activations.manifest import Manifest
+    from raysae.activations.store import Store
     from raysae.activations.synthetic import SuperpositionWorld
     from raysae.activations.verify import Problem, Progress
     from raysae.console.output import Table
@@ -66,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     show, sites = verbs.choices["show"], verbs.choices["sites"]
     show.add_argument("--site", metavar="SITE", help="only this site, such as layer=08/position=03")
     show.add_argument("--samples", type=int, default=5, metavar="N", help="rows to show (5)")
+    show.add_argument(
+        "--all", action="store_true", help="look at the rows of every site, not of some"
+    )
     sites.add_argument("--json", action="store_true", help="as JSON, with shards and bytes")
     _add_synthetic(verb("synthetic", _synthetic, "write a store whose true features are known"))
     return parser
@@ -129,12 +133,26 @@ def _show(args: argparse.Namespace) -> int:
         _say(f"{name:<{width}}  {text}")
     _say("")
     _print(sites_table(entries))
+    _show_health(store, sites, args.all)
     samples = draw_samples(store, sites[0], args.samples) if sites else []
     if samples:
         _say(f"\n{len(samples)} rows of {sites[0].folder}, picked at random")
         bold = console.is_terminal
         _print(samples_table(samples, console.width if bold else WIDE, bold))
     return DONE
+
+
+def _show_health(store: "Store", sites: "list[Site]", every: bool) -> None:
+    """Print what is unusual about the rows of each site, and what to do about it."""
+    from raysae.activations.health import health_of_store, health_table
+
+    found = health_of_store(store, sites, every=every)
+    _say(f"\nHealth of the data, {found.how}")
+    _print(health_table(found))
+    for note in found.notes:
+        _say(f"  {note}")
+    if found.others:
+        _say(f"  {found.others} sites were not looked at; --all looks at every one")
 
 
 def _site(folder: str) -> "Site":

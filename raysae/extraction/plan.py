@@ -31,6 +31,9 @@ OTHER_COLUMNS_BYTES = 16
 """Bytes of a stored row beside its activation."""
 NOT_CONTENT = ("keep",)
 """Settings of ``source`` that do not change the rows or their order."""
+ADDED = {"live": False, "max_norm_ratio": None}
+"""Settings of ``source`` that count only where they are not as given here, so that other stores stay as
+they were."""
 PREFIX = "source."
 """The section of the recipe that an extraction is described in."""
 IDENTITY_FILE = "identity.json"
@@ -73,10 +76,11 @@ class ExtractionPlan:
     def identity(self) -> dict[str, Any]:
         """Everything that decides the store's content; it identifies the store.
 
-        ``live`` is named only where it is true, so that other stores are written as they were before.
+        What is in ``ADDED`` is named only where it is set, so that other stores are written as before.
         """
         every = self._identity()
-        return every if self.source.live else {k: v for k, v in every.items() if k != "live"}
+        unset = {key for key, value in ADDED.items() if every[key] == value}
+        return {key: value for key, value in every.items() if key not in unset}
 
     def differences(self, found: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """The settings in which the source of another store or extraction differs from this plan's, as

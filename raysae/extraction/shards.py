@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,7 @@ def _is_there(store: Path, site: dict[str, Any]) -> bool:
     entry = ShardEntry.model_validate(site["entry"])
     Site(site["layer"], site["position"])
     float(site["square_sum"]), int(site["dropped"]), list(site["sum"])
+    int(site.get("too_large", 0))
     path = store / entry.file
     return path.is_file() and path.stat().st_size == entry.bytes
 
@@ -81,7 +82,7 @@ def written_shards(reports: list[dict[str, Any]]) -> dict[Site, list[WrittenShar
         for row in report["sites"]:
             written = WrittenShard(
                 ShardEntry.model_validate(row["entry"]), np.array(row["sum"]), row["square_sum"],
-                row["dropped"],
+                row["dropped"], row.get("too_large", 0),
             )  # fmt: skip
             shards.setdefault(Site(row["layer"], row["position"]), []).append(written)
     return shards
@@ -155,7 +156,12 @@ def shard_format(plan: ExtractionPlan) -> ShardFormat:
     """How the plan's shards are written."""
     source = plan.source
     split = {"validation": source.validation, "test": source.test}
-    return ShardFormat(source.dtype, split, plan.seed, source.non_finite)
+    return ShardFormat(source.dtype, split, plan.seed, source.non_finite, source.max_norm_ratio)
+
+
+def kept_format(plan: ExtractionPlan) -> ShardFormat:
+    """How a live plan's training rows are written: those left out have been replaced before."""
+    return replace(shard_format(plan), max_norm_ratio=None)
 
 
 def record_of(site: Site, written: WrittenShard, left_out: int = 0) -> dict[str, Any]:
@@ -166,6 +172,7 @@ def record_of(site: Site, written: WrittenShard, left_out: int = 0) -> dict[str,
         "sum": written.sum_D.tolist(),
         "square_sum": written.square_sum,
         "dropped": written.dropped + left_out,
+        "too_large": written.too_large,
     }
 
 

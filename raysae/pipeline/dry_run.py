@@ -7,6 +7,7 @@ from dataclasses import asdict
 import torch
 
 from raysae.activations import Site
+from raysae.activations.health import health_of_store
 from raysae.cluster.placement import place_extraction
 from raysae.cluster.reading import choose_reading
 from raysae.config import Recipe
@@ -56,6 +57,7 @@ def dry_run(recipe: Recipe, started: float | None = None) -> None:
             "Disk": _disk(recipe, wanted),
             "Reading": _reading(plan),
             **({"Live": live_row(plan, placement, speed)} if _computes(plan) else {}),
+            **_data(plan),
             "Time": _time(told, extract, plan),
         }
         for name, text in rows.items():
@@ -127,6 +129,16 @@ def _reading(plan: RunPlan) -> str:
     if plan.store is None:
         return f"extracted first, to {plan.recipe.store_folder}"
     return str(choose_reading(plan.store, plan.sites, plan.recipe.resources))
+
+
+def _data(plan: RunPlan) -> dict[str, str]:
+    """A row on the health of the rows at the sites to train at, where the store exists."""
+    if plan.store is None:
+        return {}
+    found = health_of_store(plan.store, sorted({*plan.sites, *plan.atlas_sites}))
+    for one in found.sites:
+        emit("health", **one.record())
+    return {"Data": "\n".join([*found.notes, found.how])}
 
 
 def _time(told: tuple[Forecast, Basis] | None, extract: float | None, plan: RunPlan) -> str:

@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--test", type=float, default=0.1, metavar="FRACTION", help="of the sequences (0.1)")
     add("--seed", type=int, default=0, help="decides the order of the rows (0)")
     add("--non-finite", default="refuse", metavar="refuse|drop", help="rows with NaN or infinity")
+    add("--max-norm-ratio", type=float, metavar="N",
+        help="leave out rows with a norm over N times their shard's median norm, such as 10")  # fmt: skip
     add("--shard-rows", type=int, metavar="N", help="most rows per shard (as many as fit 256 MiB)")
     add("--model", metavar="ID", help="the transformer's id, for the manifest")
     add("--dataset", metavar="ID", help="the data set's id, for the manifest")
@@ -142,10 +144,11 @@ def _print_result(done: "Imported", passed: float) -> None:
     for note in done.notes:
         _say(f"  note: {note}")
     size = done.bytes / 1e9
+    large = f", {_count(done.too_large, 'row')} too large" if done.too_large else ""
     _say(
         f"Store: {done.store}\n"
         f"  {_count(len(done.entries), 'site')} added, {_count(done.rows, 'row')} of {done.d_in} "
-        f"{done.dtype}, {_count(done.dropped, 'row')} dropped\n"
+        f"{done.dtype}, {_count(done.dropped, 'row')} dropped{large}\n"
         f"  {size:.3f} GB in {seconds(passed)}, {size / max(passed, 1e-9):.2f} GB/s\n"
         f"{look_at_store(done.store)}"
     )

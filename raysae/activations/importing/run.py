@@ -102,6 +102,11 @@ class Imported:
         return sum(entry.dropped for entry in self.entries)
 
     @property
+    def too_large(self) -> int:
+        """Rows left out because their norm was too large."""
+        return sum(entry.too_large for entry in self.entries)
+
+    @property
     def bytes(self) -> int:
         """Bytes of the shards written."""
         return sum(shard.bytes for entry in self.entries for shard in entry.shards)
@@ -146,7 +151,7 @@ def run_import(plan: ImportPlan, progress: Progress = silent) -> Imported:
     Raises UserError when values cannot be stored, the disk is too small, or another import runs.
     """
     started, options = time.monotonic(), plan.options
-    look = check_values(plan.source, plan.selections, plan.dtype, options.non_finite, progress)
+    look = check_values(plan.source, plan.selections, plan.dtype, options, progress)
     notes = [*plan.notes, *notes_on_repeats(plan.source, plan.selections[0], look)]
     refuse_full_disk(plan.out, plan.bytes, "the store")
     with (
@@ -199,7 +204,9 @@ def _split_notes(plan: ImportPlan, entries: list[SiteEntry]) -> Iterator[str]:
 def _write(plan: ImportPlan, progress: Progress) -> list[SiteEntry]:
     """Write the sites one after the other, all shuffled in the same way, so their rows stay aligned."""
     options, done, entries = plan.options, 0, []
-    form = ShardFormat(plan.dtype, options.split, options.seed, options.non_finite)
+    form = ShardFormat(
+        plan.dtype, options.split, options.seed, options.non_finite, options.max_norm_ratio
+    )
     for selection in sorted(plan.selections, key=lambda selection: selection.site):
         writer = SiteWriter(plan.out, selection.site, form, options.shard_rows)
         for piece in shuffled_pieces(len(selection), plan.source.d_in, options.seed):

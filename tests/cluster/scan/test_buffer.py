@@ -62,7 +62,9 @@ def test_every_reader_gets_every_piece_once_in_order():
     filled(buffer, 50)
     found = {}
     threads = [
-        threading.Thread(target=lambda name=name: found.update({name: read(buffer, name, range(50))}))
+        threading.Thread(
+            target=lambda name=name: found.update({name: read(buffer, name, range(50))})
+        )
         for name in "abc"
     ]
     for thread in threads:
@@ -198,7 +200,11 @@ def test_a_failure_reaches_every_reader_after_the_pieces_before_it():
     buffer.end("part-00001.parquet: gone", refused=True)
     assert buffer.take("a", 0, 0, ENOUGH).piece == "piece 0"
     failed = buffer.take("a", 1, 1, ENOUGH)
-    assert (failed.state, failed.reason, failed.refused) == ("failed", "part-00001.parquet: gone", True)
+    assert (failed.state, failed.reason, failed.refused) == (
+        "failed",
+        "part-00001.parquet: gone",
+        True,
+    )
 
 
 def test_a_silent_reader_is_named():

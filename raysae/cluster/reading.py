@@ -63,31 +63,36 @@ def choose_reading(store: Store, sites: list[Site], resources: ResourcesConfig) 
 def check_sites(store: Store, sites: list[Site]) -> None:
     """Check that the shards of ``sites`` have the store's format and their recorded checksums.
 
+    Of a store at a URI the sizes were compared when it was opened, and here the footers are read; the
+    checksums are not compared, as that reads every byte (``python -m raysae.store verify URI`` does).
     Raises UserError naming the first shard that does not.
     """
-    shards = [shard for site in sites for shard in store.entry(site).shards]
-    for shard in shards:
+    for site in sites:
         for split in TRAINING_SPLITS:
-            store.segments(shard, split)  # reads only the footer
-    store.check(*shards)
+            store.split_segments(site, split)  # reads only the footers
+    if store.uri is None:
+        store.check(*(shard for site in sites for shard in store.entry(site).shards))
 
 
 def open_site(reading: Reading, store: Store, site: Site) -> OpenSite:
     """Check a site and open it for the workers, shared or streamed.
 
-    Raises UserError when a shard was altered or a row is not finite.
+    The rows of a site that is streamed from a URI are checked as they are read. Raises UserError when a
+    shard was altered or a row is not finite.
     """
     check_sites(store, [site])
     shared = reading.how == "shared"
-    opened = share_site(store, site) if shared else StreamedSite(store.path.absolute(), site)
+    opened = share_site(store, site) if shared else StreamedSite.of(store, site)
+    if store.uri is not None and not shared:
+        return opened
     for split in TRAINING_SPLITS:
         if getattr(store.entry(site).rows, split):
-            _refuse_non_finite(f"{store.path}: {site}, {split}", opened.rows(split))
+            _refuse_non_finite(f"{store.place}: {site}, {split}", opened.rows(split))
     return opened
 
 
 def fetched_site(site: OpenSite, uri: str) -> OpenSite:
-    """The site of a store at ``uri``, as this node reads it.
+    """The site of a store at ``uri`` of which each node keeps a copy (``resources.copy_store``).
 
     A streamed site reads the node's local copy, which is downloaded if needed. Raises UserError when
     ``uri`` cannot be reached.

@@ -4,7 +4,6 @@ The rows are in Ray's object store; every trial maps the same memory, without a 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -56,7 +55,7 @@ def _share_split(store: Store, site: Site, split: str) -> list[Any]:
         return []
     if store.training_bytes(site) <= READ_HERE_BYTES:
         return [ray.put(_table(store, site, split))]
-    task = {"store": str(store.path), "layer": site.layer, "position": site.position}
+    task = {"store": str(store.uri or store.path), "layer": site.layer, "position": site.position}
     dataset = ray.data.from_items([{**task, "split": split}]).map_batches(
         _read, batch_size=None, batch_format="pyarrow"
     )
@@ -67,11 +66,10 @@ def _share_split(store: Store, site: Site, split: str) -> list[Any]:
 
 def _read(task: pa.Table) -> pa.Table:
     (row,) = task.to_pylist()
-    store, site = open_store(Path(row["store"])).trust(), Site(row["layer"], row["position"])
+    store, site = open_store(row["store"]).trust(), Site(row["layer"], row["position"])
     return _table(store, site, row["split"])
 
 
 def _table(store: Store, site: Site, split: str) -> pa.Table:
-    shards = [shard for shard in store.entry(site).shards if getattr(shard.rows, split)]
-    segments = [segment for shard in shards for segment in store.segments(shard, split)]
-    return pa.table([to_arrow(store.rows(segments))], names=["activation"])
+    rows_ND = store.rows(store.split_segments(site, split))
+    return pa.table([to_arrow(rows_ND)], names=["activation"])

@@ -74,7 +74,8 @@ class Attempt:
 
         self.start_ray()
         admitted = admit(self.recipe, self.plan.needs)
-        stored = None if self.plan.store is None else self.plan.store.path / MANIFEST_FILE
+        store = self.plan.store
+        stored = None if store is None or self.recipe.store_uri else store.path / MANIFEST_FILE
         uris = [uri for uri in (self.recipe.run_uri, self.recipe.store_uri) if uri]
         check_nodes(self.run.path, stored, uris)
         url = dashboard_url()

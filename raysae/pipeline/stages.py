@@ -101,14 +101,14 @@ class Extract(Stage):
             attempt.plan = plan.with_store(extract_with(plan.extraction, attempt.recipe))
             attempt.begun.mark()
         else:
-            console.print(f"Store: {plan.store.path} is there already")
+            console.print(f"Store: {plan.store.place} is there already")
         for site in attempt.plan.sites:
             check_site(attempt.store, site)
         return []
 
     def read(self, attempt: Attempt) -> None:
         """Say where the store is."""
-        console.print(f"Store: {attempt.store.path} is there already")
+        console.print(f"Store: {attempt.store.place} is there already")
 
 
 class Sweep(Stage):

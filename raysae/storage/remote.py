@@ -16,10 +16,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from raysae.errors import UserError
-from raysae.redaction import WHERE_SECRETS_BELONG, redacted, secret_in
+from raysae.storage.file_systems import reached, refuse_unusable
 from raysae.storage.files import (
     open_own,
     remove_temporary,
@@ -43,8 +42,8 @@ from raysae.storage.remote_folder import ARCHIVE, RemoteFolder
 
 __all__ = [
     "ARCHIVE", "CACHE_VARIABLE", "CHECKPOINT", "CLAIM_FILE", "CLAIM_SECONDS", "HOME_FILE", "bind",
-    "claimed", "discard", "discard_archive", "fetched", "is_copy", "is_uri", "join", "local_copy", "move",
-    "pull", "pull_archive", "push", "push_archive", "split",
+    "claimed", "discard", "discard_archive", "fetched", "hand_over", "is_copy", "is_uri", "join",
+    "local_copy", "move", "pull", "pull_archive", "push", "push_archive", "split",
 ]  # fmt: skip
 
 CHECKPOINT = ".training"
@@ -61,13 +60,11 @@ def bind(uri: str) -> Path:
     Raises UserError when ``uri`` cannot be reached, when the folder cannot be written or is the copy of
     another URI, or when others could change what is in it.
     """
-    _refuse_secret(uri)
+    refuse_unusable(uri)
     local = local_copy(uri)
     if _bound.get(local) == uri and (local / HOME_FILE).is_file():
         return local
-    if ".." in uri.partition("?")[0].split("/"):
-        raise UserError(f"{uri.partition('?')[0]}: a URI has no '..'; write it out without")
-    _filesystem(uri)
+    reached(uri)
     try:
         make_private(local)
         check_private(local)
@@ -81,13 +78,6 @@ def bind(uri: str) -> Path:
         ) from None
     _bound[local] = uri
     return local
-
-
-def _refuse_secret(uri: str) -> None:
-    """Raise UserError when ``uri`` holds a secret: it names folders, and is printed and recorded."""
-    found = secret_in(uri)
-    if found is not None:
-        raise UserError(f"{redacted(uri)}: holds {found}; {WHERE_SECRETS_BELONG}")
 
 
 def is_copy(path: Path) -> bool:
@@ -151,6 +141,17 @@ def fetched(uri: str) -> Path:
         remove_temporary(folder)
         pull(folder)
     return folder
+
+
+def hand_over(file: Path) -> None:
+    """Upload a finished file of a local copy, and remove it here: it is not needed any more.
+
+    For other paths nothing is done. Raises UserError when it cannot be uploaded; then it stays.
+    """
+    remote = _remote_of(file)
+    if remote is not None:
+        remote.upload(file)
+        file.unlink()
 
 
 def push_archive(folder: Path) -> None:
@@ -243,7 +244,7 @@ def _remote_of(path: Path) -> RemoteFolder | None:
     if found is None:
         return None
     if found not in _remotes:
-        _remotes[found] = RemoteFolder(*found, *_filesystem(found[1]))
+        _remotes[found] = RemoteFolder(*found, *reached(found[1]))
     return _remotes[found]
 
 
@@ -260,26 +261,3 @@ def _files(folder: Path) -> Iterator[Path]:
             yield from _files(path)
         elif path.is_file():
             yield path
-
-
-def _filesystem(uri: str) -> tuple[Any, str]:
-    """The file system of a URI and the path in it. Raises UserError when it cannot be reached."""
-    import pyarrow as pa
-    from pyarrow import fs
-
-    try:
-        try:
-            filesystem, path = fs.FileSystem.from_uri(uri)
-        except pa.ArrowInvalid:  # Arrow does not know the scheme
-            import fsspec
-
-            found, path = fsspec.core.url_to_fs(uri)
-            filesystem = fs.PyFileSystem(fs.FSSpecHandler(found))
-        filesystem.get_file_info(path)
-    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{uri.partition('?')[0]}: cannot be reached ({reason}); give a folder, or a URI such as "
-            "s3://BUCKET/FOLDER, with its credentials in the environment"
-        ) from None
-    return filesystem, path

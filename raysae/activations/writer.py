@@ -38,6 +38,7 @@ from raysae.activations.splits import SPLITS, split_of
 from raysae.errors import UserError
 from raysae.sites import Site
 from raysae.storage.files import replacing, sha256_of
+from raysae.storage.remote import hand_over
 
 ROW_GROUP_BYTES = 32 * 2**20
 SHARD_BYTES = 256 * 2**20
@@ -118,7 +119,8 @@ def write_shard(
 ) -> WrittenShard:
     """Write one shard: its rows ordered train, validation, test, and shuffled within each split.
 
-    The shuffle depends only on the seed, the shard's number and the number of rows, so the rows of
+    Of a store at a URI (``store`` is its local copy) the file is uploaded and not kept here. The shuffle
+    depends only on the seed, the shard's number and the number of rows, so the rows of
     all layers stay aligned. Raises UserError when a value is not finite or the dtype cannot hold it.
     """
     usable = _usable(rows, form, site)
@@ -141,6 +143,7 @@ def write_shard(
     with replacing(store / name) as temporary:
         _write_table(table, counts, temporary)
         size, checksum = temporary.stat().st_size, sha256_of(temporary)
+    hand_over(store / name)
     split_rows = SplitRows(**dict(zip(SPLITS, counts, strict=True)))
     entry = ShardEntry(file=name, rows=split_rows, bytes=size, sha256=checksum)
     return WrittenShard(entry, *row_sums(stored_ND), len(rows) - len(usable))
@@ -175,11 +178,15 @@ def site_entry(site: Site, shards: list[WrittenShard]) -> SiteEntry:
 
 
 def write_sequences(store: Path, number: int, table: pa.Table) -> SequencesEntry:
-    """Write one file of sequences, a table of ``SEQUENCES_SCHEMA``. Returns its manifest entry."""
+    """Write one file of sequences, a table of ``SEQUENCES_SCHEMA``. Returns its manifest entry.
+
+    Of a store at a URI it is uploaded and not kept here. Raises UserError when it cannot be.
+    """
     name = f"{SEQUENCES_FOLDER}/part-{number:05d}.parquet"
     with replacing(store / name) as temporary:
         pq.write_table(table.cast(SEQUENCES_SCHEMA), temporary, compression="zstd")
         size, checksum = temporary.stat().st_size, sha256_of(temporary)
+    hand_over(store / name)
     tokens = len(table["token_id"].combine_chunks().flatten())
     return SequencesEntry(
         file=name, sequences=len(table), tokens=tokens, bytes=size, sha256=checksum

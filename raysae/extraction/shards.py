@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from raysae.activations.manifest import SEQUENCES_FOLDER, ShardEntry, SiteEntry
+from raysae.activations.store_files import StoreFiles
 from raysae.activations.writer import (
     ShardFormat,
     SiteRows,
@@ -21,7 +21,8 @@ from raysae.cluster.worker import prepare_worker
 from raysae.errors import UserError
 from raysae.extraction.plan import ExtractionPlan, model_spec
 from raysae.sites import Site
-from raysae.storage.files import open_own, read_json, write_json
+from raysae.storage.files import open_own, read_json, remove_temporary, write_json
+from raysae.storage.remote import pull, push
 from raysae.transformer.loading import load_model
 from raysae.transformer.sequence import from_table
 
@@ -39,28 +40,34 @@ def tokens_file(work: Path, shard: int) -> Path:
     return work / f"shard-{shard:05d}.tokens"
 
 
-def committed_shard(plan: ExtractionPlan, shard: int) -> dict[str, Any] | None:
-    """A shard's report; None unless the report is sound and all the shard's files exist."""
+def committed_shard(
+    plan: ExtractionPlan, shard: int, files: StoreFiles | None = None
+) -> dict[str, Any] | None:
+    """A shard's report; None unless the report is sound and all the shard's files exist.
+
+    ``files`` are the store's files if they were looked at after the shard was made.
+    """
     file = report_file(plan.work, shard)
-    if not file.is_file():
+    if not file.is_file() and not pull(file):  # another node can have made the shard
         return None
+    files = files or plan.files()
     try:
         report = read_json(file)
-        whole = all(_is_there(plan.folder, site) for site in report["sites"])
+        whole = all(_is_there(files, site) for site in report["sites"])
         whole = whole and isinstance(report["weights_sha256"], str)
     except (UserError, KeyError, TypeError, ValueError):  # damaged: the shard is made again
         return None
     return report if whole else None
 
 
-def _is_there(store: Path, site: dict[str, Any]) -> bool:
+def _is_there(store: StoreFiles, site: dict[str, Any]) -> bool:
     """Whether a shard's file at a site is there as its report says. Raises KeyError, TypeError or
     ValueError when the report does not say it."""
     entry = ShardEntry.model_validate(site["entry"])
     Site(site["layer"], site["position"])
     float(site["square_sum"]), int(site["dropped"]), list(site["sum"])
-    path = store / entry.file
-    return path.is_file() and path.stat().st_size == entry.bytes
+    path = store.file(entry.file)
+    return path.is_file() and path.size() == entry.bytes
 
 
 def site_entries(reports: list[dict[str, Any]]) -> list[SiteEntry]:
@@ -85,7 +92,11 @@ class ShardExtractor:
     def __init__(self, plan: ExtractionPlan):
         from raysae.transformer.capture import Capturer, weights_hash
 
-        self.plan = plan
+        self.plan = plan = plan.on_this_node()
+        if plan.uri is not None:  # this node's copy, and what a killed worker left in it
+            plan.work.mkdir(parents=True, exist_ok=True)
+            remove_temporary(plan.folder)
+        self.files = plan.files()
         device = prepare_worker()
         model = load_model(model_spec(plan.readable))
         self.weights_sha256 = weights_hash(model)
@@ -107,8 +118,9 @@ class ShardExtractor:
         """
         plan, source = self.plan, self.plan.source
         started = time.monotonic()
-        part = plan.folder / SEQUENCES_FOLDER / f"part-{shard:05d}.parquet"
-        sequences = from_table(pq.read_table(part, partitioning=None))
+        part = self.files.file(f"{SEQUENCES_FOLDER}/part-{shard:05d}.parquet")
+        with part.parquet() as file:
+            sequences = from_table(file.read())
         rows = self.capturer.rows(
             sequences, plan.positions, source.used_patterns, _Progress(plan.work, shard, alive)
         )
@@ -120,6 +132,7 @@ class ShardExtractor:
             "seconds": time.monotonic() - started,
         }
         write_json(report_file(plan.work, shard), report)
+        push(report_file(plan.work, shard))
         tokens_file(plan.work, shard).unlink(missing_ok=True)
 
     def _write(self, shard: int, site: Site, rows: SiteRows) -> dict[str, Any] | None:

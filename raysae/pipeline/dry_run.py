@@ -107,7 +107,7 @@ def _disk(recipe: Recipe, wanted: Needs) -> str:
 
 def _reading(plan: RunPlan) -> str:
     if plan.store is None:
-        return f"extracted first, to {plan.recipe.store_folder}"
+        return f"extracted first, to {str(plan.recipe.store_place).partition('?')[0]}"
     return str(choose_reading(plan.store, plan.sites, plan.recipe.resources))
 
 

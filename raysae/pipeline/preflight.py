@@ -61,7 +61,7 @@ def _check_sites(where: Store | ExtractionPlan, sites: list[Site], atlas: list[S
 def _check_in_plan(plan: ExtractionPlan, site: Site) -> None:
     if site.layer not in plan.layers or site.position not in plan.positions:
         raise UserError(
-            f"{plan.folder}: the store to be extracted will have no site {site}; its layers are "
+            f"{plan.place}: the store to be extracted will have no site {site}; its layers are "
             f"{', '.join(map(str, plan.layers))}; its positions are "
             f"{', '.join(map(str, plan.positions))}"
         )

@@ -18,9 +18,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from raysae.errors import UserError
-from raysae.storage.file_systems import reached, refuse_unusable
+from raysae.storage.file_systems import place_of, reached, refuse_unusable
 from raysae.storage.files import (
     open_own,
+    remove_folder,
     remove_temporary,
     replacing_folder,
     write_text,
@@ -43,7 +44,8 @@ from raysae.storage.remote_folder import ARCHIVE, RemoteFolder
 __all__ = [
     "ARCHIVE", "CACHE_VARIABLE", "CHECKPOINT", "CLAIM_FILE", "CLAIM_SECONDS", "HOME_FILE", "bind",
     "claimed", "discard", "discard_archive", "fetched", "hand_over", "is_copy", "is_uri", "join",
-    "local_copy", "move", "pull", "pull_archive", "push", "push_archive", "split",
+    "local_copy", "move", "pull", "pull_archive", "push", "push_archive", "remove", "shown",
+    "split", "uri_of",
 ]  # fmt: skip
 
 CHECKPOINT = ".training"
@@ -129,6 +131,31 @@ def discard(path: Path) -> None:
         remote.remove_all(path)
 
 
+def remove(path: Path) -> None:
+    """Remove a file or folder here and, of a local copy, at its URI."""
+    if path.is_dir():
+        remove_folder(path)
+    else:
+        path.unlink(missing_ok=True)
+    discard(path)
+
+
+def uri_of(path: Path) -> str | None:
+    """The URI of a path in a local copy that this process works in; None for other paths."""
+    found = _copy_of(path)
+    if found is None:
+        return None
+    folder, uri = found
+    name = path.relative_to(folder).as_posix()
+    return uri if name == "." else join(uri, name)
+
+
+def shown(path: Path) -> str:
+    """A path for people: of a local copy, the URI without its ``?options``."""
+    uri = uri_of(path)
+    return str(path) if uri is None else place_of(uri)
+
+
 def fetched(uri: str) -> Path:
     """This node's complete copy of the folder at ``uri``.
 
@@ -190,11 +217,13 @@ def discard_archive(folder: Path) -> None:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(
+    folder: Path, what: str = "this run", otherwise: str = "take another name=NAME"
+) -> Iterator[None]:
     """Claim a folder at a URI for this machine during the block.
 
-    The claim is a file there, which a thread renews. Raises UserError when another machine renewed its
-    claim less than ``CLAIM_SECONDS`` ago.
+    The claim is a file there, which a thread renews. Raises UserError, with ``what`` the other works on
+    and what to do ``otherwise``, when another machine renewed its claim less than ``CLAIM_SECONDS`` ago.
     """
     remote = _remote_of(folder)
     if remote is None:
@@ -209,8 +238,8 @@ def claimed(folder: Path) -> Iterator[None]:
     other = remote.text(claim) if held else claim.read_text()
     if other.split(" on ")[-1] != socket.gethostname():  # processes of one machine have a lock
         raise UserError(
-            f"{remote.uri}: {other} is working on this run; wait for it, stop it, or take another "
-            f"name=NAME (the claim of a killed process ends after {CLAIM_SECONDS} s)"
+            f"{remote.uri}: {other} is working on {what}; wait for it, stop it, or {otherwise} "
+            f"(the claim of a killed process ends after {CLAIM_SECONDS} s)"
         )
     remote.remove_leftovers()
     remote.upload(claim)

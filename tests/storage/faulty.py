@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from datetime import UTC, datetime
+from typing import ClassVar
 
 import fsspec
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
@@ -14,10 +15,11 @@ class FaultyFileSystem(MemoryFileSystem):
     """What happens to reads is in the class, as fsspec makes its own instances."""
 
     protocol = (SCHEME,)
-    store: dict = {}
-    pseudo_dirs = [""]
-    read, opened = Counter(), Counter()
-    written: Counter = Counter()
+    store: ClassVar = {}
+    pseudo_dirs: ClassVar = [""]
+    read: ClassVar = Counter()
+    opened: ClassVar = Counter()
+    written: ClassVar = Counter()
     fail_reads = fail_writes = 0
     """So many of the next reads, or writes, fail."""
     wait = 0.0

@@ -76,8 +76,10 @@ class Attempt:
         admitted = admit(self.recipe, self.plan.needs)
         store = self.plan.store
         stored = None if store is None or self.recipe.store_uri else store.path / MANIFEST_FILE
-        uris = [uri for uri in (self.recipe.run_uri, self.recipe.store_uri) if uri]
-        check_nodes(self.run.path, stored, uris)
+        uris, read = (
+            [uri for uri in (one,) if uri] for one in (self.recipe.run_uri, self.recipe.store_uri)
+        )
+        check_nodes(self.run.path, stored, uris, read)
         url = dashboard_url()
         console.print(f"Ray: {admitted}" + (f"; dashboard {url}" if url else ""))
         return admitted.placement

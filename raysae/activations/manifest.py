@@ -16,9 +16,10 @@ from pydantic import (
 )
 
 from raysae.activations.schema import Dtype
+from raysae.activations.store_files import LocalFiles, StoreFiles
 from raysae.errors import UserError
 from raysae.sites import POOL_NAME, Site
-from raysae.storage.files import read_json, write_json
+from raysae.storage.files import json_from, read_json, write_json
 from raysae.storage.untrusted import usable_path
 
 FORMAT_VERSION = 2
@@ -191,11 +192,27 @@ def read_manifest(store: Path) -> Manifest:
     has another format version."""
     path = usable_path(store) / MANIFEST_FILE
     if not usable_path(path).is_file():
-        raise UserError(
-            f"{store}: no {MANIFEST_FILE}, so this is not a finished activation store; "
-            "check the path, or extract into it again"
-        )
-    raw = read_json(path)
+        raise _no_store(store, "check the path, or extract into it again")
+    return _manifest(path, read_json(path))
+
+
+def manifest_of(files: StoreFiles) -> Manifest:
+    """The manifest of the store that ``files`` are. Raises UserError as ``read_manifest`` does."""
+    if isinstance(files, LocalFiles):
+        return read_manifest(files.folder)
+    file = files.file(MANIFEST_FILE)
+    if not file.is_file():
+        raise _no_store(files.place, "check the URI, or extract to it again (store=URI)")
+    return _manifest(str(file), json_from(str(file), file.size(), file.content))
+
+
+def _no_store(place: Path | str, advice: str) -> UserError:
+    return UserError(
+        f"{place}: no {MANIFEST_FILE}, so this is not a finished activation store; {advice}"
+    )
+
+
+def _manifest(path: Path | str, raw: Any) -> Manifest:
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(
@@ -230,7 +247,7 @@ def _way_out(version: Any) -> str:
     return "upgrade raysae" if newer else "extract or import the store again"
 
 
-def _check_entries(path: Path, manifest: Manifest) -> None:
+def _check_entries(path: Path | str, manifest: Manifest) -> None:
     sites = [str(entry.site) for entry in manifest.sites]
     placed = [(shard.file, entry.site.folder) for entry in manifest.sites for shard in entry.shards]
     placed += [(part.file, SEQUENCES_FOLDER) for part in manifest.sequences]
@@ -249,7 +266,7 @@ def _check_entries(path: Path, manifest: Manifest) -> None:
             )
 
 
-def _check_live(path: Path, manifest: Manifest, live: LiveEntry) -> None:
+def _check_live(path: Path | str, manifest: Manifest, live: LiveEntry) -> None:
     """Raise UserError when the plan of the training rows does not fit the sequences or the sites."""
     if not live.head <= len(live.shards) == len(manifest.sequences):
         raise UserError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysae.activations.importing import import_command
+from raysae.activations.importing.import_command import place
 from raysae.console.board import console, seconds
 from raysae.console.command_line import DONE, PARTLY, Parser
 from raysae.console.shell import look_at_store
@@ -63,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         ("show", _show, "show where a store came from, its sites, and a few rows with their texts"),
         ("sites", _sites, "list a store's sites: folder, train, validation and test rows"),
     ):
-        verb(name, run, text).add_argument("store", type=Path, metavar="STORE", help="its folder")
+        verb(name, run, text).add_argument(
+            "store", type=place, metavar="STORE", help="its folder or URI"
+        )
     show, sites = verbs.choices["show"], verbs.choices["sites"]
     show.add_argument("--site", metavar="SITE", help="only this site, such as layer=08/position=03")
     show.add_argument("--samples", type=int, default=5, metavar="N", help="rows to show (5)")
@@ -92,19 +95,21 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from raysae.activations.manifest import read_manifest
+    from raysae.activations.manifest import manifest_of
     from raysae.activations.show import unlisted
+    from raysae.activations.store_files import files_at
     from raysae.activations.verify import verify
 
-    started, manifest = time.monotonic(), read_manifest(args.store)
+    started, files = time.monotonic(), files_at(args.store)
+    manifest = manifest_of(files)
     with _progress() as progress:
-        problems = verify(args.store, progress)
-    for note in unlisted(args.store, manifest):
+        problems = verify(files, progress)
+    for note in unlisted(files, manifest):
         _say(f"note: {note}")
     if problems:
         _print(_problems_table(problems))
     verdict = f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "sound"
-    _say(f"{args.store}: {_size(manifest)} in {seconds(time.monotonic() - started)}: {verdict}")
+    _say(f"{files.place}: {_size(manifest)} in {seconds(time.monotonic() - started)}: {verdict}")
     return PARTLY if problems else DONE
 
 

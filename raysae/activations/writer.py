@@ -39,6 +39,7 @@ from raysae.activations.splits import SPLITS, split_of
 from raysae.errors import UserError
 from raysae.sites import Site
 from raysae.storage.files import replacing, sha256_of
+from raysae.storage.remote import hand_over
 
 ROW_GROUP_BYTES = 32 * 2**20
 SHARD_BYTES = 256 * 2**20
@@ -135,8 +136,9 @@ def write_shard(
 ) -> WrittenShard:
     """Write one shard: its rows ordered train, validation, test, and shuffled within each split.
 
-    ``shard_order`` is the order, and ``prefix`` begins the file's name. Raises UserError as
-    ``kept_rows`` and ``to_storage`` do.
+    ``shard_order`` is the order, and ``prefix`` begins the file's name. Of a store at a URI (``store`` is
+    its local copy) the file is uploaded and not kept here. Raises UserError as ``kept_rows`` and
+    ``to_storage`` do.
     """
     kept = kept_rows(rows, site, form.non_finite, form.max_norm_ratio)
     usable = rows if kept.which_N is None else rows.take(kept.which_N)
@@ -156,6 +158,7 @@ def write_shard(
     with replacing(store / name) as temporary:
         _write_table(table, counts, temporary)
         size, checksum = temporary.stat().st_size, sha256_of(temporary)
+    hand_over(store / name)
     split_rows = SplitRows(**dict(zip(SPLITS, counts, strict=True)))
     entry = ShardEntry(file=name, rows=split_rows, bytes=size, sha256=checksum)
     return WrittenShard(entry, *row_sums(stored_ND), kept.dropped, kept.too_large)
@@ -198,11 +201,15 @@ def statistics_of(shards: list[WrittenShard], rows: int) -> dict[str, Any]:
 
 
 def write_sequences(store: Path, number: int, table: pa.Table) -> SequencesEntry:
-    """Write one file of sequences, a table of ``SEQUENCES_SCHEMA``. Returns its manifest entry."""
+    """Write one file of sequences, a table of ``SEQUENCES_SCHEMA``. Returns its manifest entry.
+
+    Of a store at a URI it is uploaded and not kept here. Raises UserError when it cannot be.
+    """
     name = f"{SEQUENCES_FOLDER}/part-{number:05d}.parquet"
     with replacing(store / name) as temporary:
         pq.write_table(table.cast(SEQUENCES_SCHEMA), temporary, compression="zstd")
         size, checksum = temporary.stat().st_size, sha256_of(temporary)
+    hand_over(store / name)
     tokens = len(table["token_id"].combine_chunks().flatten())
     return SequencesEntry(
         file=name, sequences=len(table), tokens=tokens, bytes=size, sha256=checksum

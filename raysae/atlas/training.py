@@ -141,7 +141,8 @@ def _sent(job: AtlasJob, placement: Placement) -> AtlasWork:
     recipe = job.run.recipe
     return AtlasWork(
         files=job.run.for_workers(),
-        store=recipe.store_uri or str(job.store.path.absolute()),
+        store=recipe.store_uri or str(job.store.opened_by),
+        copy=recipe.resources.copy_store,
         settings=job.settings,
         memory=memory_each(recipe.resources, placement.workers),
         checkpoint_seconds=recipe.resources.checkpoint_seconds,

@@ -19,7 +19,6 @@ from torch import Tensor
 from raysae.activations.schema import to_arrow, to_torch, torch_dtype
 from raysae.activations.store import TRAINING_SPLITS, Segment, Store, open_store
 from raysae.sites import Site
-from raysae.storage.local_copies import copied_uri
 from raysae.training.rows import Rows
 
 READ_HERE_BYTES = 64 * 2**20
@@ -136,7 +135,7 @@ def _read_by_tasks(store: Store, site: Site, pieces: list[Piece]) -> list[Any]:
     """A reference to each piece's table, in order; Ray Data reads them on all nodes at once."""
     import ray
 
-    where = copied_uri(store.path) or str(store.path.absolute())
+    where = str(store.opened_by)
     tasks = [asdict(piece) for piece in pieces]
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         _read, fn_kwargs={"where": where, "site": site}, batch_size=None, batch_format="pyarrow",

@@ -183,7 +183,7 @@ def _listed(manifest: Manifest, shard: int) -> dict[Site, ShardEntry]:
 
 
 def _report(store: Store, shard: int) -> dict[str, Any] | None:
-    report = sound_report(store.path, _report_file(store.path, shard))
+    report = sound_report(store.files, _report_file(store.path, shard))
     return report if report and report["weights_sha256"] == _weights(store) else None
 
 

@@ -28,7 +28,8 @@ from raysae.extraction.plan import (
     token_rules,
 )
 from raysae.sites import Position
-from raysae.storage.files import read_json, remove_folder, sha256_of, write_json
+from raysae.storage.files import read_json, write_json
+from raysae.storage.remote import push, remove
 from raysae.transformer.loading import load_tokenizer
 from raysae.transformer.repeats import RepeatedRows, prefix_hashes
 from raysae.transformer.sequence import TokenSequence, to_table
@@ -129,12 +130,13 @@ def write_tokens(plan: ExtractionPlan, report: Report) -> TokenPlan:
                 f"{file}: damaged ({reason}); the texts are tokenized and every shard is made again"
             )
             for stale in plan.work.glob("shard-*.json"):  # of texts that nobody can compare now
-                stale.unlink(missing_ok=True)
-    remove_folder(plan.folder / SEQUENCES_FOLDER)
+                remove(stale)
+    remove(plan.folder / SEQUENCES_FOLDER)
     tokens = _Writing(plan, report).run()
     _refuse_unusable(plan, tokens)
     record = {**asdict(tokens), "parts": [part.model_dump() for part in tokens.parts]}
     write_json(file, record)
+    push(file)
     return tokens
 
 
@@ -145,9 +147,10 @@ def _written(plan: ExtractionPlan, file: Path) -> TokenPlan:
     """
     record = read_json(file)
     parts = [SequencesEntry.model_validate(part) for part in record.pop("parts")]
+    files = plan.files()
     for part in parts:
-        path = plan.folder / part.file
-        if not path.is_file() or sha256_of(path) != part.sha256:
+        path = files.file(part.file)
+        if not path.is_file() or path.sha256() != part.sha256:
             raise UserError(f"{path} is missing or was altered")
     tokens = TokenPlan(parts, **record)
     tokens.bytes(plan)

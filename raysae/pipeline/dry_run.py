@@ -127,7 +127,7 @@ def _reading(plan: RunPlan) -> str:
     if _computes(plan):
         return f"live: computed from the texts in {plan.recipe.store_folder} while training"
     if plan.store is None:
-        return f"extracted first, to {plan.recipe.store_folder}"
+        return f"extracted first, to {str(plan.recipe.store_place).partition('?')[0]}"
     return str(choose_reading(plan.store, plan.sites, plan.recipe.resources))
 
 

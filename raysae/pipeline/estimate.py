@@ -117,7 +117,8 @@ def _within(
 def check_disk(recipe: Recipe, wanted: Needs) -> None:
     """Raise UserError when the disks have too little space for what the run writes."""
     asked: dict[int, tuple[Path, int]] = {}
-    folders = (recipe.run_folder, wanted.run_bytes), (recipe.store_folder, wanted.store_bytes)
+    stored = 0 if recipe.store_uri else wanted.store_bytes  # to a URI it goes shard by shard
+    folders = (recipe.run_folder, wanted.run_bytes), (recipe.store_folder, stored)
     for folder, size in folders:
         there = existing_parent(folder)
         device = there.stat().st_dev

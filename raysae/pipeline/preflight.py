@@ -26,10 +26,8 @@ def preflight(recipe: Recipe) -> RunPlan:
     check_address(recipe.resources)
     check_job_folders(recipe)
     check_live_store(recipe)
-    if recipe.store_uri is not None:
-        open_store(recipe.store_uri)  # must exist: an extraction writes to folders only
     extraction = plan_extraction(recipe) if recipe.source is not None else None
-    store = existing_store(extraction) if extraction is not None else open_store(recipe.store_place)
+    store = existing_store(extraction) if extraction is not None else opened_store(recipe)
     where = store or extraction
     assert where is not None
     sites = recipe.sites_of(where.layers, where.positions)
@@ -50,6 +48,11 @@ def preflight(recipe: Recipe) -> RunPlan:
     return RunPlan(recipe, where, None, sites, atlas, known, proposer, wanted, live)
 
 
+def opened_store(recipe: Recipe) -> Store:
+    """The recipe's store: at its folder, or at its URI, or in this node's copy of that."""
+    return open_store(recipe.store_place, copy=recipe.resources.copy_store)
+
+
 def _check_sites(where: Store | ExtractionPlan, sites: list[Site], atlas: list[Site]) -> None:
     if isinstance(where, Store):
         for site in sites:
@@ -62,7 +65,7 @@ def _check_sites(where: Store | ExtractionPlan, sites: list[Site], atlas: list[S
 def _check_in_plan(plan: ExtractionPlan, site: Site) -> None:
     if site.layer not in plan.layers or site.position not in plan.positions:
         raise UserError(
-            f"{plan.folder}: the store to be extracted will have no site {site}; its layers are "
+            f"{plan.place}: the store to be extracted will have no site {site}; its layers are "
             f"{', '.join(map(str, plan.layers))}; its positions are "
             f"{', '.join(map(str, plan.positions))}"
         )
@@ -74,10 +77,10 @@ def check_site(store: Store, site: Site) -> None:
     for split in ("train", "validation"):
         if not getattr(entry.rows, split):
             raise UserError(
-                f"{store.path}: {site} has no {split} rows; nothing can be trained there"
+                f"{store.place}: {site} has no {split} rows; nothing can be trained there"
             )
     if entry.total_variance <= NO_VARIANCE * entry.mean_square_norm:
         raise UserError(
-            f"{store.path}: at {site} all {entry.rows.total} rows are the same, so there is nothing "
+            f"{store.place}: at {site} all {entry.rows.total} rows are the same, so there is nothing "
             "to explain; are the texts alike up to that token?"
         )

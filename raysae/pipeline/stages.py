@@ -102,7 +102,7 @@ class Extract(Stage):
             attempt.plan = plan.with_store(extract_with(plan.extraction, attempt.recipe))
             attempt.begun.mark()
         else:
-            console.print(f"Store: {plan.store.path} is there already")
+            console.print(f"Store: {plan.store.place} is there already")
         check_live_rows(attempt.recipe, attempt.store, attempt.plan.sites)
         for site in attempt.plan.sites:
             check_site(attempt.store, site)
@@ -110,7 +110,7 @@ class Extract(Stage):
 
     def read(self, attempt: Attempt) -> None:
         """Say where the store is."""
-        console.print(f"Store: {attempt.store.path} is there already")
+        console.print(f"Store: {attempt.store.place} is there already")
 
 
 class Sweep(Stage):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from raysae.console.board import console, seconds
 from raysae.console.command_line import DONE
 from raysae.console.shell import look_at_store
+from raysae.storage.local_copies import is_uri
 
 if TYPE_CHECKING:
     from raysae.activations.importing.options import ImportOptions
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.add_argument("file", type=Path, metavar="FILE", help="what to import")
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="STORE", help="the store's folder")
+    add("--out", type=place, required=True, metavar="STORE", help="the store's folder or URI")
     add("--layer", type=int, metavar="L", help="the layer, if the file does not give it")
     add("--position", metavar="P", help="a token's number (-1 is the last), all, or a pool's name")
     add("--key", action="append", default=[], dest="keys", metavar="ROLE=NAME",
@@ -58,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="ID", help="the transformer's id, for the manifest")
     add("--dataset", metavar="ID", help="the data set's id, for the manifest")
     add("--hookpoint", metavar="NAME", help="for the manifest (the file's, or unknown)")
+
+
+def place(name: str) -> Path | str:
+    """A folder as a path; a URI as it is."""
+    return name if is_uri(name) else Path(name)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from raysae.activations.gone import told_if_gone
 from raysae.errors import UserError
+from raysae.storage.file_systems import Stamp
 from raysae.storage.files import sha256_of
 from raysae.storage.local_copies import is_uri
 from raysae.storage.remote_files import RemoteFiles
@@ -109,6 +110,15 @@ class LocalFiles:
     def file(self, name: str) -> LocalFile:
         """The file ``name``, a path relative to the folder; it need not exist."""
         return LocalFile(self.folder, self.folder / name)
+
+    def stamps(self, names: list[str]) -> dict[str, Stamp]:
+        """The stamps of some of the files, as they are now; of those that are there."""
+        found = {}
+        for name in names:
+            with suppress(OSError):
+                stat = (self.folder / name).stat()
+                found[name] = Stamp(stat.st_size, (("time", str(stat.st_mtime_ns)),))
+        return found
 
     def names(self) -> list[str]:
         """The names of all that is no folder, sorted."""

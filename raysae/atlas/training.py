@@ -1,18 +1,20 @@
 """Training the atlas: its sites are items of the pool, and each is committed on its own."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from raysae.activations import Site, Store
 from raysae.activations.health import LISTED, SiteHealth, StoreHealth
 from raysae.activations.streaming import StreamedRows
+from raysae.atlas.live import LivePass, live_pass
 from raysae.atlas.worker import AtlasWork, AtlasWorker, Record, Sites, SiteSettings
 from raysae.cluster.placement import Placement
 from raysae.cluster.pool import Outcome, Work, map_committed
 from raysae.cluster.reading import memory_each
 from raysae.console.board import console, emit
+from raysae.extraction.plan import ExtractionPlan
 from raysae.records.commit import figures_of, state_of
 from raysae.records.events import Committed, Event, Events, Failed, Progressed
 from raysae.records.folder import RunFolder
@@ -30,6 +32,8 @@ class AtlasJob:
     run: RunFolder
     store: Store
     settings: SiteSettings
+    live: ExtractionPlan | None = None
+    """How live rows are computed; None of other stores."""
 
 
 def train_atlas(
@@ -113,11 +117,24 @@ def _trained(
             item = job.run.site_item(site, job.settings.made(site))
             events.emit(Progressed(item, record, record["step"] / max(record["steps"], 1)))
 
-    return map_committed(
-        groups_of(sites, placement), Work(AtlasWorker, (_sent(job, placement),)),
-        committed=committed, placement=placement, retries=resources.retries,
-        hang_seconds=resources.hang_seconds, on_progress=on_progress,
-    )  # fmt: skip
+    with _passing(job, sites, placement) as one:
+        yield from map_committed(
+            one.groups, Work(AtlasWorker, (_sent(job, one),)), committed=committed,
+            placement=one.placement, retries=resources.retries,
+            hang_seconds=resources.hang_seconds, on_progress=on_progress,
+        )  # fmt: skip
+
+
+@contextmanager
+def _passing(job: AtlasJob, sites: list[Site], placement: Placement) -> Iterator[LivePass]:
+    """The groups of sites that the pool trains, and how live ones are read."""
+    if not (job.store.computes_rows and sites):
+        yield LivePass(groups_of(sites, placement), placement, None)
+        return
+    assert job.live is not None
+    recipe = job.run.recipe
+    with live_pass(recipe, job.store, job.live, job.settings, sites, placement) as one:
+        yield one
 
 
 def groups_of(sites: list[Site], placement: Placement) -> list[Sites]:
@@ -136,9 +153,9 @@ def _committed(job: AtlasJob, site: Site) -> Record | None:
     return job.run.committed(job.run.atlas_site(site), job.settings.made(site))
 
 
-def _sent(job: AtlasJob, placement: Placement) -> AtlasWork:
+def _sent(job: AtlasJob, one: LivePass) -> AtlasWork:
     """What each worker receives when it starts."""
-    recipe = job.run.recipe
+    recipe, placement = job.run.recipe, one.placement
     return AtlasWork(
         files=job.run.for_workers(),
         store=recipe.store_uri or str(job.store.opened_by),
@@ -146,6 +163,7 @@ def _sent(job: AtlasJob, placement: Placement) -> AtlasWork:
         settings=job.settings,
         memory=memory_each(recipe.resources, placement.workers),
         checkpoint_seconds=recipe.resources.checkpoint_seconds,
+        live=one.rows,
     )
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from raysae.activations import Site, open_store
 from raysae.activations.streaming import rows_within
 from raysae.cluster.worker import prepare_worker
 from raysae.errors import UserError
+from raysae.extraction.live_rows import LiveSite, ordered
 from raysae.records.commit import commit, provenance
 from raysae.records.products import trained
 from raysae.records.run_files import RunFiles
@@ -19,6 +20,7 @@ from raysae.storage.leftovers import remove_leftovers_of
 from raysae.storage.trouble import reason_in_words
 from raysae.training import TrainingConfig
 from raysae.training.ensemble import Ensemble, Member
+from raysae.training.rows import Splits
 
 Record = dict[str, Any]
 Sites = tuple[Site, ...]
@@ -61,6 +63,8 @@ class AtlasWork:
     """Seconds between two checkpoints."""
     copy: bool = False
     """Whether a store at a URI is copied to the worker's node."""
+    live: Mapping[Site, LiveSite] | None = None
+    """How live rows are read; None of other stores."""
     pack: bool | None = None
     """Whether the sites of a group are trained as one packed program; None: only on GPUs."""
 
@@ -114,11 +118,18 @@ class AtlasWorker:
     def _member(self, site: Site, together: int) -> Member:
         folder = self.files.atlas_site(site)
         remove_leftovers_of(folder)  # of a killed worker
-        rows = rows_within(self.store, site, self.work.memory / together)
+        rows = self._rows(site, together)
         return Member(
             self.settings.sae, self.settings.training, rows.train, rows.validation,
             self.settings.seed, rows.truth, checkpoint=self.files.checkpoint(folder),
         )  # fmt: skip
+
+    def _rows(self, site: Site, together: int) -> Splits:
+        if self.work.live is None:
+            rows = rows_within(self.store, site, self.work.memory / together)
+            return replace(rows, train=ordered(self.store, site, rows.train))
+        live = self.work.live[site]
+        return Splits(live.rows("train"), live.rows("validation"))
 
     def _send_checkpoints(self, saved: Sequence[Member]) -> None:
         for member in saved:

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Any
@@ -15,7 +16,7 @@ from raysae.activations.store import Store, open_store
 from raysae.activations.streaming import StreamedRows
 from raysae.cluster.reading import OpenSite
 from raysae.cluster.scan.opening import ScanPlan
-from raysae.cluster.scan.reader import Reader, arrived, reading
+from raysae.cluster.scan.reader import Reader, arrived
 from raysae.cluster.scan.rows import VALIDATION, ScannedRows
 from raysae.cluster.scan.store_scan import opened
 from raysae.cluster.sharing import SharedSite, share_site
@@ -53,7 +54,8 @@ class LiveRows(IndexedRows):
         assert store.live is not None
         live = store.live
         self._starts = [0, *accumulate(live.rows(site, shard) for shard in range(live.shards))]
-        self._spare: list[Tensor] = []
+        self._reader: Reader | None = None
+        """The reader of the last epoch, at the first piece of the next."""
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -80,13 +82,41 @@ class LiveRows(IndexedRows):
         if kept is not None:
             yield from kept.taken(chain([window], order), batch_size)
             return
-        scan = LiveScan(self.data, window.among.epoch, self.service)
         ready: dict[int, Rows] = {}
-        fetch = _Filling(self.store, self.site, self._starts)
-        with reading(self.service, scan, fetch.shard_of(window.start)) as reader:
+        with self._passing(window) as (reader, fetch):
             coming = arrived(reader, chain([window], order), fetch, ready)
             for window, index_B in pieces(coming, batch_size):
                 yield ready[window.start].gather(index_B)
+
+    @contextmanager
+    def _passing(self, first: Window) -> Iterator["tuple[Reader, _Filling]"]:
+        """A reader from a window on, and what fills windows with what it takes.
+
+        A reader of one epoch is that of the next: it lets go after the last, or when reading ends early.
+        """
+        epoch, epochs = first.among.epoch, 1 if self.data.keep else self.data.epochs
+        chained = 0 <= epoch < epochs and epochs > 1
+        before = epoch * (len(self._starts) - 1) if chained else 0
+        fetch = _Filling(self.store, self.site, self._starts, before)
+        reader, self._reader = self._reader, None
+        if reader is not None and not (chained and reader.number == fetch.piece_of(first.start)):
+            reader.leave()
+            reader = None
+        if reader is None:
+            scan = LiveScan(
+                self.data, 0 if chained else epoch, epochs if chained else 1, self.service
+            )
+            reader = Reader(self.service, scan, fetch.piece_of(first.start))
+        whole = False
+        try:
+            yield reader, fetch
+            whole = True
+        finally:
+            if whole and chained and epoch + 1 < epochs:
+                reader.pause(before + len(self._starts) - 1)
+                self._reader = reader
+            else:
+                reader.leave()
 
     def _kept(self) -> IndexedRows | None:
         """The same rows on disk, when a pass has kept them since."""
@@ -101,21 +131,24 @@ class LiveRows(IndexedRows):
 class _Filling:
     """Copies rows from the shards' blocks into windows; two blocks of memory take turns."""
 
-    def __init__(self, store: Store, site: Site, starts: list[int]):
-        self.store, self.site, self.starts = store, site, starts
+    def __init__(self, store: Store, site: Site, starts: list[int], before: int):
+        self.store, self.site, self.starts, self.before = store, site, starts, before
         self._memory = [self._empty(0), self._empty(0)]
         self._turn = 0
         self._last: tuple[int, Tensor] = (-1, self._empty(0))
         """The last shard that was taken, which the next window may begin in, and its rows."""
 
-    def shard_of(self, row: int) -> int:
-        """The shard that a row is in."""
+    def piece_of(self, row: int) -> int:
+        """The piece that a row of the epoch is in: ``before`` it come those of earlier epochs."""
+        return self.before + self._shard_of(row)
+
+    def _shard_of(self, row: int) -> int:
         return bisect_right(self.starts, row) - 1
 
     def __call__(self, reader: Reader, window: Window, used: Window | None) -> Rows:
         """The rows of a window, in order."""
         rows_ND = self._next_memory(window.rows)
-        at, shard = 0, self.shard_of(window.start)
+        at, shard = 0, self._shard_of(window.start)
         while at < window.rows:
             block_ND = self._shard(reader, shard)
             first = max(window.start - self.starts[shard], 0)
@@ -126,7 +159,7 @@ class _Filling:
 
     def _shard(self, reader: Reader, shard: int) -> Tensor:
         if self._last[0] != shard:
-            reader.number, reader.needed = shard, shard
+            reader.number = reader.needed = self.before + shard
             self._last = -1, self._empty(0)  # its memory may go
             self._last = shard, rows_in(reader.next(), self.site, self.store)
         return self._last[1]
@@ -183,6 +216,15 @@ class LiveSite:
         if self.held_out is not None:
             return self.held_out.rows(split)
         return StreamedRows(store, self.site, split)
+
+
+def passes_in_words(store: Store, service: Any) -> str:
+    """How many tokens the model has read for live data, as a line for people."""
+    import ray
+
+    assert store.live is not None
+    tokens, whole = ray.get(service.counts.remote())["tokens"], max(store.live.tokens, 1)
+    return f"Live: the model read {tokens:,} tokens, {tokens / whole:.2f} passes over the texts"
 
 
 def live_sites(data: LiveData, plan: ScanPlan, service: Any) -> dict[Site, LiveSite]:

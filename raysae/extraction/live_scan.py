@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,8 @@ class LiveData:
     keep: bool
     placement: Placement
     """The workers that compute."""
+    epochs: int
+    """Epochs that every training has, at least: the workers compute them one after the other."""
 
     @property
     def place(self) -> str:
@@ -40,26 +43,34 @@ class LiveData:
 
 @dataclass(frozen=True)
 class LiveScan:
-    """One pass of the model over the training sequences; a piece is a shard's rows at all its sites."""
+    """Passes of the model over the training sequences; a piece is a shard's rows at all its sites.
+
+    Rows that are not kept are computed for all epochs by the same workers, one pass after the other.
+    """
 
     data: LiveData
-    epoch: int
+    first: int
+    """The number of the first pass."""
+    passes: int
     service: Any
     """The scan service, which counts the tokens that were read."""
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, LiveScan) and (self.data, self.epoch) == (other.data, other.epoch)
+        return isinstance(other, LiveScan) and (
+            (self.data, self.first, self.passes) == (other.data, other.first, other.passes)
+        )
 
     def __hash__(self) -> int:
-        return hash((self.data.sites, self.epoch))
+        return hash((self.data.sites, self.first))
 
     def pieces(self) -> Iterator[int]:
-        """The numbers of the shards, in order."""
+        """The numbers of the shards, in order, once for each pass."""
         live = opened(self.data.place).live
-        return iter(range(live.shards))
+        assert live is not None
+        return chain.from_iterable(range(live.shards) for _ in range(self.passes))
 
     def blocks(self, first: int, cpus: float) -> Iterator[tuple[Any, int]]:
-        """References to the blocks from shard ``first`` on, each with its bytes.
+        """References to the blocks from piece ``first`` on, each with its bytes.
 
         Each is an Arrow table of one row, with a column of bytes for each site. Raises UserError when
         activations cannot be used.

@@ -241,7 +241,7 @@ class Atlas(Stage):
         settings = SiteSettings(
             store.digest, recipe.seed, *recipe.with_parameters(choice), parameters=choice
         )
-        job = AtlasJob(attempt.run, store, settings)
+        job = AtlasJob(attempt.run, store, settings, attempt.plan.live)
         sites = attempt.plan.atlas_sites
         number = attempt.result.selection["choice"]["trial"]
         console.print(f"Training trial {number}'s config at {len(sites)} sites")

@@ -47,7 +47,7 @@ def batches(source, **options):
 @pytest.fixture(scope="module")
 def service(connected_ray):
     """A scan service with memory for a few hundred rows."""
-    with serving(memory=9_000, readers=1, scans=4, patience=None) as service:
+    with serving(memory=9_000, workers=1, each=4, patience=None) as service:
         yield service
 
 
@@ -55,7 +55,7 @@ def service(connected_ray):
 def source(request, store, service):
     """The contract holds for every source of rows."""
     if request.param == "scan":
-        return ScannedSite(store.place, SITE, service, piece_bytes=1_000).rows("train")
+        return ScannedSite(str(store.opened_by), SITE, service, piece_bytes=1_000).rows("train")
     reading = choose_reading(store, [SITE], ResourcesConfig(reading=request.param))
     return open_site(reading, store, SITE).rows("train")
 

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 JOIN_SECONDS = 30.0
 """Seconds that a scan keeps its first pieces for readers that are expected and have not come yet."""
+PAUSE_SECONDS = 60.0
+"""Seconds that a piece is kept for a reader that has paused."""
 AHEAD = 8
 """A reader joins a scan that will come to its piece after so many others, at most."""
 LOOK_SECONDS = 0.5
@@ -56,6 +58,8 @@ class _Reader:
     """The piece that it waits for; None: it works on what it has."""
     called: float = 0.0
     """When it was last heard of."""
+    paused: bool = False
+    """Whether it may go on later, or not at all."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,17 @@ class PieceBuffer:
             self.expected = min(self.expected, readers)
             self.memory.changed.notify_all()
 
+    def pause(self, reader: str, number: int) -> None:
+        """A reader may go on later with piece ``number``, as after an evaluation, or not at all.
+
+        The piece is kept for it for ``PAUSE_SECONDS``.
+        """
+        with self.memory.changed:
+            state = self.readers.get(reader)
+            if state is not None:
+                state.needed, state.called, state.paused = number, self.clock(), True
+                self.memory.changed.notify_all()
+
     def leave(self, reader: str) -> None:
         """Let go of all pieces that only this reader needs."""
         with self.memory.changed:
@@ -138,7 +153,7 @@ class PieceBuffer:
             if state is None or number < self._start:
                 return Taken("detached")
             state.needed, state.called, state.wanted = needed, self.clock(), number
-            state.urgent = urgent
+            state.urgent, state.paused = urgent, False
             self.memory.changed.notify_all()
             self.memory.changed.wait_for(lambda: self._answer(reader, number) is not None, seconds)
             state.called, state.wanted, state.urgent = self.clock(), None, False
@@ -180,7 +195,7 @@ class PieceBuffer:
     def drop_passed(self) -> None:
         """Drop the pieces that every reader is past. The caller holds the lock."""
         if not self.is_awaiting:
-            needed = [reader.needed for reader in self.readers.values()]
+            needed = [reader.needed for reader in self._at_work()]
             self._drop_to(min(needed, default=self._start))
 
     @property
@@ -191,7 +206,7 @@ class PieceBuffer:
     @property
     def is_idle(self) -> bool:
         """Whether nobody reads it any more."""
-        return not self.readers and not self.is_awaiting
+        return not self._at_work() and not self.is_awaiting
 
     def silent(self, seconds: float) -> list[str]:
         """The readers that were not heard of for so long and wait for nothing."""
@@ -215,7 +230,7 @@ class PieceBuffer:
 
     def _is_starving(self) -> bool:
         """Whether the processes that hold the scan back wait for a piece themselves."""
-        if self.is_awaiting or not self.readers:
+        if self.is_awaiting or not self._at_work():
             return False
         waiting = {reader.worker for reader in self.readers.values() if self._lacks(reader)}
         return all(reader.worker in waiting for reader in self._slowest())
@@ -224,9 +239,19 @@ class PieceBuffer:
         """Whether a reader's process waits for a piece that is not there."""
         return reader.urgent and reader.wanted is not None and reader.wanted >= self._end
 
+    def _at_work(self) -> list[_Reader]:
+        """The readers, without those that have paused for long: they may not come back."""
+        now = self.clock()
+        return [
+            reader
+            for reader in self.readers.values()
+            if not (reader.paused and now - reader.called > PAUSE_SECONDS)
+        ]
+
     def _slowest(self) -> list[_Reader]:
-        least = min(reader.needed for reader in self.readers.values())
-        return [reader for reader in self.readers.values() if reader.needed == least]
+        readers = self._at_work()
+        least = min(reader.needed for reader in readers)
+        return [reader for reader in readers if reader.needed == least]
 
     def _detach_slow(self) -> None:
         """Detach the readers that hold back others for too long."""

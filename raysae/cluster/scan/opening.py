@@ -92,7 +92,7 @@ def scanned_sites(
     """The sites as workers read them; held-out rows that stay in memory are put there, once."""
     return {
         site: ScannedSite(
-            store.place, site, service, plan.piece_bytes,
+            str(store.opened_by), site, service, plan.piece_bytes,
             share_site(store, site, splits=(VALIDATION,)) if site in plan.held_out else None,
         )
         for site in sites

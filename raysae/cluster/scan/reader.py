@@ -44,6 +44,12 @@ class Reader:
         if self._running:
             self.service.hurry.remote(self._running, self.name)
 
+    def pause(self, number: int) -> None:
+        """Go on later, from piece ``number`` on. It is kept for this reader for a minute."""
+        self.number = self.needed = number
+        if self._running:
+            self.service.pause.remote(self._running, self.name, number)
+
     def leave(self) -> None:
         """Let go of the scan."""
         if self._running:

@@ -74,7 +74,7 @@ class ScannedRows(StreamedRows):
         return torch.cat(chosen)
 
     def _scan(self, order: Order) -> StoreScan:
-        return StoreScan(self.store.place, self.site, self.split, order)
+        return StoreScan(str(self.store.opened_by), self.site, self.split, order)
 
     def _all(self, order: Order) -> Iterator[Tensor]:
         """The rows ``[rows, d_in]`` of each piece."""

@@ -108,6 +108,11 @@ class ScanService:
         if name in self._running:
             self._running[name].buffer.hurry(reader)
 
+    def pause(self, name: str, reader: str, number: int) -> None:
+        """See ``PieceBuffer.pause``."""
+        if name in self._running:
+            self._running[name].buffer.pause(reader, number)
+
     def forwarded(self, tokens: int) -> None:
         """Count tokens that the model has read for live data."""
         with self._lock:

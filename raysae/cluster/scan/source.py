@@ -8,7 +8,7 @@ import pyarrow as pa
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from raysae.cluster.scan.store_scan import opened, read_block, rows_of
+from raysae.cluster.scan.store_scan import Ranges, opened, read_block, rows_of, stamps_of
 from raysae.sites import Site
 
 
@@ -24,19 +24,23 @@ class PieceSource(Datasource):
 
     def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
         """One task a piece, whatever the ``parallelism``."""
-        rows, row_bytes = (
-            rows_of(self.place, self.site, self.split),
-            opened(self.place).row_bytes,
+        row_bytes = opened(self.place).row_bytes
+        return [self._task(start, stop, row_bytes) for start, stop in self.pieces]
+
+    def _task(self, start: int, stop: int, row_bytes: int) -> ReadTask:
+        rows, stamps = rows_of(self.place, self.site, self.split), stamps_of(self.place, self.site)
+        reads = list(rows.reads(start, stop))
+        files = {segment.shard.file for segment, *_ in reads}
+        seen = {name: stamps[name] for name in files}
+        ranges = Ranges(self.place, reads, stop - start, seen)
+        metadata = BlockMetadata(
+            num_rows=ranges.rows,
+            size_bytes=ranges.rows * row_bytes,
+            exec_stats=None,
+            input_files=None,
         )
-        tasks = []
-        for start, stop in self.pieces:
-            reads, count = list(rows.reads(start, stop)), stop - start
-            metadata = BlockMetadata(
-                num_rows=count, size_bytes=count * row_bytes, exec_stats=None, input_files=None
-            )
-            tasks.append(ReadTask(partial(_blocks, self.place, reads, count), metadata))
-        return tasks
+        return ReadTask(partial(_blocks, ranges), metadata)
 
 
-def _blocks(place: str, reads: list[tuple[Any, int, int, int]], rows: int) -> Iterable[pa.Table]:
-    return [read_block(place, reads, rows)]
+def _blocks(ranges: Ranges) -> Iterable[pa.Table]:
+    return [read_block(ranges)]

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from raysae.activations.schema import to_arrow
-from raysae.activations.store import open_store
+from raysae.activations.store import Segment, Store, open_store
 from raysae.activations.streaming import StreamedRows
 from raysae.cluster.scan.pieces import Order
+from raysae.errors import UserError
 from raysae.sites import Site
+from raysae.storage.file_systems import Stamp
+from raysae.training.finite import NonFiniteRowsError, refuse_non_finite
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+    from torch import Tensor
 
 READ_CPUS = 0.5
 """CPUs of one read: two run at once on a reserved CPU."""
@@ -81,7 +85,7 @@ def _dataset(
 
 
 @lru_cache(maxsize=8)
-def opened(place: str) -> Any:
+def opened(place: str) -> Store:
     """The store at ``place``, opened once in this process; the driver has checked it."""
     return open_store(place).trust()
 
@@ -92,20 +96,70 @@ def rows_of(place: str, site: Site, split: str) -> StreamedRows:
     return StreamedRows(opened(place), site, split)
 
 
+@lru_cache(maxsize=32)
+def stamps_of(place: str, site: Site) -> dict[str, Stamp]:
+    """What tells whether a site's shards have changed, from the first time that it is asked for."""
+    store = opened(place)
+    return store.files.stamps([shard.file for shard in store.entry(site).shards])
+
+
 def forget_opened() -> None:
     """Open stores anew from now on: one of them has changed."""
-    opened.cache_clear()
-    rows_of.cache_clear()
+    for remembered in (opened, rows_of, stamps_of):
+        remembered.cache_clear()
 
 
-def read_block(place: str, reads: list[tuple[Any, int, int, int]], rows: int) -> pa.Table:
-    """The ``rows`` rows that the ranges ``reads`` (segment, first row, rows, place) hold, as a table."""
+@dataclass(frozen=True)
+class Ranges:
+    """The ranges of a store that a block is read from; small enough for a message."""
+
+    place: str
+    """The store's folder or URI."""
+    reads: list[tuple[Segment, int, int, int]]
+    """Segment, first row in it, rows, and the place of the first among the block's rows."""
+    rows: int
+    """Rows of the block."""
+    stamps: dict[str, Stamp]
+    """The stamps of the segments' files when the scan began."""
+
+
+def read_block(ranges: Ranges) -> pa.Table:
+    """The rows of a block in the column ``activation``.
+
+    Raises UserError, naming the file, when one cannot be read, or has changed since the scan began.
+    """
     import torch
 
     from raysae.activations.schema import torch_dtype
 
-    store = opened(place)
+    store, reads, rows = opened(ranges.place), ranges.reads, ranges.rows
+    _refuse_changed(store, ranges.stamps)
     rows_ND = torch.empty(rows, store.d_in, dtype=torch_dtype(store.manifest.dtype))
     for segment, first, count, at in reads:
         store.read_into(rows_ND[at : at + count], segment, first)
+    if store.uri is not None:  # nobody has read them before
+        _refuse_non_finite(store, reads, rows_ND)
     return pa.table([to_arrow(rows_ND)], names=["activation"])
+
+
+def _refuse_changed(store: Store, stamps: dict[str, Stamp]) -> None:
+    there = store.files.stamps(list(stamps))
+    for name, stamp in stamps.items():
+        found = there.get(name)
+        if found is None or not found.fits(stamp):
+            now = "missing" if found is None else f"now: {found}"
+            raise UserError(
+                f"{store.files.file(name)}: changed while it was scanned (before: {stamp}; {now}); put "
+                "the old file back and give the same command again, or make the run anew"
+            )
+
+
+def _refuse_non_finite(
+    store: Store, reads: list[tuple[Segment, int, int, int]], rows_ND: "Tensor"
+) -> None:
+    for segment, first, count, at in reads:
+        try:
+            name = f"{store.files.file(segment.shard.file)}, row group {segment.group}"
+            refuse_non_finite(rows_ND[at : at + count], name, first)
+        except NonFiniteRowsError as error:
+            raise UserError(str(error)) from None

@@ -23,9 +23,10 @@ from raysae.cluster.scan.opening import divide, plan_scans, scanned_sites, servi
 from raysae.config import Recipe
 from raysae.console.board import console, emit
 from raysae.extraction.keeping import decide_keep
-from raysae.extraction.live_rows import KeptSite, live_sites
+from raysae.extraction.live_rows import KeptSite, live_sites, passes_in_words
 from raysae.extraction.live_scan import LiveData
 from raysae.extraction.plan import ExtractionPlan
+from raysae.records.products import searched_keys
 from raysae.training.statistics import health_of
 
 PATIENCE = 30.0
@@ -60,6 +61,14 @@ class Demand:
     def trainings(self) -> int:
         """Trainings of one trial: at each site with each seed."""
         return len(self.sites) * self.recipe.sweep.seeds_per_trial
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that every training has, at least."""
+        if searched_keys(self.recipe) & {"training.epochs", "training.tokens"}:
+            return 1
+        rows = (self.store.entry(site).rows.train for site in self.sites)
+        return min(map(self.recipe.training.passes, rows))
 
     @property
     def rows(self) -> int:
@@ -116,7 +125,7 @@ def _in_order(store: Store, sites: Mapping[Site, OpenSite]) -> Mapping[Site, Ope
     """The sites; those of a live store that was kept are read in the order in which they came live."""
     if store.live is None:
         return sites
-    return {site: KeptSite(store.place, site, inner) for site, inner in sites.items()}
+    return {site: KeptSite(str(store.opened_by), site, inner) for site, inner in sites.items()}
 
 
 def _at_most(admitted: Placement, reserving: Placement) -> Placement:
@@ -158,24 +167,13 @@ def _live(demand: Demand) -> Iterator[TrialRows]:
     _print_waves(demand, placement, "pass", f"{store.live.tokens:,} tokens")
     check_sites(store, sites)
     plan = divide(store, sites, recipe.resources)
-    data = LiveData(demand.live, tuple(sites), keep.keep, computing)
+    data = LiveData(demand.live, tuple(sites), keep.keep, computing, demand.epochs)
     with serving(plan.memory, workers, each, _patience(recipe)) as service:
         found = live_sites(data, plan, service)
         _print_health(found)
         wave = _wave(demand, placement)
         yield TrialRows(found, placement, wave, _expecting(service, each))
-        print_passes(store, service)
-
-
-def print_passes(store: Store, service: Any) -> None:
-    """Print how many tokens the model has read for live data."""
-    import ray
-
-    assert store.live is not None
-    tokens, whole = ray.get(service.counts.remote())["tokens"], max(store.live.tokens, 1)
-    console.print(
-        f"Live: the model read {tokens:,} tokens, {tokens / whole:.2f} passes over the texts"
-    )
+        console.print(passes_in_words(store, service))
 
 
 def _wave(demand: Demand, placement: Placement) -> int | None:

@@ -225,3 +225,46 @@ def test_a_closed_scan_ends_its_producer_and_its_readers():
     thread.join(ENOUGH)
     assert not thread.is_alive()
     assert buffer.take("a", 0, 0, ENOUGH).state == "detached"
+
+
+def test_a_reader_that_only_reads_ahead_does_not_make_the_memory_grow():
+    """Its process still works on what it has; once that waits, the piece comes."""
+    memory = Memory(3)
+    buffer = PieceBuffer(memory, 0)
+    buffer.join("a", 0)
+    filled(buffer, 9)
+    assert settled(buffer) == 3
+    assert buffer.take("a", 3, 0, 0.1, urgent=False).state == "wait"
+    got = []
+    ahead = threading.Thread(target=lambda: got.append(buffer.take("a", 3, 0, ENOUGH, False).piece))
+    ahead.start()
+    while buffer.readers["a"].wanted is None:
+        time.sleep(0.01)
+    buffer.hurry("a")
+    ahead.join(ENOUGH)
+    assert got == ["piece 3"] and memory.most == 4
+
+
+def test_readers_of_one_process_never_wait_for_each_other_for_ever():
+    """One of them is behind, and does not move while its process waits for the other."""
+    buffer = PieceBuffer(Memory(3), 0, expected=2)
+    buffer.join("behind", 0, "process"), buffer.join("before", 0, "process")
+    filled(buffer, 9)
+    read(buffer, "behind", [0])
+    assert read(buffer, "before", range(9)) == [f"piece {n}" for n in range(9)]
+
+
+def test_a_piece_is_kept_for_a_reader_that_pauses_but_not_for_ever():
+    now = Now()
+    buffer = PieceBuffer(Memory(4), 0, expected=2, clock=now)
+    buffer.join("a", 0), buffer.join("paused", 0)
+    filled(buffer, 30)
+    read(buffer, "paused", range(3))
+    buffer.pause("paused", 3)
+    assert read(buffer, "a", range(7)) == [f"piece {n}" for n in range(7)]
+    assert buffer.take("a", 7, 7, 0.1).state == "wait"
+    assert read(buffer, "paused", [3]) == ["piece 3"]
+    buffer.pause("paused", 4)
+    now.seconds = module.PAUSE_SECONDS + 1
+    assert read(buffer, "a", range(7, 30)) == [f"piece {n}" for n in range(7, 30)]
+    assert buffer.take("paused", 4, 4, ENOUGH).state == "detached"

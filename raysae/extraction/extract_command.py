@@ -79,5 +79,5 @@ def _print_result(store: "Store") -> None:
     console.print(
         f"Store: {store.path}\n"
         f"  {len(store.sites)} sites, {rows:,} rows of {store.d_in} {store.manifest.dtype}, "
-        f"{size / 1e9:.3f} GB\n{look_at_store(store.path)}"
+        f"{size / 1e9:.3f} GB\n{look_at_store(store.path, store.computes_rows)}"
     )

@@ -77,7 +77,7 @@ def sites_each(store: Store, settings: SiteSettings, sites: list[Site], workers:
         check_live_memory(windows, there, shuffle, 1)
     if one > there:
         raise UserError(
-            f"source.live: an SAE of d_sae {settings.sae.d_sae:,} takes {one / 1e9:.2f} GB with its rows, "
+            f"source.live: an SAE of d_sae {settings.sae.d_sae:,} takes {one / 1e9:.2f} GB, "
             f"and a worker may take {there / 1e9:.2f} GB; lower training.shuffle_rows or "
             "resources.max_concurrent"
         )

@@ -26,12 +26,15 @@ def look_at_records(tracking_uri: str) -> str:
     return address
 
 
-def look_at_store(store: str | Path) -> str:
-    """The lines that say what may be done next with a store."""
+def look_at_store(store: str | Path, live: bool = False) -> str:
+    """The lines that say what may be done next with a store; a ``live`` one needs its source."""
+    sweep = raysae_command("sweep", "source=null", f"store={store}", "name=NAME")
+    if live:
+        sweep = "the same recipe, with python -m raysae.sweep"
     return (
         f"  look:   {raysae_command('store', 'show', store)}\n"
         f"  check:  {raysae_command('store', 'verify', store)}\n"
-        f"  sweep:  {raysae_command('sweep', 'source=null', f'store={store}', 'name=NAME')}"
+        f"  sweep:  {sweep}"
     )
 
 

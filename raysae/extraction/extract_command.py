@@ -81,5 +81,6 @@ def _print_result(store: "Store") -> None:
     console.print(
         f"Store: {store.place}\n"
         f"  {len(store.sites)} sites, {rows:,} rows of {store.d_in} {store.manifest.dtype}, "
-        f"{size / 1e9:.3f} GB\n{left_out}{look_at_store(store.uri or store.path)}"
+        f"{size / 1e9:.3f} GB\n{left_out}"
+        f"{look_at_store(store.uri or store.path, store.computes_rows)}"
     )

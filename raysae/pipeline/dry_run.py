@@ -148,6 +148,7 @@ def _time(told: tuple[Forecast, Basis] | None, extract: float | None, plan: RunP
     if told is None:
         return "not known, as no worker was free to measure it"
     expected, basis = told
+    passes = "; without the forward passes of live data" if _computes(plan) else ""
     extraction = ""
     if plan.extraction is not None:
         extraction = (
@@ -161,5 +162,5 @@ def _time(told: tuple[Forecast, Basis] | None, extract: float | None, plan: RunP
         f"about {seconds(expected.total + (extract or 0.0))}: start {seconds(expected.start)}, "
         f"{extraction}sweep {seconds(expected.sweep)}, atlas {seconds(expected.atlas)}, choice, report "
         f"and end {seconds(expected.report)} (measured here: {speeds} tokens/s in each worker on "
-        f"{basis.rows}; a worker's start {seconds(basis.measured.worker_start)})"
+        f"{basis.rows}; a worker's start {seconds(basis.measured.worker_start)}{passes})"
     )

@@ -41,6 +41,16 @@ def check_live_store(recipe: Recipe) -> None:
             )
 
 
+def refuse_without_source(recipe: Recipe, store: Store | None) -> None:
+    """Raise UserError when a live store is to be trained on without the source of its training rows."""
+    if recipe.source is None and store is not None and store.computes_rows:
+        raise UserError(
+            f"{store.path}: is a live store, whose training rows are computed from its source "
+            "(source.live=true), and source is null; give the recipe the source that the store was made "
+            "from, or keep the rows first (source.keep=yes)"
+        )
+
+
 def check_live(recipe: Recipe, where: Store | ExtractionPlan, sites: list[Site]) -> None:
     """Raise UserError when a live recipe cannot work at ``sites``; say what its epochs cost."""
     if not is_live(recipe) or (isinstance(where, Store) and not where.computes_rows):

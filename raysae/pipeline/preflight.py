@@ -6,7 +6,7 @@ from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.extraction.plan import ExtractionPlan, existing_store, plan_extraction
 from raysae.pipeline.estimate import check_disk, needs
-from raysae.pipeline.live_checks import check_live, check_live_store, is_live
+from raysae.pipeline.live_checks import check_live, check_live_store, is_live, refuse_without_source
 from raysae.pipeline.plan import RunPlan, sites_of_atlas
 from raysae.sweep.search.earlier_trials import known_trials
 from raysae.sweep.search.proposals import check_search, make_proposer
@@ -30,6 +30,7 @@ def preflight(recipe: Recipe) -> RunPlan:
     store = existing_store(extraction) if extraction is not None else opened_store(recipe)
     where = store or extraction
     assert where is not None
+    refuse_without_source(recipe, store)
     sites = recipe.sites_of(where.layers, where.positions)
     atlas = sites_of_atlas(recipe, where)
     _check_sites(where, sites, atlas)

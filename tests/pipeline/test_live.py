@@ -183,6 +183,8 @@ def test_the_plan_of_a_live_store_that_is_there(tmp_path, monkeypatch, capsys):
     assert live_row(told, TWO, SPEED).count("forward pass") == 3
     check_live_rows(recipe, store, told.sites)
     assert "Live: the training rows are kept: " in capsys.readouterr().out
+    with pytest.raises(UserError, match="is a live store, .* source is null"):
+        preflight(recipe.model_copy(update={"source": None}))
     rows = store.entry(told.sites[0]).rows.train
     short = dry(tmp_path, "training.epochs=3", f"training.tokens={2 * rows}")
     with pytest.raises(UserError, match=r"3 passes .* holds 2\.0"):

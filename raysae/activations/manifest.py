@@ -49,7 +49,8 @@ class _Record(BaseModel):
     def _without_missing(self, handler: Any, info: SerializationInfo) -> dict[str, Any]:
         """For the digest, leave out fields that did not exist when the file was written."""
         fields = handler(self)
-        missing = self.added - self.model_fields_set if info.context == DIGEST else frozenset()
+        added = frozenset().union(*(getattr(one, "added", ()) for one in type(self).__mro__))
+        missing = added - self.model_fields_set if info.context == DIGEST else frozenset()
         return {name: value for name, value in fields.items() if name not in missing}
 
 
@@ -109,9 +110,33 @@ class SequencesEntry(_Record):
     sha256: str
 
 
+class LiveShard(_Record):
+    """The training rows that the forward passes over one file of sequences give."""
+
+    sequences: Count
+    """Training sequences in the file."""
+    tokens: Count
+    """Tokens of these sequences."""
+    rows: dict[str, Count]
+    """By position (as text): rows of each layer. Rows that are left out are replaced by others of the
+    same file, so that the number is exact."""
+
+
+class LiveEntry(_Record):
+    """What is known of training rows that are computed while training, without having them."""
+
+    head: Count
+    """Files of sequences, from the first, whose training rows were written with the store."""
+    shards: list[LiveShard]
+    """One for each file of sequences, in order."""
+    kept: bool = False
+    """Whether all training rows have been written since, so that the store is read like any other."""
+
+
 class Manifest(_Record):
     """The content of ``manifest.json``; FORMAT.md describes every field."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"live"})
     format_version: int
     provenance: Literal["model", "imported", "synthetic"]
     source: dict[str, Any]
@@ -132,18 +157,34 @@ class Manifest(_Record):
     sequences: list[SequencesEntry] = []
     """Empty when the texts are not known, as in imported and synthetic stores."""
     sites: list[SiteEntry]
+    live: LiveEntry | None = None
+    """Of a live store: the training rows, which are computed while training. None of other stores."""
 
     def digest(self) -> str:
         """A sha256 of the whole manifest, and through its checksums of every byte in the store.
 
-        Fields that did not exist when the file was written do not count.
+        Fields that did not exist when the file was written do not count. Of a live store only what does
+        not change counts: neither the files of training rows, nor the statistics, which follow them.
         """
-        text = json.dumps(self.model_dump(context=DIGEST), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        values = self.model_dump(context=DIGEST)
+        if self.live is not None:
+            values = _without_training_files(values)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    def rows_on_disk(self, entry: SiteEntry) -> SplitRows:
+        """The rows of a site that the files hold: of a live store, the training rows of its head alone,
+        until all are kept."""
+        if self.live is None or self.live.kept:
+            return entry.rows
+        head = self.live.shards[: self.live.head]
+        train = sum(shard.rows.get(str(entry.position), 0) for shard in head)
+        return entry.rows.model_copy(update={"train": train})
 
     def write(self, store: Path) -> None:
         """Write ``manifest.json`` into the store's folder; from then on, the store is complete."""
-        write_json(store / MANIFEST_FILE, self.model_dump())
+        write_json(
+            store / MANIFEST_FILE, self.model_dump(exclude={"live"} if self.live is None else None)
+        )
 
 
 def read_manifest(store: Path) -> Manifest:
@@ -168,7 +209,21 @@ def read_manifest(store: Path) -> Manifest:
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: {where}: {first['msg']}") from None
     _check_entries(path, manifest)
+    if manifest.live is not None:
+        _check_live(path, manifest, manifest.live)
     return manifest
+
+
+def _without_training_files(values: dict[str, Any]) -> dict[str, Any]:
+    """A live store's manifest without what changes when its training rows are written."""
+    of_rows = ("mean", "mean_square_norm", "total_variance", "dropped", "shards")
+    sites = []
+    for entry in values["sites"]:
+        held_out = [shard for shard in entry["shards"] if not shard["rows"]["train"]]
+        kept = {key: value for key, value in entry.items() if key not in of_rows}
+        sites.append({**kept, "shards": held_out})
+    live = {key: value for key, value in values["live"].items() if key != "kept"}
+    return {**values, "sites": sites, "live": live}
 
 
 def _way_out(version: Any) -> str:
@@ -192,6 +247,23 @@ def _check_entries(path: Path, manifest: Manifest) -> None:
             raise UserError(
                 f"{path}: file {file!r} counts as missing, as no shard has such a name; expected one "
                 f"such as {folder}/part-00000.parquet; make the store again"
+            )
+
+
+def _check_live(path: Path, manifest: Manifest, live: LiveEntry) -> None:
+    """Raise UserError when the plan of the training rows does not fit the sequences or the sites."""
+    if not live.head <= len(live.shards) == len(manifest.sequences):
+        raise UserError(
+            f"{path}: live: a head of {live.head} of {len(live.shards)} shards, and "
+            f"{len(manifest.sequences)} files of sequences; expected one shard for each file and a head "
+            "within them; make the store again"
+        )
+    for entry in manifest.sites:
+        planned = sum(shard.rows.get(str(entry.position), 0) for shard in live.shards)
+        if planned != entry.rows.train:
+            raise UserError(
+                f"{path}: {entry.site}: {entry.rows.train} training rows, but live plans {planned}; make "
+                "the store again"
             )
 
 

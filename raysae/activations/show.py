@@ -48,7 +48,7 @@ def facts(store: Store) -> list[tuple[str, str]]:
     manifest, context = store.manifest, store.manifest.context_length
     entries, parts = manifest.sites, manifest.sequences
     shards = [shard for entry in entries for shard in entry.shards]
-    rows, size = sum(entry.rows.total for entry in entries), sum(shard.bytes for shard in shards)
+    rows, size = sum(shard.rows.total for shard in shards), sum(shard.bytes for shard in shards)
     fractions = ", ".join(f"{part:.4g} {name}" for name, part in manifest.split.items())
     texts = f"{sum(part.sequences for part in parts):,} with their texts, in {len(parts)} files"
     lines = [
@@ -63,6 +63,7 @@ def facts(store: Store) -> list[tuple[str, str]]:
         ("seed", _or(_seed(manifest.source), "not known")),
         ("sequences", texts if parts else "no texts in the store"),
         ("rows", f"{rows:,} at {len(entries)} sites, {size / 1e9:.3f} GB in {len(shards)} shards"),
+        *((("live", _live(store)),) if store.live else ()),
         ("digest", store.digest),
     ]
     return [(printable(name), printable(text)) for name, text in lines]
@@ -333,6 +334,16 @@ def _record_lines(what: str, record: dict[str, Any] | None) -> Iterator[tuple[st
             words.append(f"{value:,} {name}" if isinstance(value, int) else f"{name} {_or(value)}")
     yield what, ", ".join(words)
     yield from hashes
+
+
+def _live(store: Store) -> str:
+    """What is on disk of a live store's training rows."""
+    total = sum(store.entry(site).rows.train for site in store.sites)
+    if not store.computes_rows:
+        return f"all {total:,} training rows were kept, so the store is read like any other"
+    head = sum(map(store.head_rows, store.sites))
+    on_disk = f"{head:,} of them are on disk as the head"
+    return f"{total:,} training rows are computed while training, {on_disk}"
 
 
 def _seed(source: dict[str, Any]) -> Any:

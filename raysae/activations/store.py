@@ -47,6 +47,7 @@ from raysae.storage.untrusted import usable_path
 if TYPE_CHECKING:  # a worker that only passes shards on need not import torch
     from torch import Tensor
 
+    from raysae.activations.live import LivePlan
     from raysae.training.rows import Splits
 
 Value = TypeVar("Value")
@@ -77,6 +78,11 @@ class Store:
         self._checked: set[str] = set()
 
     @property
+    def place(self) -> str:
+        """The store's folder or URI, as another process opens it."""
+        return str(self.path.absolute())
+
+    @property
     def sites(self) -> list[Site]:
         """All sites, sorted by layer and position."""
         return sorted(self._entries)
@@ -105,8 +111,37 @@ class Store:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the manifest, and through its checksums of every byte of the store."""
+        """A hash of the manifest, and through its checksums of every byte of the store; of a live store
+        without its training rows, so that it stays the same when these are kept."""
         return self.manifest.digest()
+
+    @cached_property
+    def live(self) -> "LivePlan | None":
+        """The plan of the training rows of a live store; None for other stores."""
+        from raysae.activations.live import LivePlan  # imported late: it imports torch
+
+        return None if self.manifest.live is None else LivePlan(self.manifest.live)
+
+    @property
+    def computes_rows(self) -> bool:
+        """Whether the training rows are computed while training: a live store that was not kept."""
+        return self.live is not None and not self.live.kept
+
+    def head_rows(self, site: Site) -> int:
+        """Training rows that are on disk before training: the head of a live store (``read_head`` in
+        ``live.py`` reads them), all of other stores."""
+        return self.entry(site).rows.train if self.live is None else self.live.head_rows(site)
+
+    def shards(self, site: Site, split: str) -> list[ShardEntry]:
+        """The shards that hold rows of ``split``, in order.
+
+        Raises UserError for the training rows of a live store, which are not on disk.
+        """
+        if split == "train" and self.computes_rows:
+            from raysae.activations.live import not_on_disk
+
+            raise not_on_disk(self, site)
+        return [shard for shard in self.entry(site).shards if getattr(shard.rows, split)]
 
     def entry(self, site: Site) -> SiteEntry:
         """The site's manifest entry. Raises UserError, listing the store's sites, when it has none."""
@@ -162,10 +197,9 @@ class Store:
 
         Raises UserError when the store lacks the site, or a file was altered.
         """
-        for shard in self.entry(site).shards:
-            if getattr(shard.rows, split):
-                self.check(shard)
-                yield self.rows(self.segments(shard, split))
+        for shard in self.shards(site, split):
+            self.check(shard)
+            yield self.rows(self.segments(shard, split))
 
     def rows(self, segments: "list[Segment]") -> "Tensor":
         """The rows of all ``segments`` in one tensor ``[rows, d_in]``, read by several threads.

@@ -159,6 +159,7 @@ def _sites(args: argparse.Namespace) -> int:
                 "site": entry.site.folder, "layer": entry.layer, "position": entry.position,
                 "rows": entry.rows.model_dump(), "shards": len(entry.shards),
                 "bytes": sum(shard.bytes for shard in entry.shards),
+                **({"head": store.head_rows(entry.site)} if store.computes_rows else {}),
             }
             for entry in entries
         ]  # fmt: skip
@@ -166,6 +167,8 @@ def _sites(args: argparse.Namespace) -> int:
         return DONE
     for entry in entries:
         _say("  ".join([entry.site.folder, *(str(getattr(entry.rows, name)) for name in SPLITS)]))
+    if store.computes_rows:
+        _say("(live: the training rows are computed while training)")
     return DONE
 
 
@@ -228,7 +231,7 @@ def _check_folder(out: Path) -> None:
 
 
 def _size(manifest: "Manifest") -> str:
-    rows = sum(entry.rows.total for entry in manifest.sites)
+    rows = sum(shard.rows.total for entry in manifest.sites for shard in entry.shards)
     size = sum(shard.bytes for entry in manifest.sites for shard in entry.shards)
     count = len(manifest.sites)
     return f"{count} site{'s' * (count != 1)}, {rows:,} rows, {size / 1e9:.3f} GB"

@@ -20,7 +20,7 @@ from raysae.activations.schema import torch_dtype
 from raysae.activations.store import TRAINING_SPLITS, Segment, Store, open_store
 from raysae.errors import UserError
 from raysae.sites import Site
-from raysae.training.rows import IndexedRows, Rows, Splits, Window, pieces
+from raysae.training.rows import SHUFFLE_ROWS, IndexedRows, Rows, Splits, Window, pieces
 
 READERS = 2
 _Begun = tuple[Window, Tensor, list[Future[None]]]
@@ -34,12 +34,19 @@ class StreamedRows(IndexedRows):
     no rows.
     """
 
-    def __init__(self, store: Store, site: Site, split: str, readers: int = READERS):
+    def __init__(
+        self,
+        store: Store,
+        site: Site,
+        split: str,
+        readers: int = READERS,
+        sequential: bool = False,
+    ):
         self.store, self.d_in, self.readers = store, store.d_in, readers
+        self.sequential = sequential
         self._segments = [
             segment
-            for shard in store.entry(site).shards
-            if getattr(shard.rows, split)
+            for shard in store.shards(site, split)
             for segment in store.segments(shard, split)
         ]
         if not self._segments:
@@ -53,9 +60,20 @@ class StreamedRows(IndexedRows):
     def read(self, start: int, stop: int) -> Tensor:
         """Read the rows from ``start`` up to ``stop``: ``[stop - start, d_in]``, the store's dtype."""
         rows_ND = self._memory(stop - start)
-        for segment, first, count, at in self._pieces(start, stop):
+        for segment, first, count, at in self.reads(start, stop):
             self.store.read_into(rows_ND[at : at + count], segment, first)
         return rows_ND
+
+    def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
+        """``count`` rows ``[count, d_in]`` drawn by ``seed``; reads no more windows than they lie in."""
+        chosen, left = [], min(count, len(self))
+        for window in self.windows(seed, -1, shuffle_rows):
+            rows_ND = self.read(window.start, window.start + window.rows)
+            chosen.append(rows_ND.index_select(0, window.order[:left]))
+            left -= len(chosen[-1])
+            if not left:
+                break
+        return torch.cat(chosen)
 
     def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
         """Yield the rows of the windows in ``order`` as batches ``[batch, d_in]``, of at most
@@ -92,13 +110,13 @@ class StreamedRows(IndexedRows):
             rows_ND = memory[number % 2][: window.rows]
             reads = [
                 pool.submit(self.store.read_into, rows_ND[at : at + count], segment, first)
-                for segment, first, count, at in self._pieces(
+                for segment, first, count, at in self.reads(
                     window.start, window.start + window.rows
                 )
             ]
             yield window, rows_ND, reads
 
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[Segment, int, int, int]]:
+    def reads(self, start: int, stop: int) -> Iterator[tuple[Segment, int, int, int]]:
         """Find rows ``start`` to ``stop``: a segment, the first row in it, the number of rows, and
         their index in the result."""
         at, number = 0, bisect_right(self._starts, start) - 1

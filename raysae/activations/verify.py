@@ -84,6 +84,7 @@ def _check_files(
     with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as pool:
         parts = [_PartCheck(store, manifest, part) for part in manifest.sequences]
         run([*parts])
+        problems.extend(_unplanned(manifest, parts))
         texts = _texts(store, parts, problems) if parts else None
         shards = {
             shard.file: _ShardCheck(store, manifest, shard, entry.position, texts)
@@ -123,9 +124,10 @@ def _contradictions(manifest: Manifest) -> Iterator[Problem]:
         yield Problem(MANIFEST_FILE, "no sites", "at least one")
     for entry in manifest.sites:
         summed = [sum(getattr(shard.rows, name) for shard in entry.shards) for name in SPLITS]
-        if summed != _counts(entry.rows):
+        stated = _counts(manifest.rows_on_disk(entry))
+        if summed != stated:
             expected = f"{_text(summed)}, the sum over its shards"
-            yield Problem(entry.site.folder, f"{_text(_counts(entry.rows))} for the site", expected)
+            yield Problem(entry.site.folder, f"{_text(stated)} for the site", expected)
         if len(entry.mean) != manifest.d_in:
             found = f"a mean of {len(entry.mean)} values"
             yield Problem(entry.site.folder, found, f"d_in {manifest.d_in}")
@@ -138,6 +140,16 @@ def _contradictions(manifest: Manifest) -> Iterator[Problem]:
         if (stated := (manifest.dataset or {}).get(key, count)) != count:
             expected = f"{count}, the sum over the sequences files"
             yield Problem(MANIFEST_FILE, f"{stated} {key} in dataset", expected)
+
+
+def _unplanned(manifest: Manifest, parts: "list[_PartCheck]") -> Iterator[Problem]:
+    """Files of sequences with another number of training sequences than a live store's plan says."""
+    for part, planned in zip(parts, manifest.live.shards if manifest.live else (), strict=False):
+        if part.sequence_N is not None:
+            found = int((split_of(part.sequence_N, **manifest.split) == 0).sum())
+            if found != planned.sequences:
+                expected = f"{planned.sequences:,}, as live says"
+                yield Problem(part.entry.file, f"{found:,} training sequences", expected)
 
 
 class _FileCheck(ABC):

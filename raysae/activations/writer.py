@@ -51,6 +51,8 @@ LOSS = 0.01
 LOSSY_FRACTION, LOSSY_ROWS = 0.01, 10
 PROBES = 16
 """Values of a row that are looked at first."""
+PART = "part"
+"""How the names of shards begin."""
 
 NonFinite = Literal["refuse", "drop"]
 """What to do with rows that hold NaN or infinite values."""
@@ -113,20 +115,31 @@ class WrittenShard:
     dropped: int = 0
 
 
+def shard_order(
+    sequence: NDArray[np.int64], number: int, form: ShardFormat
+) -> tuple[NDArray[np.int64], list[int]]:
+    """The order of the rows ``[N]`` within the shard ``number``, and the number of rows of each split.
+
+    ``sequence`` are the rows' sequence ids ``[N]``. The shuffle depends only on the seed, the shard's
+    number and the number of rows, so the rows of all layers stay aligned.
+    """
+    code = split_of(sequence, form.split["validation"], form.split["test"])
+    shuffled = np.random.default_rng([form.seed, number]).permutation(len(code))
+    order = shuffled[np.argsort(code[shuffled], kind="stable")]
+    return order, np.bincount(code, minlength=len(SPLITS)).tolist()
+
+
 def write_shard(
-    store: Path, site: Site, number: int, rows: SiteRows, form: ShardFormat
+    store: Path, site: Site, number: int, rows: SiteRows, form: ShardFormat, prefix: str = PART
 ) -> WrittenShard:
     """Write one shard: its rows ordered train, validation, test, and shuffled within each split.
 
-    The shuffle depends only on the seed, the shard's number and the number of rows, so the rows of
-    all layers stay aligned. Raises UserError when a value is not finite or the dtype cannot hold it.
+    ``shard_order`` is the order, and ``prefix`` begins the file's name. Raises UserError when a value is
+    not finite or the dtype cannot hold it.
     """
     usable = _usable(rows, form, site)
     stored_ND = to_storage(usable.activation_ND, form.dtype, site)
-    code = split_of(usable.sequence, form.split["validation"], form.split["test"])
-    shuffled = np.random.default_rng([form.seed, number]).permutation(len(code))
-    order = shuffled[np.argsort(code[shuffled], kind="stable")]
-    counts = np.bincount(code, minlength=len(SPLITS)).tolist()
+    order, counts = shard_order(usable.sequence, number, form)
     stored_ND = stored_ND[torch.from_numpy(order)]
     table = pa.table(
         [
@@ -137,7 +150,7 @@ def write_shard(
         ],
         schema=shard_schema(form.dtype, stored_ND.shape[1]),
     )
-    name = f"{site.folder}/part-{number:05d}.parquet"
+    name = f"{site.folder}/{prefix}-{number:05d}.parquet"
     with replacing(store / name) as temporary:
         _write_table(table, counts, temporary)
         size, checksum = temporary.stat().st_size, sha256_of(temporary)
@@ -159,19 +172,25 @@ def row_sums(rows_ND: Tensor) -> tuple[NDArray[np.float64], float]:
 def site_entry(site: Site, shards: list[WrittenShard]) -> SiteEntry:
     """The manifest entry of a site, from its shards. The sums run in the order of ``shards``."""
     rows = {name: sum(getattr(s.entry.rows, name) for s in shards) for name in SPLITS}
-    total = sum(rows.values())
-    mean_D = sum(shard.sum_D for shard in shards) / max(total, 1)
-    square = sum(shard.square_sum for shard in shards) / max(total, 1)
     return SiteEntry(
         layer=site.layer,
         position=site.position,
         rows=SplitRows(**rows),
-        mean=np.asarray(mean_D).tolist(),
-        mean_square_norm=square,
-        total_variance=max(square - float(np.square(mean_D).sum()), 0.0),
-        dropped=sum(shard.dropped for shard in shards),
+        **statistics_of(shards, sum(rows.values())),
         shards=[shard.entry for shard in shards],
     )
+
+
+def statistics_of(shards: list[WrittenShard], rows: int) -> dict[str, Any]:
+    """The statistics of a site's ``rows`` rows, from the sums of its shards: fields of ``SiteEntry``."""
+    mean_D = sum(shard.sum_D for shard in shards) / max(rows, 1)
+    square = sum(shard.square_sum for shard in shards) / max(rows, 1)
+    return {
+        "mean": np.asarray(mean_D).tolist(),
+        "mean_square_norm": square,
+        "total_variance": max(square - float(np.square(mean_D).sum()), 0.0),
+        "dropped": sum(shard.dropped for shard in shards),
+    }
 
 
 def write_sequences(store: Path, number: int, table: pa.Table) -> SequencesEntry:
@@ -346,12 +365,21 @@ def _largest(rows_ND: Tensor) -> float:
 
 
 def _usable(rows: SiteRows, form: ShardFormat, site: Site) -> SiteRows:
-    """The finite rows. Raises UserError when others exist and ``form.non_finite`` is "refuse"."""
+    """The rows that are not left out. Raises UserError as ``staying`` does."""
+    stays_N = staying(rows, form, site)
+    return rows if stays_N is None else rows.take(stays_N)
+
+
+def staying(rows: SiteRows, form: ShardFormat, site: Site) -> NDArray[np.bool_] | None:
+    """Which rows ``[N]`` are finite; None when all are.
+
+    Raises UserError when others exist and ``form.non_finite`` is "refuse".
+    """
     if math.isfinite(_largest(rows.activation_ND)):
-        return rows
+        return None
     finite_N = rows.activation_ND.isfinite().all(dim=1).numpy()
     if form.non_finite == "drop":
-        return rows.take(finite_N)
+        return finite_N
     first = int(np.flatnonzero(~finite_N)[0])
     raise UserError(
         f"{site}: {(~finite_N).sum()} of {len(finite_N)} rows hold NaN or infinite values (first: "

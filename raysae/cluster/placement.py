@@ -1,7 +1,7 @@
 """How many workers fit on the connected Ray, and what each reserves."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raysae.config import ResourcesConfig
 from raysae.errors import UserError
@@ -45,15 +45,16 @@ class Placement:
         return f"{self.workers} at once, {self.cpus:g} CPU{gpus} each"
 
 
-def place(resources: ResourcesConfig, memory_each: int = 0) -> Placement:
+def place(resources: ResourcesConfig, memory_each: int = 0, reserved: float = 0.0) -> Placement:
     """How many workers fit on the connected Ray, each training in up to ``memory_each`` bytes.
 
-    ``memory_each`` 0 means unknown. Raises UserError when not even one worker fits.
+    ``memory_each`` 0 means unknown; ``reserved`` CPUs are left free. Raises UserError when not even one
+    worker fits.
     """
     import ray
 
     there = ray.cluster_resources()
-    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+    cpus, gpus = there.get("CPU", 0.0) - reserved, there.get("GPU", 0.0)
     asked = resources.gpus_per_trial
     fraction = (_auto_fraction(memory_each) if gpus else 0.0) if asked == "auto" else asked
     for name, wanted, found in (("cpus", resources.cpus_per_trial, cpus), ("gpus", fraction, gpus)):
@@ -136,3 +137,53 @@ def place_streaming(resources: ResourcesConfig) -> Placement:
     wanted = resources.cpus_per_trial + READER_CPUS
     spare = wanted <= ray.cluster_resources().get("CPU", 0.0)
     return place(resources.model_copy(update={"cpus_per_trial": wanted}) if spare else resources)
+
+
+def beside_live(resources: ResourcesConfig) -> tuple[Placement, Placement]:
+    """The trials, and the workers that compute live rows for them: half of what fits is theirs.
+
+    On GPUs one worker computes, on the fraction of a GPU that a trial has. Raises UserError when not
+    even one of each fits.
+    """
+    every = place(resources)
+    computing = 1 if every.gpus else max(every.workers // 2, 1)
+    if every.workers < 2:
+        raise UserError(
+            f"source.live: {every.workers} worker of {every.cpus:g} CPU and {every.gpus:g} GPU fits on "
+            "this Ray, but one must compute rows while another trains; lower resources.cpus_per_trial or "
+            "resources.gpus_per_trial, raise resources.cpus, or set source.live to false"
+        )
+    trials = replace(every, workers=every.workers - computing)
+    return trials, replace(every, workers=computing)
+
+
+def scan_cpus() -> float:
+    """The CPUs that the scans use on the connected Ray: one a node."""
+    import ray
+
+    return float(sum(node["Alive"] for node in ray.nodes()))
+
+
+def can_scan(resources: ResourcesConfig) -> bool:
+    """Whether a trial fits beside the CPUs that the scans use."""
+    import ray
+
+    return ray.cluster_resources().get("CPU", 0.0) - scan_cpus() >= resources.cpus_per_trial
+
+
+def beside_scans(resources: ResourcesConfig) -> Placement:
+    """The trials that fit beside the CPUs that the scans use: Ray Data waits for ever for a CPU when
+    trials hold them all.
+
+    Raises UserError when not even one trial fits.
+    """
+    import ray
+
+    if not can_scan(resources):
+        cpus = ray.cluster_resources().get("CPU", 0.0)
+        raise UserError(
+            f"resources.reading is scan: reading takes {scan_cpus():g} of the {cpus:g} CPUs that this "
+            f"Ray has, and no trial of resources.cpus_per_trial={resources.cpus_per_trial:g} fits then; "
+            "lower it, raise resources.cpus, or set resources.reading to streaming"
+        )
+    return place(resources, reserved=scan_cpus())

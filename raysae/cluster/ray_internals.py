@@ -220,3 +220,15 @@ def _stop_what_started(error: BaseException) -> None:
 
 def _in_words(error: BaseException) -> str:
     return in_one_line(error) if str(error).strip() else f"{type(error).__name__}: no message"
+
+
+def actor_is_dead(actor: str) -> bool:
+    """Whether Ray says that the actor with this id is dead; False for "" and where it does not say."""
+    import ray
+
+    try:
+        return bool(actor) and ray._private.state.actors(actor_id=actor)["State"] == "DEAD"
+    except (
+        Exception
+    ):  # another Ray keeps this elsewhere; a dead reader is then only held for longer
+        return False

@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 from raysae.activations.store import TRAINING_SPLITS, Store
 from raysae.activations.streaming import StreamedSite
+from raysae.cluster.placement import can_scan
 from raysae.cluster.sharing import share_site
 from raysae.config import ResourcesConfig
 from raysae.errors import UserError
@@ -22,7 +23,10 @@ WINDOWS_HELD = 2
 
 
 class OpenSite(Protocol):
-    """A site that workers can read: ``SharedSite`` or ``StreamedSite``. It can be sent to any worker."""
+    """A site that workers can read: ``SharedSite``, ``ScannedSite`` or ``StreamedSite``.
+
+    It can be sent to any worker.
+    """
 
     def rows(self, split: str) -> IndexedRows:
         """The rows of a split, ``[rows, d_in]``."""
@@ -32,24 +36,27 @@ class OpenSite(Protocol):
 class Reading:
     """The way of reading that was chosen (``how``), with the reason in words (``why``)."""
 
-    how: Literal["shared", "streaming"]
+    how: Literal["shared", "scan", "streaming"]
     why: str
 
     def __str__(self) -> str:
         return f"{self.how}, {self.why}"
 
 
-def choose_reading(store: Store, sites: list[Site], resources: ResourcesConfig) -> Reading:
-    """Choose shared when the sites fit in Ray's object store or ``resources.memory``, else streaming.
+def choose_reading(
+    store: Store, sites: list[Site], resources: ResourcesConfig, together: int = 1
+) -> Reading:
+    """Choose shared when the sites fit in Ray's object store or ``resources.memory``; else a scan when
+    ``together``, the number of trials at once, is more than one and CPUs can be spared; else streaming.
 
     ``resources.reading`` may demand one of them. Raises UserError when it demands shared reading and
     the rows do not fit.
     """
-    needed, (budget, what) = sum(map(store.training_bytes, sites)), _budget(resources)
+    needed, (budget, what) = sum(map(store.training_bytes, sites)), budget_of(resources)
     where = str(sites[0]) if len(sites) == 1 else f"{len(sites)} sites"
     figures = f"{needed / 1e9:.2f} GB at {where}, {what} {budget / 1e9:.2f} GB"
-    if resources.reading == "streaming":
-        return Reading("streaming", f"as asked for ({figures})")
+    if resources.reading in ("streaming", "scan"):
+        return Reading(resources.reading, f"as asked for ({figures})")
     if needed <= budget:
         return Reading("shared", f"one copy in memory for all trials ({figures})")
     if resources.reading == "shared":
@@ -57,6 +64,9 @@ def choose_reading(store: Store, sites: list[Site], resources: ResourcesConfig) 
             f"resources.reading is 'shared', but that does not fit: {figures}; "
             "set it to streaming or auto, or use a machine with more memory"
         )
+    if together > 1 and can_scan(resources):
+        why = f"read once for {together} trials, as it does not fit in memory ({figures})"
+        return Reading("scan", why)
     return Reading("streaming", f"it does not fit in memory ({figures})")
 
 
@@ -77,13 +87,28 @@ def open_site(reading: Reading, store: Store, site: Site) -> OpenSite:
 
     Raises UserError when a shard was altered or a row is not finite.
     """
+    if reading.how == "streaming":
+        check_rows(store, site)
+        return StreamedSite(store.path.absolute(), site)
     check_sites(store, [site])
-    shared = reading.how == "shared"
-    opened = share_site(store, site) if shared else StreamedSite(store.path.absolute(), site)
+    opened = share_site(store, site)
+    _check_finite(store, site, opened)
+    return opened
+
+
+def check_rows(store: Store, site: Site) -> None:
+    """Check a site that is not held in memory, by reading it once.
+
+    Raises UserError when a shard was altered or a row is not finite.
+    """
+    check_sites(store, [site])
+    _check_finite(store, site, StreamedSite(store.path.absolute(), site))
+
+
+def _check_finite(store: Store, site: Site, opened: OpenSite) -> None:
     for split in TRAINING_SPLITS:
         if getattr(store.entry(site).rows, split):
             _refuse_non_finite(f"{store.path}: {site}, {split}", opened.rows(split))
-    return opened
 
 
 def fetched_site(site: OpenSite, uri: str) -> OpenSite:
@@ -118,11 +143,9 @@ def check_windows(store: Store, shuffle_rows: int, rows: int, workers: int) -> N
 
     ``shuffle_rows`` is the window's size and ``rows`` the site's size, both in rows.
     """
-    import ray
-
     window = min(shuffle_rows, rows) * store.row_bytes
     needed = WINDOWS_HELD * window * workers
-    there = MEMORY_FRACTION * ray.cluster_resources().get("memory", 0.0)
+    there = memory_there()
     if needed > there:
         raise UserError(
             f"each streaming trial holds {WINDOWS_HELD} windows of {window / 1e9:.2f} GB, "
@@ -133,14 +156,18 @@ def check_windows(store: Store, shuffle_rows: int, rows: int, workers: int) -> N
 
 def memory_each(resources: ResourcesConfig, workers: int) -> float:
     """Bytes of rows that each of ``workers`` may hold; 0 when the recipe demands streaming."""
+    return 0.0 if resources.reading == "streaming" else memory_there() / workers
+
+
+def memory_there() -> float:
+    """The bytes that rows may take in the memory of the connected Ray's workers."""
     import ray
 
-    if resources.reading == "streaming":
-        return 0.0
-    return MEMORY_FRACTION * ray.cluster_resources().get("memory", 0.0) / workers
+    return MEMORY_FRACTION * ray.cluster_resources().get("memory", 0.0)
 
 
-def _budget(resources: ResourcesConfig) -> tuple[int, str]:
+def budget_of(resources: ResourcesConfig) -> tuple[int, str]:
+    """The bytes that rows may take in memory, and in words what says so."""
     import ray
 
     if resources.memory is not None:

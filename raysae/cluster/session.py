@@ -154,7 +154,7 @@ def ray_session(
     import ray
 
     if ray.is_initialized():
-        _quiet_libraries()
+        quiet_libraries()
         yield lambda: None
         return
     address = resources.address or os.environ.get("RAY_ADDRESS")
@@ -163,7 +163,7 @@ def ray_session(
         _join_ray(address, **common)
     else:
         _start_ray(resources, meanwhile, workers_import, **common)
-    _quiet_libraries()
+    quiet_libraries()
     _leave_on_sigterm()
     stopping = threading.Thread(target=ray.shutdown)
 
@@ -196,7 +196,8 @@ def _leave_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
+    """Let Ray Data and Tune print nothing in this process: raysae reports what is lost itself."""
     import ray
 
     context = ray.data.DataContext.get_current()

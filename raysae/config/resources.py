@@ -17,11 +17,13 @@ class ResourcesConfig(Section):
     """CPU cores a trial (and a worker of the atlas and of extraction) reserves; its threads."""
     gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """GPUs or a fraction of one a trial reserves; ``auto``: a quarter where Ray has any, else none."""
-    reading: Literal["auto", "shared", "streaming"] = "auto"
-    """How trials read their rows: one shared copy in memory, or streamed from disk; ``auto``
-    shares what fits. The results are the same to the bit."""
+    reading: Literal["auto", "shared", "scan", "streaming"] = "auto"
+    """How trials read their rows: one shared copy in memory; one scan by Ray Data for all trials that run
+    at the same time; or streamed by each trial for itself. ``auto`` shares what fits and scans what does
+    not. The results are the same to the bit."""
     memory: Size | None = None
-    """Bytes that shared rows may take, such as ``8 GB``; null takes 80% of Ray's object store."""
+    """Bytes that rows may take in memory, shared or scanned, such as ``8 GB``; null takes 80% of Ray's
+    object store."""
     max_concurrent: Positive | None = None
     """Trials at once; null takes what fits."""
     cpus: Annotated[int, Field(ge=1, le=MOST_CPUS)] | None = None

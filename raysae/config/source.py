@@ -4,7 +4,9 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -15,6 +17,20 @@ from raysae.text_template import HOW_TO_FILL_IN, parts_of
 
 LONGEST_PATTERN = 2000
 """The most characters of a pattern."""
+
+
+def _yes_or_no(value: Any) -> Any:
+    """YAML reads ``yes`` and ``no`` as true and false."""
+    return ("yes" if value else "no") if isinstance(value, bool) else value
+
+
+Keep = Annotated[
+    Literal["auto", "yes", "no"],
+    BeforeValidator(_yes_or_no),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "enum": ["auto", "yes", "no"]}, {"type": "boolean"}]}
+    ),
+]
 
 
 class SourceConfig(Section):
@@ -91,6 +107,12 @@ class SourceConfig(Section):
     that many workers share it."""
     shard_bytes: Size = 512_000_000
     """Bytes that go into one file of every site together, at most: what a worker holds in memory."""
+    live: bool = False
+    """Whether training rows are computed while they are trained on: only tokens, held-out rows and the
+    first training rows are on disk. Every wave of trials is then a forward pass over the texts."""
+    keep: Keep = "auto"
+    """With ``live``, whether the first pass also writes the training rows, so that later passes read
+    them: yes, no, or auto (where the disk holds them). It does not change the results."""
 
     @model_validator(mode="before")
     @classmethod
@@ -153,6 +175,14 @@ class SourceConfig(Section):
                     f"positions names {name!r}, which is no pattern; known are {', '.join(known)} "
                     "(source.patterns adds more)"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _keep_what_is_live(self) -> "SourceConfig":
+        if self.keep == "yes" and not self.live:
+            raise ValueError(
+                "keep is yes, but live is false: every row is written anyway; leave it out"
+            )
         return self
 
     @model_validator(mode="after")

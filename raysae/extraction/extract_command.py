@@ -75,7 +75,7 @@ def extract_with(plan: "ExtractionPlan", recipe: "Recipe") -> "Store":
 
 def _print_result(store: "Store") -> None:
     size = sum(shard.bytes for entry in store.manifest.sites for shard in entry.shards)
-    rows = sum(entry.rows.total for entry in store.manifest.sites)
+    rows = sum(shard.rows.total for entry in store.manifest.sites for shard in entry.shards)
     console.print(
         f"Store: {store.path}\n"
         f"  {len(store.sites)} sites, {rows:,} rows of {store.d_in} {store.manifest.dtype}, "

@@ -25,6 +25,8 @@ from raysae.transformer.texts import TextSpec
 
 WORK_FOLDER = "extraction"
 """A folder in the store's folder; it exists until the extraction is finished."""
+NOT_CONTENT = ("keep",)
+"""Settings of ``source`` that do not change the rows or their order."""
 PREFIX = "source."
 """The section of the recipe that an extraction is described in."""
 IDENTITY_FILE = "identity.json"
@@ -65,14 +67,22 @@ class ExtractionPlan:
         return self.folder / WORK_FOLDER
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the store's content; it identifies the store."""
-        return {**self.source.model_dump(mode="json"), "seed": self.seed}
+        """Everything that decides the store's content; it identifies the store.
+
+        ``live`` is named only where it is true, so that other stores are written as they were before.
+        """
+        every = self._identity()
+        return every if self.source.live else {k: v for k, v in every.items() if k != "live"}
 
     def differences(self, found: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """The settings in which the source of another store or extraction differs from this plan's, as
         pairs (found, this plan's). Settings that did not exist then count as their defaults."""
         defaults = flat(SourceConfig().model_dump(mode="json"))
-        return differences(flat(found), flat(self.identity()), defaults)
+        return differences(flat(found), flat(self._identity()), defaults)
+
+    def _identity(self) -> dict[str, Any]:
+        source = self.source.model_dump(mode="json", exclude=set(NOT_CONTENT))
+        return {**source, "seed": self.seed}
 
 
 def plan_extraction(recipe: Recipe) -> ExtractionPlan:

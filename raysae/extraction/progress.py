@@ -59,8 +59,8 @@ class _Watch:
     """Reads the work folder and shows the progress: every second in a terminal, else less often."""
 
     def __init__(self, plan: ExtractionPlan, tokens: TokenPlan, size: int):
-        self.plan, self.parts, self.size = plan, tokens.parts, size
-        self.total = tokens.tokens
+        self.plan, self.work, self.size = plan, tokens.work(), size
+        self.total = sum(self.work)
         self.before = self.count()
         self.started = time.monotonic()
 
@@ -80,7 +80,7 @@ class _Watch:
 
     def count(self) -> int:
         """Tokens that have run: all of the finished shards, and the reported ones of the others."""
-        return sum(self._tokens_of(number) for number in range(len(self.parts)))
+        return sum(self._tokens_of(number) for number in range(len(self.work)))
 
     def line(self, last: str = "") -> str:
         """The progress: tokens, rate, size, and the time left, or ``last`` and the time taken."""
@@ -99,7 +99,7 @@ class _Watch:
 
     def _tokens_of(self, shard: int) -> int:
         if report_file(self.plan.work, shard).exists():
-            return self.parts[shard].tokens
+            return self.work[shard]
         try:
             return int(tokens_file(self.plan.work, shard).read_text() or 0)
         except (FileNotFoundError, ValueError):

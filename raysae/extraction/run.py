@@ -15,6 +15,7 @@ from raysae.cluster.placement import Placement
 from raysae.cluster.pool import Work, map_committed
 from raysae.config import ResourcesConfig
 from raysae.errors import UnfinishedError, UserError
+from raysae.extraction.live_shards import LiveShardExtractor, live_fields, print_written
 from raysae.extraction.plan import (
     IDENTITY_FILE,
     REFUSED_FILE,
@@ -61,9 +62,12 @@ def extract(plan: ExtractionPlan, placement: Placement, resources: ResourcesConf
         with _unfinished(plan):
             with progress.watching(tokens):
                 _run(plan, tokens, placement, resources)
-            _manifest(plan, tokens).write(plan.folder)
+            manifest = _manifest(plan, tokens)
+            manifest.write(plan.folder)
             remove_temporary(plan.folder)
     remove_folder(plan.work)
+    if plan.source.live:
+        print_written(plan, tokens, sum(f.bytes for one in manifest.sites for f in one.shards))
     return open_store(plan.folder)
 
 
@@ -136,8 +140,10 @@ def _run(
     plan: ExtractionPlan, tokens: TokenPlan, placement: Placement, resources: ResourcesConfig
 ) -> None:
     """Extract every shard that is not committed yet. Raises UserError when a shard fails."""
+    live = plan.source.live
+    work = Work(LiveShardExtractor, (plan, tokens.head)) if live else Work(ShardExtractor, (plan,))
     shards = map_committed(
-        range(len(tokens.parts)), Work(ShardExtractor, (plan,)),
+        range(len(tokens.parts)), work,
         committed=lambda shard: committed_shard(plan, shard), placement=placement,
         retries=resources.retries, hang_seconds=resources.hang_seconds,
     )  # fmt: skip
@@ -173,6 +179,7 @@ def _manifest(plan: ExtractionPlan, tokens: TokenPlan) -> Manifest:
             f"source.model {source.model!r}: its weights changed between two attempts at this "
             f"extraction; remove {plan.folder} and extract it again"
         )
+    sites = live_fields(tokens, done) if source.live else {"sites": site_entries(done)}
     return Manifest(
         format_version=FORMAT_VERSION,
         provenance="model",
@@ -193,7 +200,7 @@ def _manifest(plan: ExtractionPlan, tokens: TokenPlan) -> Manifest:
         patterns=source.used_patterns,
         split={"validation": source.validation, "test": source.test},
         sequences=tokens.parts,
-        sites=site_entries(done),
+        **sites,
     )
 
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from raysae.activations.manifest import SEQUENCES_FOLDER, SequencesEntry
+from raysae.activations.manifest import SEQUENCES_FOLDER, LiveShard, SequencesEntry
 from raysae.activations.schema import ITEM_BYTES
 from raysae.activations.splits import SPLITS, split_of
 from raysae.activations.writer import write_sequences
@@ -31,6 +32,8 @@ SHUFFLED_TOKENS = 4_000_000
 """Sequences are shuffled in memory within windows of this many tokens."""
 OTHER_COLUMNS_BYTES = 16
 """Bytes of the other columns of a row."""
+HEAD_ROWS, HEAD_SHARE = 65_536, 0.02
+"""A live store's head has about the smaller of so many training rows at a site and this share of them."""
 SHARDS, SHARD_TOKENS = 40, 4096
 """A shard holds about one part in ``SHARDS`` of the tokens so far, but may hold ``SHARD_TOKENS``.
 So a small data set still keeps many workers busy, and a large one has not too many shards."""
@@ -50,6 +53,13 @@ class TokenPlan:
     repeated_rows: dict[str, float] = field(default_factory=dict)
     """By position, the share of held-out rows whose sequence begins with the same tokens as that of a
     training row, so that a model that reads from left to right gives the same activation."""
+    training: list[dict[str, Any]] = field(default_factory=list)
+    """Of a live source, for each shard what it has for training: the fields of a ``LiveShard``."""
+
+    @property
+    def live_shards(self) -> list[LiveShard]:
+        """Of a live source, what each shard has for training."""
+        return [LiveShard.model_validate(one) for one in self.training]
 
     @property
     def tokens(self) -> int:
@@ -61,8 +71,37 @@ class TokenPlan:
         """Sequences of all shards."""
         return sum(part.sequences for part in self.parts)
 
+    @property
+    def head(self) -> int:
+        """Of a live source, the number of first shards whose training rows are written with the store:
+        at every position about ``HEAD_ROWS`` rows or ``HEAD_SHARE`` of them, but some."""
+        wanted = {
+            position: max(min(HEAD_ROWS, HEAD_SHARE * splits["train"]), 1)
+            for position, splits in self.rows.items()
+        }
+        found = dict.fromkeys(wanted, 0)
+        for number, shard in enumerate(self.live_shards, 1):
+            for position in found:
+                found[position] += shard.rows[position]
+            if all(found[position] >= wanted[position] for position in found):
+                return number
+        return len(self.training)
+
+    def work(self) -> list[int]:
+        """Tokens that the extraction runs, by shard: of a live source those of held-out sequences, and in
+        the head all."""
+        tokens, head = [part.tokens for part in self.parts], self.head
+        for number, shard in enumerate(self.live_shards[head:], head):
+            tokens[number] -= shard.tokens
+        return tokens
+
     def bytes(self, plan: ExtractionPlan) -> int:
-        """Estimated bytes of all sites on disk."""
+        """Estimated bytes of all sites on disk, as the extraction writes them."""
+        later = sum(sum(shard.rows.values()) for shard in self.live_shards[self.head :])
+        return self.whole_bytes(plan) - later * len(plan.layers) * _row_bytes(plan)
+
+    def whole_bytes(self, plan: ExtractionPlan) -> int:
+        """Estimated bytes of all sites on disk, with every training row."""
         rows = sum(sum(splits.values()) for splits in self.rows.values())
         return rows * len(plan.layers) * _row_bytes(plan)
 
@@ -108,6 +147,8 @@ def _written(plan: ExtractionPlan, file: Path) -> TokenPlan:
             raise UserError(f"{path} is missing or was altered")
     tokens = TokenPlan(parts, **record)
     tokens.bytes(plan)
+    if plan.source.live and len(tokens.training) != len(parts):
+        raise UserError("it does not say what each shard has for training")
     return tokens
 
 
@@ -134,6 +175,7 @@ class _Writing:
     report: Report
     parts: list[SequencesEntry] = field(default_factory=list)
     rows: dict[Position, dict[str, int]] = field(default_factory=dict)
+    training: list[dict[str, Any]] = field(default_factory=list)
     tokens: int = 0
     sequences: int = 0
     documents: int = 0
@@ -151,6 +193,8 @@ class _Writing:
         documents = read_documents(text_spec(self.plan.readable))
         within = self._within_budget(self._usable(tokenizer, tokenizer.sequences(documents)))
         for shard in self._shards(_shuffled(within, self.plan.seed)):
+            if self.plan.source.live:
+                self.training.append(self._training(shard))
             self.parts.append(write_sequences(self.plan.folder, len(self.parts), to_table(shard)))
             self.report(self.sequences, self.tokens)
         return TokenPlan(
@@ -160,7 +204,15 @@ class _Writing:
             tokenizer.texts.hexdigest(),
             sha256,
             {str(position): round(rows.share(), 4) for position, rows in self.repeated.items()},
+            self.training,
         )
+
+    def _training(self, shard: list[TokenSequence]) -> dict[str, Any]:
+        """What a shard of a live source has for training."""
+        names, train = self.plan.source.used_patterns, training_of(shard, self.plan)
+        rows = {str(p): sum(len(one.places(p, names)) for one in train) for p in self.rows}
+        tokens = sum(map(len, train))
+        return LiveShard(sequences=len(train), tokens=tokens, rows=rows).model_dump()
 
     def _usable(
         self, tokenizer: Tokenizer, sequences: Iterable[TokenSequence]
@@ -230,6 +282,14 @@ class _Writing:
                 size, tokens = size + more, tokens + len(sequence)
             if shard:
                 yield shard
+
+
+def training_of(sequences: list[TokenSequence], plan: ExtractionPlan) -> list[TokenSequence]:
+    """The sequences whose rows are for training."""
+    source = plan.source
+    ids = np.array([one.sequence for one in sequences], dtype=np.int64)
+    code = split_of(ids, source.validation, source.test)
+    return [one for one, split in zip(sequences, code, strict=True) if SPLITS[split] == "train"]
 
 
 def _shuffled(sequences: Iterable[TokenSequence], seed: int) -> Iterator[list[TokenSequence]]:

@@ -1,10 +1,10 @@
 """A worker's part of an extraction: from a shard's sequences to the shard's file at every site."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 from raysae.activations.manifest import SEQUENCES_FOLDER, ShardEntry, SiteEntry
 from raysae.activations.writer import (
     ShardFormat,
-    SiteRows,
     WrittenShard,
     site_entry,
     write_shard,
@@ -23,7 +22,10 @@ from raysae.extraction.plan import ExtractionPlan, model_spec
 from raysae.sites import Site
 from raysae.storage.files import open_own, read_json, write_json
 from raysae.transformer.loading import load_model
-from raysae.transformer.sequence import from_table
+from raysae.transformer.sequence import TokenSequence, from_table
+
+if TYPE_CHECKING:
+    from raysae.transformer.capture import Capturer
 
 REPORT_SECONDS = 0.5
 """Seconds between two updates of a shard's token count."""
@@ -41,12 +43,16 @@ def tokens_file(work: Path, shard: int) -> Path:
 
 def committed_shard(plan: ExtractionPlan, shard: int) -> dict[str, Any] | None:
     """A shard's report; None unless the report is sound and all the shard's files exist."""
-    file = report_file(plan.work, shard)
+    return sound_report(plan.folder, report_file(plan.work, shard))
+
+
+def sound_report(store: Path, file: Path) -> dict[str, Any] | None:
+    """A shard's report; None unless it is sound and all its files exist in the store's folder."""
     if not file.is_file():
         return None
     try:
         report = read_json(file)
-        whole = all(_is_there(plan.folder, site) for site in report["sites"])
+        whole = all(_is_there(store, site) for site in report["sites"])
         whole = whole and isinstance(report["weights_sha256"], str)
     except (UserError, KeyError, TypeError, ValueError):  # damaged: the shard is made again
         return None
@@ -65,6 +71,11 @@ def _is_there(store: Path, site: dict[str, Any]) -> bool:
 
 def site_entries(reports: list[dict[str, Any]]) -> list[SiteEntry]:
     """The manifest entries of all sites, from the reports of all shards in order."""
+    return [site_entry(site, written) for site, written in sorted(written_shards(reports).items())]
+
+
+def written_shards(reports: list[dict[str, Any]]) -> dict[Site, list[WrittenShard]]:
+    """The shards of every site, from reports in their order."""
     shards: dict[Site, list[WrittenShard]] = {}
     for report in reports:
         for row in report["sites"]:
@@ -73,7 +84,7 @@ def site_entries(reports: list[dict[str, Any]]) -> list[SiteEntry]:
                 row["dropped"],
             )  # fmt: skip
             shards.setdefault(Site(row["layer"], row["position"]), []).append(written)
-    return [site_entry(site, written) for site, written in sorted(shards.items())]
+    return shards
 
 
 class ShardExtractor:
@@ -83,18 +94,8 @@ class ShardExtractor:
     """
 
     def __init__(self, plan: ExtractionPlan):
-        from raysae.transformer.capture import Capturer, weights_hash
-
         self.plan = plan
-        device = prepare_worker()
-        model = load_model(model_spec(plan.readable))
-        self.weights_sha256 = weights_hash(model)
-        self.capturer = Capturer(
-            model.to(device),
-            hookpoint=plan.source.hookpoint,
-            layers=plan.layers,
-            dtype=plan.source.dtype,
-        )
+        self.capturer, self.weights_sha256 = load_capturer(plan, prepare_worker())
 
     def hung_file(self, shard: int) -> Path:
         """The file for the worker's stack traces when the shard hangs."""
@@ -105,41 +106,70 @@ class ShardExtractor:
 
         Raises UserError when activations cannot be stored.
         """
-        plan, source = self.plan, self.plan.source
-        started = time.monotonic()
-        part = plan.folder / SEQUENCES_FOLDER / f"part-{shard:05d}.parquet"
-        sequences = from_table(pq.read_table(part, partitioning=None))
-        rows = self.capturer.rows(
-            sequences, plan.positions, source.used_patterns, _Progress(plan.work, shard, alive)
-        )
-        written = [self._write(shard, site, rows.pop(site)) for site in plan.sites]
+        started, plan = time.monotonic(), self.plan
+        sequences = read_part(plan, shard)
+        sites = list(self._written(shard, sequences, ShardProgress(plan.work, shard, alive)))
         report = {
             "weights_sha256": self.weights_sha256,
             "tokens": sum(map(len, sequences)),
-            "sites": [site for site in written if site],
+            "sites": sites,
             "seconds": time.monotonic() - started,
         }
         write_json(report_file(plan.work, shard), report)
         tokens_file(plan.work, shard).unlink(missing_ok=True)
 
-    def _write(self, shard: int, site: Site, rows: SiteRows) -> dict[str, Any] | None:
-        """Write the shard's file at one site; None when the shard has no rows there."""
-        if not len(rows):
-            return None
-        source = self.plan.source
-        split = {"validation": source.validation, "test": source.test}
-        form = ShardFormat(source.dtype, split, self.plan.seed, source.non_finite)
-        written = write_shard(self.plan.folder, site, shard, rows, form)
-        return {
-            **asdict(site),
-            "entry": written.entry.model_dump(),
-            "sum": written.sum_D.tolist(),
-            "square_sum": written.square_sum,
-            "dropped": written.dropped,
-        }
+    def _written(
+        self, shard: int, sequences: list[TokenSequence], progress: "ShardProgress"
+    ) -> Iterator[dict[str, Any]]:
+        """Write the shard's files; yield each one's record for the report."""
+        plan = self.plan
+        rows = self.capturer.rows(sequences, plan.positions, plan.source.used_patterns, progress)
+        for site in plan.sites:
+            if len(of_site := rows.pop(site)):
+                written = write_shard(plan.folder, site, shard, of_site, shard_format(plan))
+                yield record_of(site, written)
 
 
-class _Progress:
+def load_capturer(plan: ExtractionPlan, device: str) -> "tuple[Capturer, str]":
+    """The plan's transformer, ready to capture all its layers, and the hash of its weights.
+
+    Raises UserError when it cannot be loaded or read.
+    """
+    from raysae.transformer.capture import Capturer, weights_hash
+
+    source, model = plan.source, load_model(model_spec(plan.readable))
+    sha256 = weights_hash(model)
+    capturer = Capturer(
+        model.to(device), hookpoint=source.hookpoint, layers=plan.layers, dtype=source.dtype
+    )
+    return capturer, sha256
+
+
+def read_part(plan: ExtractionPlan, shard: int) -> list[TokenSequence]:
+    """The sequences of a shard."""
+    part = plan.folder / SEQUENCES_FOLDER / f"part-{shard:05d}.parquet"
+    return from_table(pq.read_table(part, partitioning=None))
+
+
+def shard_format(plan: ExtractionPlan) -> ShardFormat:
+    """How the plan's shards are written."""
+    source = plan.source
+    split = {"validation": source.validation, "test": source.test}
+    return ShardFormat(source.dtype, split, plan.seed, source.non_finite)
+
+
+def record_of(site: Site, written: WrittenShard, left_out: int = 0) -> dict[str, Any]:
+    """A written shard's record in a report; ``left_out`` are rows that others took the place of."""
+    return {
+        **asdict(site),
+        "entry": written.entry.model_dump(),
+        "sum": written.sum_D.tolist(),
+        "square_sum": written.square_sum,
+        "dropped": written.dropped + left_out,
+    }
+
+
+class ShardProgress:
     """Writes a shard's token count to the file that the driver reads, at most every half second."""
 
     def __init__(self, work: Path, shard: int, alive: Callable[[], None]):

@@ -15,7 +15,7 @@ from raysae.pipeline.calibration import Calibration, Cost, calibrate
 from raysae.pipeline.estimate import configs_of
 from raysae.pipeline.plan import RunPlan
 from raysae.sites import ALL
-from raysae.sweep.trials.tuning import at_once
+from raysae.sweep.trials.opening import at_once
 
 CALIBRATION_ROWS = 8192
 """The most rows of a split that configs are trained or evaluated on."""

@@ -31,6 +31,8 @@ class RunPlan:
     """Proposes the trials. It has a state: copy it to propose them a second time."""
     needs: Needs
     """The memory and disk space that the run takes."""
+    live: ExtractionPlan | None = None
+    """Of a live source, how its rows are computed while training, whether the store exists or not."""
 
     @property
     def data(self) -> Data:

@@ -36,14 +36,15 @@ def preflight(recipe: Recipe) -> RunPlan:
     proposer = make_proposer(recipe, known, where.d_in)
     wanted = needs(recipe, where, len(atlas))
     check_disk(recipe, wanted)
+    live = extraction if recipe.source is not None and recipe.source.live else None
     if isinstance(where, ExtractionPlan):
         from raysae.extraction.sequences import peek  # imports torch, which nothing needs before
         from raysae.extraction.test_pass import test_pass
 
         test_pass(where)
         peek(where)
-        return RunPlan(recipe, None, where, sites, atlas, known, proposer, wanted)
-    return RunPlan(recipe, where, None, sites, atlas, known, proposer, wanted)
+        return RunPlan(recipe, None, where, sites, atlas, known, proposer, wanted, live)
+    return RunPlan(recipe, where, None, sites, atlas, known, proposer, wanted, live)
 
 
 def _check_sites(where: Store | ExtractionPlan, sites: list[Site], atlas: list[Site]) -> None:

@@ -135,7 +135,13 @@ class Sweep(Stage):
 
         plan, store = attempt.plan, attempt.checked_store
         job = SweepJob(
-            attempt.run, store, plan.sites, plan.proposer, attempt.placement, attempt.events
+            attempt.run,
+            store,
+            plan.sites,
+            plan.proposer,
+            attempt.placement,
+            attempt.events,
+            plan.live,
         )
         attempt.result.trials = run_trials(job, attempt.begun.mark)
         return attempt.result.failed_trials

@@ -15,7 +15,7 @@ from torch import Tensor
 from raysae.sae.metrics import Sinks
 from raysae.training.conversion import as_rows
 from raysae.training.finite import refuse_non_finite
-from raysae.training.rows import EVALUATION_BATCH, SHUFFLE_ROWS, RowSource, rebatched, windows
+from raysae.training.rows import EVALUATION_BATCH, SHUFFLE_ROWS, RowSource, one_window, rebatched
 
 HEAD_ROWS = 65_536
 """Rows read ahead for the input scale and the geometric median; training uses them, too."""
@@ -55,7 +55,7 @@ class IteratorRows(RowSource):
 
     def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
         """``count`` rows ``[count, d_in]`` of the head, drawn at random by ``seed``."""
-        (window,) = windows(len(self._head_ND), len(self._head_ND), seed, -1)
+        window = one_window(len(self._head_ND), seed, -1)
         return self._head_ND[window.order[:count]]
 
     def without(self, sinks: Sinks) -> "IteratorRows":
@@ -89,7 +89,7 @@ class IteratorRows(RowSource):
         self, seed: int, batch_size: int, shuffle_rows: int, taken: int
     ) -> Iterator[Tensor]:
         for number, rows_ND in enumerate(rebatched(self._all(), shuffle_rows)):
-            (window,) = windows(len(rows_ND), len(rows_ND), seed * 1_000_003 + number, 0)
+            window = one_window(len(rows_ND), seed * 1_000_003 + number, 0)
             skipped = min(taken, len(rows_ND))
             taken -= skipped
             for index_B in window.order[skipped:].split(batch_size):

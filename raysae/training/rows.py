@@ -9,7 +9,7 @@ Shapes: B batch, D d_in.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,37 @@ class StreamPosition:
 
 
 @dataclass(frozen=True)
+class WindowOrder:
+    """Which windows of ``size`` rows an epoch over ``rows`` rows has, and in which order."""
+
+    rows: int
+    size: int
+    seed: int
+    epoch: int
+    sequential: bool = False
+    """Whether the windows come in storage order; else in a random order."""
+
+    @property
+    def mixed(self) -> int:
+        """A number made of the seed and the epoch."""
+        return self.seed * 1_000_003 + self.epoch
+
+    def numbers(self) -> list[int]:
+        """The windows' numbers in storage order, in the order in which they are read."""
+        count = math.ceil(self.rows / self.size)
+        if self.sequential or count < 2:
+            return list(range(max(count, 1)))
+        return _permutation(count, self.mixed).tolist()
+
+    def window(self, number: int) -> "Window":
+        """The window with this number in storage order, its rows shuffled."""
+        start = number * self.size
+        length = min(self.size, self.rows - start)
+        salt = self.mixed if self.size >= self.rows else self.mixed * 1_000_003 + number + 1
+        return Window(start, _permutation(length, salt), length, self)
+
+
+@dataclass(frozen=True)
 class Window:
     """Consecutive rows that are shuffled together."""
 
@@ -40,21 +71,25 @@ class Window:
     """Row numbers within the window, in the order in which they are read."""
     rows: int
     """Number of rows in the window."""
+    among: WindowOrder
+    """The windows that it is one of."""
 
 
-def windows(rows: int, size: int, seed: int, epoch: int, taken: int = 0) -> Iterator[Window]:
-    """The windows of ``size`` rows of an epoch in their order, without its first ``taken`` rows."""
-    mixed = seed * 1_000_003 + epoch
-    starts = list(range(0, rows, size))
-    order = _permutation(len(starts), mixed).tolist() if len(starts) > 1 else [0]
-    for number in order:
-        length = min(size, rows - starts[number])
+def windows(among: WindowOrder, taken: int = 0) -> Iterator[Window]:
+    """The windows of an epoch in their order, without its first ``taken`` rows."""
+    for number in among.numbers():
+        length = min(among.size, among.rows - number * among.size)
         if taken >= length:
             taken -= length
             continue
-        salt = mixed if len(starts) == 1 else mixed * 1_000_003 + number + 1
-        yield Window(starts[number], _permutation(length, salt)[taken:], length)
+        window = among.window(number)
+        yield replace(window, order=window.order[taken:])
         taken = 0
+
+
+def one_window(rows: int, seed: int, epoch: int) -> Window:
+    """All ``rows`` rows as one window."""
+    return WindowOrder(rows, rows, seed, epoch).window(0)
 
 
 def pieces(order: Iterator[Window], batch_size: int) -> Iterator[tuple[Window, Tensor]]:
@@ -80,10 +115,19 @@ class RowSource(ABC):
     """
 
     d_in: int
+    sequential: bool = False
+    """Whether an epoch reads its windows in storage order; their rows are shuffled all the same."""
+    passing: bool = False
+    """Whether the rows come past once for several readers, so that those of one process must not run
+    far ahead of each other."""
 
     @abstractmethod
     def __len__(self) -> int:
         """Number of rows in an epoch."""
+
+    def windows(self, seed: int, epoch: int, shuffle_rows: int, taken: int = 0) -> Iterator[Window]:
+        """The windows of ``shuffle_rows`` rows of an epoch, without its first ``taken`` rows."""
+        return windows(WindowOrder(len(self), shuffle_rows, seed, epoch, self.sequential), taken)
 
     def to(self, device: str) -> "RowSource":
         """The same rows, stored on ``device`` where that is possible; else these rows."""
@@ -155,12 +199,7 @@ class IndexedRows(RowSource):
 
     def survey(self, count: int) -> Iterator[tuple[int, Tensor]]:
         """See ``RowSource.survey``; the batches are spread evenly over the rows, which may be sorted."""
-        batches = math.ceil(min(count, len(self)) / EVALUATION_BATCH)
-        last = max(len(self) - EVALUATION_BATCH, 0)
-        for number in range(batches):
-            start = number * EVALUATION_BATCH
-            if len(self) > count:
-                start = round(number * last / max(batches - 1, 1))
+        for start in survey_starts(len(self), count):
             yield start, self.read(start, min(start + EVALUATION_BATCH, len(self)))
 
     def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
@@ -176,8 +215,20 @@ class IndexedRows(RowSource):
         taken: int = 0,
     ) -> Iterator[Tensor]:
         """An epoch's batches ``[batch, d_in]`` after ``taken`` rows; the last may be smaller."""
-        order = windows(len(self), shuffle_rows, seed, epoch, taken)
+        order = self.windows(seed, epoch, shuffle_rows, taken)
         return rebatched(self.taken(order, batch_size), batch_size)
+
+
+def survey_starts(rows: int, count: int) -> Iterator[int]:
+    """The first row of each batch of ``EVALUATION_BATCH`` rows that a survey of ``count`` rows reads."""
+    batches = math.ceil(min(count, rows) / EVALUATION_BATCH)
+    last = max(rows - EVALUATION_BATCH, 0)
+    for number in range(batches):
+        yield (
+            round(number * last / max(batches - 1, 1))
+            if rows > count
+            else number * EVALUATION_BATCH
+        )
 
 
 class OrdinaryRows(IndexedRows):
@@ -188,6 +239,7 @@ class OrdinaryRows(IndexedRows):
 
     def __init__(self, rows: IndexedRows, ordinary_N: Tensor):
         self.rows, self.d_in, self.ordinary_N = rows, rows.d_in, ordinary_N
+        self.sequential = rows.sequential
         self._place = ordinary_N.nonzero().squeeze(1)
 
     def __len__(self) -> int:
@@ -220,15 +272,15 @@ class OrdinaryRows(IndexedRows):
         taken: int = 0,
     ) -> Iterator[Tensor]:
         """See ``RowSource.epoch``."""
-        order = self._windows(windows(len(self.rows), shuffle_rows, seed, epoch), taken)
+        order = self._ordinary(self.rows.windows(seed, epoch, shuffle_rows), taken)
         return rebatched(self.taken(order, batch_size), batch_size)
 
-    def _windows(self, order: Iterator[Window], taken: int) -> Iterator[Window]:
+    def _ordinary(self, order: Iterator[Window], taken: int) -> Iterator[Window]:
         """The windows without the other rows, and without the first ``taken`` rows."""
         for window in order:
             kept = window.order[self.ordinary_N[window.start + window.order]]
             if taken < len(kept):
-                yield Window(window.start, kept[taken:], window.rows)
+                yield replace(window, order=kept[taken:])
             taken = max(taken - len(kept), 0)
 
 
@@ -294,7 +346,8 @@ class Rows(IndexedRows):
     Raises ValueError when all blocks are empty or have no common d_in.
     """
 
-    def __init__(self, blocks: Tensor | Sequence[Tensor]):
+    def __init__(self, blocks: Tensor | Sequence[Tensor], sequential: bool = False):
+        self.sequential = sequential
         blocks = [blocks] if isinstance(blocks, Tensor) else list(blocks)
         self.blocks = [block for block in blocks if len(block)]
         if not self.blocks:
@@ -318,7 +371,7 @@ class Rows(IndexedRows):
         """The same rows on ``device``; not copied when they are there already."""
         blocks = [block.to(device) for block in self.blocks]
         there = all(new is old for new, old in zip(blocks, self.blocks, strict=True))
-        return self if there else Rows(blocks)
+        return self if there else Rows(blocks, self.sequential)
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` in storage order, ``[stop - start, d_in]``, a copy."""

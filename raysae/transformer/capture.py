@@ -5,7 +5,7 @@ Shapes: S sequences, T tokens, D d_in, N rows.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class Capturer:
         self.hookpoint, self.dtype = hookpoint, dtype
         self.tower = find_tower(model)
         self._taps = find_taps(model, self.tower, hookpoint, list(layers))
+        self._layers, self._last = tuple(self._taps.by_layer), False
         self._device = next(model.parameters()).device
         self._checked = False
         weight = getattr(input_embedding(model), "weight", None)
@@ -53,6 +54,16 @@ class Capturer:
         self._computes = next(model.parameters()).dtype
         self.padding = settle_padding(self._all_rows, test_ids(model), self._computes)
         """Whether texts of several lengths may run in one batch."""
+
+    def only(self, layers: Iterable[int]) -> "Capturer":
+        """Read these layers alone from now on, and compute no block above the highest of them.
+
+        Their rows are the same to the bit. Returns itself.
+        """
+        wanted = set(layers)
+        self._layers = tuple(layer for layer in self._taps.by_layer if layer in wanted)
+        self._last = True
+        return self
 
     @torch.inference_mode()
     def rows(
@@ -75,7 +86,7 @@ class Capturer:
                 check_token_ids(sequence.token_id, self.embedding_rows, sequence.sequence)
         names = list(patterns)
         picks = {p: [sequence.places(p, names) for sequence in sequences] for p in positions}
-        sites = [Site(layer, position) for layer in self._taps.by_layer for position in picks]
+        sites = [Site(layer, position) for layer in self._layers for position in picks]
         captured: dict[Site, list[Tensor]] = {site: [] for site in sites}
         limit = FORWARD_TOKENS[self._device.type]
         batches = list(_batches(sequences, limit, self.padding))
@@ -106,7 +117,7 @@ class Capturer:
             mask[number, : len(row)] = 1
         rows: dict[tuple[int, Position], Tensor] = {}
         batch = Batch(len(ids), width)
-        with torch.inference_mode(), self._hooks(batch, where, rows):
+        with torch.inference_mode(), self._hooks(batch, where, rows), suppress(_Reached):
             run_tower(self.tower.forward, torch.from_numpy(input_ids), torch.from_numpy(mask))
         return rows
 
@@ -128,9 +139,10 @@ class Capturer:
                 before = rows.get((layer, position))
                 rows[layer, position] = picked_ND if before is None else before + picked_ND
 
-        handles = [
-            _attach(tap, layer, add) for layer, taps in self._taps.by_layer.items() for tap in taps
-        ]
+        taps = self._taps.by_layer
+        handles = [_attach(tap, layer, add) for layer in self._layers for tap in taps[layer]]
+        if self._last:
+            handles.append(self.tower.blocks[max(self._layers)].register_forward_hook(_stop))
         try:
             yield
         finally:
@@ -154,8 +166,7 @@ class Capturer:
             for number in range(len(ids))
         }
         rows = self._capture(ids, where)
-        layers = self._taps.by_layer
-        return [torch.cat([rows[layer, n] for layer in layers]) for n in range(len(ids))]
+        return [torch.cat([rows[layer, n] for layer in self._layers]) for n in range(len(ids))]
 
     def _check_first(
         self,
@@ -178,6 +189,14 @@ class Capturer:
         first = {p: row == 0 for p, (row, _) in where.items()}
         batch = [rows[key][first[key[1]].to(rows[key].device)] for key in alone]
         check_same_rows(torch.cat(list(alone.values())), torch.cat(batch), len(ids), self._computes)
+
+
+class _Reached(Exception):
+    """The last block whose rows are wanted has run; what comes after it need not."""
+
+
+def _stop(*_: Any) -> None:
+    raise _Reached
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -67,7 +67,16 @@ def test_the_page_is_of_this_version():
 
 
 @pytest.mark.parametrize(
-    "record", ["Manifest", "SiteEntry", "ShardEntry", "SplitRows", "SequencesEntry"]
+    "record",
+    [
+        "Manifest",
+        "SiteEntry",
+        "ShardEntry",
+        "SplitRows",
+        "SequencesEntry",
+        "LiveEntry",
+        "LiveShard",
+    ],
 )
 def test_every_field_of_the_manifest_and_no_other(record):
     fields = getattr(records, record).model_fields

@@ -17,6 +17,8 @@ from raysae.activations.streaming import StreamedRows, rows_within
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.activations.writer import write_store
 from raysae.cluster.reading import check_windows, choose_reading, open_site
+from raysae.cluster.scan.opening import serving
+from raysae.cluster.scan.rows import ScannedSite
 from raysae.config import ResourcesConfig
 from raysae.errors import UserError
 from raysae.storage.files import sha256_of
@@ -42,11 +44,19 @@ def batches(source, **options):
     return [batch.clone() for batch in stream]
 
 
-@pytest.fixture(params=["shared", "streamed"])
-def source(request, store, connected_ray):
+@pytest.fixture(scope="module")
+def service(connected_ray):
+    """A scan service with memory for a few hundred rows."""
+    with serving(memory=9_000, readers=1, scans=4, patience=None) as service:
+        yield service
+
+
+@pytest.fixture(params=["shared", "scan", "streaming"])
+def source(request, store, service):
     """The contract holds for every source of rows."""
-    how = {"shared": "shared", "streamed": "streaming"}[request.param]
-    reading = choose_reading(store, [SITE], ResourcesConfig(reading=how))
+    if request.param == "scan":
+        return ScannedSite(store.place, SITE, service, piece_bytes=1_000).rows("train")
+    reading = choose_reading(store, [SITE], ResourcesConfig(reading=request.param))
     return open_site(reading, store, SITE).rows("train")
 
 

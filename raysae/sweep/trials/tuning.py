@@ -14,13 +14,12 @@ from ray import tune
 from ray.exceptions import RayTaskError
 
 from raysae.activations import Site, Store
-from raysae.cluster.placement import Placement, place_streaming
+from raysae.cluster.placement import Placement
 from raysae.cluster.pool_worker import failure_of
 from raysae.cluster.ray_internals import run_tune
-from raysae.cluster.reading import OpenSite, check_windows, choose_reading, open_site
-from raysae.config import Recipe
 from raysae.config.search import SweepConfig
 from raysae.console.board import console
+from raysae.extraction.plan import ExtractionPlan
 from raysae.metrics import PROGRESS, TABLE, partly
 from raysae.records.commit import figures_of, provenance, state_of
 from raysae.records.events import Committed, Event, Events, Failed, Item, Progressed, Stopped
@@ -35,8 +34,8 @@ from raysae.sweep.search.proposals import Proposer
 from raysae.sweep.search.searcher import OrderedSearcher, Outcomes
 from raysae.sweep.search.study import study_copied
 from raysae.sweep.trials.gang import GANG
+from raysae.sweep.trials.opening import Demand, TrialRows, at_once, opened
 from raysae.sweep.trials.trainable import SAETrials
-from raysae.training.statistics import health_of
 
 HALVING = 3
 """ASHA lets one of this many trials continue."""
@@ -52,6 +51,16 @@ class SweepJob:
     proposer: Proposer
     placement: Placement
     events: Events
+    live: ExtractionPlan | None = None
+    """How live rows are computed; None of other stores."""
+
+    @property
+    def demand(self) -> Demand:
+        """What the trials read."""
+        return Demand(
+            self.run.recipe, self.store, self.sites, self.placement, self.proposer.lag,
+            self.proposer.trials, self.live,
+        )  # fmt: skip
 
     def made(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """What makes the trial with these parameters."""
@@ -75,23 +84,10 @@ def run_trials(job: SweepJob, begun: Callable[[], None] = lambda: None) -> list[
     """
     recipe = job.run.recipe
     watcher = _Watcher(job)
-    sites, placement = _open_sites(job, job.proposer.lag)
-    trainable = tune.with_resources(
-        tune.with_parameters(
-            SAETrials,
-            recipe=recipe,
-            sites=sites,
-            files=job.run.for_workers(),
-            attempt=uuid.uuid4().hex[:8],
-            store=job.store.digest,
-            provenance={site: provenance(job.store, site) for site in job.sites},
-            truth=job.store.truth(),
-        ),
-        placement.resources,
-    )
-    begun()
-    tuned = partial(_tuned, job, trainable, watcher, placement)
-    results, ended_early = run_tune(tuned, recipe.resources, lambda: watcher.begun)
+    with opened(job.demand) as rows_of_trials:
+        begun()
+        tuned = partial(_tuned, job, _trainable(job, rows_of_trials), watcher, rows_of_trials)
+        results, ended_early = run_tune(tuned, recipe.resources, lambda: watcher.begun)
     rows = [row for result in results for row in _rows(job, result)]
     rows.sort(key=lambda row: row.trial)
     if ended_early:
@@ -103,8 +99,25 @@ def run_trials(job: SweepJob, begun: Callable[[], None] = lambda: None) -> list[
     return rows
 
 
+def _trainable(job: SweepJob, opened: TrialRows) -> Any:
+    """The trainable with all that its workers need, and what each reserves."""
+    return tune.with_resources(
+        tune.with_parameters(
+            SAETrials,
+            recipe=job.run.recipe,
+            sites=opened.sites,
+            files=job.run.for_workers(),
+            attempt=uuid.uuid4().hex[:8],
+            store=job.store.digest,
+            provenance={site: provenance(job.store, site) for site in job.sites},
+            truth=job.store.truth(),
+        ),
+        opened.placement.resources,
+    )
+
+
 def _tuned(
-    job: SweepJob, trainable: Any, watcher: "_Watcher", placement: Placement
+    job: SweepJob, trainable: Any, watcher: "_Watcher", opened: TrialRows
 ) -> tuple[Any, str | None]:
     """Tune's results, and why there are fewer than the recipe asks for (None if there are not).
 
@@ -114,9 +127,12 @@ def _tuned(
     with study_copied(
         proposer, job.run.study_file, recipe.name, job.run.send, job.run.check_there
     ) as ended:
-        searcher = OrderedSearcher(proposer, _budget(recipe.sweep), recipe.resources.gang, ended)
+        searcher = OrderedSearcher(
+            proposer, _budget(recipe.sweep), recipe.resources.gang, ended, opened.wave,
+            opened.expect,
+        )  # fmt: skip
         with job.events.work(f"Sweep at {job.where}", proposer.trials):
-            results = _tuner(job, trainable, searcher, proposer, watcher, placement).fit()
+            results = _tuner(job, trainable, searcher, proposer, watcher, opened.placement).fit()
     job.proposer.trials = proposer.trials  # fewer where the space holds no further config
     return results, searcher.ended_early
 
@@ -145,11 +161,6 @@ def _tuner(
             log_to_file=False,
         ),
     )
-
-
-def at_once(recipe: Recipe, placement: Placement, lag: int) -> int:
-    """How many gangs may be trained at the same time, given the proposer's ``lag``."""
-    return min(placement.workers, max(lag // recipe.resources.gang, 1))
 
 
 def _scheduler(job: SweepJob) -> Any:
@@ -185,23 +196,6 @@ def _budget(sweep: SweepConfig) -> Any:
         return None
 
     return spent
-
-
-def _open_sites(job: SweepJob, lag: int) -> tuple[dict[Site, OpenSite], Placement]:
-    """The sites, opened to be shared in memory or streamed from disk, and what a trial reserves."""
-    recipe = job.run.recipe
-    reading = choose_reading(job.store, job.sites, recipe.resources)
-    placement = job.placement
-    if reading.how == "streaming":
-        placement = place_streaming(recipe.resources)
-        rows = max(job.store.entry(site).rows.train for site in job.sites)
-        streams = at_once(recipe, placement, lag) * len(job.sites) * recipe.sweep.seeds_per_trial
-        check_windows(job.store, recipe.training.shuffle_rows, rows, streams)
-    console.print(f"Reading: {reading}; trials: {placement}")
-    sites = {site: open_site(reading, job.store, site) for site in job.sites}
-    for site, opened in sites.items():
-        console.print(f"Inputs at {site}: {health_of(opened.rows('train'))}")
-    return sites, placement
 
 
 def _rows(job: SweepJob, result: Any) -> Iterator[TrialRow]:

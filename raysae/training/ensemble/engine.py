@@ -71,19 +71,23 @@ class Ensemble:
             return
         groups = plan(self.members, self.device, self.pack, side_by_side=True)
         self._begin(self.members)
-        runs = [
-            (part.members, self._run(part).rounds()) for group in groups for part in group.by_step()
-        ]
+        advance = self._advance([part for group in groups for part in group.by_step()])
         waiting = list(self.members)
         passed = min((len(member.history) for member in waiting if member.active), default=0)
         while waiting:
             passed += 1
-            for members, evaluations in runs:
-                while any(m.active and len(m.history) < passed for m in members):
-                    next(evaluations)
+            advance(passed)
             ended = [member for member in waiting if not member.active]
             waiting = [member for member in waiting if member.active]
             yield ended
+
+    def _advance(self, parts: list[Group]) -> Callable[[int], None]:
+        """A function that trains all parts until their members have passed so many evaluations."""
+        runs = [(part.members, self._run(part)) for part in parts]
+        paced = [(members, run) for members, run in runs if isinstance(run, Lockstep)]
+        if len(paced) == len(runs) and any(member.rows.passing for member in self.members):
+            return partial(_keep_pace, [(members, run, run.steps()) for members, run in paced])
+        return partial(_one_by_one, [(members, run.rounds()) for members, run in runs])
 
     def groups(self) -> Iterator[list[Member]]:
         """Train one group of members after another, which needs the least memory. Yield the members
@@ -145,6 +149,25 @@ class Ensemble:
         run = (PackedProgram if group.packed else Lockstep)(group.members, self)
         self._running.append(run)
         return run
+
+
+def _one_by_one(runs: list[tuple[list[Member], Iterator[None]]], passed: int) -> None:
+    """Train one part after another until its members have passed so many evaluations."""
+    for members, evaluations in runs:
+        while _are_behind(members, passed):
+            next(evaluations)
+
+
+def _keep_pace(runs: list[tuple[list[Member], Lockstep, Iterator[bool]]], passed: int) -> None:
+    """Train all parts until their members have passed so many evaluations, always the part that is
+    furthest behind by a batch: their rows come past once for all of them."""
+    while behind := [one for one in runs if _are_behind(one[0], passed)]:
+        _, _, steps = min(behind, key=lambda one: one[1].progress)
+        next(steps)
+
+
+def _are_behind(members: list[Member], passed: int) -> bool:
+    return any(member.active and len(member.history) < passed for member in members)
 
 
 def train_members(

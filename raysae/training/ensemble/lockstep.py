@@ -30,6 +30,18 @@ class Lockstep:
 
     def rounds(self) -> Iterator[None]:
         """Train to the end; yield after each batch at which a member was evaluated."""
+        for evaluated in self.steps():
+            if evaluated:
+                yield
+
+    @property
+    def progress(self) -> float:
+        """The fraction of its steps that the first active member has done."""
+        trainer = self.active[0].trainer
+        return trainer.step / max(trainer.steps, 1)
+
+    def steps(self) -> Iterator[bool]:
+        """Train to the end; yield after each batch whether a member was evaluated at it."""
         batches = iter(self.members[0].trainer.feed)
         while active := self.active:
             batch_BD = self._read(batches)
@@ -38,11 +50,10 @@ class Lockstep:
             seen = sum(len(member.history) for member in active)
             trained = [member for member in active if self._take(member, batch_BD)]
             self.ensemble.after_batch(len(batch_BD) * len(trained))
-            if sum(len(member.history) for member in active) > seen:
-                yield
+            yield sum(len(member.history) for member in active) > seen
         for member in self.active:
             self._end(member)
-        yield
+        yield True
 
     def _end(self, member: Member) -> None:
         """Evaluate a member whose rows ended before its last step."""

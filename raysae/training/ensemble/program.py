@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raysae.training.ensemble.members import Member
 from raysae.training.packed import PackedStep
-from raysae.training.rows import Rows, StreamPosition, windows
+from raysae.training.rows import Rows, StreamPosition
 from raysae.training.trainer import NonFiniteLossError
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class _PackedRows:
 
     def _order(self, member: Member, epoch: int, taken: int) -> Tensor:
         """The epoch's row numbers after the first ``taken``, as ``RowSource.epoch`` orders them."""
-        every = windows(len(member.rows), member.training.shuffle_rows, member.seed, epoch, taken)
+        every = member.rows.windows(member.seed, epoch, member.training.shuffle_rows, taken)
         return torch.cat([window.start + window.order for window in every])
 
 

@@ -1,0 +1,1 @@
+"""The scan: Ray Data reads a split once for all trials that are at work on it."""

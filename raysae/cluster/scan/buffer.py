@@ -1,0 +1,248 @@
+"""The pieces that a scan holds for its readers: at most so many bytes, and never too few to go on.
+
+The producer puts pieces in order, each reader takes them in order. A piece is dropped once every reader
+is past it. The producer waits while memory is full, so the slowest reader holds it back; but it goes on
+when that reader itself waits for a piece.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+JOIN_SECONDS = 30.0
+"""Seconds that a scan keeps its first pieces for readers that are expected and have not come yet."""
+AHEAD = 8
+"""A reader joins a scan that will come to its piece after so many others, at most."""
+LOOK_SECONDS = 0.5
+"""Seconds between two looks at the clock while the producer waits."""
+
+Clock = Callable[[], float]
+
+
+class Memory:
+    """The bytes that all buffers of a service may hold, and the lock that they share."""
+
+    def __init__(self, total: int):
+        self.total, self.used = total, 0
+        self.most = 0
+        """The most bytes that were held at one time."""
+        self.changed = threading.Condition()
+        self.buffers: list[PieceBuffer] = []
+
+    def fits(self, size: int) -> bool:
+        """Whether ``size`` more bytes fit, once every buffer has dropped what nobody needs."""
+        if self.used + size > self.total:
+            for buffer in self.buffers:
+                buffer.drop_passed()
+        return self.used + size <= self.total
+
+    def add(self, size: int) -> None:
+        """Count ``size`` bytes more, or fewer."""
+        self.used += size
+        self.most = max(self.most, self.used)
+
+
+@dataclass
+class _Reader:
+    needed: int
+    """The first piece that it still needs."""
+    worker: str = ""
+    """The process that it is in: where one reader of a process waits, the others do not move either."""
+    urgent: bool = False
+    """Whether its process waits for it, and does not only read ahead."""
+    wanted: int | None = None
+    """The piece that it waits for; None: it works on what it has."""
+    called: float = 0.0
+    """When it was last heard of."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a reader gets: a piece, or why there is none."""
+
+    state: Literal["piece", "wait", "end", "detached", "failed"]
+    """``wait``: not there yet, ask again. ``detached``: this scan goes on without this reader."""
+    piece: Any = None
+    reason: str = ""
+    refused: bool = False
+    """Whether the reason is for the user, and another try would end the same way."""
+
+
+@dataclass
+class PieceBuffer:
+    """The pieces of one scan, from number ``first`` on.
+
+    ``expected`` readers are waited for, for up to ``JOIN_SECONDS``, before a piece is dropped. A reader
+    for which others wait longer than ``patience`` seconds is detached; None: never.
+    """
+
+    memory: Memory
+    first: int
+    expected: int = 1
+    patience: float | None = None
+    clock: Clock = time.monotonic
+    readers: dict[str, _Reader] = field(default_factory=dict)
+    joined: int = 0
+    """How many readers have joined so far."""
+    closed: bool = False
+
+    def __post_init__(self) -> None:
+        self._pieces: dict[int, tuple[Any, int]] = {}
+        self._start = self._end = self.first
+        self._ended: Taken | None = None
+        self._made = self.clock()
+        self._blocked: float | None = None
+        """Since when the producer has been waiting."""
+        self.memory.buffers.append(self)
+
+    def join(self, reader: str, number: int, worker: str = "") -> bool:
+        """Let a reader take pieces from ``number`` on; False when that one was dropped, or is far off."""
+        with self.memory.changed:
+            if self.closed or not self._start <= number <= self._end + AHEAD:
+                return False
+            self.readers[reader] = _Reader(number, worker or reader, called=self.clock())
+            self.joined += 1
+            self.memory.changed.notify_all()
+            return True
+
+    def expect_at_most(self, readers: int) -> None:
+        """Wait for no more than so many readers: there are no others."""
+        with self.memory.changed:
+            self.expected = min(self.expected, readers)
+            self.memory.changed.notify_all()
+
+    def leave(self, reader: str) -> None:
+        """Let go of all pieces that only this reader needs."""
+        with self.memory.changed:
+            self.readers.pop(reader, None)
+            self.memory.changed.notify_all()
+
+    def hurry(self, reader: str) -> None:
+        """The process of a reader that reads ahead has begun to wait for it."""
+        with self.memory.changed:
+            if reader in self.readers:
+                self.readers[reader].urgent = True
+                self.memory.changed.notify_all()
+
+    def take(
+        self, reader: str, number: int, needed: int, seconds: float, urgent: bool = True
+    ) -> Taken:
+        """Piece ``number``, waited for up to ``seconds``; the reader needs none before ``needed``.
+
+        ``urgent``: whether its process waits for it.
+        """
+        with self.memory.changed:
+            state = self.readers.get(reader)
+            if state is None or number < self._start:
+                return Taken("detached")
+            state.needed, state.called, state.wanted = needed, self.clock(), number
+            state.urgent = urgent
+            self.memory.changed.notify_all()
+            self.memory.changed.wait_for(lambda: self._answer(reader, number) is not None, seconds)
+            state.called, state.wanted, state.urgent = self.clock(), None, False
+            return self._answer(reader, number) or Taken("wait")
+
+    def put(self, piece: Any, size: int) -> bool:
+        """Add the next piece, once it may be held; False when the scan was closed."""
+        with self.memory.changed:
+            while not self.closed and not self._may_hold(size):
+                self._detach_slow()
+                self.memory.changed.wait(LOOK_SECONDS)
+            self._blocked = None
+            if self.closed:
+                return False
+            self._pieces[self._end] = piece, size
+            self._end += 1
+            self.memory.add(size)
+            self.memory.changed.notify_all()
+            return True
+
+    def end(self, reason: str = "", refused: bool = False) -> None:
+        """No further piece will come: all were put, or ``reason`` says why not."""
+        with self.memory.changed:
+            self._ended = (
+                Taken("failed", reason=reason, refused=refused) if reason else Taken("end")
+            )
+            self.memory.changed.notify_all()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        with self.memory.changed:
+            self.closed = True
+            self._drop_to(self._end)
+            self.readers.clear()
+            if self in self.memory.buffers:
+                self.memory.buffers.remove(self)
+            self.memory.changed.notify_all()
+
+    def drop_passed(self) -> None:
+        """Drop the pieces that every reader is past. The caller holds the lock."""
+        if not self.is_awaiting:
+            needed = [reader.needed for reader in self.readers.values()]
+            self._drop_to(min(needed, default=self._start))
+
+    @property
+    def is_awaiting(self) -> bool:
+        """Whether readers are expected that have not come yet."""
+        return self.joined < self.expected and self.clock() - self._made < JOIN_SECONDS
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody reads it any more."""
+        return not self.readers and not self.is_awaiting
+
+    def silent(self, seconds: float) -> list[str]:
+        """The readers that were not heard of for so long and wait for nothing."""
+        with self.memory.changed:
+            now = self.clock()
+            return [
+                name
+                for name, reader in self.readers.items()
+                if reader.wanted is None and now - reader.called > seconds
+            ]
+
+    def _answer(self, reader: str, number: int) -> Taken | None:
+        if self.closed or reader not in self.readers:
+            return Taken("detached")
+        if number in self._pieces:
+            return Taken("piece", self._pieces[number][0])
+        return self._ended
+
+    def _may_hold(self, size: int) -> bool:
+        return not self._pieces or self.memory.fits(size) or self._is_starving()
+
+    def _is_starving(self) -> bool:
+        """Whether the processes that hold the scan back wait for a piece themselves."""
+        if self.is_awaiting or not self.readers:
+            return False
+        waiting = {reader.worker for reader in self.readers.values() if self._lacks(reader)}
+        return all(reader.worker in waiting for reader in self._slowest())
+
+    def _lacks(self, reader: _Reader) -> bool:
+        """Whether a reader's process waits for a piece that is not there."""
+        return reader.urgent and reader.wanted is not None and reader.wanted >= self._end
+
+    def _slowest(self) -> list[_Reader]:
+        least = min(reader.needed for reader in self.readers.values())
+        return [reader for reader in self.readers.values() if reader.needed == least]
+
+    def _detach_slow(self) -> None:
+        """Detach the readers that hold back others for too long."""
+        waits = any(map(self._lacks, self.readers.values()))
+        if self.patience is None or not waits or self.is_awaiting:
+            self._blocked = None
+            return
+        self._blocked = self.clock() if self._blocked is None else self._blocked
+        if self.clock() - self._blocked > self.patience:
+            slow = self._slowest()
+            for name in [name for name, reader in self.readers.items() if reader in slow]:
+                del self.readers[name]
+            self._blocked = None
+            self.memory.changed.notify_all()
+
+    def _drop_to(self, number: int) -> None:
+        while self._start < number and self._start in self._pieces:
+            self.memory.add(-self._pieces.pop(self._start)[1])
+            self._start += 1

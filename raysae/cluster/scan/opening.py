@@ -1,0 +1,99 @@
+"""Beginning to scan: what must fit in memory, the service, and the sites that the workers get."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from raysae.activations.store import Store
+from raysae.cluster.placement import scan_cpus
+from raysae.cluster.reading import WINDOWS_HELD, budget_of
+from raysae.cluster.scan.rows import VALIDATION, ScannedSite
+from raysae.cluster.scan.service import ScanSettings, start_service
+from raysae.cluster.sharing import share_split
+from raysae.config import Recipe, ResourcesConfig
+from raysae.errors import UserError
+from raysae.sites import Site
+
+LARGEST_PIECE = 64 * 2**20
+"""Bytes of a piece, at most: Ray moves blocks of this size at full speed."""
+PIECES_HELD = 16
+"""Pieces that fit in memory, at least, where memory is small."""
+HELD_OUT_FRACTION = 0.5
+"""The fraction of the memory that held-out rows may take, to lie there all the time."""
+
+
+@dataclass(frozen=True)
+class ScanPlan:
+    """How memory is divided: held-out rows that stay there, and what the scans may hold."""
+
+    held_out: tuple[Site, ...]
+    """The sites whose held-out rows stay in memory; those of the others are scanned."""
+    memory: int
+    """Bytes that all scans together may hold."""
+
+    @property
+    def piece_bytes(self) -> int:
+        """Bytes of a piece, at most."""
+        return max(min(LARGEST_PIECE, self.memory // PIECES_HELD), 1)
+
+
+def divide(store: Store, sites: Sequence[Site], resources: ResourcesConfig) -> ScanPlan:
+    """Divide the memory that rows may take between held-out rows and scans."""
+    budget, _ = budget_of(resources)
+    held_out, kept = [], 0
+    for site in sites:
+        size = store.entry(site).rows.validation * store.row_bytes
+        if kept + size <= HELD_OUT_FRACTION * budget:
+            held_out.append(site)
+            kept += size
+    return ScanPlan(tuple(held_out), budget - kept)
+
+
+def plan_scans(store: Store, sites: list[Site], recipe: Recipe) -> ScanPlan:
+    """Divide the memory that rows may take, for scans of a store.
+
+    Raises UserError when the shuffle windows do not fit: readers of one scan share them, but each site
+    and seed has its own.
+    """
+    budget, what = budget_of(recipe.resources)
+    plan = divide(store, sites, recipe.resources)
+    kept = budget - plan.memory
+    scans = len(sites) * recipe.sweep.seeds_per_trial
+    rows = max(store.entry(site).rows.train for site in sites)
+    window = min(recipe.training.shuffle_rows, rows) * store.row_bytes
+    needed = WINDOWS_HELD * window * scans
+    if needed > budget - kept:
+        raise UserError(
+            f"a scan holds {WINDOWS_HELD} shuffle windows of {window / 1e9:.3f} GB, which makes "
+            f"{needed / 1e9:.3f} GB for {scans} sites and seeds, but {what} {budget / 1e9:.3f} GB, and "
+            f"held-out rows take {kept / 1e9:.3f} GB of that; lower training.shuffle_rows, or raise "
+            "resources.memory"
+        )
+    return plan
+
+
+@contextmanager
+def serving(memory: int, workers: int, each: int, patience: float | None) -> Iterator[Any]:
+    """The service for ``workers`` of ``each`` readers, while the block runs; see ``ScanSettings``."""
+    import ray
+
+    service = start_service(ScanSettings(memory, scan_cpus(), workers * each, patience))
+    try:
+        ray.get(service.expect.remote(workers))
+        yield service
+    finally:
+        ray.kill(service)
+
+
+def scanned_sites(
+    store: Store, sites: list[Site], plan: ScanPlan, service: Any
+) -> dict[Site, ScannedSite]:
+    """The sites as workers read them; held-out rows that stay in memory are put there, once."""
+    return {
+        site: ScannedSite(
+            store.place, site, service, plan.piece_bytes,
+            share_split(store, site, VALIDATION) if site in plan.held_out else None,
+        )
+        for site in sites
+    }  # fmt: skip

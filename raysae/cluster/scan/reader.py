@@ -1,0 +1,125 @@
+"""The reader's side of a scan, in the process that trains: pieces in order, and windows read ahead."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from raysae.cluster.scan.service import Scan
+from raysae.errors import UserError
+from raysae.training.rows import Rows, Window
+
+TAKE_SECONDS = 20.0
+"""Seconds that one call to the service waits for a piece; then it is asked again."""
+TRIES = 5
+"""How often a reader begins anew after its pieces were lost with a node."""
+PROCESS = f"{os.getpid()}-{uuid.uuid4().hex}"
+
+
+class Reader:
+    """Takes the pieces of a scan in order, from piece ``number`` on."""
+
+    def __init__(self, service: Any, scan: Scan, number: int):
+        self.service, self.scan, self.number = service, scan, number
+        self.needed = number
+        """The first piece that is still in use."""
+        self.urgent = True
+        """Whether the process waits for the next piece, and does not only read ahead."""
+        self.name, self._running, self._tries = uuid.uuid4().hex, "", 0
+
+    def next(self) -> Any:
+        """The next piece's block. Raises UserError when the scan cannot read on, and RuntimeError when it
+        fails otherwise or has no further piece."""
+        while True:
+            block = self._taken()
+            if block is not None:
+                self.number += 1
+                return block
+
+    def hurry(self) -> None:
+        """Say that the process has begun to wait for the piece that is being read ahead."""
+        self.urgent = True
+        if self._running:
+            self.service.hurry.remote(self._running, self.name)
+
+    def leave(self) -> None:
+        """Let go of the scan."""
+        if self._running:
+            self.service.leave.remote(self._running, self.name)
+
+    def _taken(self) -> Any:
+        """The next block; None when it must be asked for again."""
+        import ray
+
+        try:
+            if not self._running:
+                self._join()
+            call = self._running, self.name, self.number, self.needed, TAKE_SECONDS, self.urgent
+            answer = ray.get(self.service.take.remote(*call))
+            if answer.state == "piece":
+                return ray.get(answer.piece)
+        except (ray.exceptions.ObjectLostError, ray.exceptions.ActorUnavailableError) as error:
+            self._begin_again(error)
+            return None
+        if answer.state == "end":
+            raise RuntimeError(f"the scan ended before its piece {self.number}")
+        if answer.state == "failed":
+            raise (UserError if answer.refused else RuntimeError)(answer.reason)
+        if answer.state == "detached":
+            self._running = ""
+        return None
+
+    def _join(self) -> None:
+        import ray
+
+        actor = ray.get_runtime_context().get_actor_id() or ""
+        joined = self.scan, self.name, self.number, PROCESS, actor
+        self._running = ray.get(self.service.join.remote(*joined))
+
+    def _begin_again(self, error: Exception) -> None:
+        self._tries += 1
+        if self._tries > TRIES:
+            raise RuntimeError(f"a block of the scan was lost {self._tries} times: {error}")
+        self._running = ""
+
+
+@contextmanager
+def reading(service: Any, scan: Scan, number: int = 0) -> Iterator[Reader]:
+    """A reader of ``scan`` from piece ``number`` on, which lets go of it at the end of the block."""
+    reader = Reader(service, scan, number)
+    try:
+        yield reader
+    finally:
+        reader.leave()
+
+
+def arrived(
+    reader: Reader,
+    order: Iterator[Window],
+    fetch: Callable[[Reader, Window, Window | None], Rows],
+    ready: dict[int, Rows],
+) -> Iterator[Window]:
+    """Yield each window of ``order`` once its rows are in ``ready``, while the next one is read ahead.
+
+    ``fetch(reader, window, used)`` reads a window's rows while ``used`` is in use.
+    """
+    window = next(order, None)
+    if window is None:
+        return
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(fetch, reader, window, None)
+        while window is not None:
+            if not coming.done():
+                reader.hurry()
+            rows = coming.result()
+            ready.clear()
+            ready[window.start] = rows
+            del rows
+            following = next(order, None)
+            if following is not None:
+                reader.urgent = False
+                coming = pool.submit(fetch, reader, following, window)
+            yield window
+            window = following

@@ -1,0 +1,175 @@
+"""The actor that runs the scans and hands their blocks to the readers."""
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from raysae.cluster.ray_internals import actor_is_dead
+from raysae.cluster.scan.buffer import Memory, PieceBuffer, Taken
+from raysae.errors import UserError
+from raysae.storage.trouble import reason_in_words
+
+SILENT_SECONDS = 10.0
+"""A reader that was not heard of for so long is looked up: its process may be gone."""
+BEHIND = 2
+"""A scan that begins in the middle begins so many pieces earlier: readers that continue together from
+their checkpoints are not all at the same piece."""
+THREADS = 8
+"""Calls that the service answers at the same time, beside two for each reader."""
+
+
+class Scan(Protocol):
+    """What is read in one pass: a ``StoreScan``, for example. Equal scans give the same pieces."""
+
+    def pieces(self) -> Iterator[Any]:
+        """The pieces, in the order in which they are read."""
+
+    def blocks(self, first: int, cpus: float) -> Iterator[tuple[Any, int]]:
+        """References to the blocks from piece ``first`` on, in order, each with its size in bytes."""
+
+    def ended(self) -> None:
+        """Called when the last block was read."""
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """How much the service may hold, and how it treats slow readers."""
+
+    memory: int
+    """Bytes of all scans together."""
+    cpus: float
+    """CPUs that the reads of a scan may use."""
+    readers: int
+    """Workers that read at the same time."""
+    patience: float | None
+    """Seconds that readers wait for a slower one before it gets a scan of its own; None: they always
+    wait, as when all must be at the end before anything goes on."""
+
+
+@dataclass
+class _Running:
+    scan: Scan
+    first: int
+    buffer: PieceBuffer
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+class ScanService:
+    """Runs each scan in a thread, and answers the readers."""
+
+    def __init__(self, settings: ScanSettings):
+        from raysae.cluster.session import quiet_libraries
+
+        quiet_libraries()
+        self.settings = settings
+        self.memory, self._expected = Memory(settings.memory), 1
+        self._running: dict[str, _Running] = {}
+        self._actors: dict[str, str] = {}
+        """The actor of each reader, as Ray names it."""
+        self._lock = threading.Lock()
+        self._counts = {"scans": 0, "pieces": 0, "bytes": 0, "tokens": 0}
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def expect(self, readers: int) -> None:
+        """How many workers are at work: a new scan waits for so many before it drops a piece."""
+        self._expected = readers
+        for running in list(self._running.values()):
+            running.buffer.expect_at_most(readers)
+
+    def join(self, scan: Scan, reader: str, number: int, worker: str, actor: str) -> str:
+        """Let ``reader`` take pieces of ``scan`` from ``number`` on; the name of the running scan.
+
+        When none that runs can give them, another begins there. ``worker`` names the reader's process,
+        and ``actor`` is Ray's id of its actor, empty when it is none.
+        """
+        with self._lock:
+            self._actors[reader] = actor
+            for running in self._running.values():
+                if running.scan == scan and running.buffer.join(reader, number, worker):
+                    return running.name
+            running = self._begin(scan, number)
+            running.buffer.join(reader, number, worker)
+            return running.name
+
+    def take(
+        self, name: str, reader: str, number: int, needed: int, seconds: float, urgent: bool
+    ) -> Taken:
+        """Piece ``number`` of a scan; see ``PieceBuffer.take``."""
+        running = self._running.get(name)
+        if running is None:
+            return Taken("detached")
+        return running.buffer.take(reader, number, needed, seconds, urgent)
+
+    def hurry(self, name: str, reader: str) -> None:
+        """See ``PieceBuffer.hurry``."""
+        if name in self._running:
+            self._running[name].buffer.hurry(reader)
+
+    def forwarded(self, tokens: int) -> None:
+        """Count tokens that the model has read for live data."""
+        with self._lock:
+            self._counts["tokens"] += tokens
+
+    def leave(self, name: str, reader: str) -> None:
+        """Let go of what only ``reader`` needs."""
+        self._actors.pop(reader, None)
+        running = self._running.get(name)
+        if running is not None:
+            running.buffer.leave(reader)
+
+    def counts(self) -> dict[str, int]:
+        """The scans that were begun, their pieces and bytes, and the most bytes held at one time."""
+        return {**self._counts, "most_held": self.memory.most}
+
+    def _begin(self, scan: Scan, number: int) -> _Running:
+        first = max(number - BEHIND, 0)
+        buffer = PieceBuffer(self.memory, first, self._expected, self.settings.patience)
+        running = _Running(scan, first, buffer)
+        self._running[running.name] = running
+        self._counts["scans"] += 1
+        threading.Thread(target=self._fill, args=(running,), daemon=True).start()
+        return running
+
+    def _fill(self, running: _Running) -> None:
+        buffer = running.buffer
+        try:
+            for block, size in running.scan.blocks(running.first, self.settings.cpus):
+                if not buffer.put(block, size):
+                    return
+                self._counts["pieces"] += 1
+                self._counts["bytes"] += size
+            running.scan.ended()
+            buffer.end()
+        except BaseException as error:
+            cause = getattr(error, "cause", None) or error
+            refused = isinstance(cause, UserError)
+            buffer.end(str(cause) if refused else reason_in_words(cause), refused)
+
+    def _watch(self) -> None:
+        """Close scans that nobody reads, and let go of readers whose process is gone."""
+        while True:
+            time.sleep(1.0)
+            with self._lock:
+                for running in list(self._running.values()):
+                    for reader in running.buffer.silent(SILENT_SECONDS):
+                        if actor_is_dead(self._actors.get(reader, "")):
+                            running.buffer.leave(reader)
+                    if running.buffer.is_idle:
+                        running.buffer.close()
+                        del self._running[running.name]
+
+
+def start_service(settings: ScanSettings) -> Any:
+    """Start the service on the connected Ray; the handle of its actor, which ``ray.kill`` ends.
+
+    It reserves no CPU: it waits for Ray Data, and hands references on.
+    """
+    import ray
+
+    actor = ray.remote(ScanService)
+    return actor.options(
+        num_cpus=0, max_restarts=-1, max_concurrency=2 * settings.readers + THREADS
+    ).remote(settings)

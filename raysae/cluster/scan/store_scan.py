@@ -1,0 +1,111 @@
+"""A scan of a store: Ray Data reads its byte ranges, one block a piece, in order."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from raysae.activations.schema import to_arrow
+from raysae.activations.store import open_store
+from raysae.activations.streaming import StreamedRows
+from raysae.cluster.scan.pieces import Order
+from raysae.sites import Site
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+READ_CPUS = 0.5
+"""CPUs of one read: two run at once on a reserved CPU."""
+BLOCKS_UNDERWAY = 4
+"""Blocks that Ray Data may hold before the service takes them."""
+LEAST_STORE = 256 * 2**20
+"""Ray Data starts no read for some time when it may hold much less than this."""
+
+
+@dataclass(frozen=True)
+class StoreScan:
+    """One pass over the rows of a split, in pieces; equal scans read the same bytes."""
+
+    place: str
+    """The store's folder or URI."""
+    site: Site
+    split: str
+    order: Order
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """The pieces in the order in which they are read."""
+        return self.order.pieces()
+
+    def blocks(self, first: int, cpus: float) -> Iterator[tuple[Any, int]]:
+        """References to the blocks from piece ``first`` on, each with its bytes; ``cpus`` may be used.
+
+        Each is an Arrow table with the column ``activation``. Raises what a read raises.
+        """
+        pieces = list(islice(self.pieces(), first, None))
+        if not pieces:
+            return
+        row_bytes = opened(self.place).row_bytes
+        largest = max(stop - start for start, stop in pieces) * row_bytes
+        for bundle in _dataset(self, pieces, cpus, largest).iter_internal_ref_bundles():
+            sizes = [metadata.size_bytes or 0 for metadata in bundle.metadata]
+            yield from zip(bundle.block_refs, sizes, strict=True)
+
+    def ended(self) -> None:
+        """Nothing is left to do."""
+
+
+def _dataset(
+    scan: StoreScan, pieces: list[tuple[int, int]], cpus: float, largest: int
+) -> "Dataset":
+    import ray
+    from ray.data import ExecutionResources
+
+    from raysae.cluster.scan.source import PieceSource
+
+    dataset = ray.data.read_datasource(
+        PieceSource(scan.place, scan.site, scan.split, pieces),
+        override_num_blocks=len(pieces),
+        num_cpus=READ_CPUS,
+    )
+    context = dataset.context
+    context.target_max_block_size = None  # a piece is one block
+    context.execution_options.preserve_order = True
+    held = max(LEAST_STORE, BLOCKS_UNDERWAY * largest)
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        cpu=cpus, object_store_memory=held
+    )
+    return dataset
+
+
+@lru_cache(maxsize=8)
+def opened(place: str) -> Any:
+    """The store at ``place``, opened once in this process; the driver has checked it."""
+    return open_store(place).trust()
+
+
+@lru_cache(maxsize=32)
+def rows_of(place: str, site: Site, split: str) -> StreamedRows:
+    """The rows of a split, whose footers are read once in this process."""
+    return StreamedRows(opened(place), site, split)
+
+
+def forget_opened() -> None:
+    """Open stores anew from now on: one of them has changed."""
+    opened.cache_clear()
+    rows_of.cache_clear()
+
+
+def read_block(place: str, reads: list[tuple[Any, int, int, int]], rows: int) -> pa.Table:
+    """The ``rows`` rows that the ranges ``reads`` (segment, first row, rows, place) hold, as a table."""
+    import torch
+
+    from raysae.activations.schema import torch_dtype
+
+    store = opened(place)
+    rows_ND = torch.empty(rows, store.d_in, dtype=torch_dtype(store.manifest.dtype))
+    for segment, first, count, at in reads:
+        store.read_into(rows_ND[at : at + count], segment, first)
+    return pa.table([to_arrow(rows_ND)], names=["activation"])

@@ -1,0 +1,197 @@
+"""Live training rows: computed while they are trained on, and read from disk once they were kept."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raysae.activations.live import not_on_disk, read_head
+from raysae.activations.schema import torch_dtype
+from raysae.activations.store import Store, open_store
+from raysae.activations.streaming import StreamedRows
+from raysae.cluster.reading import OpenSite
+from raysae.cluster.scan.opening import ScanPlan
+from raysae.cluster.scan.reader import Reader, arrived, reading
+from raysae.cluster.scan.rows import VALIDATION, ScannedRows
+from raysae.cluster.scan.store_scan import opened
+from raysae.cluster.sharing import SharedSite, share_split
+from raysae.extraction.live_scan import LiveData, LiveScan, rows_in
+from raysae.sites import Site
+from raysae.training.headed_rows import HeadedRows
+from raysae.training.rows import (
+    EVALUATION_BATCH,
+    IndexedRows,
+    Rows,
+    Window,
+    WindowOrder,
+    pieces,
+    rebatched,
+    windows,
+)
+
+LOOKING = -2
+"""The number of a pass that only looks at the rows, beside those of the epochs, which count from 0."""
+
+
+class LiveRows(IndexedRows):
+    """The training rows of one site of a live store.
+
+    An epoch is a pass of the model over the texts, which all readers share that are at work on it. Each
+    copies its rows into a shuffle window of its own.
+    """
+
+    sequential = True
+    passing = True
+
+    def __init__(self, store: Store, site: Site, service: Any, data: LiveData, piece_bytes: int):
+        self.store, self.d_in, self.site = store, store.d_in, site
+        self.service, self.data, self._piece_bytes = service, data, piece_bytes
+        assert store.live is not None
+        live = store.live
+        self._starts = [0, *accumulate(live.rows(site, shard) for shard in range(live.shards))]
+        self._spare: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Raises UserError: live rows have no random access."""
+        raise not_on_disk(self.store, self.site)
+
+    def batches(self, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
+        """All rows in order, in batches ``[batch, d_in]``: one pass of the model more."""
+        among = WindowOrder(len(self), batch_size, 0, LOOKING, sequential=True)
+        in_order = (
+            Window(one.start, torch.arange(one.rows), one.rows, among) for one in windows(among)
+        )
+        yield from rebatched(self.taken(in_order, batch_size), batch_size)
+
+    def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
+        """Yield the rows of the windows in ``order`` as batches ``[batch, d_in]``, of at most
+        ``batch_size`` rows each, in the store's dtype."""
+        window = next(order, None)
+        if window is None:
+            return
+        kept = self._kept()
+        if kept is not None:
+            yield from kept.taken(chain([window], order), batch_size)
+            return
+        scan = LiveScan(self.data, window.among.epoch, self.service)
+        ready: dict[int, Rows] = {}
+        fetch = _Filling(self.store, self.site, self._starts)
+        with reading(self.service, scan, fetch.shard_of(window.start)) as reader:
+            coming = arrived(reader, chain([window], order), fetch, ready)
+            for window, index_B in pieces(coming, batch_size):
+                yield ready[window.start].gather(index_B)
+
+    def _kept(self) -> IndexedRows | None:
+        """The same rows on disk, when a pass has kept them since."""
+        store = open_store(self.data.place).trust()
+        if store.computes_rows:
+            return None
+        return ScannedRows(
+            store, self.site, "train", self.service, self._piece_bytes, sequential=True
+        )
+
+
+class _Filling:
+    """Copies rows from the shards' blocks into windows; two blocks of memory take turns."""
+
+    def __init__(self, store: Store, site: Site, starts: list[int]):
+        self.store, self.site, self.starts = store, site, starts
+        self._memory = [self._empty(0), self._empty(0)]
+        self._turn = 0
+        self._last: tuple[int, Tensor] = (-1, self._empty(0))
+        """The last shard that was taken, which the next window may begin in, and its rows."""
+
+    def shard_of(self, row: int) -> int:
+        """The shard that a row is in."""
+        return bisect_right(self.starts, row) - 1
+
+    def __call__(self, reader: Reader, window: Window, used: Window | None) -> Rows:
+        """The rows of a window, in order."""
+        rows_ND = self._next_memory(window.rows)
+        at, shard = 0, self.shard_of(window.start)
+        while at < window.rows:
+            block_ND = self._shard(reader, shard)
+            first = max(window.start - self.starts[shard], 0)
+            part_ND = block_ND[first : first + window.rows - at]
+            rows_ND[at : at + len(part_ND)] = part_ND
+            at, shard = at + len(part_ND), shard + 1
+        return Rows(rows_ND)
+
+    def _shard(self, reader: Reader, shard: int) -> Tensor:
+        if self._last[0] != shard:
+            reader.number, reader.needed = shard, shard
+            self._last = -1, self._empty(0)  # its memory may go
+            self._last = shard, rows_in(reader.next(), self.site, self.store)
+        return self._last[1]
+
+    def _next_memory(self, rows: int) -> Tensor:
+        self._turn = 1 - self._turn
+        if len(self._memory[self._turn]) < rows:
+            self._memory[self._turn] = self._empty(rows)
+        return self._memory[self._turn][:rows]
+
+    def _empty(self, rows: int) -> Tensor:
+        return torch.empty(rows, self.store.d_in, dtype=torch_dtype(self.store.manifest.dtype))
+
+
+def ordered(store: Store, site: Site, rows: IndexedRows) -> IndexedRows:
+    """Training rows on disk in the order in which they are trained on: those of a live store that was
+    kept as they came live, with the same statistics."""
+    return rows if store.live is None else HeadedRows(rows, lambda: read_head(store, site))
+
+
+@dataclass(frozen=True)
+class KeptSite:
+    """A site of a live store whose training rows were kept, as ``inner`` reads it."""
+
+    place: str
+    """The store's folder."""
+    site: Site
+    inner: OpenSite
+
+    def rows(self, split: str) -> IndexedRows:
+        """The rows of a split, ``[rows, d_in]``."""
+        rows = self.inner.rows(split)
+        return rows if split == VALIDATION else ordered(opened(self.place), self.site, rows)
+
+
+@dataclass(frozen=True)
+class LiveSite:
+    """A site whose training rows are computed while training; it can be sent to any worker."""
+
+    site: Site
+    service: Any
+    data: LiveData
+    piece_bytes: int
+    """Bytes of a piece, at most, once the rows are read from disk."""
+    held_out: SharedSite | None = None
+    """The validation rows, where they stay in memory."""
+
+    def rows(self, split: str) -> IndexedRows:
+        """The rows of a split, ``[rows, d_in]``."""
+        store = opened(self.data.place)
+        if split != VALIDATION:
+            rows = LiveRows(store, self.site, self.service, self.data, self.piece_bytes)
+            return ordered(store, self.site, rows)
+        if self.held_out is not None:
+            return self.held_out.rows(split)
+        return StreamedRows(store, self.site, split)
+
+
+def live_sites(data: LiveData, plan: ScanPlan, service: Any) -> dict[Site, LiveSite]:
+    """The sites of live data as workers read them; held-out rows that fit are put in memory, once."""
+    store = open_store(data.place)
+    return {
+        site: LiveSite(
+            site, service, data, plan.piece_bytes,
+            share_split(store, site, VALIDATION) if site in plan.held_out else None,
+        )
+        for site in data.sites
+    }  # fmt: skip

@@ -1,0 +1,155 @@
+"""A scan of live data: Ray Data carries rows from the workers that compute them, shard by shard."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from raysae.activations.schema import ITEM_BYTES, torch_dtype
+from raysae.activations.store import Store, open_store
+from raysae.cluster.placement import Placement
+from raysae.cluster.scan.store_scan import BLOCKS_UNDERWAY, LEAST_STORE, forget_opened, opened
+from raysae.extraction.keeping import finish_kept
+from raysae.extraction.plan import ExtractionPlan
+from raysae.sites import Site
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+
+@dataclass(frozen=True)
+class LiveData:
+    """How live rows are computed: by which workers, at which sites, and whether they are kept."""
+
+    plan: ExtractionPlan
+    sites: tuple[Site, ...]
+    """The sites of one pass."""
+    keep: bool
+    placement: Placement
+    """The workers that compute."""
+
+    @property
+    def place(self) -> str:
+        """The live store's folder."""
+        return str(self.plan.folder)
+
+
+@dataclass(frozen=True)
+class LiveScan:
+    """One pass of the model over the training sequences; a piece is a shard's rows at all its sites."""
+
+    data: LiveData
+    epoch: int
+    service: Any
+    """The scan service, which counts the tokens that were read."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LiveScan) and (self.data, self.epoch) == (other.data, other.epoch)
+
+    def __hash__(self) -> int:
+        return hash((self.data.sites, self.epoch))
+
+    def pieces(self) -> Iterator[int]:
+        """The numbers of the shards, in order."""
+        live = opened(self.data.place).live
+        return iter(range(live.shards))
+
+    def blocks(self, first: int, cpus: float) -> Iterator[tuple[Any, int]]:
+        """References to the blocks from shard ``first`` on, each with its bytes.
+
+        Each is an Arrow table of one row, with a column of bytes for each site. Raises UserError when
+        activations cannot be used.
+        """
+        for bundle in self._dataset(first).iter_internal_ref_bundles():
+            sizes = [metadata.size_bytes or 0 for metadata in bundle.metadata]
+            yield from zip(bundle.block_refs, sizes, strict=True)
+
+    def ended(self) -> None:
+        """List the training rows in the store's manifest, when all were kept."""
+        if self.data.keep:
+            finish_kept(open_store(self.data.place))
+            forget_opened()
+
+    def _dataset(self, first: int) -> "Dataset":
+        import ray
+        from ray.data import ExecutionResources
+
+        shards = [{"shard": number} for number in self.pieces()][first:]
+        placement = self.data.placement
+        dataset = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
+            _Forward, fn_constructor_args=(self,), batch_size=None, batch_format="pyarrow",
+            num_cpus=placement.cpus, num_gpus=placement.gpus or None,
+            concurrency=min(placement.workers, len(shards)),
+        )  # fmt: skip
+        context = dataset.context
+        context.target_max_block_size = None
+        context.execution_options.preserve_order = True
+        largest = largest_piece(opened(self.data.place), self.data.sites)
+        context.execution_options.resource_limits = ExecutionResources.for_limits(
+            object_store_memory=max(LEAST_STORE, BLOCKS_UNDERWAY * largest)
+        )
+        return dataset
+
+
+class _Forward:
+    """A worker that computes shards: it holds the transformer."""
+
+    def __init__(self, scan: LiveScan):
+        from raysae.cluster.worker import prepare_worker
+        from raysae.extraction.live import LiveExtractor
+        from raysae.redaction import redacted_errors
+
+        self.scan, self._batches = scan, 0
+        with redacted_errors():  # Ray writes what is raised here to its logs
+            device = prepare_worker()
+            self.extractor = LiveExtractor(scan.data.plan, scan.data.sites, device, scan.data.keep)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        from raysae.redaction import redacted_errors
+
+        (shard,) = table["shard"].to_pylist()
+        self._batches = 0
+        with redacted_errors():
+            rows = self.extractor.rows(shard, self._count)
+        if self._batches:  # else they were read, and not computed
+            live = self.extractor.store.live
+            assert live is not None
+            self.scan.service.forwarded.remote(live.entry.shards[shard].tokens)
+        return pa.table({site.folder: _as_bytes(rows[site]) for site in self.scan.data.sites})
+
+    def _count(self) -> None:
+        self._batches += 1
+
+
+def _as_bytes(rows_ND: Tensor) -> pa.Array:
+    """The rows as one value of bytes, not copied."""
+    content = (
+        rows_ND.contiguous().view(torch.uint8).numpy() if len(rows_ND) else np.zeros(0, np.uint8)
+    )
+    offsets = np.array([0, content.size], dtype=np.int64)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(content)]
+    return pa.Array.from_buffers(pa.large_binary(), 1, buffers)
+
+
+def rows_in(table: pa.Table, site: Site, store: Store) -> Tensor:
+    """The rows ``[rows, d_in]`` of a site in a block, as a view of its memory."""
+    array = table[site.folder].combine_chunks()
+    _, offsets, content = array.buffers()
+    first, last = np.frombuffer(offsets, np.int64)[array.offset : array.offset + 2].tolist()
+    dtype = torch_dtype(store.manifest.dtype)
+    if first == last:
+        return torch.empty(0, store.d_in, dtype=dtype)
+    values = torch.frombuffer(content[first:last], dtype=dtype)
+    return values.view(-1, store.d_in)
+
+
+def largest_piece(store: Store, sites: tuple[Site, ...]) -> int:
+    """Bytes of the largest piece at ``sites``."""
+    assert store.live is not None
+    live, item = store.live, ITEM_BYTES[store.manifest.dtype]
+    rows = (sum(live.rows(site, shard) for site in sites) for shard in range(live.shards))
+    return max(rows, default=0) * store.d_in * item

@@ -1,0 +1,90 @@
+"""What is written of a live store before training: held-out rows of all shards, and the head's rows.
+
+The pool makes it shard by shard, as it makes the shards of other stores.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from raysae.activations.live import HELD_OUT
+from raysae.activations.manifest import LiveEntry, SiteEntry
+from raysae.activations.writer import write_shard
+from raysae.console.board import console
+from raysae.extraction.keeping import live_entry
+from raysae.extraction.live import training_rows
+from raysae.extraction.plan import ExtractionPlan
+from raysae.extraction.sequences import TokenPlan, training_of
+from raysae.extraction.shards import (
+    ShardExtractor,
+    ShardProgress,
+    record_of,
+    shard_format,
+    written_shards,
+)
+from raysae.transformer.sequence import TokenSequence
+
+
+class LiveShardExtractor(ShardExtractor):
+    """A worker of the pool for live stores: of the first ``head`` shards it writes all rows, of the
+    others the held-out ones, in files of their own. Raises UserError when the model cannot be loaded."""
+
+    def __init__(self, plan: ExtractionPlan, head: int):
+        super().__init__(plan)
+        self.head = head
+        self.capturer.only(plan.layers)
+
+    def _written(
+        self, shard: int, sequences: list[TokenSequence], progress: ShardProgress
+    ) -> Iterator[dict[str, Any]]:
+        train = training_of(sequences, self.plan)
+        if train and shard < self.head:
+            yield from self._training(shard, train, progress)
+        training = {one.sequence for one in train}
+        held_out = [one for one in sequences if one.sequence not in training]
+        if held_out:
+            yield from self._held_out(shard, held_out, progress)
+
+    def _training(
+        self, shard: int, train: list[TokenSequence], progress: ShardProgress
+    ) -> Iterator[dict[str, Any]]:
+        plan = self.plan
+        rows, left_out = training_rows(
+            self.capturer, plan, shard, train, tuple(plan.sites), progress
+        )
+        for site in plan.sites:
+            if len(of_site := rows.pop(site)):
+                written = write_shard(plan.folder, site, shard, of_site, shard_format(plan))
+                yield record_of(site, written, left_out[site])
+
+    def _held_out(
+        self, shard: int, held_out: list[TokenSequence], progress: ShardProgress
+    ) -> Iterator[dict[str, Any]]:
+        plan = self.plan
+        rows = self.capturer.rows(held_out, plan.positions, plan.source.used_patterns, progress)
+        for site in plan.sites:
+            if len(of_site := rows.pop(site)):
+                form = shard_format(plan)
+                yield record_of(
+                    site, write_shard(plan.folder, site, shard, of_site, form, HELD_OUT)
+                )
+
+
+def live_fields(tokens: TokenPlan, reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """The manifest's ``sites`` and ``live``, from the reports of all shards in order."""
+    shards = tokens.live_shards
+    sites: list[SiteEntry] = []
+    for site, written in sorted(written_shards(reports).items()):
+        planned = sum(shard.rows[str(site.position)] for shard in shards)
+        sites.append(live_entry(site, written, planned))
+    return {"sites": sites, "live": LiveEntry(head=tokens.head, shards=shards)}
+
+
+def print_written(plan: ExtractionPlan, tokens: TokenPlan, written: int) -> None:
+    """Print the bytes that a live extraction wrote beside those of a whole store."""
+    texts = sum(part.bytes for part in tokens.parts)
+    whole = tokens.whole_bytes(plan) + texts
+    console.print(
+        f"  live: {(written + texts) / 1e6:,.1f} MB written (tokens {texts / 1e6:,.1f} MB, held-out rows "
+        f"and the head {written / 1e6:,.1f} MB); a whole store takes {whole / 1e6:,.1f} MB, "
+        f"{whole / max(written + texts, 1):,.1f} times as much"
+    )

@@ -1,0 +1,227 @@
+"""The buffer of a scan: order, bounded memory, back-pressure, and readers that come late, stay or go."""
+
+import threading
+import time
+
+import pytest
+
+from raysae.cluster.scan import buffer as module
+from raysae.cluster.scan.buffer import Memory, PieceBuffer
+
+ENOUGH = 5.0
+"""Seconds that nothing here takes."""
+
+
+class Now:
+    """A clock that the test moves."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch):
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.005)
+
+
+def filled(buffer, count, size=1):
+    """Put ``count`` pieces in a thread, then end."""
+
+    def fill():
+        for number in range(buffer.first, buffer.first + count):
+            if not buffer.put(f"piece {number}", size):
+                return
+        buffer.end()
+
+    thread = threading.Thread(target=fill, daemon=True)
+    thread.start()
+    return thread
+
+
+def read(buffer, name, numbers, held=0):
+    """Take pieces; the reader still holds the last ``held`` before each."""
+    return [buffer.take(name, n, max(n - held, 0), ENOUGH).piece for n in numbers]
+
+
+def settled(buffer):
+    """The number of pieces once the producer waits."""
+    last = -1
+    while last != len(buffer._pieces):
+        last = len(buffer._pieces)
+        time.sleep(0.05)
+    return last
+
+
+def test_every_reader_gets_every_piece_once_in_order():
+    buffer = PieceBuffer(Memory(4), 0, expected=3)
+    for name in "abc":
+        assert buffer.join(name, 0)
+    filled(buffer, 50)
+    found = {}
+    threads = [
+        threading.Thread(
+            target=lambda name=name: found.update({name: read(buffer, name, range(50))})
+        )
+        for name in "abc"
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(ENOUGH)
+    wanted = [f"piece {n}" for n in range(50)]
+    assert found == {"a": wanted, "b": wanted, "c": wanted}
+    assert buffer.take("a", 50, 50, ENOUGH).state == "end"
+    assert buffer.memory.most <= 4
+
+
+def test_the_slowest_reader_holds_the_scan_back():
+    memory = Memory(10)
+    buffer = PieceBuffer(memory, 0, expected=2)
+    buffer.join("fast", 0), buffer.join("slow", 0)
+    filled(buffer, 100)
+    read(buffer, "slow", [0])
+    assert read(buffer, "fast", range(10)) == [f"piece {n}" for n in range(10)]
+    assert buffer.take("fast", 10, 10, 0.1).state == "wait"
+    assert memory.used == 10
+    read(buffer, "slow", range(1, 4))
+    assert read(buffer, "fast", range(10, 13)) == ["piece 10", "piece 11", "piece 12"]
+    assert memory.most == 10
+
+
+def test_what_the_slowest_waits_for_always_comes():
+    """A window larger than the memory must not stop a scan for ever."""
+    buffer = PieceBuffer(Memory(3), 0, expected=1)
+    buffer.join("a", 0)
+    filled(buffer, 20)
+    assert read(buffer, "a", range(20), held=100) == [f"piece {n}" for n in range(20)]
+
+
+def test_a_piece_larger_than_the_memory_comes_alone():
+    buffer = PieceBuffer(Memory(3), 0)
+    buffer.join("a", 0)
+    filled(buffer, 3, size=10)
+    assert read(buffer, "a", range(3)) == ["piece 0", "piece 1", "piece 2"]
+
+
+def test_the_first_pieces_wait_for_readers_that_are_expected():
+    now = Now()
+    buffer = PieceBuffer(Memory(5), 0, expected=2, clock=now)
+    buffer.join("first", 0)
+    filled(buffer, 50)
+    read(buffer, "first", range(5))
+    assert settled(buffer) == 5
+    assert buffer.join("second", 0)
+    assert read(buffer, "second", range(3)) == ["piece 0", "piece 1", "piece 2"]
+    assert read(buffer, "first", [5, 6]) == ["piece 5", "piece 6"]
+
+
+def test_nobody_is_waited_for_for_ever():
+    now = Now()
+    buffer = PieceBuffer(Memory(5), 0, expected=2, clock=now)
+    buffer.join("first", 0)
+    filled(buffer, 50)
+    read(buffer, "first", range(5))
+    now.seconds = module.JOIN_SECONDS + 1
+    assert read(buffer, "first", range(5, 50)) == [f"piece {n}" for n in range(5, 50)]
+    assert not buffer.join("second", 0)
+
+
+def test_fewer_readers_are_expected_once_there_are_fewer():
+    buffer = PieceBuffer(Memory(2), 0, expected=3, clock=Now())
+    buffer.join("a", 0)
+    filled(buffer, 9)
+    read(buffer, "a", [0, 1])
+    buffer.expect_at_most(1)
+    assert read(buffer, "a", range(2, 9)) == [f"piece {n}" for n in range(2, 9)]
+
+
+def test_a_reader_joins_where_its_piece_is_held_or_soon_comes():
+    buffer = PieceBuffer(Memory(4), 10, clock=Now())
+    buffer.join("a", 10)
+    filled(buffer, 100)
+    read(buffer, "a", range(10, 20))
+    assert settled(buffer)
+    assert not buffer.join("late", 10)
+    assert not buffer.join("other", 500)
+    assert buffer.join("near", buffer._end)
+
+
+def test_a_reader_that_leaves_lets_go():
+    memory = Memory(5)
+    buffer = PieceBuffer(memory, 0, expected=2)
+    buffer.join("a", 0), buffer.join("gone", 0)
+    filled(buffer, 50)
+    read(buffer, "a", range(5))
+    buffer.leave("gone")
+    assert read(buffer, "a", range(5, 50)) == [f"piece {n}" for n in range(5, 50)]
+    buffer.leave("a")
+    assert buffer.is_idle
+    buffer.close()
+    assert memory.used == 0 and not memory.buffers
+
+
+def test_a_reader_for_which_others_wait_too_long_is_detached():
+    now = Now()
+    buffer = PieceBuffer(Memory(5), 0, expected=2, patience=30, clock=now)
+    buffer.join("fast", 0), buffer.join("slow", 0)
+    filled(buffer, 50)
+    read(buffer, "slow", [0]), read(buffer, "fast", range(5))
+    got = []
+    waiting = threading.Thread(target=lambda: got.append(buffer.take("fast", 5, 5, ENOUGH).piece))
+    waiting.start()
+    while buffer.readers["fast"].wanted is None:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert not got
+    now.seconds = 31
+    waiting.join(ENOUGH)
+    assert got == ["piece 5"]
+    assert buffer.take("slow", 1, 1, ENOUGH).state == "detached"
+
+
+def test_two_scans_share_the_memory_and_both_go_on():
+    memory = Memory(4)
+    one, two = PieceBuffer(memory, 0, clock=Now()), PieceBuffer(memory, 0, clock=Now())
+    one.join("a", 0), two.join("b", 0)
+    filled(one, 30)
+    assert settled(one) == 4
+    filled(two, 30)
+    assert read(two, "b", range(30)) == [f"piece {n}" for n in range(30)]
+    assert read(one, "a", range(30)) == [f"piece {n}" for n in range(30)]
+
+
+def test_a_failure_reaches_every_reader_after_the_pieces_before_it():
+    buffer = PieceBuffer(Memory(9), 0)
+    buffer.join("a", 0)
+    buffer.put("piece 0", 1)
+    buffer.end("part-00001.parquet: gone", refused=True)
+    assert buffer.take("a", 0, 0, ENOUGH).piece == "piece 0"
+    failed = buffer.take("a", 1, 1, ENOUGH)
+    assert (failed.state, failed.reason, failed.refused) == (
+        "failed",
+        "part-00001.parquet: gone",
+        True,
+    )
+
+
+def test_a_silent_reader_is_named():
+    now = Now()
+    buffer = PieceBuffer(Memory(9), 0, clock=now)
+    buffer.join("a", 0)
+    now.seconds = 9
+    assert buffer.silent(10) == []
+    now.seconds = 11
+    assert buffer.silent(10) == ["a"]
+
+
+def test_a_closed_scan_ends_its_producer_and_its_readers():
+    buffer = PieceBuffer(Memory(1), 0)
+    buffer.join("a", 0)
+    thread = filled(buffer, 50)
+    buffer.close()
+    thread.join(ENOUGH)
+    assert not thread.is_alive()
+    assert buffer.take("a", 0, 0, ENOUGH).state == "detached"

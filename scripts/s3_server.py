@@ -84,7 +84,15 @@ class S3Server:
 
     def make_bucket(self, name: str) -> None:
         """Make a bucket, which everyone who has the key may use."""
-        ask = urllib.request.Request(f"{self.environment['AWS_ENDPOINT_URL']}/{name}", method="PUT")
+        self._ask("PUT", name)
+
+    def remove(self, path: str) -> None:
+        """Lose the object ``BUCKET/PATH``."""
+        self._ask("DELETE", path)
+
+    def _ask(self, method: str, path: str) -> None:
+        url = f"{self.environment['AWS_ENDPOINT_URL']}/{path}"
+        ask = urllib.request.Request(url, method=method)
         urllib.request.urlopen(ask, timeout=STARTS).close()
 
     @property

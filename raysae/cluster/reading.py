@@ -177,8 +177,12 @@ def budget_of(resources: ResourcesConfig) -> tuple[int, str]:
 
     if resources.memory is not None:
         return resources.memory, "resources.memory allows"
-    # a trial maps the rows in its own node's object store, so the smallest one counts
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    sizes = (node.get("object_store_memory", 0.0) for node in nodes if node.get("CPU"))
-    there = min(sizes, default=0.0)
+    # a trial maps the rows in its own node's object store, and this process in that of its own, to
+    # check them: the smallest one counts
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    used = [
+        node["Resources"] for node in nodes if "CPU" in node["Resources"] or node["NodeID"] == here
+    ]
+    there = min((one.get("object_store_memory", 0.0) for one in used), default=0.0)
     return int(OBJECT_STORE_FRACTION * there), "Ray's object store may take"

@@ -36,7 +36,7 @@ def selected(rows_ND: Tensor, index_B: Tensor) -> Tensor:
 
 
 def _by_kernel(built: Kernels, blocks: Sequence[Tensor], starts: Tensor, index_B: Tensor) -> Tensor:
-    first, index_B = blocks[0], index_B.contiguous()
+    first, index_B = blocks[0], index_B.to("cpu", torch.int64).contiguous()
     rows_BD = first.new_empty(len(index_B), first.shape[1])
     places = torch.tensor([block.data_ptr() for block in blocks])
     row_bytes = first.shape[1] * first.element_size()

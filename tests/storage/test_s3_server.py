@@ -152,5 +152,7 @@ def test_a_real_s3_server_keeps_objects_and_counts(monkeypatch):
             file.seek(1000)
             assert file.read(5000) == BODY[1000:6000]
         assert server.bytes_of("bucket/store") == 5000
+        server.remove("bucket/store/part")
+        assert filesystem.get_file_info(f"{path}/part").type == fs.FileType.NotFound
         process = server.process
     assert process.poll() is not None

@@ -1,10 +1,12 @@
 """Rows drawn from several blocks are those of one block, in the same order, to the bit."""
 
+from functools import cache
+
 import pytest
 import torch
 
 from raysae.training import gathering
-from raysae.training.kernels import kernels
+from raysae.training.kernels import build, kernels, kernels_if_built
 from raysae.training.rows import Rows
 
 NUMBERED = torch.arange(1000).float()[:, None] + torch.arange(4) / 8
@@ -48,3 +50,11 @@ def test_what_is_read_is_a_copy(way):
 def test_a_row_that_is_not_there_is_an_error(way, wrong):
     with pytest.raises(IndexError):
         Rows(NUMBERED.split(300)).gather(torch.tensor([3, wrong, 5]))
+
+
+def test_gathering_compiles_nothing_by_itself(monkeypatch):
+    monkeypatch.setattr(build, "_built", cache(build._built.__wrapped__))
+    assert kernels_if_built() is None
+    Rows(NUMBERED.split(300)).gather(torch.tensor([3, 500]))
+    assert kernels_if_built() is None
+    assert kernels() is kernels_if_built()

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import threading
 
 import pytest
 import torch
@@ -154,8 +155,11 @@ def test_a_request_that_fails_is_tried_again(failures, faulty, folder):
     rows = StreamedRows(raysae.open_store(URI), SITE, "train")
     faulty.fail_reads = failures
     assert torch.equal(rows.read(0, 100), raysae.open_store(folder).train(SITE)[:100])
-    faulty.fail_reads = failures
+    faulty.fail_reads = faulty.fail_lists = failures
     raysae.open_store(URI)
+    faulty.fail_lists = 5
+    with pytest.raises(UserError, match="faulty://bucket/store: cannot be reached"):
+        raysae.open_store(URI)
 
 
 def test_a_storage_that_stays_away_is_named(faulty):
@@ -176,11 +180,14 @@ def test_a_slow_storage_is_not_waited_for_for_ever(faulty, monkeypatch):
     rows = StreamedRows(raysae.open_store(URI), SITE, "train")
     monkeypatch.setattr(retries, "ATTEMPT_SECONDS", 0.02)
     monkeypatch.setattr(remote_files, "LOOK_SECONDS", 1e9)
-    faulty.wait = 0.3
+    faulty.wait = 0.2
     with pytest.raises(
         UserError, match=r"part-00000.parquet: could not be read \(no answer within"
     ):
         rows.read(0, 100)
+    for thread in threading.enumerate():  # the reads that were left behind
+        if thread.name == "a request":
+            thread.join()
 
 
 def test_an_object_lost_in_mid_course_is_named_at_once(faulty):

@@ -115,6 +115,14 @@ def test_an_epoch_fetches_its_rows_and_little_more(faulty):
     assert faulty.bytes_read() - before <= 1.02 * 2 * len(rows) * store.row_bytes
 
 
+def test_rows_in_memory_are_fetched_once(faulty):
+    store = raysae.open_store(URI)
+    splits = store.site(SITE)
+    size = (len(splits.train) + len(splits.validation)) * store.row_bytes
+    footers = 2 * 3 * 66_000 + 20_000  # of these small shards: the last 64 KiB, and headers
+    assert faulty.bytes_read(".parquet") <= 1.02 * size + footers
+
+
 def test_opening_listing_and_showing_read_no_activations(faulty, capsys, monkeypatch):
     manifest = len(faulty.store["/bucket/store/manifest.json"].getvalue())
     assert store_command(["sites", URI]) == 0
@@ -147,7 +155,8 @@ def test_verify_at_a_uri(faulty, capsys):
     said = capsys.readouterr().out
     assert "part-00001.parquet  sha256" in said and "note: notes.txt: not listed" in said
     with pytest.raises(UserError, match=r"part-00001.parquet: the file was altered"):
-        raysae.open_store(URI).train(Site(1, "all"))
+        store = raysae.open_store(URI)
+        store.check(*store.entry(Site(1, "all")).shards)
 
 
 @pytest.mark.parametrize("failures", [1, 4])
@@ -274,7 +283,10 @@ def test_a_row_that_is_not_finite_is_named_as_it_comes(faulty, tmp_path):
     data = faulty.store[path].getvalue()
     assert data.count(value) == 1
     faulty().pipe_file(path, data.replace(value, nan))
-    streamed = StreamedSite.of(raysae.open_store("faulty://bucket/bad"), SITE).rows("train")
+    bad = raysae.open_store("faulty://bucket/bad")
+    with pytest.raises(UserError, match=rf"faulty://bucket/bad: .*, train: row {place} holds nan"):
+        bad.train(SITE)
+    streamed = StreamedSite.of(bad, SITE).rows("train")
     with pytest.raises(UserError, match=rf"faulty://bucket/bad: .*, train: row {place} holds nan"):
         batches(streamed, shuffle_rows=100)
 

@@ -195,11 +195,18 @@ class Store:
     def blocks(self, site: Site, split: str) -> "Iterator[Tensor]":
         """The split's rows shard by shard, ``[rows, d_in]`` in the store's dtype.
 
+        At a URI only the rows are read, and they must be finite; in a folder the checksums are compared.
         Raises UserError when the store lacks the site, or a file was altered.
         """
+        start = 0
         for shard in self.shards(site, split):
-            self.check(shard)
-            yield self.rows(self.segments(shard, split))
+            if self.uri is None:
+                self.check(shard)
+            rows_ND = self.rows(self.segments(shard, split))
+            if self.uri is not None:
+                refuse_rows(rows_ND, f"{self.place}: {site}, {split}", start)
+            yield rows_ND
+            start += len(rows_ND)
 
     def rows(self, segments: "list[Segment]") -> "Tensor":
         """The rows of all ``segments`` in one tensor ``[rows, d_in]``, read by several threads.
@@ -213,7 +220,8 @@ class Store:
             dtype=torch_dtype(self.manifest.dtype),
         )  # fmt: skip
         places = rows_ND.split([segment.rows for segment in segments])
-        list(_in_threads(self.read_into, places, segments))
+        threads = None if self.uri is None else REQUESTS
+        list(_in_threads(self.read_into, places, segments, threads=threads))
         return rows_ND
 
     def read_into(self, rows_ND: "Tensor", segment: Segment, first: int = 0) -> None:
@@ -301,6 +309,19 @@ class Store:
         if not blocks:
             raise UserError(f"{self.place}: {site} has no {split} rows")
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+
+def refuse_rows(rows_ND: "Tensor", name: str, start: int) -> None:
+    """Raise UserError, with their ``name`` and the row, when rows that come from a URI are not finite.
+
+    ``start`` is the number of the first row.
+    """
+    from raysae.training.finite import NonFiniteRowsError, refuse_non_finite
+
+    try:
+        refuse_non_finite(rows_ND, name, start)
+    except NonFiniteRowsError as error:
+        raise UserError(str(error)) from None
 
 
 def _in_threads(

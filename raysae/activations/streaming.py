@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from raysae.activations.schema import torch_dtype
-from raysae.activations.store import TRAINING_SPLITS, Segment, Store, open_store
+from raysae.activations.store import TRAINING_SPLITS, Segment, Store, open_store, refuse_rows
 from raysae.errors import UserError
 from raysae.sites import Site
 from raysae.storage.file_systems import Stamp
 from raysae.storage.remote_files import RemoteFiles
-from raysae.training.finite import NonFiniteRowsError, refuse_non_finite
 from raysae.training.rows import SHUFFLE_ROWS, IndexedRows, Rows, Splits, Window, pieces
 
 READERS = 2
@@ -83,10 +82,7 @@ class StreamedRows(IndexedRows):
         """Read rows of a segment; ``number`` is the first one's number in the split."""
         self.store.read_into(rows_ND, segment, first)
         if self._far:
-            try:
-                refuse_non_finite(rows_ND, self._name, number)
-            except NonFiniteRowsError as error:
-                raise UserError(str(error)) from None
+            refuse_rows(rows_ND, self._name, number)
 
     def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
         """Yield the rows of the windows in ``order`` as batches ``[batch, d_in]``, of at most
@@ -179,8 +175,8 @@ def rows_within(store: Store, site: Site, memory: float) -> Splits:
     """A site's training and validation rows for a single process, each row ``[d_in]``.
 
     They are loaded into memory, or streamed when they take more than ``memory`` bytes; of a store at a
-    URI, what is streamed is not compared with its checksums. Raises UserError when a file was altered,
-    or a split has no rows.
+    URI they are not compared with checksums. Raises UserError when a file was altered, or a split has no
+    rows.
     """
     if store.training_bytes(site) > memory:
         if store.uri is None:  # else comparing the checksums is a whole pass over the data

@@ -158,7 +158,7 @@ def write_shard(
     with replacing(store / name) as temporary:
         _write_table(table, counts, temporary)
         size, checksum = temporary.stat().st_size, sha256_of(temporary)
-    hand_over(store / name)
+    hand_over(store / name, checksum)
     split_rows = SplitRows(**dict(zip(SPLITS, counts, strict=True)))
     entry = ShardEntry(file=name, rows=split_rows, bytes=size, sha256=checksum)
     return WrittenShard(entry, *row_sums(stored_ND), kept.dropped, kept.too_large)
@@ -209,7 +209,7 @@ def write_sequences(store: Path, number: int, table: pa.Table) -> SequencesEntry
     with replacing(store / name) as temporary:
         pq.write_table(table.cast(SEQUENCES_SCHEMA), temporary, compression="zstd")
         size, checksum = temporary.stat().st_size, sha256_of(temporary)
-    hand_over(store / name)
+    hand_over(store / name, checksum)
     tokens = len(table["token_id"].combine_chunks().flatten())
     return SequencesEntry(
         file=name, sequences=len(table), tokens=tokens, bytes=size, sha256=checksum

@@ -21,9 +21,9 @@ from raysae.redaction import (
     secrets_in,
     without_secrets,
 )
-from raysae.storage.file_systems import Ranges
 from raysae.storage.files import refuse_links_outside
 from raysae.storage.local_copies import copied_uri, split
+from raysae.storage.remote_files import RemoteFiles
 
 LOGGER = logging.getLogger(__name__)
 CONFIG = "config.yaml"
@@ -130,7 +130,7 @@ def _refuse_making_stores(recipe: Recipe, why: str) -> None:
 def _has_store(recipe: Recipe) -> bool:
     if recipe.store_uri is None:
         return (recipe.store_folder / "manifest.json").is_file()
-    return Ranges(recipe.store_uri).stamp("manifest.json") is not None
+    return RemoteFiles(recipe.store_uri).file("manifest.json").is_file()
 
 
 def _of_run(folder: Path) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class Recipe(Section):
     """The folder that relative paths start from; null takes the one where the command is given. A run
     records it, and so does not depend on where it is resumed."""
     store: Annotated[str, Field(min_length=1)] | None = None
-    """The activation store's folder, or the URI of one that is there; null takes ``stores/NAME``."""
+    """The activation store's folder or URI, such as ``s3://BUCKET/store``; null takes ``stores/NAME``."""
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
     """The seed of everything random; from 0 up to below 2^32."""
     source: SourceConfig | None = SourceConfig()

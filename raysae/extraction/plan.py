@@ -1,6 +1,7 @@
 """The plan of an extraction: checked before any work begins."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from raysae.identity import differences, flat
 from raysae.sites import Position, Site
 from raysae.storage.file_systems import place_of
 from raysae.storage.files import json_from, refuse_links_outside, remove_folder
-from raysae.storage.remote import bind
+from raysae.storage.remote import bind, discard
 from raysae.transformer.loading import ModelSpec, load_model_config
 from raysae.transformer.model_config import (
     longest_context,
@@ -212,11 +213,17 @@ def existing_store(plan: ExtractionPlan) -> Store | None:
 
 
 def _existing_at_uri(plan: ExtractionPlan) -> Store | None:
-    """As ``existing_store``, for a URI; nothing is written there or here."""
+    """As ``existing_store``, for a URI."""
+    assert plan.uri is not None, "asked only then"
     files = plan.files()
     there, work = set(files.names()), f"{WORK_FOLDER}/"
     if MANIFEST_FILE in there:
         _refuse_other(plan, manifest_of(files).source, "a store made from another source")
+        if any(
+            name.startswith(work) for name in there
+        ):  # the process was killed just after the manifest
+            with suppress(UserError, OSError):  # a place that may only be read
+                discard(bind(plan.uri) / WORK_FOLDER)
         return _finished(plan)
     if f"{work}{IDENTITY_FILE}" in there:
         begun = any(re.fullmatch(rf"{work}shard-\d+\.json", name) for name in there)

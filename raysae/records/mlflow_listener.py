@@ -282,8 +282,9 @@ class _Writer:
         from mlflow.entities import Dataset, DatasetInput
 
         digest = self.run.store_digest[:12]
-        source = json.dumps({"path": redacted(str(self.run.recipe.store_folder))})
-        name = printable(self.run.recipe.store_folder.name)
+        place = str(self.run.recipe.store_place).partition("?")[0].rstrip("/")
+        source = json.dumps({"path": redacted(place)})
+        name = printable(place.rpartition("/")[2])
         store = Dataset(name, digest, "local", source)
         self.client.log_inputs(run_id, [DatasetInput(store)])
 

@@ -12,7 +12,7 @@ from typing import Any
 from raysae.errors import UserError
 from raysae.redaction import WHERE_SECRETS_BELONG, redacted, secret_in
 from raysae.storage import retries
-from raysae.storage.retries import within
+from raysae.storage.retries import said, within
 
 S3_TIMEOUTS = {"connect_timeout": 10.0, "request_timeout": 30.0}
 """Seconds that an S3 server may take to answer; pyarrow's file systems for S3 take them."""
@@ -54,6 +54,19 @@ def refuse_unusable(uri: str) -> None:
 
 def reached(uri: str) -> tuple[Any, str]:
     """The file system of a URI and the path in it. Raises UserError when it cannot be reached."""
+    try:
+        filesystem, path = connected(uri)
+        filesystem.get_file_info(path)
+    except OSError as error:
+        raise unreached(uri, error) from None
+    return filesystem, path
+
+
+def connected(uri: str) -> tuple[Any, str]:
+    """The file system of a URI and the path in it; whether it answers is not asked.
+
+    Raises UserError when nobody knows such a URI, OSError when a server was needed and did not answer.
+    """
     import pyarrow as pa
     from pyarrow import fs
 
@@ -65,15 +78,19 @@ def reached(uri: str) -> tuple[Any, str]:
 
             found, path = fsspec.core.url_to_fs(uri)
             filesystem = fs.PyFileSystem(fs.FSSpecHandler(found))
-        filesystem = with_timeouts(filesystem)
-        filesystem.get_file_info(path)
-    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{uri.partition('?')[0]}: cannot be reached ({reason}); give a folder, or a URI such as "
-            "s3://BUCKET/FOLDER, with its credentials in the environment"
-        ) from None
-    return filesystem, path
+        return with_timeouts(filesystem), path
+    except OSError:
+        raise
+    except (ValueError, ImportError, pa.ArrowException) as error:
+        raise unreached(uri, error) from None
+
+
+def unreached(uri: str, error: Exception) -> UserError:
+    """The error for a URI that cannot be reached."""
+    return UserError(
+        f"{uri.partition('?')[0]}: cannot be reached ({said(error)}); give a folder, or a URI such as "
+        "s3://BUCKET/FOLDER, with its credentials in the environment"
+    )
 
 
 def with_timeouts(filesystem: Any) -> Any:
@@ -88,11 +105,11 @@ def with_timeouts(filesystem: Any) -> Any:
 class Ranges:
     """The files below the folder of a URI: listed, looked at, and read in ranges. Each method is one try.
 
-    Raises UserError when the URI cannot be reached, or names a folder here from which links lead out.
+    Raises what ``connected`` raises.
     """
 
     def __init__(self, uri: str):
-        self.filesystem, self.root = reached(uri)
+        self.filesystem, self.root = connected(uri)
         handler = getattr(self.filesystem, "handler", None)
         self._fsspec: Any = getattr(handler, "fs", None)
 

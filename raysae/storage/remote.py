@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from raysae.errors import UserError
 from raysae.storage.file_systems import place_of, reached, refuse_unusable
@@ -44,8 +45,8 @@ from raysae.storage.remote_folder import ARCHIVE, RemoteFolder
 __all__ = [
     "ARCHIVE", "CACHE_VARIABLE", "CHECKPOINT", "CLAIM_FILE", "CLAIM_SECONDS", "HOME_FILE", "bind",
     "claimed", "discard", "discard_archive", "fetched", "hand_over", "is_copy", "is_uri", "join",
-    "local_copy", "move", "pull", "pull_archive", "push", "push_archive", "remove", "shown",
-    "split", "uri_of",
+    "local_copy", "move", "pull", "pull_archive", "push", "push_archive", "remembering", "remove",
+    "shown",    "split", "uri_of",
 ]  # fmt: skip
 
 CHECKPOINT = ".training"
@@ -54,6 +55,8 @@ CLAIM_FILE, CLAIM_SECONDS = ".driver", 120
 """The file by which a machine claims a run at a URI, and how long it counts without renewal."""
 _bound: dict[Path, str] = {}
 """The local copies that this process works in, each with its URI."""
+_records: dict[Path, Path] = {}
+"""Local copies, each with the file that says which files were uploaded and are not kept."""
 
 
 def bind(uri: str) -> Path:
@@ -170,15 +173,50 @@ def fetched(uri: str) -> Path:
     return folder
 
 
-def hand_over(file: Path) -> None:
+def hand_over(file: Path, sha256: str = "") -> None:
     """Upload a finished file of a local copy, and remove it here: it is not needed any more.
 
-    For other paths nothing is done. Raises UserError when it cannot be uploaded; then it stays.
+    Within ``remembering`` a file of this ``sha256`` that was uploaded before is not uploaded again. For
+    other paths nothing is done. Raises UserError when it cannot be uploaded; then it stays.
     """
     remote = _remote_of(file)
-    if remote is not None:
+    if remote is None:
+        return
+    record, name = _records.get(remote.local), file.relative_to(remote.local).as_posix()
+    known = _read_record(record)
+    if known.get(name) != sha256 or remote.there(file)[1] != file.stat().st_size:
         remote.upload(file)
-        file.unlink()
+        if record is not None and sha256:
+            write_text(record, json.dumps({**known, name: sha256}))
+            push(record)
+    file.unlink()
+
+
+@contextmanager
+def remembering(folder: Path, record: Path) -> Iterator[None]:
+    """Note in the file ``record``, here and at the URI, what ``hand_over`` uploads during the block.
+
+    ``folder`` is a local copy; for other folders nothing is done.
+    """
+    if not is_copy(folder):
+        yield
+        return
+    pull(record)
+    _records[folder] = record
+    try:
+        yield
+    finally:
+        del _records[folder]
+
+
+def _read_record(record: Path | None) -> dict[str, Any]:
+    if record is None or not record.is_file():
+        return {}
+    try:
+        found = json.loads(record.read_text())
+    except ValueError:  # cut short: all is uploaded again
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def push_archive(folder: Path) -> None:

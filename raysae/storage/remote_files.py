@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from raysae.errors import UserError
-from raysae.storage.file_systems import Ranges, Stamp, place_of, refuse_unusable
+from raysae.storage.file_systems import Ranges, Stamp, place_of, refuse_unusable, unreached
 from raysae.storage.files import refuse_links_outside
 from raysae.storage.retries import StorageError, retried
 
@@ -45,10 +45,14 @@ class RemoteFiles:
     def __init__(self, uri: str, seen: Mapping[str, Stamp] | None = None):
         refuse_unusable(uri)
         self.uri, self.place = uri, place_of(uri)
-        self._ranges, self._earlier = Ranges(uri), dict(seen or {})
-        if self._ranges.is_folder:
-            refuse_links_outside(Path(self._ranges.root), "the folder at this URI")
-        self.seen = self._asked(self.place, self._ranges.listing)
+        self._earlier = dict(seen or {})
+        try:
+            self._ranges = retried(lambda: Ranges(uri))
+            if self.folder is not None:
+                refuse_links_outside(self.folder, "the folder at this URI")
+            self.seen = retried(self._ranges.listing)
+        except StorageError as error:
+            raise unreached(uri, error) from None
         for name, stamp in self._earlier.items():
             self._compare(name, self.seen.get(name), stamp)
         self._looked: dict[str, float] = {}

@@ -15,6 +15,13 @@ ATTEMPT_SECONDS = 60.0
 """Seconds that one try may take, where the file system has no limit of its own."""
 FINAL = (PermissionError, IsADirectoryError, NotADirectoryError, MemoryError)
 """Errors that another try does not mend."""
+FINAL_WORDS = (
+    "ACCESS_DENIED",
+    "INVALID_ACCESS_KEY_ID",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "NO_SUCH_BUCKET",
+)
+"""What S3 says of such errors."""
 
 
 class StorageError(Exception):
@@ -34,10 +41,9 @@ def retried(function: Callable[[], Value], look: Callable[[], None] = lambda: No
             raise
         except Exception as error:  # a library for a storage has errors of its own
             look()
-            if wait is None or isinstance(error, FINAL):
-                tries = (
-                    "" if isinstance(error, FINAL) else f", at the last of {len(WAITS) + 1} tries"
-                )
+            final = isinstance(error, FINAL) or any(word in str(error) for word in FINAL_WORDS)
+            if wait is None or final:
+                tries = "" if final else f", at the last of {len(WAITS) + 1} tries"
                 raise StorageError(f"{said(error)}{tries}") from error
         time.sleep(wait)
     raise AssertionError("the last try returns or raises")
@@ -56,7 +62,7 @@ def within(seconds: float, function: Callable[..., Value], *arguments: Any) -> V
         except BaseException as error:
             outcome.append((None, error))
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=run, daemon=True, name="a request")
     thread.start()
     thread.join(seconds)
     if not outcome:

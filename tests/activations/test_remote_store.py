@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import threading
 
 import pytest
 import torch
@@ -114,6 +115,14 @@ def test_an_epoch_fetches_its_rows_and_little_more(faulty):
     assert faulty.bytes_read() - before <= 1.02 * 2 * len(rows) * store.row_bytes
 
 
+def test_rows_in_memory_are_fetched_once(faulty):
+    store = raysae.open_store(URI)
+    splits = store.site(SITE)
+    size = (len(splits.train) + len(splits.validation)) * store.row_bytes
+    footers = 2 * 3 * 66_000 + 20_000  # of these small shards: the last 64 KiB, and headers
+    assert faulty.bytes_read(".parquet") <= 1.02 * size + footers
+
+
 def test_opening_listing_and_showing_read_no_activations(faulty, capsys, monkeypatch):
     manifest = len(faulty.store["/bucket/store/manifest.json"].getvalue())
     assert store_command(["sites", URI]) == 0
@@ -146,7 +155,8 @@ def test_verify_at_a_uri(faulty, capsys):
     said = capsys.readouterr().out
     assert "part-00001.parquet  sha256" in said and "note: notes.txt: not listed" in said
     with pytest.raises(UserError, match=r"part-00001.parquet: the file was altered"):
-        raysae.open_store(URI).train(Site(1, "all"))
+        store = raysae.open_store(URI)
+        store.check(*store.entry(Site(1, "all")).shards)
 
 
 @pytest.mark.parametrize("failures", [1, 4])
@@ -154,8 +164,11 @@ def test_a_request_that_fails_is_tried_again(failures, faulty, folder):
     rows = StreamedRows(raysae.open_store(URI), SITE, "train")
     faulty.fail_reads = failures
     assert torch.equal(rows.read(0, 100), raysae.open_store(folder).train(SITE)[:100])
-    faulty.fail_reads = failures
+    faulty.fail_reads = faulty.fail_lists = failures
     raysae.open_store(URI)
+    faulty.fail_lists = 5
+    with pytest.raises(UserError, match="faulty://bucket/store: cannot be reached"):
+        raysae.open_store(URI)
 
 
 def test_a_storage_that_stays_away_is_named(faulty):
@@ -176,11 +189,14 @@ def test_a_slow_storage_is_not_waited_for_for_ever(faulty, monkeypatch):
     rows = StreamedRows(raysae.open_store(URI), SITE, "train")
     monkeypatch.setattr(retries, "ATTEMPT_SECONDS", 0.02)
     monkeypatch.setattr(remote_files, "LOOK_SECONDS", 1e9)
-    faulty.wait = 0.3
+    faulty.wait = 0.2
     with pytest.raises(
         UserError, match=r"part-00000.parquet: could not be read \(no answer within"
     ):
         rows.read(0, 100)
+    for thread in threading.enumerate():  # the reads that were left behind
+        if thread.name == "a request":
+            thread.join()
 
 
 def test_an_object_lost_in_mid_course_is_named_at_once(faulty):
@@ -267,7 +283,10 @@ def test_a_row_that_is_not_finite_is_named_as_it_comes(faulty, tmp_path):
     data = faulty.store[path].getvalue()
     assert data.count(value) == 1
     faulty().pipe_file(path, data.replace(value, nan))
-    streamed = StreamedSite.of(raysae.open_store("faulty://bucket/bad"), SITE).rows("train")
+    bad = raysae.open_store("faulty://bucket/bad")
+    with pytest.raises(UserError, match=rf"faulty://bucket/bad: .*, train: row {place} holds nan"):
+        bad.train(SITE)
+    streamed = StreamedSite.of(bad, SITE).rows("train")
     with pytest.raises(UserError, match=rf"faulty://bucket/bad: .*, train: row {place} holds nan"):
         batches(streamed, shuffle_rows=100)
 

@@ -22,6 +22,8 @@ class FaultyFileSystem(MemoryFileSystem):
     written: ClassVar = Counter()
     fail_reads = fail_writes = 0
     """So many of the next reads, or writes, fail."""
+    fail_lists = 0
+    """So many of the next listings fail."""
     wait = 0.0
     """Seconds that a read waits before it answers."""
     on_read = None
@@ -37,7 +39,7 @@ class FaultyFileSystem(MemoryFileSystem):
         cls.pseudo_dirs[:] = [""]
         for counter in (cls.read, cls.opened, cls.written):
             counter.clear()
-        cls.fail_reads = cls.fail_writes = 0
+        cls.fail_reads = cls.fail_writes = cls.fail_lists = 0
         cls.wait, cls.on_read = 0.0, None
 
     @classmethod
@@ -52,6 +54,12 @@ class FaultyFileSystem(MemoryFileSystem):
     @classmethod
     def bytes_read(cls, suffix=""):
         return sum(count for path, count in cls.read.items() if path.endswith(suffix))
+
+    def find(self, path, **kwargs):
+        if type(self).fail_lists:
+            type(self).fail_lists -= 1
+            raise ConnectionError("the connection was reset")
+        return super().find(path, **kwargs)
 
     def _open(self, path, mode="rb", **kwargs):
         if mode == "wb":

@@ -30,6 +30,7 @@ from raysae.activations.importing.target import (
     refuse_deleted,
     refuse_differences,
     refuse_sites,
+    remove_unlisted,
     taking_in,
     unfinished,
 )
@@ -171,6 +172,7 @@ def run_import(plan: ImportPlan, progress: Progress = silent) -> Imported:
         entries = _write(plan, progress)
         manifest = _manifest(plan, store, entries, checksum())
         refuse_deleted(plan.out, entries)
+        remove_unlisted(plan.out, entries)
         manifest.write(plan.out)
         hand_over(plan.out / MANIFEST_FILE)
     return Imported(

@@ -16,12 +16,12 @@ from raysae.storage.files import (
     remove_temporary,
     write_json,
 )
-from raysae.storage.remote import claimed, pull, push, remove, shown, uri_of
+from raysae.storage.remote import claimed, discard, pull, push, remembering, remove, shown, uri_of
 from raysae.storage.trouble import in_words, number_of
 
 WORK_FOLDER = ".import"
 """A folder in the store's folder; it exists from before the first shard until after the manifest."""
-LOCK_FILE, SITES_FILE = "lock", "sites.json"
+LOCK_FILE, SITES_FILE, SHARDS_FILE = "lock", "sites.json", "shards.json"
 FLAGS = {"split": "--validation and --test", "non_finite": "--non-finite"}
 
 
@@ -32,7 +32,8 @@ def existing_store(out: Path) -> Manifest | None:
     imported, or the folder holds other files.
     """
     files = _files(out)
-    if files.file(MANIFEST_FILE).is_file() or (out / MANIFEST_FILE).exists():
+    local = isinstance(files, LocalFiles)
+    if (out / MANIFEST_FILE).exists() if local else files.file(MANIFEST_FILE).is_file():
         manifest = manifest_of(files)
         if manifest.provenance != "imported" or not imports(manifest):
             raise UserError(
@@ -43,7 +44,7 @@ def existing_store(out: Path) -> Manifest | None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; name a folder for the store")
     marker = out / WORK_FOLDER / SITES_FILE
-    if isinstance(files, LocalFiles):
+    if local:
         other_files = out.exists() and bool({path.name for path in out.iterdir()} - {WORK_FOLDER})
     else:
         other_files = bool(files.names())
@@ -118,8 +119,9 @@ def taking_in(out: Path, sites: list[Site]) -> Iterator[Manifest | None]:
         _clear(out, manifest, sites)
         write_json(work / SITES_FILE, sorted(site.folder for site in sites))
         push(work / SITES_FILE)
-        yield manifest
-        for name in (SITES_FILE, LOCK_FILE):
+        with remembering(out, work / SHARDS_FILE):
+            yield manifest
+        for name in (SITES_FILE, SHARDS_FILE, LOCK_FILE):
             remove(work / name)
         with suppress(OSError):  # the store is complete; another process may use the folder
             work.rmdir()
@@ -127,11 +129,13 @@ def taking_in(out: Path, sites: list[Site]) -> Iterator[Manifest | None]:
 
 def _clear(out: Path, manifest: Manifest | None, sites: list[Site]) -> None:
     """Remove files of sites that the manifest does not list: those of an interrupted import, and those
-    in the folders that this import will write."""
+    in the folders that this import will write. At a URI those stay, as the import goes on with them."""
     listed = {entry.site.folder for entry in manifest.sites} if manifest else set()
     marker = out / WORK_FOLDER / SITES_FILE
-    for folder in {*_site_folders(_noted(marker)), *(site.folder for site in sites)} - listed:
-        remove(out / folder)
+    wanted = {site.folder for site in sites}
+    for folder in {*_site_folders(_noted(marker)), *wanted} - listed:
+        if uri_of(out) is None or folder not in wanted:
+            remove(out / folder)
     remove_temporary(out)
 
 
@@ -159,6 +163,17 @@ def refuse_deleted(out: Path, entries: list[SiteEntry]) -> None:
             f"{files.place}: the folder was deleted, moved or emptied during the import ({gone[0]} is "
             "gone); put it back to keep what it held, or remove it and give the command again"
         )
+
+
+def remove_unlisted(out: Path, entries: list[SiteEntry]) -> None:
+    """Remove, at the URI of a local copy, shards of these sites that an earlier attempt cut otherwise."""
+    if uri_of(out) is None:
+        return
+    listed = {shard.file for entry in entries for shard in entry.shards}
+    folders = {entry.site.folder for entry in entries}
+    for name in _files(out).names():
+        if name.rpartition("/")[0] in folders and name not in listed:
+            discard(out / name)
 
 
 def _noted(marker: Path) -> list[Any]:

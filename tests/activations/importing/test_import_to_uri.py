@@ -103,10 +103,31 @@ def test_one_that_broke_off_is_begun_again(rows, tmp_path, monkeypatch):
             import_activations(rows, URI, layer=0, position="all", shard_rows=500)
     assert len(sent) == 5, "five tries"
     assert "manifest.json" not in there() and json.loads(there()[".import/sites.json"])
+    assert len(json.loads(there()[".import/shards.json"])) == 3
+    FaultyFileSystem.written.clear()
     with pytest.raises(UserError, match="no manifest.json"):
         raysae.open_store(URI)
     monkeypatch.setenv("RAYSAE_CACHE", str(tmp_path / "another machine"))
     import_activations(rows, URI, layer=0, position="all", shard_rows=500)
+    assert there() == content(tmp_path / "s")
+    again = {path[-10:] for path in FaultyFileSystem.written if path.endswith(".parquet")}
+    assert again == {"03.parquet", "04.parquet", "05.parquet"}, "the others are not uploaded again"
+
+
+def test_another_attempt_leaves_no_shards_of_the_first(rows, tmp_path, monkeypatch):
+    write = FaultyFileSystem._open
+
+    def opened(self, path, mode="rb", **kwargs):
+        if mode == "wb" and path.endswith("manifest.json"):
+            raise ConnectionError("the connection was reset")
+        return write(self, path, mode, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FaultyFileSystem, "_open", opened)
+        with pytest.raises(UserError, match="manifest.json could not be written"):
+            import_activations(rows, URI, layer=0, position="all", shard_rows=300)
+    for out in (URI, tmp_path / "s"):
+        import_activations(rows, out, layer=0, position="all", shard_rows=1000)
     assert there() == content(tmp_path / "s")
 
 

@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from raysae.activations.schema import to_arrow
-from raysae.activations.store import Segment, Store, open_store
+from raysae.activations.store import Segment, Store, open_store, refuse_rows
 from raysae.activations.streaming import StreamedRows
 from raysae.cluster.scan.pieces import Order
 from raysae.errors import UserError
 from raysae.sites import Site
 from raysae.storage.file_systems import Stamp
-from raysae.training.finite import NonFiniteRowsError, refuse_non_finite
 
 if TYPE_CHECKING:
     from ray.data import Dataset
-    from torch import Tensor
 
 READ_CPUS = 0.5
 """CPUs of one read: two run at once on a reserved CPU."""
@@ -138,7 +136,9 @@ def read_block(ranges: Ranges) -> pa.Table:
     for segment, first, count, at in reads:
         store.read_into(rows_ND[at : at + count], segment, first)
     if store.uri is not None:  # nobody has read them before
-        _refuse_non_finite(store, reads, rows_ND)
+        for segment, first, count, at in reads:
+            file = f"{store.files.file(segment.shard.file)}, row group {segment.group}"
+            refuse_rows(rows_ND[at : at + count], file, first)
     return pa.table([to_arrow(rows_ND)], names=["activation"])
 
 
@@ -152,14 +152,3 @@ def _refuse_changed(store: Store, stamps: dict[str, Stamp]) -> None:
                 f"{store.files.file(name)}: changed while it was scanned (before: {stamp}; {now}); put "
                 "the old file back and give the same command again, or make the run anew"
             )
-
-
-def _refuse_non_finite(
-    store: Store, reads: list[tuple[Segment, int, int, int]], rows_ND: "Tensor"
-) -> None:
-    for segment, first, count, at in reads:
-        try:
-            name = f"{store.files.file(segment.shard.file)}, row group {segment.group}"
-            refuse_non_finite(rows_ND[at : at + count], name, first)
-        except NonFiniteRowsError as error:
-            raise UserError(str(error)) from None

@@ -24,7 +24,7 @@ from raysae.activations.writer import (
 )
 from raysae.errors import UserError
 from raysae.extraction.plan import OTHER_COLUMNS_BYTES, ExtractionPlan
-from raysae.extraction.shards import record_of, shard_format, sound_report, written_shards
+from raysae.extraction.shards import chosen_format, record_of, sound_report, written_shards
 from raysae.sites import Site
 from raysae.storage.files import remove_folder, write_json
 
@@ -110,7 +110,7 @@ def write_kept(
     sites = []
     for site in store.sites:
         if len(rows[site]):
-            written = write_shard(store.path, site, shard, rows[site], shard_format(plan))
+            written = write_shard(store.path, site, shard, rows[site], chosen_format(plan))
             sites.append(record_of(site, written, left_out[site]))
     write_json(_report_file(store.path, shard), {"weights_sha256": _weights(store), "sites": sites})
 

@@ -158,6 +158,13 @@ def shard_format(plan: ExtractionPlan) -> ShardFormat:
     return ShardFormat(source.dtype, split, plan.seed, source.non_finite)
 
 
+def chosen_format(plan: ExtractionPlan) -> ShardFormat:
+    """How training rows of a live store are written: they were chosen before, so none is left out."""
+    source = plan.source
+    split = {"validation": source.validation, "test": source.test}
+    return ShardFormat(source.dtype, split, plan.seed)
+
+
 def record_of(site: Site, written: WrittenShard, left_out: int = 0) -> dict[str, Any]:
     """A written shard's record in a report; ``left_out`` are rows that others took the place of."""
     return {

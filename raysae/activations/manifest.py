@@ -232,7 +232,7 @@ def _manifest(path: Path | str, raw: Any) -> Manifest:
 
 def _without_training_files(values: dict[str, Any]) -> dict[str, Any]:
     """A live store's manifest without what changes when its training rows are written."""
-    of_rows = ("mean", "mean_square_norm", "total_variance", "dropped", "shards")
+    of_rows = ("mean", "mean_square_norm", "total_variance", "dropped", "too_large", "shards")
     sites = []
     for entry in values["sites"]:
         held_out = [shard for shard in entry["shards"] if not shard["rows"]["train"]]

@@ -24,7 +24,7 @@ from raysae.activations.writer import (
 )
 from raysae.errors import UserError
 from raysae.extraction.plan import OTHER_COLUMNS_BYTES, ExtractionPlan
-from raysae.extraction.shards import kept_format, record_of, sound_report, written_shards
+from raysae.extraction.shards import chosen_format, record_of, sound_report, written_shards
 from raysae.sites import Site
 from raysae.storage.files import remove_folder, write_json
 
@@ -110,7 +110,7 @@ def write_kept(
     sites = []
     for site in store.sites:
         if len(rows[site]):
-            written = write_shard(store.path, site, shard, rows[site], kept_format(plan))
+            written = write_shard(store.path, site, shard, rows[site], chosen_format(plan))
             sites.append(record_of(site, written, left_out[site]))
     write_json(_report_file(store.path, shard), {"weights_sha256": _weights(store), "sites": sites})
 
@@ -160,7 +160,11 @@ def _kept_entry(entry: SiteEntry, new: list[WrittenShard]) -> SiteEntry:
     """A site's entry with the shards of its training rows, in the order of the shards' numbers."""
     rows = sum(shard.rows.total for shard in entry.shards)
     before = WrittenShard(
-        entry.shards[0], np.array(entry.mean) * rows, entry.mean_square_norm * rows, entry.dropped
+        entry.shards[0],
+        np.array(entry.mean) * rows,
+        entry.mean_square_norm * rows,
+        entry.dropped,
+        entry.too_large,
     )
     statistics = statistics_of([before, *new], rows + sum(one.entry.rows.total for one in new))
     shards = sorted([*entry.shards, *(shard.entry for shard in new)], key=_place)

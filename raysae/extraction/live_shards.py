@@ -17,7 +17,7 @@ from raysae.extraction.sequences import TokenPlan, training_of
 from raysae.extraction.shards import (
     ShardExtractor,
     ShardProgress,
-    kept_format,
+    chosen_format,
     record_of,
     shard_format,
     written_shards,
@@ -54,7 +54,7 @@ class LiveShardExtractor(ShardExtractor):
         )
         for site in plan.sites:
             if len(of_site := rows.pop(site)):
-                written = write_shard(plan.folder, site, shard, of_site, kept_format(plan))
+                written = write_shard(plan.folder, site, shard, of_site, chosen_format(plan))
                 yield record_of(site, written, left_out[site])
 
     def _held_out(

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,9 +173,11 @@ def shard_format(plan: ExtractionPlan) -> ShardFormat:
     return ShardFormat(source.dtype, split, plan.seed, source.non_finite, source.max_norm_ratio)
 
 
-def kept_format(plan: ExtractionPlan) -> ShardFormat:
-    """How a live plan's training rows are written: those left out have been replaced before."""
-    return replace(shard_format(plan), max_norm_ratio=None)
+def chosen_format(plan: ExtractionPlan) -> ShardFormat:
+    """How training rows of a live store are written: they were chosen before, so none is left out."""
+    source = plan.source
+    split = {"validation": source.validation, "test": source.test}
+    return ShardFormat(source.dtype, split, plan.seed)
 
 
 def record_of(site: Site, written: WrittenShard, left_out: int = 0) -> dict[str, Any]:

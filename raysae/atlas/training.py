@@ -6,8 +6,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from raysae.activations import Site, Store
-from raysae.activations.health import LISTED, SiteHealth, StoreHealth
-from raysae.activations.streaming import StreamedRows
+from raysae.activations.health import LISTED, StoreHealth, health_of_site
 from raysae.atlas.live import LivePass, live_pass
 from raysae.atlas.worker import AtlasWork, AtlasWorker, Record, Sites, SiteSettings
 from raysae.cluster.placement import Placement
@@ -19,7 +18,6 @@ from raysae.records.commit import figures_of, state_of
 from raysae.records.events import Committed, Event, Events, Failed, Progressed
 from raysae.records.folder import RunFolder
 from raysae.records.rows import SiteRow
-from raysae.training.statistics import health_of
 
 SITES_TOGETHER = 16
 """The most sites that are trained as one packed program on a GPU."""
@@ -78,8 +76,7 @@ def _records(
 
 def _print_health(store: Store, sites: list[Site]) -> None:
     """Print what is unusual about the rows at each site, the worst of many; or that nothing is."""
-    found = {site: health_of(StreamedRows(store, site, "train")) for site in sites}
-    health = StoreHealth([SiteHealth(site, one) for site, one in found.items()])
+    health = StoreHealth([health_of_site(store, site) for site in sites])
     for one in health.sites:
         emit("health", **one.record())
     unusual = [one for one in health.worst if one.findings]
@@ -93,7 +90,8 @@ def _print_health(store: Store, sites: list[Site]) -> None:
             f"Inputs at {len(unusual) - LISTED} more sites are unusual too, but no worse "
             f"(python -m raysae.store show {store.path} --all)"
         )
-    if usual := [one.mean_ratio for one in found.values() if not one.findings]:
+    known = [one.health for one in health.sites if one.health is not None]
+    if usual := [one.mean_ratio for one in known if not one.findings]:
         where = f"{len(usual)} {'other ' * bool(unusual)}site{'s' * (len(usual) > 1)}"
         console.print(
             f"Inputs at {where}: the mean's norm is "

@@ -124,6 +124,7 @@ class ScanService:
         running = self._running.get(name)
         if running is not None:
             running.buffer.leave(reader)
+            self._close_if_idle(running)
 
     def counts(self) -> dict[str, int]:
         """The scans that were begun, their pieces and bytes, and the most bytes held at one time."""
@@ -162,9 +163,12 @@ class ScanService:
                     for reader in running.buffer.silent(SILENT_SECONDS):
                         if actor_is_dead(self._actors.get(reader, "")):
                             running.buffer.leave(reader)
-                    if running.buffer.is_idle:
-                        running.buffer.close()
-                        del self._running[running.name]
+                    self._close_if_idle(running)
+
+    def _close_if_idle(self, running: _Running) -> None:
+        if running.buffer.is_idle:
+            running.buffer.close()
+            self._running.pop(running.name, None)
 
 
 def start_service(settings: ScanSettings) -> Any:

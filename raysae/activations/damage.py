@@ -4,7 +4,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -19,7 +18,7 @@ LONGEST_REASON = 200
 
 
 @contextmanager
-def damage_told(path: Path, kind: str, advice: str = "") -> Iterator[None]:
+def damage_told(path: object, kind: str, advice: str = "") -> Iterator[None]:
     """Raise UserError when the block finds that the file ``path`` is no readable ``kind``.
 
     ``advice`` says what to do; a UserError of the block is raised as it is.

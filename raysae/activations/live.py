@@ -4,6 +4,7 @@ Such a store holds the sequences, the validation and test rows, and as a head th
 first files of sequences. Shapes: N rows.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raysae.activations.kept import kept_rows
 from raysae.activations.manifest import LiveEntry
 from raysae.activations.store import Store
-from raysae.activations.writer import ShardFormat, SiteRows, staying
+from raysae.activations.writer import ShardFormat, SiteRows
 from raysae.errors import UserError
 from raysae.sites import Site
 
@@ -75,7 +77,7 @@ def replaced(
     Raises UserError, with count and place, when rows are refused, or no row stays.
     """
     try:
-        stays_N = staying(rows, form, site)
+        stays_N = kept_rows(rows, site, form.non_finite, form.max_norm_ratio).which_N
     except UserError as error:
         raise UserError(f"shard {number}: {error}") from None
     if stays_N is None:
@@ -90,6 +92,14 @@ def replaced(
     every = np.arange(len(rows))
     taken = good[np.searchsorted(good, every) % len(good)]
     return rows.take(taken), every[~stays_N]
+
+
+def left_out_note(left_out: Mapping[Site, int]) -> str | None:
+    """A sentence on training rows that others took the place of; None when there are none."""
+    counts = [f"{count:,} at {site}" for site, count in sorted(left_out.items()) if count]
+    if not counts:
+        return None
+    return f"training rows left out, with the next usable row in the place of each: {', '.join(counts)}"
 
 
 def read_head(store: Store, site: Site) -> Tensor:

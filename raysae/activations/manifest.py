@@ -11,22 +11,20 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializationInfo,
     ValidationError,
     model_serializer,
 )
 
 from raysae.activations.schema import Dtype
+from raysae.activations.store_files import LocalFiles, StoreFiles
 from raysae.errors import UserError
 from raysae.sites import POOL_NAME, Site
-from raysae.storage.files import read_json, write_json
+from raysae.storage.files import json_from, read_json, write_json
 from raysae.storage.untrusted import usable_path
 
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 SEQUENCES_FOLDER = "sequences"
-DIGEST = "digest"
-"""The context in which a manifest is serialised for its digest."""
 
 
 Count = Annotated[int, Field(ge=0, lt=2**62)]
@@ -43,15 +41,14 @@ class _Record(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, strict=True, allow_inf_nan=False
     )
     added: ClassVar[frozenset[str]] = frozenset()
-    """Fields that the format did not have at first. They count in the digest where the file has them."""
+    """Fields that the format did not have at first. They are in a file, and count in the digest, where
+    they are set."""
 
     @model_serializer(mode="wrap")
-    def _without_missing(self, handler: Any, info: SerializationInfo) -> dict[str, Any]:
-        """For the digest, leave out fields that did not exist when the file was written."""
-        fields = handler(self)
-        added = frozenset().union(*(getattr(one, "added", ()) for one in type(self).__mro__))
-        missing = added - self.model_fields_set if info.context == DIGEST else frozenset()
-        return {name: value for name, value in fields.items() if name not in missing}
+    def _without_missing(self, handler: Any) -> dict[str, Any]:
+        """Leave out fields that did not exist when the file was written, or that were not set."""
+        missing = self.added - self.model_fields_set
+        return {name: value for name, value in handler(self).items() if name not in missing}
 
 
 class SplitRows(_Record):
@@ -90,7 +87,10 @@ class SiteEntry(_Record):
     """Mean over rows of the squared distance from ``mean``."""
     dropped: Count = 0
     """Rows left out because they held NaN or infinite values."""
+    too_large: Count = 0
+    """Rows left out because their norm was too large (``source.max_norm_ratio``)."""
     shards: list[ShardEntry]
+    added: ClassVar[frozenset[str]] = frozenset({"too_large"})
 
     @property
     def site(self) -> Site:
@@ -166,7 +166,7 @@ class Manifest(_Record):
         Fields that did not exist when the file was written do not count. Of a live store only what does
         not change counts: neither the files of training rows, nor the statistics, which follow them.
         """
-        values = self.model_dump(context=DIGEST)
+        values = self.model_dump()
         if self.live is not None:
             values = _without_training_files(values)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -192,11 +192,27 @@ def read_manifest(store: Path) -> Manifest:
     has another format version."""
     path = usable_path(store) / MANIFEST_FILE
     if not usable_path(path).is_file():
-        raise UserError(
-            f"{store}: no {MANIFEST_FILE}, so this is not a finished activation store; "
-            "check the path, or extract into it again"
-        )
-    raw = read_json(path)
+        raise _no_store(store, "check the path, or extract into it again")
+    return _manifest(path, read_json(path))
+
+
+def manifest_of(files: StoreFiles) -> Manifest:
+    """The manifest of the store that ``files`` are. Raises UserError as ``read_manifest`` does."""
+    if isinstance(files, LocalFiles):
+        return read_manifest(files.folder)
+    file = files.file(MANIFEST_FILE)
+    if not file.is_file():
+        raise _no_store(files.place, "check the URI, or extract to it again (store=URI)")
+    return _manifest(str(file), json_from(str(file), file.size(), file.content))
+
+
+def _no_store(place: Path | str, advice: str) -> UserError:
+    return UserError(
+        f"{place}: no {MANIFEST_FILE}, so this is not a finished activation store; {advice}"
+    )
+
+
+def _manifest(path: Path | str, raw: Any) -> Manifest:
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(
@@ -231,7 +247,7 @@ def _way_out(version: Any) -> str:
     return "upgrade raysae" if newer else "extract or import the store again"
 
 
-def _check_entries(path: Path, manifest: Manifest) -> None:
+def _check_entries(path: Path | str, manifest: Manifest) -> None:
     sites = [str(entry.site) for entry in manifest.sites]
     placed = [(shard.file, entry.site.folder) for entry in manifest.sites for shard in entry.shards]
     placed += [(part.file, SEQUENCES_FOLDER) for part in manifest.sequences]
@@ -250,7 +266,7 @@ def _check_entries(path: Path, manifest: Manifest) -> None:
             )
 
 
-def _check_live(path: Path, manifest: Manifest, live: LiveEntry) -> None:
+def _check_live(path: Path | str, manifest: Manifest, live: LiveEntry) -> None:
     """Raise UserError when the plan of the training rows does not fit the sequences or the sites."""
     if not live.head <= len(live.shards) == len(manifest.sequences):
         raise UserError(

@@ -8,7 +8,7 @@ A file may be damaged or hostile, so nothing in it is believed. Every field of a
 type and value, or the row group is left to pyarrow, which decodes it or refuses it.
 """
 
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ VALUES, ENCODING, DEFINITION, REPETITION, STATISTICS = 1, 2, 3, 4, 5
 MOST_UNPACKED = 1000
 """A file is refused when it claims more than so many times its own size in rows."""
 
+ReadAt = Callable[[int, int], bytes]
+"""Reads so many bytes of a file from an offset on."""
 Fields = dict[int, tuple[int, Any]]
 """The fields of a struct by number: the kind of each, and its value."""
 
@@ -75,18 +77,17 @@ def uneven_columns(metadata: pq.FileMetaData) -> str | None:
 
 
 def activation_runs(
-    handle: int, metadata: pq.FileMetaData, row_bytes: int
+    read: ReadAt, size: int, metadata: pq.FileMetaData, row_bytes: int
 ) -> list[list[Run]] | None:
-    """Find the activations of each row group in an open file; a row is ``row_bytes`` long.
+    """Find the activations of each row group in a file of ``size`` bytes; a row is ``row_bytes`` long.
 
-    ``handle`` is the file's descriptor. The result has one list of runs for each row group. It is
-    None when the activations are compressed or encoded, or a page header is not what it should be, so
-    that they must be decoded.
+    ``read(length, at)`` gives the file's bytes from ``at`` on. The result has one list of runs for each
+    row group. It is None when the activations are compressed or encoded, or a page header is not what
+    it should be, so that they must be decoded.
     """
-    size = os.fstat(handle).st_size - FOOTER_BYTES
     found = []
     for number in range(metadata.num_row_groups):
-        runs = _group_runs(handle, metadata.row_group(number), row_bytes, size)
+        runs = _group_runs(read, metadata.row_group(number), row_bytes, size - FOOTER_BYTES)
         if runs is None:
             return None
         found.append(runs)
@@ -94,7 +95,7 @@ def activation_runs(
 
 
 def _group_runs(
-    handle: int, group: pq.RowGroupMetaData, row_bytes: int, size: int
+    read: ReadAt, group: pq.RowGroupMetaData, row_bytes: int, size: int
 ) -> list[Run] | None:
     column = group.column(0)  # pyarrow goes by the schema's order, whatever the chunk says
     at, end = column.data_page_offset, column.data_page_offset + column.total_compressed_size
@@ -104,7 +105,7 @@ def _group_runs(
     runs: list[Run] = []
     left = group.num_rows
     while left > 0:  # each page has a row, so this ends
-        run = _page(os.pread(handle, min(HEADER_BYTES, end - at), at), at, row_bytes)
+        run = _page(read(min(HEADER_BYTES, end - at), at), at, row_bytes)
         if run is None or run.rows > left or run.offset + run.rows * row_bytes > end:
             return None
         runs.append(run)

@@ -4,7 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from raysae.activations.manifest import Manifest, SequencesEntry, ShardEntry
+from raysae.activations.store_files import StoreFiles
 from raysae.errors import UserError
+from raysae.storage.remote_files import RemoteFiles
 from raysae.storage.untrusted import usable_path
 
 
@@ -15,8 +17,20 @@ def files_of(manifest: Manifest) -> Iterable[ShardEntry | SequencesEntry]:
     yield from manifest.sequences
 
 
-def check_places(root: Path, manifest: Manifest) -> None:
-    """Raise UserError when a file is missing, of another size, outside the store, or there twice."""
+def check_places(files: StoreFiles, manifest: Manifest) -> None:
+    """Raise UserError when a file is missing, of another size, outside the store, or there twice.
+
+    At a URI the sizes are those of the listing; no file is opened.
+    """
+    if isinstance(files, RemoteFiles):
+        for file in files_of(manifest):
+            there = files.file(file.file)
+            _refuse_other_size(str(there), there.is_file() and there.size(), file.bytes)
+    if files.folder is not None:
+        _check_folder(files.folder, manifest)
+
+
+def _check_folder(root: Path, manifest: Manifest) -> None:
     places: dict[Path, str] = {}
     resolved = root.resolve()
     for file in files_of(manifest):
@@ -39,9 +53,14 @@ def _check_inside(root: Path, path: Path) -> None:
 
 
 def _check_size(path: Path, expected: int) -> None:
-    if not usable_path(path).is_file():
+    there = usable_path(path).is_file()
+    _refuse_other_size(str(path), there and path.stat().st_size, expected)
+
+
+def _refuse_other_size(path: str, found: int, expected: int) -> None:
+    """``found`` is False for a file that is not there."""
+    if found is False:
         raise UserError(f"{path}: missing, though the manifest lists it; make the store again")
-    found = path.stat().st_size
     if found != expected:
         raise UserError(
             f"{path}: {found} bytes, the manifest has {expected}: the shard is truncated or "

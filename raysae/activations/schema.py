@@ -78,15 +78,20 @@ def to_torch(column: pa.ChunkedArray, dtype: str) -> "list[Tensor]":
 
 
 def _chunk_to_torch(chunk: pa.Array, dtype: str) -> "Tensor":
+    width = chunk.type.byte_width
+    start = chunk.offset * width
+    content = chunk.buffers()[1].slice(start, len(chunk) * width)
+    return as_values(content, dtype).view(len(chunk), -1)
+
+
+def as_values(content: pa.Buffer, dtype: str) -> "Tensor":
+    """A buffer's bytes as values ``[*]`` of ``dtype``. They share its memory, which must not be written
+    to."""
     import torch
 
-    width = chunk.type.byte_width
     # numpy accepts any buffer, also those of Ray's object store, which torch.frombuffer refuses
-    data = np.frombuffer(
-        chunk.buffers()[1], dtype=np.uint8, count=len(chunk) * width, offset=chunk.offset * width
-    )
+    data = np.frombuffer(content, dtype=np.uint8)
     with warnings.catch_warnings():
         # torch warns of read-only memory; nothing here writes to it
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        rows = torch.from_numpy(data)
-    return rows.view(torch_dtype(dtype)).view(len(chunk), -1)
+        return torch.from_numpy(data).view(torch_dtype(dtype))

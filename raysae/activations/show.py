@@ -24,6 +24,7 @@ from raysae.activations.schema import to_torch
 from raysae.activations.sequences import read_sequences
 from raysae.activations.splits import SPLITS
 from raysae.activations.store import Store
+from raysae.activations.store_files import StoreFile, StoreFiles, files_at
 from raysae.activations.synthetic import TRUTH_FILE
 from raysae.console.output import Table
 from raysae.printable import printable
@@ -52,7 +53,7 @@ def facts(store: Store) -> list[tuple[str, str]]:
     fractions = ", ".join(f"{part:.4g} {name}" for name, part in manifest.split.items())
     texts = f"{sum(part.sequences for part in parts):,} with their texts, in {len(parts)} files"
     lines = [
-        ("store", str(store.path)),
+        ("store", store.place),
         ("provenance", PROVENANCE[manifest.provenance]),
         *_origin(manifest),
         ("hookpoint", manifest.hookpoint),
@@ -70,18 +71,20 @@ def facts(store: Store) -> list[tuple[str, str]]:
 
 
 def sites_table(entries: list[SiteEntry]) -> Table:
-    """A table with one line per site: rows by split, shards, size in GB, statistics."""
+    """A table with one line per site: rows by split, shards, size in GB, statistics, rows left out."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("site", no_wrap=True, vertical="bottom")
     heads = [*SPLITS, "shards", "GB", "mean\nnorm", "total\nvariance", "dropped"]
-    for head in heads:
+    with_large = any(entry.too_large for entry in entries)
+    for head in [*heads, *(["too\nlarge"] if with_large else [])]:
         table.add_column(head, justify="right", no_wrap=True, vertical="bottom")
     for entry in entries:
         counts = [f"{getattr(entry.rows, name):,}" for name in SPLITS]
         size = sum(shard.bytes for shard in entry.shards) / 1e9
         norm, variance = max(entry.mean_square_norm, 0.0) ** 0.5, entry.total_variance
         cells = [f"{len(entry.shards)}", f"{size:.3f}", f"{norm:.4g}", f"{variance:.4g}"]
-        table.add_row(entry.site.folder, *counts, *cells, f"{entry.dropped:,}")
+        large = [f"{entry.too_large:,}"] if with_large else []
+        table.add_row(entry.site.folder, *counts, *cells, f"{entry.dropped:,}", *large)
     return table
 
 
@@ -117,8 +120,7 @@ def draw_samples(store: Store, site: Site, count: int) -> list[Sample]:
         end = start + getattr(shard.rows, split)
         here = picked[(picked >= start) & (picked < end)] - start
         if len(here):
-            rows = store.read(shard, split)
-            samples += _samples(store, rows.take(here[here < len(rows)]), split, texts)
+            samples += _samples(store, store.sample(shard, split, here.tolist()), split, texts)
         start = end
     return samples
 
@@ -161,11 +163,11 @@ def around_token(sample: Sample, side: int, bold: bool) -> Text:
     return Text.assemble(before, (marked, "bold reverse" if bold else ""), after)
 
 
-def unlisted(store: Path, manifest: Manifest) -> list[str]:
-    """Notes on files in the folder that the manifest does not list; the first ones are named."""
+def unlisted(store: Path | StoreFiles, manifest: Manifest) -> list[str]:
+    """Notes on files in the store's folder that the manifest does not list; the first ones are named."""
     known = {MANIFEST_FILE, TRUTH_FILE, *(file.file for file in files_of(manifest))}
-    files = (path.relative_to(store).as_posix() for path in store.rglob("*") if not path.is_dir())
-    others = sorted(file for file in files if file not in known)
+    names = (files_at(store) if isinstance(store, Path) else store).names()
+    others = [name for name in names if name not in known]
     notes = [f"{file}: not listed in the manifest" for file in others[:NAMED_FILES]]
     more = len(others) - len(notes)
     return [*notes, f"{more} more files are not listed either"] if more else notes
@@ -202,7 +204,7 @@ class Tokens:
 class Texts:
     """Finds sequences by their ids. Holds all ids, and the tokens of a few files, in memory."""
 
-    def __init__(self, ids: Mapping[Path, NDArray[np.int64]], complete: bool = True):
+    def __init__(self, ids: Mapping[StoreFile, NDArray[np.int64]], complete: bool = True):
         self.complete = complete
         """Whether ``ids`` covers all sequences files."""
         self._paths = list(ids)
@@ -215,7 +217,7 @@ class Texts:
     @classmethod
     def of(cls, store: Store) -> "Texts":
         """The sequences of a store. Raises UserError when a file cannot be read."""
-        paths = [store.path / part.file for part in store.manifest.sequences]
+        paths = [store.files.file(part.file) for part in store.manifest.sequences]
         return cls(
             {path: read_sequences(path, ["sequence"])["sequence"].to_numpy() for path in paths}
         )
@@ -261,7 +263,7 @@ class Texts:
 class _FileTokens:
     """The tokens of one file of sequences."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: StoreFile):
         table = read_sequences(path, ["sequence", "token_id", "is_text", "patterns"])
         sequence_S = table["sequence"].to_numpy()
         self.length_S = pc.list_value_length(table["token_id"]).to_numpy()

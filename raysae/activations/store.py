@@ -4,45 +4,35 @@ Shapes: N rows, D d_in.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raysae.activations.damage import damage_told
-from raysae.activations.gone import told_if_gone
 from raysae.activations.manifest import (
     MANIFEST_FILE,
     Manifest,
     SequencesEntry,
     ShardEntry,
     SiteEntry,
-    read_manifest,
+    manifest_of,
 )
-from raysae.activations.pages import activation_runs, footer_problem, uneven_columns
 from raysae.activations.places import check_places
 from raysae.activations.places import files_of as files_of
-from raysae.activations.schema import (
-    D_IN_KEY,
-    DTYPE_KEY,
-    ITEM_BYTES,
-    columns_text,
-    shard_schema,
-    to_torch,
-    torch_dtype,
-)
+from raysae.activations.schema import ITEM_BYTES, torch_dtype
 from raysae.activations.sequences import read_sequences
-from raysae.activations.splits import SPLITS
+from raysae.activations.shard_files import Segment as Segment
+from raysae.activations.shard_files import ShardFiles
+from raysae.activations.store_files import LocalFiles, StoreFiles, files_at
 from raysae.errors import UserError
 from raysae.sites import Position, Site
-from raysae.storage.files import sha256_of
+from raysae.storage.file_systems import Stamp
 from raysae.storage.remote import fetched, is_uri
-from raysae.storage.untrusted import usable_path
+from raysae.storage.remote_files import RemoteFiles
 
 if TYPE_CHECKING:  # a worker that only passes shards on need not import torch
     from torch import Tensor
@@ -53,34 +43,44 @@ if TYPE_CHECKING:  # a worker that only passes shards on need not import torch
 Value = TypeVar("Value")
 TRAINING_SPLITS = ("train", "validation")
 """The splits that a training reads; the test split is for a final evaluation."""
-SHARD = "Parquet file"
+REQUESTS = 16
+"""Requests for footers that are under way at a time, where a store is at a URI."""
 NOTEBOOK_MEMORY = 4e9
 """Default limit of ``Store.site``, in bytes: larger sites are streamed."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Consecutive rows of one split: a range of bytes in a file, or a row group to be decoded."""
-
-    shard: ShardEntry
-    group: int
-    rows: int
-    offset: int | None
-    """First byte of the rows in the file; None when the row group must be decoded."""
 
 
 class Store:
     """A finished activation store. ``open_store`` has checked that all files have the right size."""
 
-    def __init__(self, path: Path, manifest: Manifest):
-        self.path, self.manifest = path, manifest
+    def __init__(self, files: StoreFiles, manifest: Manifest):
+        self.files, self.manifest = files, manifest
         self._entries = {entry.site: entry for entry in manifest.sites}
         self._checked: set[str] = set()
+        self.reader = ShardFiles(files, manifest.dtype, manifest.d_in)
+
+    @property
+    def path(self) -> Path:
+        """The store's folder. Raises UserError for a store at a URI, which has none here."""
+        if not isinstance(self.files, LocalFiles):
+            raise UserError(
+                f"{self.place}: is read where it is and has no folder here; copy it to one first"
+            )
+        return self.files.folder
 
     @property
     def place(self) -> str:
-        """The store's folder or URI, as another process opens it."""
-        return str(self.path.absolute())
+        """The store's folder or URI, for messages; without the URI's ``?options``."""
+        return self.files.place
+
+    @property
+    def uri(self) -> str | None:
+        """What opens the store on any node; None for a folder."""
+        return self.files.uri
+
+    @property
+    def opened_by(self) -> Path | str:
+        """What opens the store in any process: its absolute folder, or its URI."""
+        return self.uri or self.path.absolute()
 
     @property
     def sites(self) -> list[Site]:
@@ -149,7 +149,7 @@ class Store:
             layers = ", ".join(str(layer) for layer in self.layers)
             positions = ", ".join(str(position) for position in self.positions)
             raise UserError(
-                f"{self.path}: the store has no site {site}; its layers are {layers}; "
+                f"{self.place}: the store has no site {site}; its layers are {layers}; "
                 f"its positions are {positions}"
             )
         return self._entries[site]
@@ -163,7 +163,7 @@ class Store:
             return None
         from raysae.activations.synthetic import read_truth  # imported late: it imports this file
 
-        return read_truth(self.path, self.d_in)
+        return read_truth(self.files, self.d_in)
 
     def training_bytes(self, site: Site) -> int:
         """Bytes of the site's training and validation rows in memory."""
@@ -221,45 +221,25 @@ class Store:
 
         Raises UserError when the file ends too early.
         """
-        path = self.path / segment.shard.file
-        with damage_told(path, SHARD):
-            if segment.offset is None:
-                rows_ND.copy_(self._decoded(path, segment)[first : first + len(rows_ND)])
-            else:
-                self._read_bytes(path, rows_ND, segment.offset + first * self.row_bytes)
-
-    def _read_bytes(self, path: Path, rows_ND: "Tensor", at: int) -> None:
-        """Fill ``rows_ND`` with the file's bytes from ``at`` on."""
-        import torch
-
-        memory = memoryview(rows_ND.view(torch.uint8).numpy().data).cast("B")
-        with told_if_gone(self.path, path), path.open("rb", buffering=0) as file:
-            while memory:
-                read = os.preadv(file.fileno(), [memory], at)
-                if not read:
-                    raise UserError(f"{path}: the file ends too early; it was truncated")
-                memory, at = memory[read:], at + read
+        self.reader.read_into(rows_ND, segment, first)
 
     def segments(self, shard: ShardEntry, split: str) -> list[Segment]:
         """Find the rows of ``split`` in ``shard``; the segments are in order.
 
         Raises UserError when the file is not a readable shard of this store.
         """
-        path = self.path / shard.file
-        with (
-            damage_told(path, SHARD),
-            told_if_gone(self.path, path),
-            path.open("rb", buffering=0) as handle,
-        ):
-            file = self._open(path)
-            runs = activation_runs(handle.fileno(), file.metadata, self.row_bytes)
-        groups = _groups_of(file.metadata, shard, split)
-        found = sum(file.metadata.row_group(i).num_rows for i in groups)
-        if found != getattr(shard.rows, split):
-            raise _other_rows(path, found, split, getattr(shard.rows, split))
-        if runs is None:
-            return [Segment(shard, i, file.metadata.row_group(i).num_rows, None) for i in groups]
-        return [Segment(shard, i, run.rows, run.offset) for i in groups for run in runs[i]]
+        return self.reader.segments(shard, split)
+
+    def split_segments(self, site: Site, split: str) -> list[Segment]:
+        """The rows of a site's split, in order. Raises UserError as ``segments`` does.
+
+        At a URI several footers are read at a time: each is a request or two.
+        """
+        shards = self.shards(site, split)
+        if self.uri is None:
+            return [segment for shard in shards for segment in self.segments(shard, split)]
+        found = _in_threads(lambda shard: self.segments(shard, split), shards, threads=REQUESTS)
+        return [segment for segments in found for segment in segments]
 
     def read(self, shard: ShardEntry, split: str, columns: list[str] | None = None) -> pa.Table:
         """One split of one shard as an Arrow table, of all or the named columns.
@@ -268,14 +248,17 @@ class Store:
         file was altered.
         """
         self.check(shard)
-        path, wanted = self.path / shard.file, getattr(shard.rows, split)
-        with damage_told(path, SHARD):
-            file = self._open(path)
-            table = file.read_row_groups(_groups_of(file.metadata, shard, split), columns=columns)
-            table.validate()
-        if len(table) != wanted:
-            raise _other_rows(path, len(table), split, wanted)
-        return table
+        return self.reader.table(shard, split, columns)
+
+    def sample(self, shard: ShardEntry, split: str, index: Sequence[int]) -> pa.Table:
+        """Some rows of one split of one shard, all columns; ``index`` are sorted numbers in the split.
+
+        At a URI only these rows' activations are read, and no checksum is checked. Raises UserError as
+        ``read`` does.
+        """
+        if self.uri is None:
+            return self.read(shard, split).take(pa.array(index, pa.int64()))
+        return self.reader.picked(shard, split, index)
 
     def sequences(self, part: SequencesEntry) -> pa.Table:
         """One file of the store's sequences, a table of ``SEQUENCES_SCHEMA``.
@@ -283,8 +266,9 @@ class Store:
         Its checksum is checked the first time. Raises UserError when the file was altered.
         """
         self.check(part)
-        with told_if_gone(self.path, self.path / part.file):
-            return read_sequences(self.path / part.file)
+        file = self.files.file(part.file)
+        with file.told():
+            return read_sequences(file)
 
     def check(self, *files: ShardEntry | SequencesEntry) -> None:
         """Compare files with their checksums, several at a time; each file is compared only once.
@@ -295,7 +279,7 @@ class Store:
         for file, found in zip(waiting, _in_threads(self._checksum, waiting), strict=True):
             if found != file.sha256:
                 raise UserError(
-                    f"{self.path / file.file}: the file was altered after it was written "
+                    f"{self.files.file(file.file)}: the file was altered after it was written "
                     f"(sha256 {found[:12]}, the manifest has {file.sha256[:12]}); make the store again"
                 )
             self._checked.add(file.file)
@@ -306,113 +290,48 @@ class Store:
         return self
 
     def _checksum(self, file: ShardEntry | SequencesEntry) -> str:
-        with (
-            damage_told(self.path / file.file, "file"),
-            told_if_gone(self.path, self.path / file.file),
-        ):
-            return sha256_of(self.path / file.file)
+        there = self.files.file(file.file)
+        with damage_told(there, "file"), there.told():
+            return there.sha256()
 
     def _split(self, site: Site, split: str) -> "Tensor":
         import torch
 
         blocks = list(self.blocks(site, split))
         if not blocks:
-            raise UserError(f"{self.path}: {site} has no {split} rows")
+            raise UserError(f"{self.place}: {site} has no {split} rows")
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
-    def _decoded(self, path: Path, segment: Segment) -> "Tensor":
-        import torch
 
-        table = self._open(path).read_row_group(segment.group, columns=["activation"])
-        table.validate()
-        rows_ND = torch.cat(to_torch(table["activation"], self.manifest.dtype))
-        if len(rows_ND) != segment.rows:
-            raise UserError(
-                f"{path}: row group {segment.group} has {len(rows_ND)} rows, its footer says "
-                f"{segment.rows}; make the store again"
-            )
-        return rows_ND
-
-    def _open(self, path: Path) -> pq.ParquetFile:
-        with damage_told(path, SHARD), told_if_gone(self.path, path):
-            file = pq.ParquetFile(path)
-            self._check_schema(path, file.schema_arrow)
-            problem = footer_problem(file.metadata, path.stat().st_size, self.row_bytes)
-            problem = problem or uneven_columns(file.metadata)
-        if problem:
-            raise UserError(f"{path}: its footer claims {problem}; make the store again")
-        return file
-
-    def _check_schema(self, path: Path, schema: pa.Schema) -> None:
-        metadata = schema.metadata or {}
-        found = tuple(
-            metadata.get(key, b"?")[:40].decode(errors="replace") for key in (DTYPE_KEY, D_IN_KEY)
-        )
-        expected = self.manifest.dtype, str(self.manifest.d_in)
-        if found != expected:
-            raise UserError(
-                f"{path}: holds {found[0]} rows of d_in {found[1]}; "
-                f"the store is {expected[0]}, d_in {expected[1]}"
-            )
-        wanted = shard_schema(self.manifest.dtype, self.d_in)
-        if not schema.equals(wanted):
-            raise UserError(
-                f"{path}: its columns are {columns_text(schema)}; expected {columns_text(wanted)}"
-            )
-
-
-def _in_threads(function: Callable[..., Value], *items: Sequence[Any]) -> Iterator[Value]:
+def _in_threads(
+    function: Callable[..., Value], *items: Sequence[Any], threads: int | None = None
+) -> Iterator[Value]:
     """``map`` in several threads; in this one when there is one item, as in small shards."""
     if len(items[0]) < 2:
         yield from map(function, *items)
         return
-    with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:
+    with ThreadPoolExecutor(threads or max(os.cpu_count() or 1, 1)) as pool:
         yield from pool.map(function, *items)
 
 
-def open_store(path: str | Path) -> Store:
+def open_store(
+    path: str | Path, *, copy: bool = False, seen: Mapping[str, Stamp] | None = None
+) -> Store:
     """Open a store; check that its manifest is valid and that every file has the listed size.
 
-    ``path`` is a folder, or a URI such as ``s3://BUCKET/STORE``, which is copied to this node first.
-    Raises UserError, naming the file, when something is missing or truncated, or when the store has no
-    sites.
+    ``path`` is a folder, or a URI such as ``s3://BUCKET/STORE``, which is read in ranges of bytes where
+    it is; with ``copy`` it is copied to this node first. ``seen`` are the stamps of some of its files
+    that another process has seen. Raises UserError, naming the file, when something is missing,
+    truncated or changed, or when the store has no sites.
     """
-    if is_uri(str(path)):
-        return _open_remote(str(path))
-    path = usable_path(path)
-    manifest = read_manifest(path)
+    if copy and is_uri(str(path)):
+        path = fetched(str(path))
+    files = RemoteFiles(str(path), seen) if is_uri(str(path)) else files_at(path)
+    manifest = manifest_of(files)
     if manifest.d_in < 1 or not manifest.sites:
         found = f"d_in {manifest.d_in}" if manifest.d_in < 1 else "no sites"
         raise UserError(
-            f"{path / MANIFEST_FILE}: {found}; expected at least 1; make the store again"
+            f"{files.file(MANIFEST_FILE)}: {found}; expected at least 1; make the store again"
         )
-    check_places(path, manifest)
-    return Store(path, manifest)
-
-
-def _open_remote(uri: str) -> Store:
-    folder = fetched(uri)
-    if not (folder / MANIFEST_FILE).is_file():
-        raise UserError(
-            f"{uri.partition('?')[0]}: holds no activation store (no {MANIFEST_FILE}); extract to a "
-            "folder (store=FOLDER), then copy that folder there"
-        )
-    return open_store(folder)
-
-
-def _other_rows(path: Path, found: int, split: str, expected: int) -> UserError:
-    return UserError(
-        f"{path}: holds {found} {split} rows, the manifest has {expected}; make the store again"
-    )
-
-
-def _groups_of(metadata: pq.FileMetaData, shard: ShardEntry, split: str) -> list[int]:
-    """The row groups that hold ``split``: a shard's rows are ordered by split, group by group."""
-    start = sum(getattr(shard.rows, name) for name in SPLITS[: SPLITS.index(split)])
-    end = start + getattr(shard.rows, split)
-    groups, row = [], 0
-    for number in range(metadata.num_row_groups):
-        if start <= row < end:
-            groups.append(number)
-        row += metadata.row_group(number).num_rows
-    return groups
+    check_places(files, manifest)
+    return Store(files, manifest)

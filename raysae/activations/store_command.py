@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysae.activations.importing import import_command
+from raysae.activations.importing.import_command import place
 from raysae.console.board import console, seconds
 from raysae.console.command_line import DONE, PARTLY, Parser
 from raysae.console.shell import look_at_store
 
 if TYPE_CHECKING:
     from raysae.activations.manifest import Manifest
+    from raysae.activations.store import Store
     from raysae.activations.synthetic import SuperpositionWorld
     from raysae.activations.verify import Problem, Progress
     from raysae.console.output import Table
@@ -62,10 +64,15 @@ def _parser() -> argparse.ArgumentParser:
         ("show", _show, "show where a store came from, its sites, and a few rows with their texts"),
         ("sites", _sites, "list a store's sites: folder, train, validation and test rows"),
     ):
-        verb(name, run, text).add_argument("store", type=Path, metavar="STORE", help="its folder")
+        verb(name, run, text).add_argument(
+            "store", type=place, metavar="STORE", help="its folder or URI"
+        )
     show, sites = verbs.choices["show"], verbs.choices["sites"]
     show.add_argument("--site", metavar="SITE", help="only this site, such as layer=08/position=03")
     show.add_argument("--samples", type=int, default=5, metavar="N", help="rows to show (5)")
+    show.add_argument(
+        "--all", action="store_true", help="look at the rows of every site, not of some"
+    )
     sites.add_argument("--json", action="store_true", help="as JSON, with shards and bytes")
     _add_synthetic(verb("synthetic", _synthetic, "write a store whose true features are known"))
     return parser
@@ -88,19 +95,21 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from raysae.activations.manifest import read_manifest
+    from raysae.activations.manifest import manifest_of
     from raysae.activations.show import unlisted
+    from raysae.activations.store_files import files_at
     from raysae.activations.verify import verify
 
-    started, manifest = time.monotonic(), read_manifest(args.store)
+    started, files = time.monotonic(), files_at(args.store)
+    manifest = manifest_of(files)
     with _progress() as progress:
-        problems = verify(args.store, progress)
-    for note in unlisted(args.store, manifest):
+        problems = verify(files, progress)
+    for note in unlisted(files, manifest):
         _say(f"note: {note}")
     if problems:
         _print(_problems_table(problems))
     verdict = f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "sound"
-    _say(f"{args.store}: {_size(manifest)} in {seconds(time.monotonic() - started)}: {verdict}")
+    _say(f"{files.place}: {_size(manifest)} in {seconds(time.monotonic() - started)}: {verdict}")
     return PARTLY if problems else DONE
 
 
@@ -129,12 +138,26 @@ def _show(args: argparse.Namespace) -> int:
         _say(f"{name:<{width}}  {text}")
     _say("")
     _print(sites_table(entries))
+    _show_health(store, sites, args.all)
     samples = draw_samples(store, sites[0], args.samples) if sites else []
     if samples:
         _say(f"\n{len(samples)} rows of {sites[0].folder}, picked at random")
         bold = console.is_terminal
         _print(samples_table(samples, console.width if bold else WIDE, bold))
     return DONE
+
+
+def _show_health(store: "Store", sites: "list[Site]", every: bool) -> None:
+    """Print what is unusual about the rows of each site, and what to do about it."""
+    from raysae.activations.health import health_of_store, health_table
+
+    found = health_of_store(store, sites, every=every)
+    _say(f"\nHealth of the data, {found.how}")
+    _print(health_table(found))
+    for note in found.notes:
+        _say(f"  {note}")
+    if found.others:
+        _say(f"  {found.others} sites were not looked at; --all looks at every one")
 
 
 def _site(folder: str) -> "Site":

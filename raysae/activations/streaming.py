@@ -7,7 +7,7 @@ Shapes: N rows, D d_in.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,18 +20,24 @@ from raysae.activations.schema import torch_dtype
 from raysae.activations.store import TRAINING_SPLITS, Segment, Store, open_store
 from raysae.errors import UserError
 from raysae.sites import Site
+from raysae.storage.file_systems import Stamp
+from raysae.storage.remote_files import RemoteFiles
+from raysae.training.finite import NonFiniteRowsError, refuse_non_finite
 from raysae.training.rows import SHUFFLE_ROWS, IndexedRows, Rows, Splits, Window, pieces
 
 READERS = 2
+REMOTE_READERS, REQUEST_BYTES = 8, 8 * 2**20
+"""Of a store at a URI: requests under way at a time, and the most bytes of one."""
 _Begun = tuple[Window, Tensor, list[Future[None]]]
 """A window, the memory for its rows ``[N, D]``, and the reads that fill it."""
 
 
 class StreamedRows(IndexedRows):
-    """One split of one site, read from disk on demand; ``readers`` threads read each window.
+    """One split of one site, read from disk or a URI on demand; ``readers`` threads read each window.
 
-    The number of readers does not change the rows or their order. Raises UserError when the split has
-    no rows.
+    The number of readers does not change the rows or their order. The rows of a URI, which nobody has
+    checked before, are checked as they come: UserError names the row that is not finite. Raises
+    UserError when the split has no rows.
     """
 
     def __init__(
@@ -39,18 +45,16 @@ class StreamedRows(IndexedRows):
         store: Store,
         site: Site,
         split: str,
-        readers: int = READERS,
+        readers: int | None = None,
         sequential: bool = False,
     ):
-        self.store, self.d_in, self.readers = store, store.d_in, readers
-        self.sequential = sequential
-        self._segments = [
-            segment
-            for shard in store.shards(site, split)
-            for segment in store.segments(shard, split)
-        ]
+        self.store, self.d_in, self.sequential = store, store.d_in, sequential
+        self.readers = readers or (READERS if store.uri is None else REMOTE_READERS)
+        self._name = f"{store.place}: {site}, {split}"
+        self._far = store.uri is not None
+        self._segments = store.split_segments(site, split)
         if not self._segments:
-            raise UserError(f"{store.path}: {site} has no {split} rows")
+            raise UserError(f"{store.place}: {site} has no {split} rows")
         self._starts = [0, *accumulate(segment.rows for segment in self._segments)]
         self._spare: list[Tensor] = []
 
@@ -61,7 +65,7 @@ class StreamedRows(IndexedRows):
         """Read the rows from ``start`` up to ``stop``: ``[stop - start, d_in]``, the store's dtype."""
         rows_ND = self._memory(stop - start)
         for segment, first, count, at in self.reads(start, stop):
-            self.store.read_into(rows_ND[at : at + count], segment, first)
+            self._read_into(rows_ND[at : at + count], segment, first, start + at)
         return rows_ND
 
     def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
@@ -74,6 +78,15 @@ class StreamedRows(IndexedRows):
             if not left:
                 break
         return torch.cat(chosen)
+
+    def _read_into(self, rows_ND: Tensor, segment: Segment, first: int, number: int) -> None:
+        """Read rows of a segment; ``number`` is the first one's number in the split."""
+        self.store.read_into(rows_ND, segment, first)
+        if self._far:
+            try:
+                refuse_non_finite(rows_ND, self._name, number)
+            except NonFiniteRowsError as error:
+                raise UserError(str(error)) from None
 
     def taken(self, order: Iterator[Window], batch_size: int) -> Iterator[Tensor]:
         """Yield the rows of the windows in ``order`` as batches ``[batch, d_in]``, of at most
@@ -109,7 +122,9 @@ class StreamedRows(IndexedRows):
                 memory[number % 2] = self._memory(window.rows)
             rows_ND = memory[number % 2][: window.rows]
             reads = [
-                pool.submit(self.store.read_into, rows_ND[at : at + count], segment, first)
+                pool.submit(
+                    self._read_into, rows_ND[at : at + count], segment, first, window.start + at
+                )
                 for segment, first, count, at in self.reads(
                     window.start, window.start + window.rows
                 )
@@ -120,12 +135,16 @@ class StreamedRows(IndexedRows):
         """Find rows ``start`` to ``stop``: a segment, the first row in it, the number of rows, and
         their index in the result."""
         at, number = 0, bisect_right(self._starts, start) - 1
+        most = max(REQUEST_BYTES // self.store.row_bytes, 1) if self._far else stop - start
         while start < stop:
             segment = self._segments[number]
             first = start - self._starts[number]
             count = min(segment.rows - first, stop - start)
+            if segment.offset is not None:  # one that is decoded is decoded whole
+                count = min(count, most)
             yield segment, first, count, at
-            start, at, number = start + count, at + count, number + 1
+            start, at = start + count, at + count
+            number += start == self._starts[number + 1]
 
     def _memory(self, rows: int) -> Tensor:
         return torch.empty(rows, self.d_in, dtype=torch_dtype(self.store.manifest.dtype))
@@ -135,23 +154,37 @@ class StreamedRows(IndexedRows):
 class StreamedSite:
     """A reference to a site that workers stream; it is small, so it can be sent to any worker."""
 
-    store: Path
+    store: Path | str
+    """Its folder or its URI."""
     site: Site
+    seen: Mapping[str, Stamp] | None = None
+    """At a URI: the stamps of the site's files when they were first seen."""
+
+    @classmethod
+    def of(cls, store: Store, site: Site) -> "StreamedSite":
+        """The reference to a site of an opened store."""
+        names = [shard.file for shard in store.entry(site).shards]
+        files = store.files
+        seen = files.stamps(names) if isinstance(files, RemoteFiles) else None
+        return cls(store.opened_by, site, seen)
 
     def rows(self, split: str) -> StreamedRows:
         """The rows of a split, such as ``"train"``. The checksums are not checked here: the caller has
         checked them before."""
-        return StreamedRows(open_store(self.store).trust(), self.site, split)
+        store = open_store(self.store, seen=self.seen)
+        return StreamedRows(store.trust(), self.site, split)
 
 
 def rows_within(store: Store, site: Site, memory: float) -> Splits:
     """A site's training and validation rows for a single process, each row ``[d_in]``.
 
-    They are loaded into memory, or streamed from disk when they take more than ``memory`` bytes.
-    Raises UserError when a file was altered, or a split has no rows.
+    They are loaded into memory, or streamed when they take more than ``memory`` bytes; of a store at a
+    URI, what is streamed is not compared with its checksums. Raises UserError when a file was altered,
+    or a split has no rows.
     """
     if store.training_bytes(site) > memory:
-        store.check(*store.entry(site).shards)
+        if store.uri is None:  # else comparing the checksums is a whole pass over the data
+            store.check(*store.entry(site).shards)
         train, validation = (StreamedRows(store, site, split) for split in TRAINING_SPLITS)
         return Splits(train, validation, store.truth())
     in_memory, held_out = (Rows(list(store.blocks(site, split))) for split in TRAINING_SPLITS)

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from raysae.activations.damage import DAMAGE, reason
 from raysae.activations.manifest import Manifest
 from raysae.activations.schema import Dtype
+from raysae.activations.store_files import StoreFiles
 from raysae.activations.writer import refuse_existing, write_store
 from raysae.errors import UserError
 from raysae.sites import ALL, Site
@@ -104,17 +105,17 @@ class HierarchicalWorld:
         return flat @ self.truth().flatten(0, 1), torch.from_numpy(parent)
 
 
-def read_truth(folder: Path, d_in: int) -> Tensor | None:
-    """Read the true atoms ``[atoms, d_in]`` of the synthetic store in ``folder``.
+def read_truth(files: StoreFiles, d_in: int) -> Tensor | None:
+    """Read the true atoms ``[atoms, d_in]`` of the synthetic store that ``files`` are.
 
     Returns None when the store has no ``truth.safetensors``. Raises UserError when the file is damaged
     or its d_in differs.
     """
-    path = folder / TRUTH_FILE
+    path = files.file(TRUTH_FILE)
     if not path.is_file():
         return None
     try:
-        atoms = load_file(path)["atoms"]
+        atoms = load(path.content())["atoms"]
     except (SafetensorError, *DAMAGE) as error:
         raise UserError(
             f"{path}: holds no readable 'atoms' ({reason(error)}); make the store again"

@@ -27,7 +27,7 @@ from raysae.activations.manifest import (
     SequencesEntry,
     ShardEntry,
     SplitRows,
-    read_manifest,
+    manifest_of,
 )
 from raysae.activations.pages import footer_problem, uneven_columns
 from raysae.activations.places import files_of
@@ -40,10 +40,10 @@ from raysae.activations.schema import (
 )
 from raysae.activations.show import Texts
 from raysae.activations.splits import SPLITS, split_of
+from raysae.activations.store_files import StoreFile, StoreFiles, files_at
 from raysae.activations.sums import Problem, RowSums, statistics_problems
 from raysae.activations.writer import WrittenShard
 from raysae.sites import ALL, Position
-from raysae.storage.files import sha256_of
 
 MOST_THREADS = 8
 NON_FINITE = "rows with NaN or infinite values"
@@ -57,19 +57,23 @@ def silent(done: int, total: int) -> None:
     """Ignore the progress."""
 
 
-def verify(path: str | Path, progress: Progress = silent) -> list[Problem]:
-    """All problems of a store; none when it is sound. Raises UserError on an unreadable manifest."""
-    path = Path(path)
-    manifest = read_manifest(path)
+def verify(store: str | Path | StoreFiles, progress: Progress = silent) -> list[Problem]:
+    """All problems of a store, at a folder or a URI; none when it is sound.
+
+    At a URI each file is read twice, for its checksum and its content, and never copied. Raises
+    UserError on an unreadable manifest.
+    """
+    files = files_at(store) if isinstance(store, str | Path) else store
+    manifest = manifest_of(files)
     problems = list(_unusable(manifest))
     if not problems:  # rows cannot be checked without a usable split and d_in
         problems.extend(_contradictions(manifest))
-        _check_files(path, manifest, problems, progress)
+        _check_files(files, manifest, problems, progress)
     return problems
 
 
 def _check_files(
-    store: Path, manifest: Manifest, problems: list[Problem], progress: Progress
+    store: StoreFiles, manifest: Manifest, problems: list[Problem], progress: Progress
 ) -> None:
     """Check the sequences, then the shards, several at a time, then the sites' statistics."""
     total, done = sum(file.bytes for file in files_of(manifest)), 0
@@ -85,22 +89,24 @@ def _check_files(
         parts = [_PartCheck(store, manifest, part) for part in manifest.sequences]
         run([*parts])
         problems.extend(_unplanned(manifest, parts))
-        texts = _texts(store, parts, problems) if parts else None
+        texts = _texts(parts, problems) if parts else None
         shards = {
             shard.file: _ShardCheck(store, manifest, shard, entry.position, texts)
             for entry in manifest.sites
             for shard in entry.shards
         }
         # by number, so that rows of the same sequences come one after the other
-        run(sorted(shards.values(), key=lambda check: check.path.name))
+        run(sorted(shards.values(), key=lambda check: check.entry.file.rpartition("/")[2]))
     for entry in manifest.sites:
         written = [w for shard in entry.shards if (w := shards[shard.file].written)]
         problems.extend(statistics_problems(entry, written))
 
 
-def _texts(store: Path, parts: "list[_PartCheck]", problems: list[Problem]) -> Texts:
+def _texts(parts: "list[_PartCheck]", problems: list[Problem]) -> Texts:
     """The sequences of all readable files. An id that occurs twice is reported as a problem."""
-    found = {part.path: part.sequence_N for part in parts if part.sequence_N is not None}
+    found: dict[StoreFile, NDArray[np.int64]] = {
+        part.path: part.sequence_N for part in parts if part.sequence_N is not None
+    }
     texts = Texts(found, complete=len(found) == len(parts))
     twice = texts.repeated()
     if len(twice):
@@ -158,8 +164,9 @@ class _FileCheck(ABC):
     row_bytes = 1
     """The least number of bytes of a row that has been read."""
 
-    def __init__(self, store: Path, manifest: Manifest, entry: ShardEntry | SequencesEntry):
-        self.path, self.manifest, self.entry = store / entry.file, manifest, entry
+    def __init__(self, store: StoreFiles, manifest: Manifest, entry: ShardEntry | SequencesEntry):
+        self.path: StoreFile = store.file(entry.file)
+        self.manifest, self.entry = manifest, entry
         self.problems: list[Problem] = []
         self._broken: dict[str, tuple[int, str, str]] = {}
 
@@ -170,10 +177,8 @@ class _FileCheck(ABC):
             return self
         try:
             self._check_bytes()
-            with pq.ParquetFile(self.path) as file:
-                if problem := footer_problem(
-                    file.metadata, self.path.stat().st_size, self.row_bytes
-                ):
+            with self.path.parquet() as file:
+                if problem := footer_problem(file.metadata, self.path.size(), self.row_bytes):
                     self.add(f"a footer of {problem}", "a whole Parquet file")
                 else:
                     self.check(file)
@@ -205,10 +210,10 @@ class _FileCheck(ABC):
         return False
 
     def _check_bytes(self) -> None:
-        size = self.path.stat().st_size
+        size = self.path.size()
         if size != self.entry.bytes:
             self.add(f"{size:,} bytes", f"{self.entry.bytes:,} bytes")
-        elif (checksum := sha256_of(self.path)) != self.entry.sha256:
+        elif (checksum := self.path.sha256()) != self.entry.sha256:
             self.add(f"sha256 {checksum[:12]}", f"sha256 {self.entry.sha256[:12]}")
 
 
@@ -271,7 +276,7 @@ class _ShardCheck(_FileCheck):
     """The entry and sums that the writer would have made; None unless all rows are finite."""
 
     def __init__(
-        self, store: Path, manifest: Manifest, entry: ShardEntry, position: Position,
+        self, store: StoreFiles, manifest: Manifest, entry: ShardEntry, position: Position,
         texts: Texts | None,
     ):  # fmt: skip
         super().__init__(store, manifest, entry)

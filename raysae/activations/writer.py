@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raysae.activations.kept import NonFinite, kept_rows, largest
 from raysae.activations.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -38,6 +39,7 @@ from raysae.activations.splits import SPLITS, split_of
 from raysae.errors import UserError
 from raysae.sites import Site
 from raysae.storage.files import replacing, sha256_of
+from raysae.storage.remote import hand_over
 
 ROW_GROUP_BYTES = 32 * 2**20
 SHARD_BYTES = 256 * 2**20
@@ -53,9 +55,6 @@ PROBES = 16
 """Values of a row that are looked at first."""
 PART = "part"
 """How the names of shards begin."""
-
-NonFinite = Literal["refuse", "drop"]
-"""What to do with rows that hold NaN or infinite values."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,8 @@ class ShardFormat:
     seed: int = 0
     """Decides the order of the rows within a shard."""
     non_finite: NonFinite = "refuse"
+    max_norm_ratio: float | None = None
+    """Rows with a norm over so many times the median norm of their shard are left out; None: none."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class WrittenShard:
     sum_D: NDArray[np.float64]
     square_sum: float
     dropped: int = 0
+    too_large: int = 0
 
 
 def shard_order(
@@ -134,10 +136,12 @@ def write_shard(
 ) -> WrittenShard:
     """Write one shard: its rows ordered train, validation, test, and shuffled within each split.
 
-    ``shard_order`` is the order, and ``prefix`` begins the file's name. Raises UserError when a value is
-    not finite or the dtype cannot hold it.
+    ``shard_order`` is the order, and ``prefix`` begins the file's name. Of a store at a URI (``store`` is
+    its local copy) the file is uploaded and not kept here. Raises UserError as ``kept_rows`` and
+    ``to_storage`` do.
     """
-    usable = _usable(rows, form, site)
+    kept = kept_rows(rows, site, form.non_finite, form.max_norm_ratio)
+    usable = rows if kept.which_N is None else rows.take(kept.which_N)
     stored_ND = to_storage(usable.activation_ND, form.dtype, site)
     order, counts = shard_order(usable.sequence, number, form)
     stored_ND = stored_ND[torch.from_numpy(order)]
@@ -154,9 +158,10 @@ def write_shard(
     with replacing(store / name) as temporary:
         _write_table(table, counts, temporary)
         size, checksum = temporary.stat().st_size, sha256_of(temporary)
+    hand_over(store / name)
     split_rows = SplitRows(**dict(zip(SPLITS, counts, strict=True)))
     entry = ShardEntry(file=name, rows=split_rows, bytes=size, sha256=checksum)
-    return WrittenShard(entry, *row_sums(stored_ND), len(rows) - len(usable))
+    return WrittenShard(entry, *row_sums(stored_ND), kept.dropped, kept.too_large)
 
 
 def row_sums(rows_ND: Tensor) -> tuple[NDArray[np.float64], float]:
@@ -185,20 +190,26 @@ def statistics_of(shards: list[WrittenShard], rows: int) -> dict[str, Any]:
     """The statistics of a site's ``rows`` rows, from the sums of its shards: fields of ``SiteEntry``."""
     mean_D = sum(shard.sum_D for shard in shards) / max(rows, 1)
     square = sum(shard.square_sum for shard in shards) / max(rows, 1)
+    too_large = sum(shard.too_large for shard in shards)
     return {
         "mean": np.asarray(mean_D).tolist(),
         "mean_square_norm": square,
         "total_variance": max(square - float(np.square(mean_D).sum()), 0.0),
         "dropped": sum(shard.dropped for shard in shards),
+        **({"too_large": too_large} if too_large else {}),
     }
 
 
 def write_sequences(store: Path, number: int, table: pa.Table) -> SequencesEntry:
-    """Write one file of sequences, a table of ``SEQUENCES_SCHEMA``. Returns its manifest entry."""
+    """Write one file of sequences, a table of ``SEQUENCES_SCHEMA``. Returns its manifest entry.
+
+    Of a store at a URI it is uploaded and not kept here. Raises UserError when it cannot be.
+    """
     name = f"{SEQUENCES_FOLDER}/part-{number:05d}.parquet"
     with replacing(store / name) as temporary:
         pq.write_table(table.cast(SEQUENCES_SCHEMA), temporary, compression="zstd")
         size, checksum = temporary.stat().st_size, sha256_of(temporary)
+    hand_over(store / name)
     tokens = len(table["token_id"].combine_chunks().flatten())
     return SequencesEntry(
         file=name, sequences=len(table), tokens=tokens, bytes=size, sha256=checksum
@@ -289,11 +300,11 @@ def to_storage(activation_ND: Tensor, dtype: str, site: Site) -> Tensor:
     error counts, not a value's: small values beside large ones may become 0, as they matter as little
     to an SAE's squared error.
     """
-    largest = _largest(activation_ND)
+    reached = largest(activation_ND)
     limit = torch.finfo(torch_dtype(dtype)).max
-    if limit < largest < math.inf:  # infinite values are handled elsewhere
+    if limit < reached < math.inf:  # infinite values are handled elsewhere
         raise UserError(
-            f"{site}: an activation reaches {largest:.4g}, above {dtype}'s largest value "
+            f"{site}: an activation reaches {reached:.4g}, above {dtype}'s largest value "
             f"{limit:.4g}; set dtype to bfloat16 or float32 (source.dtype=bfloat16)"
         )
     lossy = lossy_rows(activation_ND, dtype)
@@ -354,38 +365,6 @@ def refuse_lossy(
 def _smallest(dtype: torch.dtype) -> float:
     """The smallest positive value."""
     return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-
-
-def _largest(rows_ND: Tensor) -> float:
-    """The largest absolute value; NaN when a value is NaN."""
-    if not rows_ND.numel():
-        return 0.0
-    least, most = torch.aminmax(rows_ND)
-    return max(-float(least), float(most))
-
-
-def _usable(rows: SiteRows, form: ShardFormat, site: Site) -> SiteRows:
-    """The rows that are not left out. Raises UserError as ``staying`` does."""
-    stays_N = staying(rows, form, site)
-    return rows if stays_N is None else rows.take(stays_N)
-
-
-def staying(rows: SiteRows, form: ShardFormat, site: Site) -> NDArray[np.bool_] | None:
-    """Which rows ``[N]`` are finite; None when all are.
-
-    Raises UserError when others exist and ``form.non_finite`` is "refuse".
-    """
-    if math.isfinite(_largest(rows.activation_ND)):
-        return None
-    finite_N = rows.activation_ND.isfinite().all(dim=1).numpy()
-    if form.non_finite == "drop":
-        return finite_N
-    first = int(np.flatnonzero(~finite_N)[0])
-    raise UserError(
-        f"{site}: {(~finite_N).sum()} of {len(finite_N)} rows hold NaN or infinite values (first: "
-        f"sequence {rows.sequence[first]}, token {rows.token_index[first]}); find out why, or leave "
-        "such rows out (source.non_finite=drop; --non-finite drop on import)"
-    )
 
 
 def _write_table(table: pa.Table, counts: list[int], path: Path) -> None:

@@ -6,12 +6,13 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from raysae.activations import Site, Store
+from raysae.activations.health import LISTED, SiteHealth, StoreHealth
 from raysae.activations.streaming import StreamedRows
 from raysae.atlas.worker import AtlasWork, AtlasWorker, Record, Sites, SiteSettings
 from raysae.cluster.placement import Placement
 from raysae.cluster.pool import Outcome, Work, map_committed
 from raysae.cluster.reading import memory_each
-from raysae.console.board import console
+from raysae.console.board import console, emit
 from raysae.records.commit import figures_of, state_of
 from raysae.records.events import Committed, Event, Events, Failed, Progressed
 from raysae.records.folder import RunFolder
@@ -72,12 +73,23 @@ def _records(
 
 
 def _print_health(store: Store, sites: list[Site]) -> None:
-    """Print what is unusual about the rows at each site, or that nothing is."""
+    """Print what is unusual about the rows at each site, the worst of many; or that nothing is."""
     found = {site: health_of(StreamedRows(store, site, "train")) for site in sites}
-    unusual = {site: health for site, health in found.items() if health.notes}
-    for site, health in unusual.items():
-        console.print(f"Inputs at {site}: {health}")
-    if usual := [health.mean_ratio for site, health in found.items() if site not in unusual]:
+    health = StoreHealth([SiteHealth(site, one) for site, one in found.items()])
+    for one in health.sites:
+        emit("health", **one.record())
+    unusual = [one for one in health.worst if one.findings]
+    for one in sorted(unusual[:LISTED], key=lambda one: one.site):
+        facts = "; ".join(finding.fact for finding in one.findings)
+        console.print(f"Inputs at {one.site}: {facts}")
+    for advice in health.advice:
+        console.print(f"  {advice}")
+    if len(unusual) > LISTED:
+        console.print(
+            f"Inputs at {len(unusual) - LISTED} more sites are unusual too, but no worse "
+            f"(python -m raysae.store show {store.path} --all)"
+        )
+    if usual := [one.mean_ratio for one in found.values() if not one.findings]:
         where = f"{len(usual)} {'other ' * bool(unusual)}site{'s' * (len(usual) > 1)}"
         console.print(
             f"Inputs at {where}: the mean's norm is "
@@ -129,7 +141,8 @@ def _sent(job: AtlasJob, placement: Placement) -> AtlasWork:
     recipe = job.run.recipe
     return AtlasWork(
         files=job.run.for_workers(),
-        store=recipe.store_uri or str(job.store.path.absolute()),
+        store=recipe.store_uri or str(job.store.opened_by),
+        copy=recipe.resources.copy_store,
         settings=job.settings,
         memory=memory_each(recipe.resources, placement.workers),
         checkpoint_seconds=recipe.resources.checkpoint_seconds,

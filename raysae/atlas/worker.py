@@ -59,6 +59,8 @@ class AtlasWork:
     """Bytes of rows that a worker may hold; a site with more is streamed."""
     checkpoint_seconds: float
     """Seconds between two checkpoints."""
+    copy: bool = False
+    """Whether a store at a URI is copied to the worker's node."""
     pack: bool | None = None
     """Whether the sites of a group are trained as one packed program; None: only on GPUs."""
 
@@ -73,7 +75,7 @@ class AtlasWorker:
         self.work, self.settings = work, work.settings
         self.device = prepare_worker()
         self.files = work.files.on_this_node()
-        self.store = open_store(work.store)
+        self.store = open_store(work.store, copy=work.copy)
 
     def hung_file(self, sites: Sites) -> Path:
         """Where the trace is written if the worker hangs while it trains ``sites``."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raysae.errors import UserError
+from raysae.storage.file_systems import reached
 from raysae.storage.files import write_text
 from raysae.storage.remote import bind, is_copy
 
@@ -12,11 +13,14 @@ LOOK_SECONDS = 120
 """Seconds to wait for the answers of all nodes."""
 
 
-def check_nodes(run: Path, stored: Path | None, uris: Sequence[str] = ()) -> None:
+def check_nodes(
+    run: Path, stored: Path | None, uris: Sequence[str] = (), read: Sequence[str] = ()
+) -> None:
     """Check that every node of the connected Ray sees the same folders as this process.
 
     ``run`` is the run's folder and ``stored`` a file of the store. Local copies of a URI are not
-    checked; instead, every node must reach each of ``uris``. With one node there is nothing to check.
+    checked; instead, every node must reach each of ``uris``, of which it keeps a copy, and of ``read``,
+    which are read where they are. With one node there is nothing to check.
     Raises UserError that lists each node's problems.
     """
     import ray
@@ -31,7 +35,7 @@ def check_nodes(run: Path, stored: Path | None, uris: Sequence[str] = ()) -> Non
     try:
         answers = {
             node["NodeManagerAddress"] + " " + node["NodeID"][:8]: _look_from(
-                node["NodeID"], files, uris
+                node["NodeID"], files, uris, read
             )
             for node in nodes
         }
@@ -51,23 +55,27 @@ def check_nodes(run: Path, stored: Path | None, uris: Sequence[str] = ()) -> Non
         )
 
 
-def _look_from(node: str, files: dict[Path, Path], uris: Sequence[str]):  # type: ignore[no-untyped-def]
+def _look_from(  # type: ignore[no-untyped-def]
+    node: str, files: dict[Path, Path], uris: Sequence[str], read: Sequence[str]
+):
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(unseen).remote(files, uris)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(unseen).remote(files, uris, read)
 
 
-def unseen(files: dict[Path, Path], uris: Sequence[str] = ()) -> list[str]:
+def unseen(
+    files: dict[Path, Path], uris: Sequence[str] = (), read: Sequence[str] = ()
+) -> list[str]:
     """What this process cannot see or reach, one clause each.
 
     ``files`` maps each folder to a file in it that must be visible.
     """
     problems = [f"does not see {folder}" for folder, file in files.items() if not file.is_file()]
-    for uri in uris:
+    for reach, uri in (*((bind, uri) for uri in uris), *((reached, uri) for uri in read)):
         try:
-            bind(uri)
+            reach(uri)
         except UserError as error:
             problems.append(str(error))
     return problems

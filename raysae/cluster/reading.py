@@ -73,23 +73,26 @@ def choose_reading(
 def check_sites(store: Store, sites: list[Site]) -> None:
     """Check that the shards of ``sites`` have the store's format and their recorded checksums.
 
+    Of a store at a URI the sizes were compared when it was opened, and here the footers are read; the
+    checksums are not compared, as that reads every byte (``python -m raysae.store verify URI`` does).
     Raises UserError naming the first shard that does not.
     """
-    shards = [shard for site in sites for shard in store.entry(site).shards]
-    for shard in shards:
+    for site in sites:
         for split in TRAINING_SPLITS:
-            store.segments(shard, split)  # reads only the footer
-    store.check(*shards)
+            store.split_segments(site, split)  # reads only the footers
+    if store.uri is None:
+        store.check(*(shard for site in sites for shard in store.entry(site).shards))
 
 
 def open_site(reading: Reading, store: Store, site: Site) -> OpenSite:
     """Check a site and open it for the workers, shared or streamed.
 
-    Raises UserError when a shard was altered or a row is not finite.
+    The rows of a site that is streamed from a URI are checked as they are read. Raises UserError when a
+    shard was altered or a row is not finite.
     """
     if reading.how == "streaming":
         check_rows(store, site)
-        return StreamedSite(store.path.absolute(), site)
+        return StreamedSite.of(store, site)
     check_sites(store, [site])
     opened = share_site(store, site)
     _check_finite(store, site, opened)
@@ -97,22 +100,24 @@ def open_site(reading: Reading, store: Store, site: Site) -> OpenSite:
 
 
 def check_rows(store: Store, site: Site) -> None:
-    """Check a site that is not held in memory, by reading it once.
+    """Check a site that is not held in memory, by reading it once; at a URI its rows are checked as they
+    are read.
 
     Raises UserError when a shard was altered or a row is not finite.
     """
     check_sites(store, [site])
-    _check_finite(store, site, StreamedSite(store.path.absolute(), site))
+    if store.uri is None:
+        _check_finite(store, site, StreamedSite.of(store, site))
 
 
 def _check_finite(store: Store, site: Site, opened: OpenSite) -> None:
     for split in TRAINING_SPLITS:
         if getattr(store.entry(site).rows, split):
-            _refuse_non_finite(f"{store.path}: {site}, {split}", opened.rows(split))
+            _refuse_non_finite(f"{store.place}: {site}, {split}", opened.rows(split))
 
 
 def fetched_site(site: OpenSite, uri: str) -> OpenSite:
-    """The site of a store at ``uri``, as this node reads it.
+    """The site of a store at ``uri`` of which each node keeps a copy (``resources.copy_store``).
 
     A streamed site reads the node's local copy, which is downloaded if needed. Raises UserError when
     ``uri`` cannot be reached.

@@ -21,6 +21,7 @@ from raysae.redaction import (
     secrets_in,
     without_secrets,
 )
+from raysae.storage.file_systems import Ranges
 from raysae.storage.files import refuse_links_outside
 from raysae.storage.local_copies import copied_uri, split
 
@@ -119,12 +120,17 @@ def load_to_continue(
 
 def _refuse_making_stores(recipe: Recipe, why: str) -> None:
     for one in [recipe.of_model(name) for name in recipe.models] or [recipe]:
-        missing = not one.store_uri and not (one.store_folder / "manifest.json").is_file()
-        if one.source is not None and missing:
+        if one.source is not None and not _has_store(one):
             raise UserError(
                 f"{why} its store is not made at the place that its config.yaml names: there is none "
-                f"in {one.store_folder}; give the place in the command: store=FOLDER"
+                f"in {one.store_uri or one.store_folder}; give the place in the command: store=FOLDER"
             )
+
+
+def _has_store(recipe: Recipe) -> bool:
+    if recipe.store_uri is None:
+        return (recipe.store_folder / "manifest.json").is_file()
+    return Ranges(recipe.store_uri).stamp("manifest.json") is not None
 
 
 def _of_run(folder: Path) -> dict[str, Any]:

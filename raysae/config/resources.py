@@ -24,6 +24,9 @@ class ResourcesConfig(Section):
     memory: Size | None = None
     """Bytes that rows may take in memory, shared or scanned, such as ``8 GB``; null takes 80% of Ray's
     object store."""
+    copy_store: bool = False
+    """Whether each node copies a store at a URI to its cache (RAYSAE_CACHE) before it reads it, for slow
+    links; otherwise the rows are read where they are, in ranges of bytes."""
     max_concurrent: Positive | None = None
     """Trials at once; null takes what fits."""
     cpus: Annotated[int, Field(ge=1, le=MOST_CPUS)] | None = None

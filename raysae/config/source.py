@@ -98,6 +98,9 @@ class SourceConfig(Section):
     """The number format in which the model computes."""
     non_finite: Literal["refuse", "drop"] = "refuse"
     """What becomes of rows with NaN or infinite values; what is dropped is counted in the manifest."""
+    max_norm_ratio: Annotated[float, Field(gt=1)] | None = None
+    """Leave out rows whose norm is over so many times the median norm of the rows of their file at their
+    site, such as attention sinks (10 is usual); they are counted in the manifest. Null: keep all."""
     validation: Fraction = 0.1
     """Fraction of the sequences held out for validation."""
     test: Fraction = 0.1

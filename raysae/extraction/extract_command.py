@@ -48,7 +48,7 @@ def run_extraction(recipe: "Recipe") -> "Store":
     plan = plan_extraction(recipe)
     store = existing_store(plan)
     if store is not None:
-        console.print(f"Store: {store.path} is there already")
+        console.print(f"Store: {store.place} is there already")
         return store
     test_pass(plan)
     peek(plan)
@@ -76,8 +76,10 @@ def extract_with(plan: "ExtractionPlan", recipe: "Recipe") -> "Store":
 def _print_result(store: "Store") -> None:
     size = sum(shard.bytes for entry in store.manifest.sites for shard in entry.shards)
     rows = sum(shard.rows.total for entry in store.manifest.sites for shard in entry.shards)
+    large = sum(entry.too_large for entry in store.manifest.sites)
+    left_out = f"  {large:,} rows left out, as their norm was too large\n" if large else ""
     console.print(
-        f"Store: {store.path}\n"
+        f"Store: {store.place}\n"
         f"  {len(store.sites)} sites, {rows:,} rows of {store.d_in} {store.manifest.dtype}, "
-        f"{size / 1e9:.3f} GB\n{look_at_store(store.path)}"
+        f"{size / 1e9:.3f} GB\n{left_out}{look_at_store(store.uri or store.path)}"
     )

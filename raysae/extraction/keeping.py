@@ -23,8 +23,8 @@ from raysae.activations.writer import (
     write_shard,
 )
 from raysae.errors import UserError
-from raysae.extraction.plan import ExtractionPlan
-from raysae.extraction.shards import record_of, shard_format, sound_report, written_shards
+from raysae.extraction.plan import OTHER_COLUMNS_BYTES, ExtractionPlan
+from raysae.extraction.shards import kept_format, record_of, sound_report, written_shards
 from raysae.sites import Site
 from raysae.storage.files import remove_folder, write_json
 
@@ -91,8 +91,6 @@ def decide(wanted: str, needed: int, folder: Path) -> Keep:
 
 def bytes_to_keep(store: Store) -> int:
     """Bytes of the training rows that are not on disk yet."""
-    from raysae.extraction.sequences import OTHER_COLUMNS_BYTES
-
     live = store.live
     if live is None:
         return 0
@@ -112,7 +110,7 @@ def write_kept(
     sites = []
     for site in store.sites:
         if len(rows[site]):
-            written = write_shard(store.path, site, shard, rows[site], shard_format(plan))
+            written = write_shard(store.path, site, shard, rows[site], kept_format(plan))
             sites.append(record_of(site, written, left_out[site]))
     write_json(_report_file(store.path, shard), {"weights_sha256": _weights(store), "sites": sites})
 
@@ -185,7 +183,7 @@ def _listed(manifest: Manifest, shard: int) -> dict[Site, ShardEntry]:
 
 
 def _report(store: Store, shard: int) -> dict[str, Any] | None:
-    report = sound_report(store.path, _report_file(store.path, shard))
+    report = sound_report(store.files, _report_file(store.path, shard))
     return report if report and report["weights_sha256"] == _weights(store) else None
 
 

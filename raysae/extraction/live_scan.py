@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raysae.activations.schema import ITEM_BYTES, torch_dtype
+from raysae.activations.schema import ITEM_BYTES, as_values, torch_dtype
 from raysae.activations.store import Store, open_store
 from raysae.cluster.placement import Placement
 from raysae.cluster.scan.store_scan import BLOCKS_UNDERWAY, LEAST_STORE, forget_opened, opened
@@ -140,11 +140,10 @@ def rows_in(table: pa.Table, site: Site, store: Store) -> Tensor:
     array = table[site.folder].combine_chunks()
     _, offsets, content = array.buffers()
     first, last = np.frombuffer(offsets, np.int64)[array.offset : array.offset + 2].tolist()
-    dtype = torch_dtype(store.manifest.dtype)
+    dtype = store.manifest.dtype
     if first == last:
-        return torch.empty(0, store.d_in, dtype=dtype)
-    values = torch.frombuffer(content[first:last], dtype=dtype)
-    return values.view(-1, store.d_in)
+        return torch.empty(0, store.d_in, dtype=torch_dtype(dtype))
+    return as_values(content.slice(first, last - first), dtype).view(-1, store.d_in)
 
 
 def largest_piece(store: Store, sites: tuple[Site, ...]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from raysae.activations.live import HELD_OUT
-from raysae.activations.manifest import LiveEntry, SiteEntry
+from raysae.activations.manifest import LiveEntry, Manifest, SiteEntry
 from raysae.activations.writer import write_shard
 from raysae.console.board import console
 from raysae.extraction.keeping import live_entry
@@ -17,6 +17,7 @@ from raysae.extraction.sequences import TokenPlan, training_of
 from raysae.extraction.shards import (
     ShardExtractor,
     ShardProgress,
+    kept_format,
     record_of,
     shard_format,
     written_shards,
@@ -53,7 +54,7 @@ class LiveShardExtractor(ShardExtractor):
         )
         for site in plan.sites:
             if len(of_site := rows.pop(site)):
-                written = write_shard(plan.folder, site, shard, of_site, shard_format(plan))
+                written = write_shard(plan.folder, site, shard, of_site, kept_format(plan))
                 yield record_of(site, written, left_out[site])
 
     def _held_out(
@@ -79,8 +80,17 @@ def live_fields(tokens: TokenPlan, reports: list[dict[str, Any]]) -> dict[str, A
     return {"sites": sites, "live": LiveEntry(head=tokens.head, shards=shards)}
 
 
-def print_written(plan: ExtractionPlan, tokens: TokenPlan, written: int) -> None:
+def _dropped(manifest: Manifest) -> str | None:
+    """A sentence on rows that were left out before training; None when there are none."""
+    count = sum(entry.dropped for entry in manifest.sites)
+    if not count:
+        return None
+    return f"  {count:,} rows were left out (source.non_finite=drop); in the head others take their place"
+
+
+def print_written(plan: ExtractionPlan, tokens: TokenPlan, manifest: Manifest) -> None:
     """Print the bytes that a live extraction wrote beside those of a whole store."""
+    written = sum(shard.bytes for entry in manifest.sites for shard in entry.shards)
     texts = sum(part.bytes for part in tokens.parts)
     whole = tokens.whole_bytes(plan) + texts
     console.print(
@@ -88,3 +98,5 @@ def print_written(plan: ExtractionPlan, tokens: TokenPlan, written: int) -> None
         f"and the head {written / 1e6:,.1f} MB); a whole store takes {whole / 1e6:,.1f} MB, "
         f"{whole / max(written + texts, 1):,.1f} times as much"
     )
+    if note := _dropped(manifest):
+        console.print(note)

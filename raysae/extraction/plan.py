@@ -1,11 +1,13 @@
 """The plan of an extraction: checked before any work begins."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raysae.activations.manifest import MANIFEST_FILE, read_manifest
+from raysae.activations.manifest import MANIFEST_FILE, manifest_of, read_manifest
 from raysae.activations.store import Store, open_store
+from raysae.activations.store_files import LocalFiles, StoreFiles, files_at
 from raysae.config import Recipe
 from raysae.config.places import source_in
 from raysae.config.source import SourceConfig
@@ -13,7 +15,9 @@ from raysae.console.board import console
 from raysae.errors import UserError
 from raysae.identity import differences, flat
 from raysae.sites import Position, Site
-from raysae.storage.files import read_json, refuse_links_outside, remove_folder
+from raysae.storage.file_systems import place_of
+from raysae.storage.files import json_from, refuse_links_outside, remove_folder
+from raysae.storage.remote import bind
 from raysae.transformer.loading import ModelSpec, load_model_config
 from raysae.transformer.model_config import (
     longest_context,
@@ -25,8 +29,15 @@ from raysae.transformer.texts import TextSpec
 
 WORK_FOLDER = "extraction"
 """A folder in the store's folder; it exists until the extraction is finished."""
+HEAD_ROWS, HEAD_SHARE = 65_536, 0.02
+"""A live store's head has about the smaller of so many training rows at a site and this share of them."""
+OTHER_COLUMNS_BYTES = 16
+"""Bytes of a stored row beside its activation."""
 NOT_CONTENT = ("keep",)
 """Settings of ``source`` that do not change the rows or their order."""
+ADDED = {"live": False, "max_norm_ratio": None}
+"""Settings of ``source`` that count only where they are not as given here, so that other stores stay as
+they were."""
 PREFIX = "source."
 """The section of the recipe that an extraction is described in."""
 IDENTITY_FILE = "identity.json"
@@ -50,6 +61,31 @@ class ExtractionPlan:
     architecture: str
     model_layers: int
     d_in: int
+    uri: str | None = None
+    """Where the store will be, when that is no folder; ``folder`` is then this node's copy, in which the
+    records and the shards in work lie."""
+    copy_store: bool = False
+    """Whether a finished store at a URI is copied to this node before it is read."""
+
+    @property
+    def place(self) -> str:
+        """The store's folder or URI, for messages."""
+        return str(self.folder) if self.uri is None else place_of(self.uri)
+
+    def files(self) -> StoreFiles:
+        """The store's files as they are now. Raises UserError when a URI cannot be reached."""
+        return files_at(self.uri or self.folder)
+
+    def opened(self) -> Store:
+        """The finished store. Raises UserError as ``open_store`` does."""
+        return open_store(self.uri or self.folder, copy=self.copy_store)
+
+    def on_this_node(self) -> "ExtractionPlan":
+        """The same plan with this node's local copy, ready to be worked in, where the store is at a URI.
+
+        Raises UserError when the URI cannot be reached.
+        """
+        return self if self.uri is None else replace(self, folder=bind(self.uri))
 
     @property
     def positions(self) -> list[Position]:
@@ -69,10 +105,11 @@ class ExtractionPlan:
     def identity(self) -> dict[str, Any]:
         """Everything that decides the store's content; it identifies the store.
 
-        ``live`` is named only where it is true, so that other stores are written as they were before.
+        What is in ``ADDED`` is named only where it is set, so that other stores are written as before.
         """
         every = self._identity()
-        return every if self.source.live else {k: v for k, v in every.items() if k != "live"}
+        unset = {key for key, value in ADDED.items() if every[key] == value}
+        return {key: value for key, value in every.items() if key not in unset}
 
     def differences(self, found: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """The settings in which the source of another store or extraction differs from this plan's, as
@@ -114,6 +151,8 @@ def plan_extraction(recipe: Recipe) -> ExtractionPlan:
         architecture=(config.architectures or [type(config).__name__])[0],
         model_layers=model_layers,
         d_in=needed_setting(config, "hidden_size", name),
+        uri=recipe.store_uri,
+        copy_store=recipe.resources.copy_store,
     )
 
 
@@ -151,21 +190,15 @@ def existing_store(plan: ExtractionPlan) -> Store | None:
 
     Raises UserError when the folder holds another store, an unfinished one, or other files.
     """
+    if plan.uri is not None:
+        return _existing_at_uri(plan)
     if plan.folder.exists() and not plan.folder.is_dir():
         raise UserError(f"{plan.folder}: is a file; name a folder for the store with store=FOLDER")
     refuse_links_outside(plan.folder, "the store")
     if (plan.folder / MANIFEST_FILE).exists():
         _refuse_other(plan, read_manifest(plan.folder).source, "a store made from another source")
         remove_folder(plan.work)  # left when the process was killed just after the manifest
-        store = open_store(plan.folder)
-        if SPLIT_BY not in (store.manifest.dataset or {}):
-            console.print(
-                f"{plan.folder}: an earlier version split it by row numbers, so a text that repeats may "
-                "be in train and held out; to mend that, extract it again into another folder "
-                "(store=FOLDER)",
-                markup=False,
-            )
-        return store
+        return _finished(plan)
     if (plan.work / IDENTITY_FILE).exists():
         if any(plan.work.glob("shard-*.json")) and not (plan.work / REFUSED_FILE).exists():
             unfinished = read_identity(plan)
@@ -178,12 +211,43 @@ def existing_store(plan: ExtractionPlan) -> Store | None:
     return None
 
 
-def read_identity(plan: ExtractionPlan) -> dict[str, Any]:
-    """What the unfinished extraction in the plan's folder is made from. Raises UserError when the file
-    that says so is damaged."""
-    file = plan.work / IDENTITY_FILE
+def _existing_at_uri(plan: ExtractionPlan) -> Store | None:
+    """As ``existing_store``, for a URI; nothing is written there or here."""
+    files = plan.files()
+    there, work = set(files.names()), f"{WORK_FOLDER}/"
+    if MANIFEST_FILE in there:
+        _refuse_other(plan, manifest_of(files).source, "a store made from another source")
+        return _finished(plan)
+    if f"{work}{IDENTITY_FILE}" in there:
+        begun = any(re.fullmatch(rf"{work}shard-\d+\.json", name) for name in there)
+        if begun and f"{work}{REFUSED_FILE}" not in there:
+            unfinished = read_identity(plan, files)
+            _refuse_other(plan, unfinished, "an unfinished extraction of another source")
+    elif any(not name.startswith(work) for name in there):
+        raise UserError(
+            f"{plan.place}: holds files but no activation store; name another URI with store=URI"
+        )
+    return None
+
+
+def _finished(plan: ExtractionPlan) -> Store:
+    store = plan.opened()
+    if SPLIT_BY not in (store.manifest.dataset or {}):
+        console.print(
+            f"{plan.place}: an earlier version split it by row numbers, so a text that repeats may be in "
+            "train and held out; to mend that, extract it again into another folder (store=FOLDER)",
+            markup=False,
+        )
+    return store
+
+
+def read_identity(plan: ExtractionPlan, files: StoreFiles | None = None) -> dict[str, Any]:
+    """What the unfinished extraction in the plan's folder, or among ``files``, is made from. Raises
+    UserError when the file that says so is damaged."""
+    found: Any
+    file = (files or LocalFiles(plan.folder)).file(f"{WORK_FOLDER}/{IDENTITY_FILE}")
     try:
-        found = read_json(file)
+        found = json_from(str(file), file.size(), file.content)
     except UserError as error:
         raise _unknown(plan, str(error)) from None
     if not isinstance(found, dict):
@@ -193,7 +257,7 @@ def read_identity(plan: ExtractionPlan) -> dict[str, Any]:
 
 def _unknown(plan: ExtractionPlan, reason: str) -> UserError:
     return UserError(
-        f"{reason}; without it nobody knows what the unfinished extraction is of: remove {plan.folder}, "
+        f"{reason}; without it nobody knows what the unfinished extraction is of: remove {plan.place}, "
         "or name another folder with store=FOLDER"
     )
 
@@ -221,7 +285,7 @@ def _refuse_other(plan: ExtractionPlan, found: dict[str, Any], what: str) -> Non
     different = plan.differences(found)
     if different:
         raise UserError(
-            f"{plan.folder}: holds {what}; name another folder with store=FOLDER, or remove it\n"
+            f"{plan.place}: holds {what}; name another folder with store=FOLDER, or remove it\n"
             + "\n".join(
                 f"  {key}: there {there!r}, asked for {wanted!r}"
                 for key, (there, wanted) in sorted(different.items())

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from raysae.activations.manifest import FORMAT_VERSION, Manifest
-from raysae.activations.store import Store, open_store
+from raysae.activations.manifest import FORMAT_VERSION, MANIFEST_FILE, SEQUENCES_FOLDER, Manifest
+from raysae.activations.store import Store
+from raysae.activations.store_files import StoreFiles
 from raysae.cluster.placement import Placement
 from raysae.cluster.pool import Work, map_committed
 from raysae.config import ResourcesConfig
@@ -20,6 +21,7 @@ from raysae.extraction.plan import (
     IDENTITY_FILE,
     REFUSED_FILE,
     SPLIT_BY,
+    WORK_FOLDER,
     ExtractionPlan,
     read_identity,
 )
@@ -28,6 +30,7 @@ from raysae.extraction.sequences import TokenPlan, write_tokens
 from raysae.extraction.shards import (
     ShardExtractor,
     committed_shard,
+    report_file,
     site_entries,
 )
 from raysae.storage.files import (
@@ -38,6 +41,7 @@ from raysae.storage.files import (
     write_json,
     write_text,
 )
+from raysae.storage.remote import claimed, discard, hand_over, pull, push, remove
 from raysae.storage.trouble import in_words, number_of
 
 LOCK_FILE = "lock"
@@ -51,9 +55,14 @@ def extract(plan: ExtractionPlan, placement: Placement, resources: ResourcesConf
     Raises UserError on unusable texts or activations, when the disk is too small, or when another process
     runs the same extraction. Committed shards then remain, but they do not count as a store.
     """
+    plan = plan.on_this_node()
     refuse_links_outside(plan.folder, "the store")
     plan.work.mkdir(parents=True, exist_ok=True)
-    with locked(plan.work / LOCK_FILE, "this extraction", "name another folder with store=FOLDER"):
+    otherwise = "name another folder with store=FOLDER"
+    with (
+        locked(plan.work / LOCK_FILE, "this extraction", otherwise),
+        claimed(plan.folder, "this extraction", otherwise),
+    ):
         _prepare_folder(plan)
         progress = ExtractionProgress(plan)
         with _removed_on_refusal(plan):
@@ -64,11 +73,15 @@ def extract(plan: ExtractionPlan, placement: Placement, resources: ResourcesConf
                 _run(plan, tokens, placement, resources)
             manifest = _manifest(plan, tokens)
             manifest.write(plan.folder)
+            hand_over(plan.folder / MANIFEST_FILE)  # of a store at a URI: the last of its files
             remove_temporary(plan.folder)
+            discard(plan.work)
+            if plan.uri is not None:
+                _empty(plan)
     remove_folder(plan.work)
     if plan.source.live:
-        print_written(plan, tokens, sum(f.bytes for one in manifest.sites for f in one.shards))
-    return open_store(plan.folder)
+        print_written(plan, tokens, manifest)
+    return plan.opened()
 
 
 @contextmanager
@@ -89,7 +102,7 @@ def _gone(plan: ExtractionPlan) -> str:
     if (plan.work / IDENTITY_FILE).is_file():
         return ""
     return (
-        f"{plan.folder}: the folder was deleted, moved or emptied during the extraction; put it back to "
+        f"{plan.place}: the folder was deleted, moved or emptied during the extraction; put it back to "
         "keep its shards, or give the command again to begin anew"
     )
 
@@ -97,20 +110,33 @@ def _gone(plan: ExtractionPlan) -> str:
 def _prepare_folder(plan: ExtractionPlan) -> None:
     """Use the files of an earlier attempt at this plan; remove those of another, unfinished plan."""
     remove_temporary(plan.folder)
+    if plan.uri is not None:  # what is there counts, as another node may have worked since
+        _empty(plan)
+        pull(plan.work)
     identity = plan.work / IDENTITY_FILE
     if identity.exists() and plan.differences(read_identity(plan)):
         _empty(plan)
-    (plan.work / REFUSED_FILE).unlink(missing_ok=True)
+        if plan.uri is not None:
+            _empty_there(plan)
+    remove(plan.work / REFUSED_FILE)
     write_json(identity, plan.identity())
+    push(identity)
 
 
 def _empty(plan: ExtractionPlan) -> None:
-    """Remove everything except the lock that this process holds."""
+    """Remove everything here except hidden files and the lock that this process holds."""
     for path in [*plan.folder.iterdir(), *plan.work.iterdir()]:
         if path.is_dir() and path != plan.work:
             remove_folder(path)
-        elif path.is_file() and path.name != LOCK_FILE:
+        elif path.is_file() and path.name != LOCK_FILE and not path.name.startswith("."):
             path.unlink()
+
+
+def _empty_there(plan: ExtractionPlan) -> None:
+    """Remove, at the URI, what an extraction writes."""
+    for name in {name.partition("/")[0] for name in plan.files().names()}:
+        if name in (WORK_FOLDER, SEQUENCES_FOLDER) or name.startswith("layer="):
+            discard(plan.folder / name)
 
 
 @contextmanager
@@ -120,11 +146,17 @@ def _removed_on_refusal(plan: ExtractionPlan) -> Iterator[None]:
         yield
     except UserError:
         if not any(plan.work.glob("shard-*.json")):
-            remove_folder(plan.folder)
+            if plan.uri is not None:
+                _empty_there(plan)
+                _empty(plan)
+            else:
+                remove_folder(plan.folder)
         raise
 
 
 def _refuse_full_disk(plan: ExtractionPlan, tokens: TokenPlan) -> None:
+    if plan.uri is not None:  # here lie only the shards in work
+        return
     written = sum(f.stat().st_size for f in plan.folder.glob("layer=*/position=*/*.parquet"))
     needed = tokens.bytes(plan) - written
     free = shutil.disk_usage(plan.folder).free
@@ -142,23 +174,37 @@ def _run(
     """Extract every shard that is not committed yet. Raises UserError when a shard fails."""
     live = plan.source.live
     work = Work(LiveShardExtractor, (plan, tokens.head)) if live else Work(ShardExtractor, (plan,))
+    seen: list[StoreFiles] = [plan.files()]
+
+    def committed(shard: int) -> dict[str, Any] | None:
+        report = committed_shard(plan, shard, seen[0])
+        if report is None and report_file(plan.work, shard).is_file():  # made since the last look
+            seen[0] = plan.files()
+            report = committed_shard(plan, shard, seen[0])
+        return report
+
     shards = map_committed(
-        range(len(tokens.parts)), work,
-        committed=lambda shard: committed_shard(plan, shard), placement=placement,
+        range(len(tokens.parts)), work, committed=committed, placement=placement,
         retries=resources.retries, hang_seconds=resources.hang_seconds,
     )  # fmt: skip
+    failed = {}
     with closing(shards):
-        failed = {shard: outcome for shard, outcome in shards if outcome.failed is not None}
+        for shard, outcome in shards:
+            if outcome.failed is None:
+                pull(report_file(plan.work, shard))  # for the progress; of a store at a URI
+            else:
+                failed[shard] = outcome
     if not failed:
         return
     for _, outcome in sorted(failed.items()):
         if outcome.refused:
             write_text(plan.work / REFUSED_FILE, str(outcome.failed))
+            push(plan.work / REFUSED_FILE)
             raise UserError(str(outcome.failed))
     first = min(failed)
     lost = all(outcome.lost for outcome in failed.values())
     raise UserError(
-        f"{plan.folder}: {len(failed)} of {len(tokens.parts)} shards could not be extracted "
+        f"{plan.place}: {len(failed)} of {len(tokens.parts)} shards could not be extracted "
         f"(shard {first}: {failed[first].failed}); "
         + ("the same command continues with the missing shards" if lost else MENDED)
     )
@@ -166,18 +212,19 @@ def _run(
 
 def _manifest(plan: ExtractionPlan, tokens: TokenPlan) -> Manifest:
     source = plan.source
-    reports = [committed_shard(plan, number) for number in range(len(tokens.parts))]
+    files = plan.files()
+    reports = [committed_shard(plan, number, files) for number in range(len(tokens.parts))]
     done = [report for report in reports if report is not None]
     if len(done) < len(reports):
         raise UserError(
-            f"{plan.folder}: files of {len(reports) - len(done)} shards were deleted or altered during "
+            f"{plan.place}: files of {len(reports) - len(done)} shards were deleted or altered during "
             "the extraction; the same command makes them again"
         )
     weights = {report["weights_sha256"] for report in done}
     if len(weights) > 1:
         raise UserError(
             f"source.model {source.model!r}: its weights changed between two attempts at this "
-            f"extraction; remove {plan.folder} and extract it again"
+            f"extraction; remove {plan.place} and extract it again"
         )
     sites = live_fields(tokens, done) if source.live else {"sites": site_entries(done)}
     return Manifest(

@@ -18,9 +18,18 @@ from raysae.activations.splits import SPLITS, split_of
 from raysae.activations.writer import write_sequences
 from raysae.console.board import console
 from raysae.errors import UserError
-from raysae.extraction.plan import ExtractionPlan, model_spec, text_spec, token_rules
+from raysae.extraction.plan import (
+    HEAD_ROWS,
+    HEAD_SHARE,
+    OTHER_COLUMNS_BYTES,
+    ExtractionPlan,
+    model_spec,
+    text_spec,
+    token_rules,
+)
 from raysae.sites import Position
-from raysae.storage.files import read_json, remove_folder, sha256_of, write_json
+from raysae.storage.files import read_json, write_json
+from raysae.storage.remote import push, remove
 from raysae.transformer.loading import load_tokenizer
 from raysae.transformer.repeats import RepeatedRows, prefix_hashes
 from raysae.transformer.sequence import TokenSequence, to_table
@@ -30,10 +39,6 @@ from raysae.transformer.tokens import Tokenizer, tokenizer_hash
 SEQUENCES_FILE = "sequences.json"
 SHUFFLED_TOKENS = 4_000_000
 """Sequences are shuffled in memory within windows of this many tokens."""
-OTHER_COLUMNS_BYTES = 16
-"""Bytes of the other columns of a row."""
-HEAD_ROWS, HEAD_SHARE = 65_536, 0.02
-"""A live store's head has about the smaller of so many training rows at a site and this share of them."""
 SHARDS, SHARD_TOKENS = 40, 4096
 """A shard holds about one part in ``SHARDS`` of the tokens so far, but may hold ``SHARD_TOKENS``.
 So a small data set still keeps many workers busy, and a large one has not too many shards."""
@@ -125,12 +130,13 @@ def write_tokens(plan: ExtractionPlan, report: Report) -> TokenPlan:
                 f"{file}: damaged ({reason}); the texts are tokenized and every shard is made again"
             )
             for stale in plan.work.glob("shard-*.json"):  # of texts that nobody can compare now
-                stale.unlink(missing_ok=True)
-    remove_folder(plan.folder / SEQUENCES_FOLDER)
+                remove(stale)
+    remove(plan.folder / SEQUENCES_FOLDER)
     tokens = _Writing(plan, report).run()
     _refuse_unusable(plan, tokens)
     record = {**asdict(tokens), "parts": [part.model_dump() for part in tokens.parts]}
     write_json(file, record)
+    push(file)
     return tokens
 
 
@@ -141,9 +147,10 @@ def _written(plan: ExtractionPlan, file: Path) -> TokenPlan:
     """
     record = read_json(file)
     parts = [SequencesEntry.model_validate(part) for part in record.pop("parts")]
+    files = plan.files()
     for part in parts:
-        path = plan.folder / part.file
-        if not path.is_file() or sha256_of(path) != part.sha256:
+        path = files.file(part.file)
+        if not path.is_file() or path.sha256() != part.sha256:
             raise UserError(f"{path} is missing or was altered")
     tokens = TokenPlan(parts, **record)
     tokens.bytes(plan)

@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from raysae.activations.manifest import SEQUENCES_FOLDER, ShardEntry, SiteEntry
+from raysae.activations.store_files import StoreFiles
 from raysae.activations.writer import (
     ShardFormat,
     WrittenShard,
@@ -20,7 +20,8 @@ from raysae.cluster.worker import prepare_worker
 from raysae.errors import UserError
 from raysae.extraction.plan import ExtractionPlan, model_spec
 from raysae.sites import Site
-from raysae.storage.files import open_own, read_json, write_json
+from raysae.storage.files import open_own, read_json, remove_temporary, write_json
+from raysae.storage.remote import pull, push
 from raysae.transformer.loading import load_model
 from raysae.transformer.sequence import TokenSequence, from_table
 
@@ -41,32 +42,41 @@ def tokens_file(work: Path, shard: int) -> Path:
     return work / f"shard-{shard:05d}.tokens"
 
 
-def committed_shard(plan: ExtractionPlan, shard: int) -> dict[str, Any] | None:
-    """A shard's report; None unless the report is sound and all the shard's files exist."""
-    return sound_report(plan.folder, report_file(plan.work, shard))
+def committed_shard(
+    plan: ExtractionPlan, shard: int, files: StoreFiles | None = None
+) -> dict[str, Any] | None:
+    """A shard's report; None unless the report is sound and all the shard's files exist.
+
+    ``files`` are the store's files if they were looked at after the shard was made.
+    """
+    file = report_file(plan.work, shard)
+    if not file.is_file() and not pull(file):  # another node can have made the shard
+        return None
+    return sound_report(files or plan.files(), file)
 
 
-def sound_report(store: Path, file: Path) -> dict[str, Any] | None:
-    """A shard's report; None unless it is sound and all its files exist in the store's folder."""
+def sound_report(files: StoreFiles, file: Path) -> dict[str, Any] | None:
+    """A shard's report; None unless it is sound and all its files exist in the store."""
     if not file.is_file():
         return None
     try:
         report = read_json(file)
-        whole = all(_is_there(store, site) for site in report["sites"])
+        whole = all(_is_there(files, site) for site in report["sites"])
         whole = whole and isinstance(report["weights_sha256"], str)
     except (UserError, KeyError, TypeError, ValueError):  # damaged: the shard is made again
         return None
     return report if whole else None
 
 
-def _is_there(store: Path, site: dict[str, Any]) -> bool:
+def _is_there(store: StoreFiles, site: dict[str, Any]) -> bool:
     """Whether a shard's file at a site is there as its report says. Raises KeyError, TypeError or
     ValueError when the report does not say it."""
     entry = ShardEntry.model_validate(site["entry"])
     Site(site["layer"], site["position"])
     float(site["square_sum"]), int(site["dropped"]), list(site["sum"])
-    path = store / entry.file
-    return path.is_file() and path.stat().st_size == entry.bytes
+    int(site.get("too_large", 0))
+    path = store.file(entry.file)
+    return path.is_file() and path.size() == entry.bytes
 
 
 def site_entries(reports: list[dict[str, Any]]) -> list[SiteEntry]:
@@ -81,7 +91,7 @@ def written_shards(reports: list[dict[str, Any]]) -> dict[Site, list[WrittenShar
         for row in report["sites"]:
             written = WrittenShard(
                 ShardEntry.model_validate(row["entry"]), np.array(row["sum"]), row["square_sum"],
-                row["dropped"],
+                row["dropped"], row.get("too_large", 0),
             )  # fmt: skip
             shards.setdefault(Site(row["layer"], row["position"]), []).append(written)
     return shards
@@ -94,7 +104,11 @@ class ShardExtractor:
     """
 
     def __init__(self, plan: ExtractionPlan):
-        self.plan = plan
+        self.plan = plan = plan.on_this_node()
+        if plan.uri is not None:  # this node's copy, and what a killed worker left in it
+            plan.work.mkdir(parents=True, exist_ok=True)
+            remove_temporary(plan.folder)
+        self.files = plan.files()
         self.capturer, self.weights_sha256 = load_capturer(plan, prepare_worker())
 
     def hung_file(self, shard: int) -> Path:
@@ -107,7 +121,7 @@ class ShardExtractor:
         Raises UserError when activations cannot be stored.
         """
         started, plan = time.monotonic(), self.plan
-        sequences = read_part(plan, shard)
+        sequences = read_part(self.files, shard)
         sites = list(self._written(shard, sequences, ShardProgress(plan.work, shard, alive)))
         report = {
             "weights_sha256": self.weights_sha256,
@@ -116,6 +130,7 @@ class ShardExtractor:
             "seconds": time.monotonic() - started,
         }
         write_json(report_file(plan.work, shard), report)
+        push(report_file(plan.work, shard))
         tokens_file(plan.work, shard).unlink(missing_ok=True)
 
     def _written(
@@ -145,17 +160,22 @@ def load_capturer(plan: ExtractionPlan, device: str) -> "tuple[Capturer, str]":
     return capturer, sha256
 
 
-def read_part(plan: ExtractionPlan, shard: int) -> list[TokenSequence]:
+def read_part(files: StoreFiles, shard: int) -> list[TokenSequence]:
     """The sequences of a shard."""
-    part = plan.folder / SEQUENCES_FOLDER / f"part-{shard:05d}.parquet"
-    return from_table(pq.read_table(part, partitioning=None))
+    with files.file(f"{SEQUENCES_FOLDER}/part-{shard:05d}.parquet").parquet() as file:
+        return from_table(file.read())
 
 
 def shard_format(plan: ExtractionPlan) -> ShardFormat:
     """How the plan's shards are written."""
     source = plan.source
     split = {"validation": source.validation, "test": source.test}
-    return ShardFormat(source.dtype, split, plan.seed, source.non_finite)
+    return ShardFormat(source.dtype, split, plan.seed, source.non_finite, source.max_norm_ratio)
+
+
+def kept_format(plan: ExtractionPlan) -> ShardFormat:
+    """How a live plan's training rows are written: those left out have been replaced before."""
+    return replace(shard_format(plan), max_norm_ratio=None)
 
 
 def record_of(site: Site, written: WrittenShard, left_out: int = 0) -> dict[str, Any]:
@@ -166,6 +186,7 @@ def record_of(site: Site, written: WrittenShard, left_out: int = 0) -> dict[str,
         "sum": written.sum_D.tolist(),
         "square_sum": written.square_sum,
         "dropped": written.dropped + left_out,
+        "too_large": written.too_large,
     }
 
 

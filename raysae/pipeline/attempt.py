@@ -74,9 +74,12 @@ class Attempt:
 
         self.start_ray()
         admitted = admit(self.recipe, self.plan.needs)
-        stored = None if self.plan.store is None else self.plan.store.path / MANIFEST_FILE
-        uris = [uri for uri in (self.recipe.run_uri, self.recipe.store_uri) if uri]
-        check_nodes(self.run.path, stored, uris)
+        store = self.plan.store
+        stored = None if store is None or self.recipe.store_uri else store.path / MANIFEST_FILE
+        uris, read = (
+            [uri for uri in (one,) if uri] for one in (self.recipe.run_uri, self.recipe.store_uri)
+        )
+        check_nodes(self.run.path, stored, uris, read)
         url = dashboard_url()
         console.print(f"Ray: {admitted}" + (f"; dashboard {url}" if url else ""))
         return admitted.placement

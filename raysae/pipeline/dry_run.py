@@ -7,6 +7,7 @@ from dataclasses import asdict
 import torch
 
 from raysae.activations import Site
+from raysae.activations.health import health_of_store
 from raysae.cluster.placement import place_extraction
 from raysae.cluster.reading import choose_reading
 from raysae.config import Recipe
@@ -15,8 +16,9 @@ from raysae.console.board import console, emit, seconds
 from raysae.console.output import Table
 from raysae.pipeline.admission import Admission, admit
 from raysae.pipeline.estimate import Needs, configs_of, existing_parent
-from raysae.pipeline.extraction_forecast import extraction_seconds
+from raysae.pipeline.extraction_forecast import ExtractionSpeed, measure_extraction
 from raysae.pipeline.forecast import Basis, Forecast, forecast
+from raysae.pipeline.live_forecast import live_row, live_share
 from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.preflight import preflight
 from raysae.pipeline.run import trial_session
@@ -40,9 +42,10 @@ def dry_run(recipe: Recipe, started: float | None = None) -> None:
         admitted = admit(recipe, wanted)
         placement = admitted.placement
         told = forecast(plan, placement, time.monotonic() - started)
+        speed = _speed(plan)
         extract = None
-        if plan.extraction is not None:
-            extract = extraction_seconds(plan.extraction, place_extraction(recipe.resources))
+        if plan.extraction is not None and speed is not None:
+            extract = speed.seconds(live_share(plan.extraction) if plan.live else 1.0)
         if told is not None:
             emit("forecast", extract=extract, **asdict(told[0]), **asdict(told[1].measured))
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -53,12 +56,27 @@ def dry_run(recipe: Recipe, started: float | None = None) -> None:
             "Memory": _memory(wanted, admitted),
             "Disk": _disk(recipe, wanted),
             "Reading": _reading(plan),
+            **({"Live": live_row(plan, placement, speed)} if _computes(plan) else {}),
+            **_data(plan),
             "Time": _time(told, extract, plan),
         }
         for name, text in rows.items():
             table.add_row(name, text)
         console.print(table)
         console.print(f"Nothing was written; without --dry-run the run goes to {recipe.run_place}")
+
+
+def _computes(plan: RunPlan) -> bool:
+    """Whether training rows are computed while training."""
+    return plan.live is not None and (plan.store is None or plan.store.computes_rows)
+
+
+def _speed(plan: RunPlan) -> ExtractionSpeed | None:
+    """How fast texts are extracted, where the run does so; None where it does not, or is not known."""
+    extraction = plan.live if _computes(plan) else plan.extraction
+    if extraction is None:
+        return None
+    return measure_extraction(extraction, place_extraction(plan.recipe.resources))
 
 
 def _trials(recipe: Recipe, d_in: int) -> str:
@@ -106,9 +124,21 @@ def _disk(recipe: Recipe, wanted: Needs) -> str:
 
 
 def _reading(plan: RunPlan) -> str:
+    if _computes(plan):
+        return f"live: computed from the texts in {plan.recipe.store_folder} while training"
     if plan.store is None:
-        return f"extracted first, to {plan.recipe.store_folder}"
+        return f"extracted first, to {str(plan.recipe.store_place).partition('?')[0]}"
     return str(choose_reading(plan.store, plan.sites, plan.recipe.resources))
+
+
+def _data(plan: RunPlan) -> dict[str, str]:
+    """A row on the health of the rows at the sites to train at, where the store exists."""
+    if plan.store is None:
+        return {}
+    found = health_of_store(plan.store, sorted({*plan.sites, *plan.atlas_sites}))
+    for one in found.sites:
+        emit("health", **one.record())
+    return {"Data": "\n".join([*found.notes, found.how])}
 
 
 def _time(told: tuple[Forecast, Basis] | None, extract: float | None, plan: RunPlan) -> str:

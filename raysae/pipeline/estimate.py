@@ -8,9 +8,9 @@ from raysae.activations import Store
 from raysae.activations.schema import ITEM_BYTES
 from raysae.config import Recipe
 from raysae.errors import UserError
-from raysae.extraction.plan import ExtractionPlan
+from raysae.extraction.plan import HEAD_SHARE, ExtractionPlan
 from raysae.sae import SAEConfig
-from raysae.sites import ALL
+from raysae.sites import ALL, Site
 from raysae.sweep.search.space import MEMORY, Parameters, Space
 from raysae.training import TrainingConfig
 from raysae.training.memory import FLOAT, largest_d_sae, training_bytes
@@ -71,8 +71,28 @@ def needs(recipe: Recipe, where: Store | ExtractionPlan, atlas_sites: int) -> Ne
     )  # fmt: skip
 
 
+def training_rows(where: Store | ExtractionPlan, site: Site) -> int | None:
+    """Training rows of a site; None when they are not known before the extraction."""
+    if isinstance(where, Store):
+        return where.entry(site).rows.train
+    source = where.source
+    if source.sequences is None:
+        return None
+    tokens = source.context_length if site.position == ALL else 1  # at most
+    return max(int(source.sequences * (1 - source.validation - source.test)) * tokens, 1)
+
+
 def _store_bytes(plan: ExtractionPlan) -> int:
-    """Bytes of the store that has to be extracted; 0 when the number of texts is not known."""
+    """Bytes that the extraction writes; 0 when the number of texts is not known."""
+    source, whole = plan.source, whole_store_bytes(plan)
+    if not source.live or source.keep == "yes":
+        return whole
+    held_out = source.validation + source.test
+    return int(whole * (held_out + (1 - held_out) * HEAD_SHARE))
+
+
+def whole_store_bytes(plan: ExtractionPlan) -> int:
+    """Bytes of a store with all its rows; 0 when the number of texts is not known."""
     source = plan.source
     if source.sequences is None:
         return 0
@@ -97,7 +117,8 @@ def _within(
 def check_disk(recipe: Recipe, wanted: Needs) -> None:
     """Raise UserError when the disks have too little space for what the run writes."""
     asked: dict[int, tuple[Path, int]] = {}
-    folders = (recipe.run_folder, wanted.run_bytes), (recipe.store_folder, wanted.store_bytes)
+    stored = 0 if recipe.store_uri else wanted.store_bytes  # to a URI it goes shard by shard
+    folders = (recipe.run_folder, wanted.run_bytes), (recipe.store_folder, stored)
     for folder, size in folders:
         there = existing_parent(folder)
         device = there.stat().st_dev

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -25,8 +25,35 @@ END_SECONDS = 0.5
 """What the driver takes beside the texts: checks, the manifest, the end of the workers."""
 
 
+@dataclass(frozen=True)
+class ExtractionSpeed:
+    """How fast an extraction is, from its first texts."""
+
+    tokenizing: float
+    """Seconds to tokenize all texts."""
+    start: float
+    """Seconds in which the workers start."""
+    tokens: float
+    """Tokens of all texts."""
+    rows: float
+    """Rows of all positions at one layer."""
+    tokens_per_second: float
+    """Of the workers together."""
+
+    def seconds(self, share: float = 1.0) -> float:
+        """Seconds of the extraction of ``share`` of the tokens."""
+        passed = share * self.tokens / self.tokens_per_second
+        return self.tokenizing + self.start + passed + END_SECONDS
+
+
 def extraction_seconds(plan: ExtractionPlan, placement: Placement) -> float | None:
-    """Seconds of the extraction on the connected Ray.
+    """Seconds of the extraction on the connected Ray; None as ``measure_extraction`` says."""
+    speed = measure_extraction(plan, placement)
+    return None if speed is None else speed.seconds()
+
+
+def measure_extraction(plan: ExtractionPlan, placement: Placement) -> ExtractionSpeed | None:
+    """Measure the extraction on the connected Ray.
 
     None when the number of texts is not known, or no worker is free to measure it.
     """
@@ -41,6 +68,8 @@ def extraction_seconds(plan: ExtractionPlan, placement: Placement) -> float | No
     sequences = first_sequences(plan, min(TEXTS, texts))
     tokenizing = (time.monotonic() - began) * texts / min(TEXTS, texts)
     tokens = sum(map(len, sequences)) * texts / min(TEXTS, texts)
+    names = plan.source.used_patterns
+    rows = sum(len(one.places(p, names)) for one in sequences for p in plan.positions)
     shard = _first_shard(sequences)
     began, workers = time.monotonic(), min(placement.workers, WORKERS)
     actors = [
@@ -57,12 +86,8 @@ def extraction_seconds(plan: ExtractionPlan, placement: Placement) -> float | No
         for actor in actors:
             ray.kill(actor)
     shards = tokens / sum(map(len, shard))
-    return (
-        tokenizing
-        + start
-        + fmean(found) * shards / min(placement.workers, max(shards, 1))
-        + END_SECONDS
-    )
+    speed = sum(map(len, shard)) / fmean(found) * min(placement.workers, max(shards, 1))
+    return ExtractionSpeed(tokenizing, start, tokens, rows * texts / min(TEXTS, texts), speed)
 
 
 def _first_shard(sequences: "list[TokenSequence]") -> "list[TokenSequence]":

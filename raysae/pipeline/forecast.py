@@ -7,15 +7,16 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from raysae.activations import Store
+from raysae.activations import Site, Store
+from raysae.activations.live import read_head
 from raysae.cluster.placement import Placement
 from raysae.config import Recipe
 from raysae.config.search import Choices, Range
 from raysae.pipeline.calibration import Calibration, Cost, calibrate
-from raysae.pipeline.estimate import configs_of
+from raysae.pipeline.estimate import configs_of, training_rows
 from raysae.pipeline.plan import RunPlan
-from raysae.sites import ALL
 from raysae.sweep.trials.opening import at_once
+from raysae.training.rows import Rows, Splits
 
 CALIBRATION_ROWS = 8192
 """The most rows of a split that configs are trained or evaluated on."""
@@ -81,7 +82,9 @@ def forecast(plan: RunPlan, placement: Placement, start: float) -> tuple[Forecas
 
     None when the number of rows is not known before the extraction, or no worker is free to measure.
     """
-    count = _training_rows(plan)
+    where = plan.store or plan.extraction
+    assert where is not None
+    count = training_rows(where, plan.sites[0])
     if count is None:
         return None
     recipe, workers = plan.recipe, at_once(plan.recipe, placement, plan.proposer.lag)
@@ -150,18 +153,6 @@ def _mean_d_sae(recipe: Recipe, listed: list[int]) -> float:
     return fmean(float(number) for number in numbers)
 
 
-def _training_rows(plan: RunPlan) -> int | None:
-    """Training rows of a site; None when they are not known before the extraction."""
-    if plan.store is not None:
-        return plan.store.entry(plan.sites[0]).rows.train
-    assert plan.extraction is not None
-    source = plan.extraction.source
-    if source.sequences is None:
-        return None
-    tokens = source.context_length if plan.sites[0].position == ALL else 1  # at most
-    return max(int(source.sequences * (1 - source.validation - source.test)) * tokens, 1)
-
-
 def _rows(plan: RunPlan, count: int) -> tuple[Tensor, Tensor, float, str]:
     """Rows to train and to evaluate on, how much longer a whole evaluation is, and what they are."""
     if plan.store is not None:
@@ -175,9 +166,14 @@ def _rows(plan: RunPlan, count: int) -> tuple[Tensor, Tensor, float, str]:
     return train, validation, scale, "noise, as the rows are not there yet"
 
 
+def _of_live(store: Store, site: Site) -> Splits:
+    """What is on disk of a live store's site: the head, and the validation rows."""
+    return Splits(Rows([read_head(store, site)]), Rows([store.validation(site)]))
+
+
 def _stored_rows(store: Store, plan: RunPlan) -> tuple[Tensor, Tensor, float, str]:
     site = plan.sites[0]
-    rows = store.site(site)
+    rows = _of_live(store, site) if store.computes_rows else store.site(site)
     train = rows.train.read(0, min(len(rows.train), CALIBRATION_ROWS)).float()
     validation = rows.validation.read(0, min(len(rows.validation), CALIBRATION_ROWS)).float()
     scale = len(rows.validation) / len(validation)

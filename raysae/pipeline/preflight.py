@@ -6,6 +6,7 @@ from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.extraction.plan import ExtractionPlan, existing_store, plan_extraction
 from raysae.pipeline.estimate import check_disk, needs
+from raysae.pipeline.live_checks import check_live, check_live_store, is_live
 from raysae.pipeline.plan import RunPlan, sites_of_atlas
 from raysae.sweep.search.earlier_trials import known_trials
 from raysae.sweep.search.proposals import check_search, make_proposer
@@ -24,19 +25,19 @@ def preflight(recipe: Recipe) -> RunPlan:
     check_dashboard(recipe.resources)
     check_address(recipe.resources)
     check_job_folders(recipe)
-    if recipe.store_uri is not None:
-        open_store(recipe.store_uri)  # must exist: an extraction writes to folders only
+    check_live_store(recipe)
     extraction = plan_extraction(recipe) if recipe.source is not None else None
-    store = existing_store(extraction) if extraction is not None else open_store(recipe.store_place)
+    store = existing_store(extraction) if extraction is not None else opened_store(recipe)
     where = store or extraction
     assert where is not None
     sites = recipe.sites_of(where.layers, where.positions)
     atlas = sites_of_atlas(recipe, where)
     _check_sites(where, sites, atlas)
     proposer = make_proposer(recipe, known, where.d_in)
+    check_live(recipe, where, sites)
     wanted = needs(recipe, where, len(atlas))
     check_disk(recipe, wanted)
-    live = extraction if recipe.source is not None and recipe.source.live else None
+    live = extraction if is_live(recipe) else None
     if isinstance(where, ExtractionPlan):
         from raysae.extraction.sequences import peek  # imports torch, which nothing needs before
         from raysae.extraction.test_pass import test_pass
@@ -45,6 +46,11 @@ def preflight(recipe: Recipe) -> RunPlan:
         peek(where)
         return RunPlan(recipe, None, where, sites, atlas, known, proposer, wanted, live)
     return RunPlan(recipe, where, None, sites, atlas, known, proposer, wanted, live)
+
+
+def opened_store(recipe: Recipe) -> Store:
+    """The recipe's store: at its folder, or at its URI, or in this node's copy of that."""
+    return open_store(recipe.store_place, copy=recipe.resources.copy_store)
 
 
 def _check_sites(where: Store | ExtractionPlan, sites: list[Site], atlas: list[Site]) -> None:
@@ -59,7 +65,7 @@ def _check_sites(where: Store | ExtractionPlan, sites: list[Site], atlas: list[S
 def _check_in_plan(plan: ExtractionPlan, site: Site) -> None:
     if site.layer not in plan.layers or site.position not in plan.positions:
         raise UserError(
-            f"{plan.folder}: the store to be extracted will have no site {site}; its layers are "
+            f"{plan.place}: the store to be extracted will have no site {site}; its layers are "
             f"{', '.join(map(str, plan.layers))}; its positions are "
             f"{', '.join(map(str, plan.positions))}"
         )
@@ -71,10 +77,10 @@ def check_site(store: Store, site: Site) -> None:
     for split in ("train", "validation"):
         if not getattr(entry.rows, split):
             raise UserError(
-                f"{store.path}: {site} has no {split} rows; nothing can be trained there"
+                f"{store.place}: {site} has no {split} rows; nothing can be trained there"
             )
     if entry.total_variance <= NO_VARIANCE * entry.mean_square_norm:
         raise UserError(
-            f"{store.path}: at {site} all {entry.rows.total} rows are the same, so there is nothing "
+            f"{store.place}: at {site} all {entry.rows.total} rows are the same, so there is nothing "
             "to explain; are the texts alike up to that token?"
         )

@@ -92,6 +92,7 @@ class Extract(Stage):
         Raises UserError when something does not fit, or nothing can be trained at a site.
         """
         from raysae.extraction.extract_command import extract_with
+        from raysae.pipeline.live_checks import check_live_rows
         from raysae.pipeline.preflight import check_site
 
         plan = attempt.plan
@@ -101,14 +102,15 @@ class Extract(Stage):
             attempt.plan = plan.with_store(extract_with(plan.extraction, attempt.recipe))
             attempt.begun.mark()
         else:
-            console.print(f"Store: {plan.store.path} is there already")
+            console.print(f"Store: {plan.store.place} is there already")
+        check_live_rows(attempt.recipe, attempt.store, attempt.plan.sites)
         for site in attempt.plan.sites:
             check_site(attempt.store, site)
         return []
 
     def read(self, attempt: Attempt) -> None:
         """Say where the store is."""
-        console.print(f"Store: {attempt.store.path} is there already")
+        console.print(f"Store: {attempt.store.place} is there already")
 
 
 class Sweep(Stage):

@@ -103,7 +103,8 @@ def shared_settings(recipe: Recipe, store: str | None, sites: Sequence[Site]) ->
     made = {key: value for key, value in made.items() if key not in searched}
     if store is None:
         del made["store"]
-    source = recipe.source.model_dump(mode="json") if recipe.source is not None else {}
+    left_out = {"keep"}  # it does not change the results
+    source = recipe.source.model_dump(mode="json", exclude=left_out) if recipe.source else {}
     return {**made, **flat({"source": source}), "searched": sorted(searched)}
 
 

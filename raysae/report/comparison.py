@@ -25,7 +25,10 @@ def write_comparison(
     ``rows`` are the rows of ``models.parquet``, ``runs`` the models' runs by name, ``refused`` the
     reasons why other models could not be run, by name. Raises UserError when a store is gone.
     """
-    stores = {name: open_store(run.recipe.store_place) for name, run in runs.items()}
+    stores = {
+        name: open_store(run.recipe.store_place, copy=run.recipe.resources.copy_store)
+        for name, run in runs.items()
+    }
     shown = [
         {
             **row,

@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from raysae.activations import Store
+from raysae.activations import Site, Store
+from raysae.activations.health import HEADS, StoreHealth, health_of_store
 from raysae.console.board import seconds
 from raysae.console.shell import look_at_records
 from raysae.metrics import HEATMAP, PAGE, Metric, labels, shown
@@ -63,9 +64,18 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
             written=time.strftime("%Y-%m-%d %H:%M"),
             source=source_line(store),
             searched=_searched(run, trials),
+            health=_health(run, store, atlas),
+            heads=HEADS,
         )
         (folder / "index.html").write_text(page, encoding="utf-8")
     return run.report_page
+
+
+def _health(run: RunFolder, store: Store, atlas: list[SiteRow]) -> StoreHealth:
+    """What is unusual about the rows at the sites of the sweep and of the atlas."""
+    swept = run.recipe.sites_of(store.layers, store.positions)
+    trained = {Site.of_columns(row.layer, str(row.position)) for row in atlas}
+    return health_of_store(store, sorted({*swept, *trained}))
 
 
 def _searched(run: RunFolder, trials: list[TrialRow]) -> list[str]:

@@ -51,7 +51,7 @@ def write_page(name: str) -> str:
         raise UserError(f"{run.mended}; {rebuilt_by(run.recipe.run_place)}")
     if not run.selection_file.exists():
         raise UserError(f"{name}: the run has no selection.json yet; finish it first")
-    store = open_store(run.recipe.store_place)
+    store = open_store(run.recipe.store_place, copy=run.recipe.resources.copy_store)
     try:
         for stage in ("sweep", "select", "atlas"):
             run.check_unaltered(stage)

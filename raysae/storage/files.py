@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -132,12 +132,21 @@ def read_json(path: Path) -> Any:
     Raises UserError when it is not valid JSON, has a key twice or a number that is not finite, is nested
     deeper than any of ours, is too large, or is a FIFO or a device; OSError when it is not there.
     """
-    size = usable_path(path).stat().st_size
+    return json_from(path, usable_path(path).stat().st_size, path.read_bytes)
+
+
+def json_from(path: Path | str, size: int, read: Callable[[], bytes]) -> Any:
+    """The value of a JSON file of ``size`` bytes that ``read`` reads; ``path`` is for messages.
+
+    Raises what ``read_json`` raises.
+    """
     if size > LARGEST_JSON:
         raise UserError(f"{path}: {size:,} bytes; expected a JSON file of at most {LARGEST_JSON:,}")
     try:
-        return parsed_json(path.read_text(encoding="utf-8"))
+        return parsed_json(read().decode("utf-8"))
     except FileNotFoundError:
+        raise
+    except UserError:
         raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

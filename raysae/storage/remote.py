@@ -16,12 +16,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from raysae.errors import UserError
-from raysae.redaction import WHERE_SECRETS_BELONG, redacted, secret_in
+from raysae.storage.file_systems import place_of, reached, refuse_unusable
 from raysae.storage.files import (
     open_own,
+    remove_folder,
     remove_temporary,
     replacing_folder,
     write_text,
@@ -43,8 +43,9 @@ from raysae.storage.remote_folder import ARCHIVE, RemoteFolder
 
 __all__ = [
     "ARCHIVE", "CACHE_VARIABLE", "CHECKPOINT", "CLAIM_FILE", "CLAIM_SECONDS", "HOME_FILE", "bind",
-    "claimed", "discard", "discard_archive", "fetched", "is_copy", "is_uri", "join", "local_copy", "move",
-    "pull", "pull_archive", "push", "push_archive", "split",
+    "claimed", "discard", "discard_archive", "fetched", "hand_over", "is_copy", "is_uri", "join",
+    "local_copy", "move", "pull", "pull_archive", "push", "push_archive", "remove", "shown",
+    "split", "uri_of",
 ]  # fmt: skip
 
 CHECKPOINT = ".training"
@@ -61,13 +62,11 @@ def bind(uri: str) -> Path:
     Raises UserError when ``uri`` cannot be reached, when the folder cannot be written or is the copy of
     another URI, or when others could change what is in it.
     """
-    _refuse_secret(uri)
+    refuse_unusable(uri)
     local = local_copy(uri)
     if _bound.get(local) == uri and (local / HOME_FILE).is_file():
         return local
-    if ".." in uri.partition("?")[0].split("/"):
-        raise UserError(f"{uri.partition('?')[0]}: a URI has no '..'; write it out without")
-    _filesystem(uri)
+    reached(uri)
     try:
         make_private(local)
         check_private(local)
@@ -81,13 +80,6 @@ def bind(uri: str) -> Path:
         ) from None
     _bound[local] = uri
     return local
-
-
-def _refuse_secret(uri: str) -> None:
-    """Raise UserError when ``uri`` holds a secret: it names folders, and is printed and recorded."""
-    found = secret_in(uri)
-    if found is not None:
-        raise UserError(f"{redacted(uri)}: holds {found}; {WHERE_SECRETS_BELONG}")
 
 
 def is_copy(path: Path) -> bool:
@@ -139,6 +131,31 @@ def discard(path: Path) -> None:
         remote.remove_all(path)
 
 
+def remove(path: Path) -> None:
+    """Remove a file or folder here and, of a local copy, at its URI."""
+    if path.is_dir():
+        remove_folder(path)
+    else:
+        path.unlink(missing_ok=True)
+    discard(path)
+
+
+def uri_of(path: Path) -> str | None:
+    """The URI of a path in a local copy that this process works in; None for other paths."""
+    found = _copy_of(path)
+    if found is None:
+        return None
+    folder, uri = found
+    name = path.relative_to(folder).as_posix()
+    return uri if name == "." else join(uri, name)
+
+
+def shown(path: Path) -> str:
+    """A path for people: of a local copy, the URI without its ``?options``."""
+    uri = uri_of(path)
+    return str(path) if uri is None else place_of(uri)
+
+
 def fetched(uri: str) -> Path:
     """This node's complete copy of the folder at ``uri``.
 
@@ -151,6 +168,17 @@ def fetched(uri: str) -> Path:
         remove_temporary(folder)
         pull(folder)
     return folder
+
+
+def hand_over(file: Path) -> None:
+    """Upload a finished file of a local copy, and remove it here: it is not needed any more.
+
+    For other paths nothing is done. Raises UserError when it cannot be uploaded; then it stays.
+    """
+    remote = _remote_of(file)
+    if remote is not None:
+        remote.upload(file)
+        file.unlink()
 
 
 def push_archive(folder: Path) -> None:
@@ -189,11 +217,13 @@ def discard_archive(folder: Path) -> None:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(
+    folder: Path, what: str = "this run", otherwise: str = "take another name=NAME"
+) -> Iterator[None]:
     """Claim a folder at a URI for this machine during the block.
 
-    The claim is a file there, which a thread renews. Raises UserError when another machine renewed its
-    claim less than ``CLAIM_SECONDS`` ago.
+    The claim is a file there, which a thread renews. Raises UserError, with ``what`` the other works on
+    and what to do ``otherwise``, when another machine renewed its claim less than ``CLAIM_SECONDS`` ago.
     """
     remote = _remote_of(folder)
     if remote is None:
@@ -208,8 +238,8 @@ def claimed(folder: Path) -> Iterator[None]:
     other = remote.text(claim) if held else claim.read_text()
     if other.split(" on ")[-1] != socket.gethostname():  # processes of one machine have a lock
         raise UserError(
-            f"{remote.uri}: {other} is working on this run; wait for it, stop it, or take another "
-            f"name=NAME (the claim of a killed process ends after {CLAIM_SECONDS} s)"
+            f"{remote.uri}: {other} is working on {what}; wait for it, stop it, or {otherwise} "
+            f"(the claim of a killed process ends after {CLAIM_SECONDS} s)"
         )
     remote.remove_leftovers()
     remote.upload(claim)
@@ -243,7 +273,7 @@ def _remote_of(path: Path) -> RemoteFolder | None:
     if found is None:
         return None
     if found not in _remotes:
-        _remotes[found] = RemoteFolder(*found, *_filesystem(found[1]))
+        _remotes[found] = RemoteFolder(*found, *reached(found[1]))
     return _remotes[found]
 
 
@@ -260,26 +290,3 @@ def _files(folder: Path) -> Iterator[Path]:
             yield from _files(path)
         elif path.is_file():
             yield path
-
-
-def _filesystem(uri: str) -> tuple[Any, str]:
-    """The file system of a URI and the path in it. Raises UserError when it cannot be reached."""
-    import pyarrow as pa
-    from pyarrow import fs
-
-    try:
-        try:
-            filesystem, path = fs.FileSystem.from_uri(uri)
-        except pa.ArrowInvalid:  # Arrow does not know the scheme
-            import fsspec
-
-            found, path = fsspec.core.url_to_fs(uri)
-            filesystem = fs.PyFileSystem(fs.FSSpecHandler(found))
-        filesystem.get_file_info(path)
-    except (OSError, ValueError, ImportError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{uri.partition('?')[0]}: cannot be reached ({reason}); give a folder, or a URI such as "
-            "s3://BUCKET/FOLDER, with its credentials in the environment"
-        ) from None
-    return filesystem, path

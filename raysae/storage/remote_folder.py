@@ -3,12 +3,14 @@
 import posixpath
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from raysae.errors import UserError
 from raysae.storage.files import refuse_links_outside, remove_temporary, replacing
 from raysae.storage.ledger import Ledger, Stamp, There, stamp_of
+from raysae.storage.retries import StorageError, retried
 
 ARCHIVE = ".tar"
 """Suffix of the archive of a folder that is uploaded as one file."""
@@ -34,19 +36,23 @@ class RemoteFolder:
         """Upload a file, to the remote path ``place`` or to its own. Raises UserError when it fails."""
         place = place or self.place(file)
         try:
-            self.filesystem.create_dir(posixpath.dirname(place), recursive=True)
             if self.is_folder:  # other file systems show a file only when it is complete
+                Path(place).parent.mkdir(parents=True, exist_ok=True)
                 with replacing(Path(place)) as temporary:
                     shutil.copyfile(file, temporary)
-                return
-            with self.filesystem.open_output_stream(place) as out, file.open("rb") as content:
-                while block := content.read(1 << 22):
-                    out.write(block)
-        except OSError as error:
+            else:
+                retried(partial(self._write, file, place))
+        except (OSError, StorageError) as error:
             raise UserError(
                 f"{self.uri}: {posixpath.basename(place)} could not be written there ({error}); the "
                 f"results stay in {self.local}, and the same command uploads them later"
             ) from None
+
+    def _write(self, file: Path, place: str) -> None:
+        self.filesystem.create_dir(posixpath.dirname(place), recursive=True)
+        with self.filesystem.open_output_stream(place) as out, file.open("rb") as content:
+            while block := content.read(1 << 22):
+                out.write(block)
 
     def upload_new(self, file: Path) -> None:
         """Upload a file unless this version of it is there."""

@@ -199,8 +199,8 @@ class IndexedRows(RowSource):
 
     def survey(self, count: int) -> Iterator[tuple[int, Tensor]]:
         """See ``RowSource.survey``; the batches are spread evenly over the rows, which may be sorted."""
-        for start in survey_starts(len(self), count):
-            yield start, self.read(start, min(start + EVALUATION_BATCH, len(self)))
+        for start, stop in surveyed(len(self), count):
+            yield start, self.read(start, stop)
 
     def sample(self, count: int, seed: int, shuffle_rows: int = SHUFFLE_ROWS) -> Tensor:
         """``count`` rows ``[count, d_in]`` drawn by ``seed``; all rows when there are fewer."""
@@ -219,16 +219,15 @@ class IndexedRows(RowSource):
         return rebatched(self.taken(order, batch_size), batch_size)
 
 
-def survey_starts(rows: int, count: int) -> Iterator[int]:
-    """The first row of each batch of ``EVALUATION_BATCH`` rows that a survey of ``count`` rows reads."""
+def surveyed(rows: int, count: int) -> Iterator[tuple[int, int]]:
+    """The first row and the end of each batch that ``IndexedRows.survey`` reads, of ``rows`` rows."""
     batches = math.ceil(min(count, rows) / EVALUATION_BATCH)
     last = max(rows - EVALUATION_BATCH, 0)
     for number in range(batches):
-        yield (
-            round(number * last / max(batches - 1, 1))
-            if rows > count
-            else number * EVALUATION_BATCH
-        )
+        start = number * EVALUATION_BATCH
+        if rows > count:
+            start = round(number * last / max(batches - 1, 1))
+        yield start, min(start + EVALUATION_BATCH, rows)
 
 
 class OrdinaryRows(IndexedRows):

@@ -23,6 +23,7 @@ from torch import Tensor
 from raysae.sae.metrics import Sinks, mean_of_rows
 from raysae.training.config import TrainingConfig
 from raysae.training.finite import finite, refuse_non_finite
+from raysae.training.health import Health, with_sample
 from raysae.training.initialisation import geometric_median
 from raysae.training.rows import IndexedRows, RowSource
 
@@ -37,40 +38,6 @@ TOLERANCE = 1e-5
 NO_SPREAD = 1e-8
 """A spread up to this fraction of the mean's norm is only rounding error of float32."""
 LARGEST_SCALE = 1e30
-LARGE_MEAN = 3.0
-"""From this ratio of the mean's norm to the spread on, a person is told."""
-
-
-@dataclass(frozen=True)
-class Health:
-    """What is unusual about rows, such as to spoil a training or its figures."""
-
-    mean_ratio: float
-    """Norm of the mean over the spread, the root of the mean square distance from it; NaN when all
-    rows are equal. Without centring, a large ratio makes latents that are dead from the start
-    (arXiv 2605.31518)."""
-    sink_fraction: float
-    """Fraction of the rows that are sinks."""
-    sink_size: float
-    """Mean distance of the sinks from the median, over that of the median row; 0 without sinks."""
-
-    @property
-    def notes(self) -> list[str]:
-        """What a person should know before training, one note each; empty when all is usual."""
-        found = []
-        if self.mean_ratio > LARGE_MEAN:
-            found.append(f"the mean's norm is {self.mean_ratio:.3g} times the spread")
-        if self.sink_fraction:
-            found.append(
-                f"{self.sink_fraction:.2%} of the rows are sinks, on average {self.sink_size:.3g} "
-                "times as far from the median as the median row (training.sink_rows=leave_out leaves "
-                "them out)"
-            )
-        return found
-
-    def __str__(self) -> str:
-        usual = f"the mean's norm is {self.mean_ratio:.2f} times the spread; no sink rows"
-        return "; ".join(self.notes) or usual
 
 
 @dataclass(frozen=True)
@@ -106,14 +73,23 @@ def input_statistics(
     mean_D, scale, health = survey(train.survey(SURVEY_ROWS), sinks, typical)
     leave_out = training.sink_rows == "leave_out" and sinks.limit < math.inf
     rows = train.without(sinks) if leave_out else train
+    health = with_sample(health, sample_BD)
     return InputStatistics(rows, mean_D, scale, validation_mean_D, sinks, health)
 
 
 def health_of(rows: RowSource, count: int = HEALTH_ROWS) -> Health:
-    """What is unusual about ``rows``, from about ``count`` of them."""
-    batches = list(rows.survey(count))
-    rule = sink_rule(torch.cat([batch_BD for _, batch_BD in batches]))
-    return survey(batches, *rule)[2]
+    """What is unusual about ``rows``, from about ``count`` of them; see ``health_of_batches``."""
+    return health_of_batches(list(rows.survey(count)))
+
+
+def health_of_batches(batches: list[tuple[int, Tensor]]) -> Health:
+    """What is unusual about the rows in ``batches``, each ``[batch, d_in]`` with its first row's number.
+
+    Raises NonFiniteRowsError when a row is not finite.
+    """
+    sample_BD = torch.cat([batch_BD for _, batch_BD in batches])
+    health = survey(batches, *sink_rule(sample_BD))[2]
+    return with_sample(health, sample_BD)
 
 
 def sink_rule(sample_BD: Tensor) -> tuple[Sinks, float]:

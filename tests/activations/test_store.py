@@ -240,11 +240,11 @@ def test_a_field_that_is_added_to_the_format_leaves_older_digests_alone(tmp_path
     older = read_manifest(tmp_path / "store")
 
     class Entry(SiteEntry):
-        added: ClassVar = frozenset({"sinks"})
+        added: ClassVar = SiteEntry.added | {"sinks"}
         sinks: int = 0
 
     class Later(Manifest):
-        added: ClassVar = frozenset({"notes"})
+        added: ClassVar = Manifest.added | {"notes"}
         notes: str = ""
         sites: list[Entry]
 

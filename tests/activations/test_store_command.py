@@ -330,3 +330,26 @@ def test_the_command_as_a_shell_sees_it(store, tmp_path):
     assert shell("sites", str(store)).stdout.count("\n") == 4
     bad = shell("verify", "nowhere")
     assert (bad.returncode, bad.stdout) == (REFUSED, "") and bad.stderr.count("\n") == 1
+
+
+def test_a_live_store_says_what_is_computed_while_training(tmp_path, monkeypatch, capsys):
+    from tests.extraction.local_pool import extracted_here, live_recipe
+
+    store, _ = extracted_here(monkeypatch, live_recipe(tmp_path / "store"))
+    capsys.readouterr()
+    path, site = str(store.path), store.sites[0]
+    total = sum(store.entry(one).rows.train for one in store.sites)
+    head = sum(map(store.head_rows, store.sites))
+    assert main(["show", path]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        f"{total:,} training rows are computed while training, {head:,} of them are on disk"
+        in shown
+    )
+    assert main(["sites", path]) == 0
+    listed = capsys.readouterr().out
+    assert f"{site.folder}  {store.entry(site).rows.train}" in listed and "(live: " in listed
+    assert main(["sites", path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["head"] == store.head_rows(site)
+    assert main(["verify", path]) == 0
+    assert "sound" in capsys.readouterr().out

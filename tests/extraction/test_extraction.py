@@ -52,8 +52,9 @@ def content(store):
 
 @pytest.mark.long
 def test_the_number_of_workers_never_shows(connected_ray, tmp_path):
-    one = content(extracted(recipe_of(tmp_path, "one"), 1))
-    three = content(extracted(recipe_of(tmp_path, "three"), 3))
+    ratio = "source.max_norm_ratio=1.05"
+    one = content(extracted(recipe_of(tmp_path, "one", ratio), 1))
+    three = content(extracted(recipe_of(tmp_path, "three", ratio), 3))
     assert len(one) == 4 * 4 + 4 + 1
     assert one == three
 
@@ -211,6 +212,49 @@ def test_rows_that_are_not_finite_are_refused_or_left_out(connected_ray, tmp_pat
     entry = store.entry(Site(1, -1))
     assert entry.dropped > 0 and entry.dropped + entry.rows.total == 400
     assert verify(store.path) == []
+
+
+def test_rows_far_over_the_median_norm_are_left_out(connected_ray, tmp_path):
+    plain = ["source.dtype=float32", "source.positions=[all]"]
+    ratio = [*plain, "source.max_norm_ratio=1.05"]
+    every = extracted(recipe_of(tmp_path, "every", *plain), 1)
+    some = extracted(recipe_of(tmp_path, "some", *ratio), 1)
+    for before, after in zip(every.manifest.sites, some.manifest.sites, strict=True):
+        for shard, left in zip(before.shards, after.shards, strict=True):
+            norm, kept = norms_in(every, shard), norms_in(some, left)
+            limit = 1.05 * norm.median()
+            assert torch.equal(kept.sort()[0], norm[norm <= limit].sort()[0]) and len(kept) < len(
+                norm
+            )
+        assert after.too_large == before.rows.total - after.rows.total > 0 == after.dropped
+    assert verify(some.path) == []
+    assert "too_large" not in (every.path / "manifest.json").read_text()
+
+
+def norms_in(store, shard):
+    """The norms of a shard's rows, of all splits."""
+    splits = [split for split in SPLITS if getattr(shard.rows, split)]
+    rows = torch.cat([store.rows(store.segments(shard, split)) for split in splits])
+    return rows.double().norm(dim=1)
+
+
+def test_another_limit_of_the_norm_is_another_store(tmp_path):
+    plans = {
+        value: plan_extraction(recipe_of(tmp_path, "s", f"source.max_norm_ratio={value}"))
+        for value in ("null", "5", "7.5")
+    }
+    for one, ours in plans.items():
+        for other, theirs in plans.items():
+            differs = {"max_norm_ratio"} if one != other else set()
+            assert set(ours.differences(theirs.identity())) == differs
+    before = {**plans["null"].identity()}
+    assert "max_norm_ratio" not in before, "stores without it are written as ever"
+
+
+@pytest.mark.parametrize("value", ["1", "0", "-2", ".nan", ".inf", "much"])
+def test_a_limit_of_the_norm_that_makes_no_sense_is_refused(tmp_path, value):
+    with pytest.raises(UserError, match=r"source\.max_norm_ratio"):
+        recipe_of(tmp_path, "s", f"source.max_norm_ratio={value}")
 
 
 def test_texts_too_short_for_the_positions_are_counted_and_left_out(connected_ray, tmp_path):

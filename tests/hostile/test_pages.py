@@ -68,7 +68,12 @@ def runs_of(tmp_path, data):
     except OSError:
         return None
     with path.open("rb") as file:
-        return activation_runs(file.fileno(), metadata, ROW_BYTES)
+
+        def read(length, at):
+            file.seek(at)
+            return file.read(length)
+
+        return activation_runs(read, len(data), metadata, ROW_BYTES)
 
 
 def install(store, data):

@@ -111,6 +111,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(small_run):
         "atlas_dead_fraction.png",
     }  # fmt: skip
     assert small_run.selection["choice"]["reason"] in page
+    assert "Health of the data" in page and "at each of 4 sites" in page
     assert "Swept at layer 1, position -1 with tpe. 5 of 5 trials finished" in page
     for row in small_run.trials:
         assert f"{row['explained_variance']:.4f}" in page

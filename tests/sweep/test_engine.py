@@ -301,4 +301,5 @@ def test_a_dry_run_says_what_the_run_would_do_and_writes_nothing(store, tmp_path
         "tokens/s",
     ):
         assert words in printed
+    assert "Data" in printed and "rows at each of 1 site" in " ".join(printed.split())
     assert not (tmp_path / "runs").exists()

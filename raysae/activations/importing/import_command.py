@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from raysae.console.board import console, seconds
 from raysae.console.command_line import DONE
 from raysae.console.shell import look_at_store
+from raysae.storage.local_copies import is_uri
 
 if TYPE_CHECKING:
     from raysae.activations.importing.options import ImportOptions
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.add_argument("file", type=Path, metavar="FILE", help="what to import")
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="STORE", help="the store's folder")
+    add("--out", type=place, required=True, metavar="STORE", help="the store's folder or URI")
     add("--layer", type=int, metavar="L", help="the layer, if the file does not give it")
     add("--position", metavar="P", help="a token's number (-1 is the last), all, or a pool's name")
     add("--key", action="append", default=[], dest="keys", metavar="ROLE=NAME",
@@ -52,10 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--test", type=float, default=0.1, metavar="FRACTION", help="of the sequences (0.1)")
     add("--seed", type=int, default=0, help="decides the order of the rows (0)")
     add("--non-finite", default="refuse", metavar="refuse|drop", help="rows with NaN or infinity")
+    add("--max-norm-ratio", type=float, metavar="N",
+        help="leave out rows with a norm over N times their shard's median norm, such as 10")  # fmt: skip
     add("--shard-rows", type=int, metavar="N", help="most rows per shard (as many as fit 256 MiB)")
     add("--model", metavar="ID", help="the transformer's id, for the manifest")
     add("--dataset", metavar="ID", help="the data set's id, for the manifest")
     add("--hookpoint", metavar="NAME", help="for the manifest (the file's, or unknown)")
+
+
+def place(name: str) -> Path | str:
+    """A folder as a path; a URI as it is."""
+    return name if is_uri(name) else Path(name)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -142,10 +150,11 @@ def _print_result(done: "Imported", passed: float) -> None:
     for note in done.notes:
         _say(f"  note: {note}")
     size = done.bytes / 1e9
+    large = f", {_count(done.too_large, 'row')} too large" if done.too_large else ""
     _say(
         f"Store: {done.store}\n"
         f"  {_count(len(done.entries), 'site')} added, {_count(done.rows, 'row')} of {done.d_in} "
-        f"{done.dtype}, {_count(done.dropped, 'row')} dropped\n"
+        f"{done.dtype}, {_count(done.dropped, 'row')} dropped{large}\n"
         f"  {size:.3f} GB in {seconds(passed)}, {size / max(passed, 1e-9):.2f} GB/s\n"
         f"{look_at_store(done.store)}"
     )

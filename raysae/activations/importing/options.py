@@ -1,5 +1,6 @@
 """The options of an import, and their checks."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ class ImportOptions:
     seed: int = 0
     """Decides the order of the rows."""
     non_finite: NonFinite = "refuse"
+    max_norm_ratio: float | None = None
+    """Rows with a norm over so many times the median norm of their shard are left out."""
     shard_rows: int | None = None
     model: str | None = None
     dataset: str | None = None
@@ -58,6 +61,7 @@ class ImportOptions:
         self._one_of("dtype", tuple(ITEM_BYTES))
         self._one_of("raw_dtype", tuple(ITEM_BYTES))
         self._one_of("non_finite", get_args(NonFinite))
+        self._ratio()
         fractions = self.validation, self.test
         if not all(0 <= fraction < 1 for fraction in fractions) or sum(fractions) >= 1:
             raise UserError(
@@ -75,7 +79,18 @@ class ImportOptions:
 
     def record(self) -> dict[str, Any]:
         """The options as recorded in the manifest, without paths of this machine."""
-        return {**vars(self), "keys": dict(self.keys), "sequences": base_name(self.sequences)}
+        options = {**vars(self), "keys": dict(self.keys), "sequences": base_name(self.sequences)}
+        if self.max_norm_ratio is None:  # so that other imports are recorded as before
+            del options["max_norm_ratio"]
+        return options
+
+    def _ratio(self) -> None:
+        value = self.max_norm_ratio
+        if value is not None and not (isinstance(value, int | float) and 1 < value < math.inf):
+            raise UserError(
+                f"--max-norm-ratio {value}: expected a number over 1, such as 10: so many times the "
+                "median norm"
+            )
 
     def _at_least(self, option: str, least: int) -> None:
         value = getattr(self, option)

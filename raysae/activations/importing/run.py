@@ -34,11 +34,12 @@ from raysae.activations.importing.target import (
     unfinished,
 )
 from raysae.activations.importing.values import check_values
-from raysae.activations.manifest import FORMAT_VERSION, Manifest, SiteEntry
+from raysae.activations.manifest import FORMAT_VERSION, MANIFEST_FILE, Manifest, SiteEntry
 from raysae.activations.schema import ITEM_BYTES, Dtype
 from raysae.activations.splits import SPLITS
 from raysae.activations.writer import ShardFormat, SiteWriter
 from raysae.sites import Site
+from raysae.storage.remote import bind, hand_over, is_uri, uri_of
 from raysae.storage.untrusted import usable_path
 
 HASH_BYTES = 2**22
@@ -50,6 +51,7 @@ class ImportPlan:
     """A checked import with all options settled. Nothing has been written yet."""
 
     out: Path
+    """The store's folder; of a store at a URI, this node's copy, which holds the shard in work."""
     source: Source
     options: ImportOptions
     """As given, with dtype, hookpoint and shard size filled in from the file and the store."""
@@ -82,7 +84,8 @@ class ImportPlan:
 class Imported:
     """The result of an import."""
 
-    store: Path
+    store: Path | str
+    """Its folder or URI."""
     format: str
     d_in: int
     dtype: str
@@ -102,6 +105,11 @@ class Imported:
         return sum(entry.dropped for entry in self.entries)
 
     @property
+    def too_large(self) -> int:
+        """Rows left out because their norm was too large."""
+        return sum(entry.too_large for entry in self.entries)
+
+    @property
     def bytes(self) -> int:
         """Bytes of the shards written."""
         return sum(shard.bytes for entry in self.entries for shard in entry.shards)
@@ -110,21 +118,26 @@ class Imported:
 def import_activations(
     file: Path | str, out: Path | str, *, progress: Progress = silent, **options: Any
 ) -> Imported:
-    """Import the activations of a file or folder into a store: a new one, or one made by imports.
+    """Import the activations of a file or folder into a store at a folder or URI: a new one, or one made
+    by imports.
 
     ``options`` are the fields of ``ImportOptions``: ``layer``, ``position``, ``dtype`` and so on.
     Raises UserError on unusable input; files written before the error do not count as a store.
     """
     started = time.monotonic()
-    plan = plan_import(Path(file), Path(out), ImportOptions(**options), progress)
+    plan = plan_import(Path(file), out, ImportOptions(**options), progress)
     return replace(run_import(plan, progress), seconds=time.monotonic() - started)
 
 
 def plan_import(
-    file: Path, out: Path, options: ImportOptions, progress: Progress = silent
+    file: Path, out: Path | str, options: ImportOptions, progress: Progress = silent
 ) -> ImportPlan:
-    """Open the file and decide which rows go to which site. Raises UserError when this is impossible."""
-    store = existing_store(usable_path(out))
+    """Open the file and decide which rows go to which site; ``out`` is a folder or a URI.
+
+    Raises UserError when this is impossible.
+    """
+    out = bind(str(out)) if is_uri(str(out)) else usable_path(out)
+    store = existing_store(out)
     asked = {key: getattr(options, key) for key in ("split", "seed", "model", "dataset", "dtype")}
     if store:
         refuse_differences(out, store, asked)
@@ -146,9 +159,10 @@ def run_import(plan: ImportPlan, progress: Progress = silent) -> Imported:
     Raises UserError when values cannot be stored, the disk is too small, or another import runs.
     """
     started, options = time.monotonic(), plan.options
-    look = check_values(plan.source, plan.selections, plan.dtype, options.non_finite, progress)
+    look = check_values(plan.source, plan.selections, plan.dtype, options, progress)
     notes = [*plan.notes, *notes_on_repeats(plan.source, plan.selections[0], look)]
-    refuse_full_disk(plan.out, plan.bytes, "the store")
+    if uri_of(plan.out) is None:  # else a shard at a time lies here
+        refuse_full_disk(plan.out, plan.bytes, "the store")
     with (
         taking_in(plan.out, plan.sites) as store,
         _hashed_meanwhile(plan.source.files) as checksum,
@@ -158,8 +172,9 @@ def run_import(plan: ImportPlan, progress: Progress = silent) -> Imported:
         manifest = _manifest(plan, store, entries, checksum())
         refuse_deleted(plan.out, entries)
         manifest.write(plan.out)
+        hand_over(plan.out / MANIFEST_FILE)
     return Imported(
-        plan.out, plan.source.format, plan.source.d_in, plan.dtype, entries,
+        uri_of(plan.out) or plan.out, plan.source.format, plan.source.d_in, plan.dtype, entries,
         time.monotonic() - started, (*notes, *_split_notes(plan, entries)),
     )  # fmt: skip
 
@@ -199,7 +214,9 @@ def _split_notes(plan: ImportPlan, entries: list[SiteEntry]) -> Iterator[str]:
 def _write(plan: ImportPlan, progress: Progress) -> list[SiteEntry]:
     """Write the sites one after the other, all shuffled in the same way, so their rows stay aligned."""
     options, done, entries = plan.options, 0, []
-    form = ShardFormat(plan.dtype, options.split, options.seed, options.non_finite)
+    form = ShardFormat(
+        plan.dtype, options.split, options.seed, options.non_finite, options.max_norm_ratio
+    )
     for selection in sorted(plan.selections, key=lambda selection: selection.site):
         writer = SiteWriter(plan.out, selection.site, form, options.shard_rows)
         for piece in shuffled_pieces(len(selection), plan.source.d_in, options.seed):

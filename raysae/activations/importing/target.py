@@ -5,17 +5,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from raysae.activations.manifest import MANIFEST_FILE, Manifest, SiteEntry, read_manifest
+from raysae.activations.manifest import MANIFEST_FILE, Manifest, SiteEntry, manifest_of
+from raysae.activations.store_files import LocalFile, LocalFiles, StoreFiles, files_at
 from raysae.errors import UnfinishedError, UserError
 from raysae.sites import Site
 from raysae.storage.files import (
     locked,
     read_json,
     refuse_links_outside,
-    remove_folder,
     remove_temporary,
     write_json,
 )
+from raysae.storage.remote import claimed, pull, push, remove, shown, uri_of
 from raysae.storage.trouble import in_words, number_of
 
 WORK_FOLDER = ".import"
@@ -27,23 +28,36 @@ FLAGS = {"split": "--validation and --test", "non_finite": "--non-finite"}
 def existing_store(out: Path) -> Manifest | None:
     """The manifest of the store that sites are added to; None when there is no store yet.
 
-    Raises UserError when the store was not imported, or the folder holds other files.
+    ``out`` is its folder; of a store at a URI, this node's copy. Raises UserError when the store was not
+    imported, or the folder holds other files.
     """
-    if (out / MANIFEST_FILE).exists():
-        manifest = read_manifest(out)
+    files = _files(out)
+    if files.file(MANIFEST_FILE).is_file() or (out / MANIFEST_FILE).exists():
+        manifest = manifest_of(files)
         if manifest.provenance != "imported" or not imports(manifest):
             raise UserError(
-                f"{out}: holds a store that was not made by an import (its provenance is "
+                f"{files.place}: holds a store that was not made by an import (its provenance is "
                 f"{manifest.provenance!r}); import into another folder"
             )
         return manifest
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; name a folder for the store")
-    interrupted = (out / WORK_FOLDER / SITES_FILE).exists()
-    other_files = out.exists() and {path.name for path in out.iterdir()} - {WORK_FOLDER}
-    if other_files and not interrupted:
-        raise UserError(f"{out}: holds files but no activation store; import into another folder")
+    marker = out / WORK_FOLDER / SITES_FILE
+    if isinstance(files, LocalFiles):
+        other_files = out.exists() and bool({path.name for path in out.iterdir()} - {WORK_FOLDER})
+    else:
+        other_files = bool(files.names())
+        pull(marker)
+    if other_files and not marker.exists():
+        raise UserError(
+            f"{files.place}: holds files but no activation store; import into another folder"
+        )
     return None
+
+
+def _files(out: Path) -> StoreFiles:
+    """The files of the store whose folder, or local copy, is ``out``."""
+    return files_at(uri_of(out) or out)
 
 
 def imports(manifest: Manifest) -> list[dict[str, Any]]:
@@ -68,8 +82,8 @@ def refuse_differences(out: Path, manifest: Manifest, wanted: Mapping[str, Any])
     ]
     if lines:
         raise UserError(
-            f"{out}: sites can be added only when they are of the store's kind; import into another "
-            "folder, or with the store's options\n" + "\n".join(lines)
+            f"{shown(out)}: sites can be added only when they are of the store's kind; import into "
+            "another folder, or with the store's options\n" + "\n".join(lines)
         )
 
 
@@ -79,7 +93,7 @@ def refuse_sites(out: Path, manifest: Manifest | None, sites: list[Site]) -> Non
     twice = [str(site) for site in sites if site in there]
     if twice:
         raise UserError(
-            f"{out}: the store has {twice[0]} already"
+            f"{shown(out)}: the store has {twice[0]} already"
             + (f" (and {len(twice) - 1} more of these sites)" if len(twice) > 1 else "")
             + "; nothing is overwritten: import into another folder, or name another --layer or "
             "--position"
@@ -97,14 +111,16 @@ def taking_in(out: Path, sites: list[Site]) -> Iterator[Manifest | None]:
     refuse_links_outside(out, "the store")
     work = out / WORK_FOLDER
     work.mkdir(parents=True, exist_ok=True)
-    with locked(work / LOCK_FILE, "this store", "import into another folder"):
+    otherwise = "import into another folder"
+    with locked(work / LOCK_FILE, "this store", otherwise), claimed(out, "this store", otherwise):
         manifest = existing_store(out)
         refuse_sites(out, manifest, sites)
         _clear(out, manifest, sites)
         write_json(work / SITES_FILE, sorted(site.folder for site in sites))
+        push(work / SITES_FILE)
         yield manifest
         for name in (SITES_FILE, LOCK_FILE):
-            (work / name).unlink(missing_ok=True)
+            remove(work / name)
         with suppress(OSError):  # the store is complete; another process may use the folder
             work.rmdir()
 
@@ -115,7 +131,7 @@ def _clear(out: Path, manifest: Manifest | None, sites: list[Site]) -> None:
     listed = {entry.site.folder for entry in manifest.sites} if manifest else set()
     marker = out / WORK_FOLDER / SITES_FILE
     for folder in {*_site_folders(_noted(marker)), *(site.folder for site in sites)} - listed:
-        remove_folder(out / folder)
+        remove(out / folder)
     remove_temporary(out)
 
 
@@ -135,12 +151,13 @@ def unfinished(out: Path) -> Iterator[None]:
 
 def refuse_deleted(out: Path, entries: list[SiteEntry]) -> None:
     """Raise UserError when the store's folder, or a shard just written, was deleted meanwhile."""
-    shards = [out / shard.file for entry in entries for shard in entry.shards]
-    gone = [path for path in (out / WORK_FOLDER / SITES_FILE, *shards) if not path.is_file()]
+    files, marker = _files(out), out / WORK_FOLDER / SITES_FILE
+    shards = [files.file(shard.file) for entry in entries for shard in entry.shards]
+    gone = [path for path in (LocalFile(out, marker), *shards) if not path.is_file()]
     if gone:
         raise UserError(
-            f"{out}: the folder was deleted, moved or emptied during the import ({gone[0]} is gone); "
-            "put it back to keep what it held, or remove it and give the command again"
+            f"{files.place}: the folder was deleted, moved or emptied during the import ({gone[0]} is "
+            "gone); put it back to keep what it held, or remove it and give the command again"
         )
 
 

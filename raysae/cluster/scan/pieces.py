@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from raysae.training.rows import EVALUATION_BATCH, WindowOrder, survey_starts
+from raysae.training.rows import WindowOrder, surveyed
 
 Piece = tuple[int, int]
 """The numbers of the first row and of the row after the last."""
@@ -59,8 +59,7 @@ class Survey:
 
     def pieces(self) -> Iterator[Piece]:
         """The pieces in the order in which they are read."""
-        for start in survey_starts(self.rows, self.count):
-            yield start, min(start + EVALUATION_BATCH, self.rows)
+        return surveyed(self.rows, self.count)
 
 
 Order = InWindows | InOrder | Survey

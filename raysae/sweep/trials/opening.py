@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raysae.activations import Site, Store
+from raysae.activations.health import SiteHealth
 from raysae.activations.live import check_live_memory, live_memory
 from raysae.cluster.placement import Placement, beside_live, beside_scans, place_streaming
 from raysae.cluster.reading import (
@@ -20,7 +21,7 @@ from raysae.cluster.reading import (
 )
 from raysae.cluster.scan.opening import divide, plan_scans, scanned_sites, serving
 from raysae.config import Recipe
-from raysae.console.board import console
+from raysae.console.board import console, emit
 from raysae.extraction.keeping import decide_keep
 from raysae.extraction.live_rows import KeptSite, live_sites
 from raysae.extraction.live_scan import LiveData
@@ -209,4 +210,6 @@ def _print_waves(demand: Demand, placement: Placement, what: str, size: str) -> 
 
 def _print_health(sites: Mapping[Site, OpenSite]) -> None:
     for site, rows in sites.items():
-        console.print(f"Inputs at {site}: {health_of(rows.rows('train'))}")
+        health = health_of(rows.rows("train"))
+        emit("health", **SiteHealth(site, health).record())
+        console.print(f"Inputs at {site}: {health}")

@@ -60,7 +60,7 @@ class SAETrials(tune.Trainable):
 
     def _open(self, sites: Mapping[Site, OpenSite]) -> None:
         uri = self.recipe.store_uri
-        if uri is not None:
+        if uri is not None and self.recipe.resources.copy_store:
             sites = {site: fetched_site(opened, uri) for site, opened in sites.items()}
         self.rows = {
             site: {split: opened.rows(split).to(self.device) for split in ("train", "validation")}

@@ -7,7 +7,7 @@ that has it.
 Shapes: N rows, D d_in.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from raysae.activations.schema import to_arrow, to_torch, torch_dtype
 from raysae.activations.store import TRAINING_SPLITS, Segment, Store, open_store
 from raysae.sites import Site
+from raysae.storage.local_copies import copied_uri
 from raysae.training.rows import Rows
 
 READ_HERE_BYTES = 64 * 2**20
@@ -61,24 +62,20 @@ class Piece:
     stop: int
 
 
-def share_site(store: Store, site: Site, piece_bytes: int = PIECE_BYTES) -> SharedSite:
-    """Read ``site`` once into the object store of the connected Ray, ``piece_bytes`` to a block.
+def share_site(
+    store: Store,
+    site: Site,
+    piece_bytes: int = PIECE_BYTES,
+    splits: Sequence[str] = TRAINING_SPLITS,
+) -> SharedSite:
+    """Read ``splits`` of ``site`` once into the object store of the connected Ray, ``piece_bytes`` to a
+    block.
 
     The caller must have checked the checksums. Raises UserError when a shard is not readable.
     """
-    return _share(store, site, TRAINING_SPLITS, piece_bytes)
-
-
-def share_split(store: Store, site: Site, split: str) -> SharedSite:
-    """Read one split of ``site`` once into the object store of the connected Ray; see ``share_site``."""
-    return _share(store, site, (split,), PIECE_BYTES)
-
-
-def _share(store: Store, site: Site, splits: tuple[str, ...], piece_bytes: int) -> SharedSite:
     import ray
 
-    most = max(piece_bytes // store.row_bytes, 1)
-    pieces = [piece for split in splits for piece in pieces_of(store, site, split, most)]
+    pieces = list(pieces_of(store, site, max(piece_bytes // store.row_bytes, 1), splits))
     size = sum(piece.stop - piece.start for piece in pieces) * store.row_bytes
     if size <= min(READ_HERE_BYTES, piece_bytes):
         read = [ray.put(read_piece(store, site, piece)) for piece in pieces]
@@ -90,12 +87,15 @@ def _share(store: Store, site: Site, splits: tuple[str, ...], piece_bytes: int) 
     return SharedSite(store.manifest.dtype, store.d_in, blocks)
 
 
-def pieces_of(store: Store, site: Site, split: str, most: int) -> Iterator[Piece]:
-    """The rows of a split in even pieces, of ``most`` rows at most."""
-    rows = getattr(store.entry(site).rows, split)
-    count = -(-rows // most)
-    for number in range(count):
-        yield Piece(split, number * rows // count, (number + 1) * rows // count)
+def pieces_of(
+    store: Store, site: Site, most: int, splits: Sequence[str] = TRAINING_SPLITS
+) -> Iterator[Piece]:
+    """The rows of ``splits`` of ``site`` in even pieces, of ``most`` rows at most."""
+    for split in splits:
+        rows = getattr(store.entry(site).rows, split)
+        count = -(-rows // most)
+        for number in range(count):
+            yield Piece(split, number * rows // count, (number + 1) * rows // count)
 
 
 def read_piece(store: Store, site: Site, piece: Piece) -> pa.Table:
@@ -121,9 +121,9 @@ def _parts(store: Store, site: Site, piece: Piece) -> Iterator[tuple[Segment, in
     Only the footers of those shards are read.
     """
     at = 0
-    for shard in store.shards(site, piece.split):
+    for shard in store.entry(site).shards:
         rows = getattr(shard.rows, piece.split)
-        if at < piece.stop and at + rows > piece.start:
+        if rows and at < piece.stop and at + rows > piece.start:
             start = at
             for segment in store.segments(shard, piece.split):
                 first, end = max(piece.start - start, 0), min(piece.stop - start, segment.rows)
@@ -137,10 +137,11 @@ def _read_by_tasks(store: Store, site: Site, pieces: list[Piece]) -> list[Any]:
     """A reference to each piece's table, in order; Ray Data reads them on all nodes at once."""
     import ray
 
-    where = str(store.opened_by)
+    copied = copied_uri(store.path) if store.uri is None else None  # each node makes its own copy
+    opened = {"where": copied or str(store.opened_by), "copy": copied is not None, "site": site}
     tasks = [asdict(piece) for piece in pieces]
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-        _read, fn_kwargs={"where": where, "site": site}, batch_size=None, batch_format="pyarrow",
+        _read, fn_kwargs=opened, batch_size=None, batch_format="pyarrow",
         num_cpus=TASK_CPUS,
     )  # fmt: skip
     dataset.context.target_max_block_size = None  # one block a task
@@ -148,6 +149,6 @@ def _read_by_tasks(store: Store, site: Site, pieces: list[Piece]) -> list[Any]:
     return dataset.materialize().to_arrow_refs()
 
 
-def _read(task: pa.Table, where: str, site: Site) -> pa.Table:
+def _read(task: pa.Table, where: str, copy: bool, site: Site) -> pa.Table:
     (row,) = task.to_pylist()
-    return read_piece(open_store(where).trust(), site, Piece(**row))
+    return read_piece(open_store(where, copy=copy).trust(), site, Piece(**row))

@@ -19,7 +19,7 @@ from raysae.cluster.scan.opening import ScanPlan
 from raysae.cluster.scan.reader import Reader, arrived
 from raysae.cluster.scan.rows import VALIDATION, ScannedRows
 from raysae.cluster.scan.store_scan import opened
-from raysae.cluster.sharing import SharedSite, share_split
+from raysae.cluster.sharing import SharedSite, share_site
 from raysae.extraction.live_scan import LiveData, LiveScan, rows_in
 from raysae.sites import Site
 from raysae.training.headed_rows import HeadedRows
@@ -233,7 +233,7 @@ def live_sites(data: LiveData, plan: ScanPlan, service: Any) -> dict[Site, LiveS
     return {
         site: LiveSite(
             site, service, data, plan.piece_bytes,
-            share_split(store, site, VALIDATION) if site in plan.held_out else None,
+            share_site(store, site, splits=(VALIDATION,)) if site in plan.held_out else None,
         )
         for site in data.sites
     }  # fmt: skip

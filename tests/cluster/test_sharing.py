@@ -70,7 +70,7 @@ def test_a_piece_of_256_mib_is_one_block(connected_ray, tmp_path):
 def test_pieces_cut_shards_and_pages_anywhere(tmp_path):
     store = written(tmp_path, torch.randn(1000, 16), shard_rows=300)
     for most in (1, 7, 299, 1000):
-        pieces = list(pieces_of(store, SITE, "train", most))
+        pieces = list(pieces_of(store, SITE, most, ["train"]))
         assert all(0 < piece.stop - piece.start <= most for piece in pieces)
         if most == 1:
             continue

@@ -10,7 +10,7 @@ from raysae.cluster.placement import scan_cpus
 from raysae.cluster.reading import WINDOWS_HELD, budget_of
 from raysae.cluster.scan.rows import VALIDATION, ScannedSite
 from raysae.cluster.scan.service import ScanSettings, start_service
-from raysae.cluster.sharing import share_split
+from raysae.cluster.sharing import share_site
 from raysae.config import Recipe, ResourcesConfig
 from raysae.errors import UserError
 from raysae.sites import Site
@@ -93,7 +93,7 @@ def scanned_sites(
     return {
         site: ScannedSite(
             str(store.opened_by), site, service, plan.piece_bytes,
-            share_split(store, site, VALIDATION) if site in plan.held_out else None,
+            share_site(store, site, splits=(VALIDATION,)) if site in plan.held_out else None,
         )
         for site in sites
     }  # fmt: skip

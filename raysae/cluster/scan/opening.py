@@ -86,6 +86,17 @@ def serving(memory: int, workers: int, each: int, patience: float | None) -> Ite
         ray.kill(service)
 
 
+def scans_in_words(service: Any) -> str:
+    """How much the scans have read, as a line for people."""
+    import ray
+
+    counts = ray.get(service.counts.remote())
+    return (
+        f"Scan: {counts['bytes'] / 1e9:.3f} GB read in {counts['scans']} scans (looks at the rows before "
+        f"training are counted too); at most {counts['most_held'] / 1e9:.3f} GB held"
+    )
+
+
 def scanned_sites(
     store: Store, sites: list[Site], plan: ScanPlan, service: Any
 ) -> dict[Site, ScannedSite]:

@@ -208,6 +208,12 @@ class PieceBuffer:
         """Whether nobody reads it any more."""
         return not self._at_work() and not self.is_awaiting
 
+    @property
+    def position(self) -> int:
+        """The first piece that is still held; 0 when nobody reads."""
+        with self.memory.changed:
+            return self._start if self._at_work() else 0
+
     def silent(self, seconds: float) -> list[str]:
         """The readers that were not heard of for so long and wait for nothing."""
         with self.memory.changed:

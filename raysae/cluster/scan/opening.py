@@ -98,13 +98,16 @@ def scans_in_words(service: Any) -> str:
 
 
 def scanned_sites(
-    store: Store, sites: list[Site], plan: ScanPlan, service: Any
+    store: Store, sites: list[Site], plan: ScanPlan, service: Any, cyclic: bool = False
 ) -> dict[Site, ScannedSite]:
-    """The sites as workers read them; held-out rows that stay in memory are put there, once."""
+    """The sites as workers read them; held-out rows that stay in memory are put there, once.
+
+    ``cyclic``: whether an epoch may begin where a running scan is.
+    """
     return {
         site: ScannedSite(
             str(store.opened_by), site, service, plan.piece_bytes,
-            share_site(store, site, splits=(VALIDATION,)) if site in plan.held_out else None,
+            share_site(store, site, splits=(VALIDATION,)) if site in plan.held_out else None, cyclic,
         )
         for site in sites
     }  # fmt: skip

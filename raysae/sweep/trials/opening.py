@@ -151,7 +151,9 @@ def _scanned(demand: Demand, reading: Reading) -> Iterator[TrialRows]:
         check_rows(store, site)
     workers = demand.together(placement)
     with serving(plan.memory, workers, demand.trainings, _patience(recipe)) as service:
-        found = _in_order(store, scanned_sites(store, sites, plan, service))
+        found = _in_order(
+            store, scanned_sites(store, sites, plan, service, not recipe.sweep.reproducible)
+        )
         _print_health(found)
         yield TrialRows(found, placement, _wave(demand, placement), _expecting(service))
         console.print(scans_in_words(service))

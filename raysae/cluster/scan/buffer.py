@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-JOIN_SECONDS = 30.0
+JOIN_SECONDS = 60.0
 """Seconds that a scan keeps its first pieces for readers that are expected and have not come yet."""
 PAUSE_SECONDS = 60.0
 """Seconds that a piece is kept for a reader that has paused."""

@@ -5,7 +5,7 @@
 Each case runs the whole main job twice in folders of its own: a sweep of eight trials, four at once, and
 an atlas of 24 sites (four layers at six positions), once with ``source.live=true`` and ``source.keep=no``
 and once over a store that it writes first. ``stories`` is the small Llama of ../shared over GSM8K. Ray's
-workers run at niceness 0.
+workers run at niceness 0. One Ray serves all, and its start is not measured.
 
 The exit code is 1 when a demand fails: the same choice; explained variance within .003 for the chosen
 config and in the mean over the atlas; as many forward passes over the training texts as the dry run says;
@@ -13,19 +13,28 @@ on disk under a tenth of the store's size, SAEs not counted; no more time than t
 """
 
 import argparse
+import io
+import json
 import os
 import re
-import subprocess
+import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+os.environ.update(COLUMNS="400")  # lines of the run are looked for whole
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+import ray
+import transformers  # noqa: F401  (not a part of what is measured)
 import yaml
 
+from raysae.pipeline.sweep_command import main as main_job
 from raysae.records.tables import read_table
 from raysae.storage.files import read_json
 
@@ -39,9 +48,14 @@ CASES: dict[str, dict[str, Any]] = {
         "text": "{question} {answer}",
     },
 }  # fmt: skip
+CPUS = 4
+"""CPUs that Ray counts: eight workers fit."""
 LAYER = 2
 """The layer that is swept, at all tokens."""
+WAYS = {False: "stored", True: "live"}
+"""The folders of the two ways, by ``source.live``."""
 STAGES = ("extract", "sweep", "atlas")
+COLUMNS = ("trial", "layer", "position", "explained_variance")
 WITHIN, SMALLEST = 0.003, 0.1
 READ = re.compile(r"the model read ([\d,]+) tokens, ([\d.]+) passes")
 TOLD = re.compile(r"live: (\d+) forward pass")
@@ -58,6 +72,8 @@ class Run:
     chosen: int
     bytes: int
     """On disk, without SAEs."""
+    store: int
+    """Those of its store."""
     passes: float
     """Passes of the model over the training texts; 0 where none was told."""
 
@@ -88,41 +104,63 @@ def recipe(folder: Path, case: str, live: bool, args: argparse.Namespace) -> dic
             "configs": [{"sae.d_sae": d_sae, "sae.k": k} for d_sae, k in shapes],
         },
         # live, half of the eight workers compute, and four train
-        "resources": {"cpus": 8, "max_concurrent": 8 if live else 4},
+        "resources": {
+            "cpus_per_trial": CPUS / 8, "max_concurrent": 8 if live else 4,
+        },
     }  # fmt: skip
 
 
-def command(config: Path, *more: str) -> tuple[str, float]:
-    """What the main job prints, and its seconds. Exits when it fails."""
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "raysae.sweep", str(config), *more], text=True, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, "COLUMNS": "400", "RAY_worker_niceness": "0"},
-    )  # fmt: skip
-    if done.returncode:
-        sys.exit(f"{config}: exit code {done.returncode}\n{done.stdout[-3000:]}")
-    return done.stdout, time.monotonic() - began
+def said(config: Path, *more: str) -> str:
+    """What the main job prints. Exits when it fails."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        code = main_job([str(config), *more])
+    if code:
+        sys.exit(f"{config}: exit code {code}\n{printed.getvalue()[-3000:]}")
+    return printed.getvalue()
 
 
-def run(folder: Path, asked: dict[str, Any]) -> tuple[Run, int]:
-    """Run a recipe in ``folder``; also the passes that its dry run tells (0 when it tells none)."""
-    folder.mkdir()
+def passes_told(folder: Path, asked: dict[str, Any]) -> int:
+    """The forward passes that the dry run of a live recipe tells; 0 when it tells none."""
+    config, kept = folder / "dry.yaml", folder / "told"
+    if not kept.exists():
+        config.write_text(yaml.safe_dump(asked))
+        found = TOLD.search(said(config, "--dry-run"))
+        kept.write_text(found[1] if found else "0")
+    return int(kept.read_text())
+
+
+def run(folder: Path, asked: dict[str, Any]) -> Run:
+    """Run a recipe in ``folder``, unless its figures are there."""
+    kept = folder / "figures.json"
+    if not kept.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        kept.write_text(json.dumps(asdict(run_anew(folder, asked))))
+    return Run(**read_json(kept))
+
+
+def run_anew(folder: Path, asked: dict[str, Any]) -> Run:
+    """Run a recipe in the empty ``folder``."""
     config = folder / "recipe.yaml"
     config.write_text(yaml.safe_dump(asked))
-    told = 0
-    if asked["source"]["live"]:
-        found = TOLD.search(command(config, "--dry-run")[0])
-        told = int(found[1]) if found else 0
-    said, seconds = command(config)
+    began = time.monotonic()
+    printed = said(config)
+    seconds = time.monotonic() - began
     there = folder / "runs" / asked["name"]
     stages = read_json(there / "status.json")["stages"]
     took = {stage: stages[stage]["ended"] - stages[stage]["started"] for stage in STAGES}
+    print(f"{folder.name}: {seconds:.1f} s, {took}", file=sys.stderr, flush=True)
     chosen = read_json(there / "selection.json")["choice"]["trial"]
-    trials = read_table(there / "trials.parquet")
-    atlas = read_table(there / "atlas" / "metrics.parquet")
-    passes = sum(float(found[2]) for found in READ.finditer(said))
-    return Run(seconds, took, trials, atlas, chosen, on_disk(folder), passes), told
+    trials, atlas = (
+        [{key: row.get(key) for key in COLUMNS} for row in read_table(there / name)]
+        for name in ("trials.parquet", "atlas/metrics.parquet")
+    )
+    (folder / "printed").write_text(printed)
+    passes = sum(float(found[2]) for found in READ.finditer(printed))
+    return Run(
+        seconds, took, trials, atlas, chosen, on_disk(folder), on_disk(folder / "store"), passes
+    )
 
 
 def on_disk(folder: Path) -> int:
@@ -138,9 +176,10 @@ def variance(rows: list[dict[str, Any]]) -> float:
 
 def compare(case: str, folder: Path, args: argparse.Namespace) -> bool:
     """Run a case in both ways and print the table; returns whether all demands are met."""
-    stored, _ = run(folder / "stored", recipe(folder / "stored", case, False, args))
-    live, told = run(folder / "live", recipe(folder / "live", case, True, args))
-    store = sum(path.stat().st_size for path in (folder / "stored" / "store").rglob("*.*"))
+    asked = {live: recipe(folder / ways, case, live, args) for live, ways in WAYS.items()}
+    told = passes_told(folder, asked[True])
+    stored, live = (run(folder / WAYS[live], asked[live]) for live in (False, True))
+    store = stored.store
     at = [
         next(one for one in way.trials if one["trial"] == stored.chosen) for way in (stored, live)
     ]
@@ -177,12 +216,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument("--sequences", type=int, default=3000)
+    parser.add_argument("--folder", type=Path, help="keep figures there, and go on from them")
     parser.add_argument("--shared", type=Path, default=SHARED, help="where model and texts are")
     args = parser.parse_args()
     met = []
-    for case in args.cases or CASES:
-        with tempfile.TemporaryDirectory() as folder:
-            met.append(compare(case, Path(folder), args))
+    ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        for case in args.cases or CASES:
+            with tempfile.TemporaryDirectory() as name:
+                folder = (args.folder or Path(name)) / case
+                folder.mkdir(parents=True, exist_ok=True)
+                met.append(compare(case, folder.absolute(), args))
+    finally:
+        ray.shutdown()
     return int(not all(met))
 
 

@@ -53,6 +53,9 @@ class Seen:
     """Bytes in the cache folder, at most."""
     memory: list[tuple[float, int]] = field(default_factory=list)
     """Seconds since the start, and the bytes of all processes then."""
+    course: dict[int, int] = field(default_factory=dict)
+    """For each number of committed trials, the bytes that the server had sent when it was last seen; -1
+    is before the trials' first file."""
     said: str = ""
 
     @property
@@ -120,12 +123,16 @@ def sweep(server: S3Server, folder: Path, asked: dict[str, Any]) -> Seen:
     )  # fmt: skip
     over = threading.Event()
     watch = threading.Thread(target=look, args=(process.pid, cache, seen, began, over))
+    trials = folder / "runs" / asked["name"] / "trials"
+    count = threading.Thread(target=follow, args=(server, trials, seen, over))
     watch.start()
+    count.start()
     try:
         seen.said, _ = process.communicate()
     finally:
         over.set()
         watch.join()
+        count.join()
         if process.poll() is None:
             process.terminate()
             process.wait()
@@ -141,6 +148,13 @@ def look(driver: int, cache: Path, seen: Seen, began: float, over: threading.Eve
         together = sum(memory_of(pid) for pid in (driver, *descendants(driver)))
         seen.memory.append((time.monotonic() - began, together))
         seen.cache_peak = max(seen.cache_peak, sum(map(size_of, files_in(cache))))
+
+
+def follow(server: S3Server, trials: Path, seen: Seen, over: threading.Event) -> None:
+    """Note how much the server has sent as trials are committed, until ``over`` is set."""
+    while not over.wait(SAMPLE_SECONDS / 4):
+        done = len(list(trials.glob("*/metrics.json")))
+        seen.course[done if any(trials.glob("*")) else -1] = server.bytes_of(STORE)
 
 
 def memory_of(pid: int) -> int:
@@ -178,6 +192,7 @@ def told(store: Store, seen: Seen, what: str) -> float:
     """Print what one sweep took; returns how often it read the store."""
     size = store.training_bytes(store.sites[0])
     passes = seen.sent / size
+    course = ", ".join(f"{done}: {sent / size:.2f}" for done, sent in sorted(seen.course.items()))
     cached = f"{seen.cache_files}, {seen.cache_peak / 1e6:,.1f}"
     rows = [
         ("sweep", what),
@@ -185,6 +200,7 @@ def told(store: Store, seen: Seen, what: str) -> float:
         ("store, MB", f"{size / 1e6:,.1f}"),
         ("bytes from the server, MB", f"{seen.sent / 1e6:,.1f}"),
         ("passes", f"{passes:.2f}"),
+        ("passes while so many were committed (-1: none begun)", course),
         ("cache folder: files afterwards, MB at most", cached),
         ("memory of all processes in each quarter, MB at most",
          ", ".join(f"{peak / 1e6:,.0f}" for peak in seen.peaks)),

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raysae.activations.manifest import ShardEntry
 from raysae.activations.schema import torch_dtype
 from raysae.activations.store import TRAINING_SPLITS, Store
 from raysae.console.output import Table
@@ -216,24 +215,16 @@ def _surveyed(store: Store, site: Site) -> Iterator[tuple[int, Tensor]]:
     for split in TRAINING_SPLITS:
         rows = sum(getattr(shard.rows, split) for shard in shards)
         for start, stop in surveyed(rows, HEALTH_ROWS):
-            yield start, _read(store, shards, split, start, stop)
+            yield start, _read(store, site, split, start, stop)
         if rows:
             return
 
 
-def _read(store: Store, shards: list[ShardEntry], split: str, start: int, stop: int) -> Tensor:
+def _read(store: Store, site: Site, split: str, start: int, stop: int) -> Tensor:
     """The split's rows from ``start`` to ``stop`` in storage order, ``[stop - start, d_in]``."""
     rows_ND = torch.empty(stop - start, store.d_in, dtype=torch_dtype(store.manifest.dtype))
-    first = 0
-    for shard in shards:
-        end = first + getattr(shard.rows, split)
-        if first < stop and end > start:
-            for segment in store.segments(shard, split):  # they have as many rows as the entry says
-                begin, last = max(start, first), min(stop, first + segment.rows)
-                if begin < last:
-                    store.read_into(rows_ND[begin - start : last - start], segment, begin - first)
-                first += segment.rows
-        first = end
+    for segment, first, count, at in store.parts(site, split, start, stop):
+        store.read_into(rows_ND[at : at + count], segment, first)
     return rows_ND
 
 

@@ -258,6 +258,25 @@ class Store:
         self.check(shard)
         return self.reader.table(shard, split, columns)
 
+    def parts(
+        self, site: Site, split: str, start: int, stop: int
+    ) -> Iterator[tuple[Segment, int, int, int]]:
+        """Where a split's rows from ``start`` up to ``stop`` lie: a segment, the first row in it, the
+        number of rows, and the place of the first among them all.
+
+        Only the footers of the shards that have them are read. Raises UserError as ``segments`` does.
+        """
+        begin = 0
+        for shard in self.entry(site).shards:
+            end = begin + getattr(shard.rows, split)
+            if max(begin, start) < min(end, stop):
+                for segment in self.segments(shard, split):  # their rows are as many as the entry's
+                    first, last = max(start - begin, 0), min(stop - begin, segment.rows)
+                    if first < last:
+                        yield segment, first, last - first, begin + first - start
+                    begin += segment.rows
+            begin = end
+
     def sample(self, shard: ShardEntry, split: str, index: Sequence[int]) -> pa.Table:
         """Some rows of one split of one shard, all columns; ``index`` are sorted numbers in the split.
 

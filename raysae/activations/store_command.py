@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_synthetic(parser: argparse.ArgumentParser) -> None:
     parser.description = SYNTHETIC
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="STORE", help="the store's folder")
+    add("--out", type=place, required=True, metavar="STORE", help="the store's folder")
     add("--d-in", type=int, default=64, metavar="N", help="values per row (64)")
     add("--atoms", type=int, default=128, metavar="N", help="known features (128)")
     add("--p", type=float, default=0.03, help="probability of each atom in a row (0.03)")
@@ -239,11 +239,13 @@ def _world(args: argparse.Namespace) -> "SuperpositionWorld":
     return SuperpositionWorld(args.d_in, args.atoms, args.p, args.seed)
 
 
-def _check_folder(out: Path) -> None:
+def _check_folder(out: Path | str) -> None:
     """Raise UserError unless a new store can be written to ``out``."""
     from raysae.activations.writer import refuse_existing
     from raysae.errors import UserError
 
+    if isinstance(out, str):
+        raise UserError(f"--out {out}: a synthetic store is written to a folder; name one")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; name a folder for the store")
     refuse_existing(out)

@@ -22,7 +22,8 @@ from raysae.errors import UserError
 from raysae.sites import Site
 from raysae.storage.file_systems import Stamp
 from raysae.storage.remote_files import RemoteFiles
-from raysae.training.rows import SHUFFLE_ROWS, IndexedRows, Rows, Splits, Window, pieces
+from raysae.training.rows import SHUFFLE_ROWS, IndexedRows, Rows, Splits
+from raysae.training.windows import Window, pieces
 
 READERS = 2
 REMOTE_READERS, REQUEST_BYTES = 8, 8 * 2**20

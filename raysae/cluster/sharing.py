@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from raysae.activations.schema import to_arrow, to_torch, torch_dtype
-from raysae.activations.store import TRAINING_SPLITS, Segment, Store, open_store
+from raysae.activations.store import TRAINING_SPLITS, Store, open_store
 from raysae.sites import Site
 from raysae.storage.local_copies import copied_uri
 from raysae.training.rows import Rows
@@ -103,34 +103,15 @@ def read_piece(store: Store, site: Site, piece: Piece) -> pa.Table:
     rows_ND = torch.empty(
         piece.stop - piece.start, store.d_in, dtype=torch_dtype(store.manifest.dtype)
     )
-    parts = list(_parts(store, site, piece))
-    places = rows_ND.split([rows for _, _, rows in parts])
+    parts = store.parts(site, piece.split, piece.start, piece.stop)
     with ThreadPoolExecutor(READERS) as pool:
         reads = [
-            pool.submit(store.read_into, place_ND, segment, first)
-            for place_ND, (segment, first, _) in zip(places, parts, strict=True)
+            pool.submit(store.read_into, rows_ND[at : at + count], segment, first)
+            for segment, first, count, at in parts
         ]
         for read in reads:
             read.result()
     return pa.table([to_arrow(rows_ND)], names=["activation"])
-
-
-def _parts(store: Store, site: Site, piece: Piece) -> Iterator[tuple[Segment, int, int]]:
-    """The segments that hold the piece, each with the first row in it and the number of rows.
-
-    Only the footers of those shards are read.
-    """
-    at = 0
-    for shard in store.entry(site).shards:
-        rows = getattr(shard.rows, piece.split)
-        if rows and at < piece.stop and at + rows > piece.start:
-            start = at
-            for segment in store.segments(shard, piece.split):
-                first, end = max(piece.start - start, 0), min(piece.stop - start, segment.rows)
-                if first < end:
-                    yield segment, first, end - first
-                start += segment.rows
-        at += rows
 
 
 def _read_by_tasks(store: Store, site: Site, pieces: list[Piece]) -> list[Any]:

@@ -23,16 +23,8 @@ from raysae.cluster.sharing import SharedSite, share_site
 from raysae.extraction.live_scan import LiveData, LiveScan, rows_in
 from raysae.sites import Site
 from raysae.training.headed_rows import HeadedRows
-from raysae.training.rows import (
-    EVALUATION_BATCH,
-    IndexedRows,
-    Rows,
-    Window,
-    WindowOrder,
-    pieces,
-    rebatched,
-    windows,
-)
+from raysae.training.rows import EVALUATION_BATCH, IndexedRows, Rows, rebatched
+from raysae.training.windows import Window, WindowOrder, pieces, windows
 
 LOOKING = -2
 """The number of a pass that only looks at the rows, beside those of the epochs, which count from 0."""

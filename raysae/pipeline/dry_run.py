@@ -8,7 +8,7 @@ import torch
 
 from raysae.activations import Site
 from raysae.activations.health import health_of_store
-from raysae.cluster.placement import place_extraction
+from raysae.cluster.placement import Placement, beside_scans, place_extraction
 from raysae.cluster.reading import choose_reading
 from raysae.config import Recipe
 from raysae.config.search import Choices
@@ -22,6 +22,7 @@ from raysae.pipeline.live_forecast import live_row, live_share
 from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.preflight import preflight
 from raysae.pipeline.run import trial_session
+from raysae.sweep.trials.opening import at_once
 from raysae.training.memory import free_bytes
 
 LISTED = 12
@@ -55,7 +56,7 @@ def dry_run(recipe: Recipe, started: float | None = None) -> None:
             "Placement": f"{placement}",
             "Memory": _memory(wanted, admitted),
             "Disk": _disk(recipe, wanted),
-            "Reading": _reading(plan),
+            "Reading": _reading(plan, placement),
             **({"Live": live_row(plan, placement, speed)} if _computes(plan) else {}),
             **_data(plan),
             "Time": _time(told, extract, plan),
@@ -123,12 +124,18 @@ def _disk(recipe: Recipe, wanted: Needs) -> str:
     return f"{store}SAEs up to {wanted.run_bytes / 1e6:,.0f} MB; {free / 1e9:,.1f} GB free"
 
 
-def _reading(plan: RunPlan) -> str:
+def _reading(plan: RunPlan, placement: Placement) -> str:
+    """How the trials will read. Raises UserError when no CPU is left for the way that is asked for."""
     if _computes(plan):
         return f"live: computed from the texts in {plan.recipe.store_folder} while training"
     if plan.store is None:
         return f"extracted first, to {str(plan.recipe.store_place).partition('?')[0]}"
-    return str(choose_reading(plan.store, plan.sites, plan.recipe.resources))
+    resources, together = plan.recipe.resources, at_once(plan.recipe, placement, plan.proposer.lag)
+    reading = choose_reading(plan.store, plan.sites, resources, together)
+    if reading.how == "scan":
+        together = min(together, beside_scans(resources).workers)
+        return f"{reading}; {together} trials at a time share a scan"
+    return str(reading)
 
 
 def _data(plan: RunPlan) -> dict[str, str]:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from raysae.training.rows import EVALUATION_BATCH, SHUFFLE_ROWS, IndexedRows, Rows, Window
+from raysae.training.rows import EVALUATION_BATCH, SHUFFLE_ROWS, IndexedRows, Rows
+from raysae.training.windows import Window
 
 
 class HeadedRows(IndexedRows):

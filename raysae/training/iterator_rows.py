@@ -15,7 +15,8 @@ from torch import Tensor
 from raysae.sae.metrics import Sinks
 from raysae.training.conversion import as_rows
 from raysae.training.finite import refuse_non_finite
-from raysae.training.rows import EVALUATION_BATCH, SHUFFLE_ROWS, RowSource, one_window, rebatched
+from raysae.training.rows import EVALUATION_BATCH, SHUFFLE_ROWS, RowSource, rebatched
+from raysae.training.windows import one_window
 
 HEAD_ROWS = 65_536
 """Rows read ahead for the input scale and the geometric median; training uses them, too."""
@@ -75,6 +76,7 @@ class IteratorRows(RowSource):
         batch_size: int,
         shuffle_rows: int = SHUFFLE_ROWS,
         taken: int = 0,
+        first: int = 0,
     ) -> Iterator[Tensor]:
         """The batches ``[batch, d_in]`` after the first ``taken`` rows.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from raysae.sae.metrics import Sinks
 from raysae.training.config import TrainingConfig
 from raysae.training.gathering import gathered
+from raysae.training.windows import Window, WindowOrder, pieces, windows
 
 EVALUATION_BATCH = 4096
 SHUFFLE_ROWS = TrainingConfig.shuffle_rows
@@ -29,81 +30,8 @@ class StreamPosition:
     epoch: int = 0
     rows: int = 0
     """Rows of the epoch that were read already."""
-
-
-@dataclass(frozen=True)
-class WindowOrder:
-    """Which windows of ``size`` rows an epoch over ``rows`` rows has, and in which order."""
-
-    rows: int
-    size: int
-    seed: int
-    epoch: int
-    sequential: bool = False
-    """Whether the windows come in storage order; else in a random order."""
-
-    @property
-    def mixed(self) -> int:
-        """A number made of the seed and the epoch."""
-        return self.seed * 1_000_003 + self.epoch
-
-    def numbers(self) -> list[int]:
-        """The windows' numbers in storage order, in the order in which they are read."""
-        count = math.ceil(self.rows / self.size)
-        if self.sequential or count < 2:
-            return list(range(max(count, 1)))
-        return _permutation(count, self.mixed).tolist()
-
-    def window(self, number: int) -> "Window":
-        """The window with this number in storage order, its rows shuffled."""
-        start = number * self.size
-        length = min(self.size, self.rows - start)
-        salt = self.mixed if self.size >= self.rows else self.mixed * 1_000_003 + number + 1
-        return Window(start, _permutation(length, salt), length, self)
-
-
-@dataclass(frozen=True)
-class Window:
-    """Consecutive rows that are shuffled together."""
-
-    start: int
-    order: Tensor
-    """Row numbers within the window, in the order in which they are read."""
-    rows: int
-    """Number of rows in the window."""
-    among: WindowOrder
-    """The windows that it is one of."""
-
-
-def windows(among: WindowOrder, taken: int = 0) -> Iterator[Window]:
-    """The windows of an epoch in their order, without its first ``taken`` rows."""
-    for number in among.numbers():
-        length = min(among.size, among.rows - number * among.size)
-        if taken >= length:
-            taken -= length
-            continue
-        window = among.window(number)
-        yield replace(window, order=window.order[taken:])
-        taken = 0
-
-
-def one_window(rows: int, seed: int, epoch: int) -> Window:
-    """All ``rows`` rows as one window."""
-    return WindowOrder(rows, rows, seed, epoch).window(0)
-
-
-def pieces(order: Iterator[Window], batch_size: int) -> Iterator[tuple[Window, Tensor]]:
-    """Each window with its row numbers ``[batch]``; a batch over two windows is two pieces."""
-    over = 0
-    for window in order:
-        for index_B in (*window.order[:over][None], *window.order[over:].split(batch_size)):
-            if len(index_B):
-                yield window, index_B
-        over = (over - len(window.order)) % batch_size
-
-
-def _permutation(count: int, seed: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63))
+    first: int = 0
+    """The place in the epoch's order of the window that it began with."""
 
 
 class RowSource(ABC):
@@ -125,9 +53,18 @@ class RowSource(ABC):
     def __len__(self) -> int:
         """Number of rows in an epoch."""
 
-    def windows(self, seed: int, epoch: int, shuffle_rows: int, taken: int = 0) -> Iterator[Window]:
-        """The windows of ``shuffle_rows`` rows of an epoch, without its first ``taken`` rows."""
-        return windows(WindowOrder(len(self), shuffle_rows, seed, epoch, self.sequential), taken)
+    def windows(
+        self, seed: int, epoch: int, shuffle_rows: int, taken: int = 0, first: int = 0
+    ) -> Iterator[Window]:
+        """The windows of ``shuffle_rows`` rows of an epoch that begins with the window at place ``first``
+        of its order, without its first ``taken`` rows."""
+        among = WindowOrder(len(self), shuffle_rows, seed, epoch, self.sequential, first)
+        return windows(among, taken)
+
+    def begins_at(self, seed: int, epoch: int, shuffle_rows: int) -> int:
+        """The place in its order of the window that an epoch begins with: the first, but where the rows
+        come past anyway and the order need not be reproducible."""
+        return 0
 
     def to(self, device: str) -> "RowSource":
         """The same rows, stored on ``device`` where that is possible; else these rows."""
@@ -164,8 +101,12 @@ class RowSource(ABC):
         batch_size: int,
         shuffle_rows: int = SHUFFLE_ROWS,
         taken: int = 0,
+        first: int = 0,
     ) -> Iterator[Tensor]:
-        """An epoch's batches ``[batch, d_in]`` after ``taken`` rows; the last may be smaller."""
+        """An epoch's batches ``[batch, d_in]`` after ``taken`` rows; the last may be smaller.
+
+        It begins with the window at place ``first`` of its order.
+        """
 
 
 class IndexedRows(RowSource):
@@ -213,9 +154,13 @@ class IndexedRows(RowSource):
         batch_size: int,
         shuffle_rows: int = SHUFFLE_ROWS,
         taken: int = 0,
+        first: int = 0,
     ) -> Iterator[Tensor]:
-        """An epoch's batches ``[batch, d_in]`` after ``taken`` rows; the last may be smaller."""
-        order = self.windows(seed, epoch, shuffle_rows, taken)
+        """An epoch's batches ``[batch, d_in]`` after ``taken`` rows; the last may be smaller.
+
+        It begins with the window at place ``first`` of its order.
+        """
+        order = self.windows(seed, epoch, shuffle_rows, taken, first)
         return rebatched(self.taken(order, batch_size), batch_size)
 
 
@@ -269,10 +214,15 @@ class OrdinaryRows(IndexedRows):
         batch_size: int,
         shuffle_rows: int = SHUFFLE_ROWS,
         taken: int = 0,
+        first: int = 0,
     ) -> Iterator[Tensor]:
         """See ``RowSource.epoch``."""
-        order = self._ordinary(self.rows.windows(seed, epoch, shuffle_rows), taken)
+        order = self._ordinary(self.rows.windows(seed, epoch, shuffle_rows, 0, first), taken)
         return rebatched(self.taken(order, batch_size), batch_size)
+
+    def begins_at(self, seed: int, epoch: int, shuffle_rows: int) -> int:
+        """See ``RowSource.begins_at``."""
+        return self.rows.begins_at(seed, epoch, shuffle_rows)
 
     def _ordinary(self, order: Iterator[Window], taken: int) -> Iterator[Window]:
         """The windows without the other rows, and without the first ``taken`` rows."""
@@ -310,14 +260,17 @@ class Stream:
 
         This iterator does not move ``position``; the caller sets it.
         """
-        epoch, taken = self.position.epoch, self.position.rows
+        epoch, taken, first = self.position.epoch, self.position.rows, self.position.first
         while epoch < self.epochs:
+            if not taken:
+                first = self.source.begins_at(self.seed, epoch, self.shuffle_rows)
             for batch_BD in self.source.epoch(
-                self.seed, epoch, self.batch_size, self.shuffle_rows, taken
+                self.seed, epoch, self.batch_size, self.shuffle_rows, taken, first
             ):
                 taken += len(batch_BD)
                 last = taken == len(self.source)
-                yield batch_BD, StreamPosition(epoch + 1) if last else StreamPosition(epoch, taken)
+                following = StreamPosition(epoch + 1) if last else None
+                yield batch_BD, following or StreamPosition(epoch, taken, first)
             if taken < len(self.source):
                 return  # the source has fewer rows than it said
             epoch, taken = epoch + 1, 0

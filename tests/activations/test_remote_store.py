@@ -318,3 +318,8 @@ def test_the_manifest_is_read_whole_once(faulty):
         "/bucket/store/manifest.json": len(faulty.store["/bucket/store/manifest.json"].getvalue())
     }
     assert json.loads(faulty.store["/bucket/store/manifest.json"].getvalue())["sites"]
+
+
+def test_a_synthetic_store_is_made_in_a_folder():
+    with pytest.raises(UserError, match="a synthetic store is written to a folder"):
+        store_command(["synthetic", "--out", URI])

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-JOIN_SECONDS = 30.0
+JOIN_SECONDS = 60.0
 """Seconds that a scan keeps its first pieces for readers that are expected and have not come yet."""
 PAUSE_SECONDS = 60.0
 """Seconds that a piece is kept for a reader that has paused."""
@@ -212,6 +212,12 @@ class PieceBuffer:
     def is_idle(self) -> bool:
         """Whether nobody reads it any more."""
         return not self._at_work() and not self.is_awaiting
+
+    @property
+    def position(self) -> int:
+        """The first piece that is still held; 0 when nobody reads."""
+        with self.memory.changed:
+            return self._start if self._at_work() else 0
 
     def silent(self, seconds: float) -> list[str]:
         """The readers that were not heard of for so long and wait for nothing."""

@@ -86,14 +86,28 @@ def serving(memory: int, workers: int, each: int, patience: float | None) -> Ite
         ray.kill(service)
 
 
+def scans_in_words(service: Any) -> str:
+    """How much the scans have read, as a line for people."""
+    import ray
+
+    counts = ray.get(service.counts.remote())
+    return (
+        f"Scan: {counts['bytes'] / 1e9:.3f} GB read in {counts['scans']} scans (looks at the rows before "
+        f"training are counted too); at most {counts['most_held'] / 1e9:.3f} GB held"
+    )
+
+
 def scanned_sites(
-    store: Store, sites: list[Site], plan: ScanPlan, service: Any
+    store: Store, sites: list[Site], plan: ScanPlan, service: Any, cyclic: bool = False
 ) -> dict[Site, ScannedSite]:
-    """The sites as workers read them; held-out rows that stay in memory are put there, once."""
+    """The sites as workers read them; held-out rows that stay in memory are put there, once.
+
+    ``cyclic``: whether an epoch may begin where a running scan is.
+    """
     return {
         site: ScannedSite(
             str(store.opened_by), site, service, plan.piece_bytes,
-            share_site(store, site, splits=(VALIDATION,)) if site in plan.held_out else None,
+            share_site(store, site, splits=(VALIDATION,)) if site in plan.held_out else None, cyclic,
         )
         for site in sites
     }  # fmt: skip

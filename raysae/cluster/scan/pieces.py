@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from raysae.training.rows import WindowOrder, surveyed
+from raysae.training.rows import surveyed
+from raysae.training.windows import WindowOrder
 
 Piece = tuple[int, int]
 """The numbers of the first row and of the row after the last."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from raysae.cluster.scan.service import Scan
 from raysae.errors import UserError
-from raysae.training.rows import Rows, Window
+from raysae.training.rows import Rows
+from raysae.training.windows import Window
 
 TAKE_SECONDS = 20.0
 """Seconds that one call to the service waits for a piece; then it is asked again."""

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain, islice
 from typing import Any
 
@@ -17,17 +17,8 @@ from raysae.cluster.scan.reader import Reader, arrived, reading
 from raysae.cluster.scan.store_scan import StoreScan, opened
 from raysae.cluster.sharing import SharedSite
 from raysae.sites import Site
-from raysae.training.rows import (
-    EVALUATION_BATCH,
-    SHUFFLE_ROWS,
-    IndexedRows,
-    Rows,
-    Window,
-    WindowOrder,
-    pieces,
-    rebatched,
-    windows,
-)
+from raysae.training.rows import EVALUATION_BATCH, SHUFFLE_ROWS, IndexedRows, Rows, rebatched
+from raysae.training.windows import Window, WindowOrder, pieces, windows
 
 VALIDATION = "validation"
 
@@ -37,9 +28,10 @@ class ScannedRows(StreamedRows):
 
     def __init__(
         self, store: Store, site: Site, split: str, service: Any, piece_bytes: int,
-        sequential: bool = False,
+        sequential: bool = False, cyclic: bool = False,
     ):  # fmt: skip
         super().__init__(store, site, split, sequential=sequential)
+        self.cyclic = cyclic
         self.site, self.split, self.service = site, split, service
         self._piece_rows = max(piece_bytes // store.row_bytes, 1)
 
@@ -49,6 +41,18 @@ class ScannedRows(StreamedRows):
         ready: dict[int, Rows] = {}
         for window, index_B in pieces(self._arrived(order, ready), batch_size):
             yield ready[window.start].gather(index_B)
+
+    def begins_at(self, seed: int, epoch: int, shuffle_rows: int) -> int:
+        """Where a scan of the epoch is now, if these rows are ``cyclic``; see ``RowSource.begins_at``."""
+        if not self.cyclic:
+            return 0
+        import ray
+
+        among = WindowOrder(len(self), shuffle_rows, seed, epoch, self.sequential)
+        in_windows = InWindows(among, self._piece_rows)
+        now = ray.get(self.service.position.remote(self._scan(in_windows)))
+        firsts = list(in_windows.first_pieces().values())
+        return bisect_left(firsts, now) % len(firsts)
 
     def batches(self, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
         """All rows in storage order, in batches ``[batch, d_in]``."""
@@ -91,8 +95,11 @@ class ScannedRows(StreamedRows):
         window = next(order, None)
         if window is None:
             return
-        in_windows = InWindows(window.among, self._piece_rows)
+        in_windows = InWindows(replace(window.among, first=0), self._piece_rows)
         first = in_windows.first_pieces()
+        numbers = window.among.numbers()
+        last = numbers[-window.among.first - 1] if window.among.first else numbers[-1]
+        to_the_end, rest = _split_after(chain([window], order), last * window.among.size)
 
         def fetch(reader: Reader, window: Window, used: Window | None) -> Rows:
             reader.number = first[window.start]  # of windows without ordinary rows nothing is read
@@ -102,8 +109,23 @@ class ScannedRows(StreamedRows):
                 blocks += self._tensors(reader.next())
             return Rows(blocks)
 
-        with reading(self.service, self._scan(in_windows), first[window.start]) as reader:
-            yield from arrived(reader, chain([window], order), fetch, ready)
+        for part in (to_the_end, rest):  # a cyclic epoch goes round: its scan ends, and one begins
+            window = next(part, None)
+            if window is not None:
+                with reading(self.service, self._scan(in_windows), first[window.start]) as reader:
+                    yield from arrived(reader, chain([window], part), fetch, ready)
+
+
+def _split_after(order: Iterator[Window], start: int) -> tuple[Iterator[Window], Iterator[Window]]:
+    """The windows up to the one that starts at row ``start``, and the others, to be read after them."""
+
+    def up_to_it() -> Iterator[Window]:
+        for window in order:
+            yield window
+            if window.start == start:
+                return
+
+    return up_to_it(), order
 
 
 def _first(parts: Iterator[Tensor], rows: int) -> Tensor:
@@ -126,9 +148,13 @@ class ScannedSite:
     """Bytes of a piece, at most (but at least one row)."""
     held_out: SharedSite | None = None
     """The validation rows, where they stay in memory."""
+    cyclic: bool = False
+    """Whether an epoch may begin where a running scan is, and go round."""
 
     def rows(self, split: str) -> IndexedRows:
         """The rows of a split, ``[rows, d_in]``. Nothing is checked here: the caller has done so."""
         if self.held_out is not None and split == VALIDATION:
             return self.held_out.rows(split)
-        return ScannedRows(opened(self.store), self.site, split, self.service, self.piece_bytes)
+        return ScannedRows(
+            opened(self.store), self.site, split, self.service, self.piece_bytes, cyclic=self.cyclic
+        )

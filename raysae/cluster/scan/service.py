@@ -74,9 +74,10 @@ class ScanService:
     def expect(self, readers: int, each: int = 1) -> None:
         """How many readers a new scan waits for before it drops a piece; up to ``each`` of them are in
         one process."""
-        self._expected, self._each = readers, each
-        for running in list(self._running.values()):
-            running.buffer.expect_at_most(readers)
+        with self._lock:
+            self._expected, self._each = readers, each
+            for running in self._running.values():
+                running.buffer.expect_at_most(readers)
 
     def join(self, scan: Scan, reader: str, number: int, worker: str, actor: str) -> str:
         """Let ``reader`` take pieces of ``scan`` from ``number`` on; the name of the running scan.
@@ -92,6 +93,12 @@ class ScanService:
             running = self._begin(scan, number)
             running.buffer.join(reader, number, worker)
             return running.name
+
+    def position(self, scan: Scan) -> int:
+        """The first piece that a running scan still holds, to join it there; 0 when none runs."""
+        with self._lock:
+            running = [one for one in self._running.values() if one.scan == scan]
+            return max((one.buffer.position for one in running), default=0)
 
     def take(
         self, name: str, reader: str, number: int, needed: int, seconds: float, urgent: bool
@@ -123,11 +130,12 @@ class ScanService:
 
     def leave(self, name: str, reader: str) -> None:
         """Let go of what only ``reader`` needs."""
-        self._actors.pop(reader, None)
-        running = self._running.get(name)
-        if running is not None:
-            running.buffer.leave(reader)
-            self._close_if_idle(running)
+        with self._lock:
+            self._actors.pop(reader, None)
+            running = self._running.get(name)
+            if running is not None:
+                running.buffer.leave(reader)
+                self._close_if_idle(running)
 
     def counts(self) -> dict[str, int]:
         """The scans that were begun, their pieces and bytes, and the most bytes held at one time."""

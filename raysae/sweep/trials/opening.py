@@ -19,7 +19,13 @@ from raysae.cluster.reading import (
     memory_there,
     open_site,
 )
-from raysae.cluster.scan.opening import divide, plan_scans, scanned_sites, serving
+from raysae.cluster.scan.opening import (
+    divide,
+    plan_scans,
+    scanned_sites,
+    scans_in_words,
+    serving,
+)
 from raysae.config import Recipe
 from raysae.console.board import console, emit
 from raysae.extraction.keeping import decide_keep
@@ -145,9 +151,12 @@ def _scanned(demand: Demand, reading: Reading) -> Iterator[TrialRows]:
         check_rows(store, site)
     workers = demand.together(placement)
     with serving(plan.memory, workers, demand.trainings, _patience(recipe)) as service:
-        found = _in_order(store, scanned_sites(store, sites, plan, service))
+        found = _in_order(
+            store, scanned_sites(store, sites, plan, service, not recipe.sweep.reproducible)
+        )
         _print_health(found)
         yield TrialRows(found, placement, _wave(demand, placement), _expecting(service))
+        console.print(scans_in_words(service))
 
 
 @contextmanager

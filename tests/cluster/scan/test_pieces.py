@@ -3,7 +3,8 @@
 import pytest
 
 from raysae.cluster.scan.pieces import InOrder, InWindows, Survey
-from raysae.training.rows import EVALUATION_BATCH, WindowOrder, windows
+from raysae.training.rows import EVALUATION_BATCH
+from raysae.training.windows import WindowOrder, windows
 
 CASES = [(1000, 100, 33), (1000, 333, 1000), (1000, 4096, 7), (7, 3, 1), (1, 5, 5), (100, 100, 100)]
 

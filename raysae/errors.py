@@ -30,3 +30,19 @@ def in_one_line(error: BaseException) -> str:
         return kind
     plain = isinstance(error, UserError | OSError)
     return printable(redacted(lines[0] if plain else f"{kind}: {lines[0]}"))
+
+
+def user_error_in(error: BaseException | None) -> UserError | None:
+    """The first UserError among an error, what it wraps (``cause``, as in Ray's errors) and what caused
+    it; None when there is none."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        one = waiting.pop(0)
+        if not isinstance(one, BaseException) or id(one) in seen:
+            continue
+        wrapped = getattr(one, "cause", None)
+        if isinstance(one, UserError) and not isinstance(wrapped, UserError):
+            return one
+        seen.add(id(one))
+        waiting += [wrapped, one.__cause__, one.__context__]
+    return None

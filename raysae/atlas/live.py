@@ -44,17 +44,19 @@ def live_pass(
     placement = replace(trains, workers=min(trains.workers, admitted.workers))
     each = sites_each(store, settings, sites, placement.workers)
     groups = groups_of_passes(sites, placement.workers, each)
+    each = max(map(len, groups))
     passes = -(-len(groups) // placement.workers)
     keep = _keep(store, plan, passes * settings.training.epochs)
     console.print(
-        f"Live: {len(sites)} sites in {passes} pass{'es' * (passes > 1)} an epoch, {len(groups[0])} "
+        f"Live: {len(sites)} sites in {passes} pass{'es' * (passes > 1)} an epoch, {each} "
         f"sites in each of {min(placement.workers, len(groups))} workers; {keep}"
     )
-    together = min(len(sites), placement.workers * len(groups[0]))
+    together = min(len(sites), placement.workers * each)
     divided = divide(store, sites, recipe.resources)
     epochs = min(settings.training.passes(store.entry(site).rows.train) for site in sites)
     data = LiveData(plan, tuple(sites), keep.keep, computing, epochs)
     with serving(divided.memory, together, 1, None) as service:
+        service.expect.remote(together, each)
         yield LivePass(groups, placement, live_sites(data, divided, service))
         console.print(passes_in_words(store, service))
 

@@ -1,6 +1,7 @@
 """A scan of live data: Ray Data carries rows from the workers that compute them, shard by shard."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from raysae.activations.schema import ITEM_BYTES, as_values, torch_dtype
 from raysae.activations.store import Store, open_store
 from raysae.cluster.placement import Placement
 from raysae.cluster.scan.store_scan import BLOCKS_UNDERWAY, LEAST_STORE, forget_opened, opened
+from raysae.errors import UserError
 from raysae.extraction.keeping import finish_kept
 from raysae.extraction.plan import ExtractionPlan
 from raysae.sites import Site
@@ -73,17 +75,21 @@ class LiveScan:
         """References to the blocks from piece ``first`` on, each with its bytes.
 
         Each is an Arrow table of one row, with a column of bytes for each site. Raises UserError when
-        activations cannot be used.
+        activations cannot be used. Before the last one, the training rows are listed in the store's
+        manifest when all were kept: whoever has that block then reads the next epoch from disk.
         """
+        left = sum(1 for _ in self.pieces()) - first
+        for block in self._computed(first):
+            left -= 1
+            if not left and self.data.keep:
+                finish_kept(open_store(self.data.place))
+                forget_opened()
+            yield block
+
+    def _computed(self, first: int) -> Iterator[tuple[Any, int]]:
         for bundle in self._dataset(first).iter_internal_ref_bundles():
             sizes = [metadata.size_bytes or 0 for metadata in bundle.metadata]
             yield from zip(bundle.block_refs, sizes, strict=True)
-
-    def ended(self) -> None:
-        """List the training rows in the store's manifest, when all were kept."""
-        if self.data.keep:
-            finish_kept(open_store(self.data.place))
-            forget_opened()
 
     def _dataset(self, first: int) -> "Dataset":
         import ray
@@ -112,19 +118,16 @@ class _Forward:
     def __init__(self, scan: LiveScan):
         from raysae.cluster.worker import prepare_worker
         from raysae.extraction.live import LiveExtractor
-        from raysae.redaction import redacted_errors
 
         self.scan, self._batches = scan, 0
-        with redacted_errors():  # Ray writes what is raised here to its logs
+        with _told(scan):
             device = prepare_worker()
             self.extractor = LiveExtractor(scan.data.plan, scan.data.sites, device, scan.data.keep)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        from raysae.redaction import redacted_errors
-
         (shard,) = table["shard"].to_pylist()
         self._batches = 0
-        with redacted_errors():
+        with _told(self.scan):
             rows = self.extractor.rows(shard, self._count)
         if self._batches:  # else they were read, and not computed
             live = self.extractor.store.live
@@ -134,6 +137,21 @@ class _Forward:
 
     def _count(self) -> None:
         self._batches += 1
+
+
+@contextmanager
+def _told(scan: LiveScan) -> Iterator[None]:
+    """Tell the service what a worker refuses, as Ray Data does not; Ray's logs get no secrets."""
+    import ray
+
+    from raysae.redaction import redacted_errors
+
+    try:
+        with redacted_errors():
+            yield
+    except UserError as error:
+        ray.get(scan.service.refuse.remote(scan, str(error)))
+        raise
 
 
 def _as_bytes(rows_ND: Tensor) -> pa.Array:

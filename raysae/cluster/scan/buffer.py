@@ -88,6 +88,7 @@ class PieceBuffer:
     expected: int = 1
     patience: float | None = None
     clock: Clock = time.monotonic
+    each: int = 1
     readers: dict[str, _Reader] = field(default_factory=dict)
     joined: int = 0
     """How many readers have joined so far."""
@@ -95,6 +96,8 @@ class PieceBuffer:
 
     def __post_init__(self) -> None:
         self._pieces: dict[int, tuple[Any, int]] = {}
+        self._came = Counter[str]()
+        """How many readers of each process have joined."""
         self._start = self._end = self.first
         self._ended: Taken | None = None
         self._made = self.clock()
@@ -111,6 +114,7 @@ class PieceBuffer:
                 return False
             self.readers[reader] = _Reader(number, worker or reader, called=self.clock())
             self.joined += 1
+            self._came[worker or reader] += 1
             self.memory.changed.notify_all()
             return True
 
@@ -241,10 +245,16 @@ class PieceBuffer:
 
     def _is_starving(self) -> bool:
         """Whether the processes that hold the scan back wait for a piece themselves."""
-        if self.is_awaiting or not self._at_work():
-            return False
         waiting = {reader.worker for reader in self.readers.values() if self._lacks(reader)}
+        if not self._at_work() or (self.is_awaiting and not self._keeps_away(waiting)):
+            return False
         return all(reader.worker in waiting for reader in self._slowest())
+
+    def _keeps_away(self, waiting: set[str]) -> bool:
+        """Whether all readers that are expected and have not come are in processes that wait."""
+        if len(self._came) * self.each < self.expected:
+            return False
+        return all(name in waiting for name, count in self._came.items() if count < self.each)
 
     def _lacks(self, reader: _Reader) -> bool:
         """Whether a reader's process waits for a piece that is not there."""

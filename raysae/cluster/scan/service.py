@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from raysae.cluster.ray_internals import actor_is_dead
 from raysae.cluster.scan.buffer import Memory, PieceBuffer, Taken
-from raysae.errors import UserError
+from raysae.errors import user_error_in
 from raysae.storage.trouble import reason_in_words
 
 SILENT_SECONDS = 10.0
@@ -29,9 +29,6 @@ class Scan(Protocol):
 
     def blocks(self, first: int, cpus: float) -> Iterator[tuple[Any, int]]:
         """References to the blocks from piece ``first`` on, in order, each with its size in bytes."""
-
-    def ended(self) -> None:
-        """Called when the last block was read."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +62,20 @@ class ScanService:
 
         quiet_libraries()
         self.settings = settings
-        self.memory, self._expected = Memory(settings.memory), 1
+        self.memory, self._expected, self._each = Memory(settings.memory), 1, 1
         self._running: dict[str, _Running] = {}
         self._actors: dict[str, str] = {}
         """The actor of each reader, as Ray names it."""
+        self._refused: dict[Scan, str] = {}
         self._lock = threading.Lock()
         self._counts = {"scans": 0, "pieces": 0, "bytes": 0, "tokens": 0}
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def expect(self, readers: int) -> None:
-        """How many workers are at work: a new scan waits for so many before it drops a piece."""
+    def expect(self, readers: int, each: int = 1) -> None:
+        """How many readers a new scan waits for before it drops a piece; up to ``each`` of them are in
+        one process."""
         with self._lock:
-            self._expected = readers
+            self._expected, self._each = readers, each
             for running in self._running.values():
                 running.buffer.expect_at_most(readers)
 
@@ -125,6 +124,10 @@ class ScanService:
         with self._lock:
             self._counts["tokens"] += tokens
 
+    def refuse(self, scan: Scan, reason: str) -> None:
+        """Note why a worker of ``scan`` is about to fail: Ray Data hands on only that it has failed."""
+        self._refused[scan] = reason
+
     def leave(self, name: str, reader: str) -> None:
         """Let go of what only ``reader`` needs."""
         with self._lock:
@@ -140,7 +143,9 @@ class ScanService:
 
     def _begin(self, scan: Scan, number: int) -> _Running:
         first = max(number - BEHIND, 0)
-        buffer = PieceBuffer(self.memory, first, self._expected, self.settings.patience)
+        buffer = PieceBuffer(
+            self.memory, first, self._expected, self.settings.patience, each=self._each
+        )
         running = _Running(scan, first, buffer)
         self._running[running.name] = running
         self._counts["scans"] += 1
@@ -155,12 +160,17 @@ class ScanService:
                     return
                 self._counts["pieces"] += 1
                 self._counts["bytes"] += size
-            running.scan.ended()
             buffer.end()
         except BaseException as error:
-            cause = getattr(error, "cause", None) or error
-            refused = isinstance(cause, UserError)
-            buffer.end(str(cause) if refused else reason_in_words(cause), refused)
+            buffer.end(*self._reason(running.scan, error))
+
+    def _reason(self, scan: Scan, error: BaseException) -> tuple[str, bool]:
+        """Why a scan has failed, and whether the reason is for the user."""
+        said = self._refused.pop(scan, None) or user_error_in(error)
+        if said is not None:
+            return str(said), True
+        cause = getattr(error, "cause", None)
+        return reason_in_words(cause if isinstance(cause, Exception) else error), False
 
     def _watch(self) -> None:
         """Close scans that nobody reads, and let go of readers whose process is gone."""

@@ -55,9 +55,6 @@ class StoreScan:
             sizes = [metadata.size_bytes or 0 for metadata in bundle.metadata]
             yield from zip(bundle.block_refs, sizes, strict=True)
 
-    def ended(self) -> None:
-        """Nothing is left to do."""
-
 
 def _dataset(
     scan: StoreScan, pieces: list[tuple[int, int]], cpus: float, largest: int

@@ -195,7 +195,7 @@ def _patience(recipe: Recipe) -> float | None:
 
 def _expecting(service: Any, each: int = 1) -> Callable[[int], None]:
     """Tells the service how many readers of one scan there are: ``each`` in each gang at work."""
-    return lambda gangs: service.expect.remote(max(gangs, 1) * each)
+    return lambda gangs: service.expect.remote(max(gangs, 1) * each, each)
 
 
 def _print_waves(demand: Demand, placement: Placement, what: str, size: str) -> None:

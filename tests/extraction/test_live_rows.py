@@ -126,9 +126,7 @@ def test_epochs_follow_each_other_in_one_scan(live, wanted, service, epochs):
     assert told["scans"] == 1 and told["tokens"] == epochs * store.live.tokens
 
 
-def test_a_reader_that_pauses_for_long_begins_a_scan_of_its_own(
-    live, wanted, service, monkeypatch
-):
+def test_a_reader_that_pauses_for_long_begins_a_scan_of_its_own(live, wanted, service, monkeypatch):
     store, plan = live
     monkeypatch.setattr(buffer_module, "PAUSE_SECONDS", 0.0)
     rows = live_rows(store, POOL, service, data_of(plan, epochs=2))
@@ -264,7 +262,7 @@ def shared_here(store, site, splits):
     return store_site(store, site)
 
 
-class store_site:  # noqa: N801
+class store_site:
     """A site whose held-out rows lie in this process."""
 
     def __init__(self, store, site):

@@ -133,7 +133,9 @@ def storm(aim: Aim, config: Path, run: Path, kills: int) -> dict[str, Any]:
             below, victim = descendants(process.pid), soon_a_victim(aim, kind, process)
             if victim is None or process.poll() is not None or not kill(victim):
                 continue
-            counts[kind], mid_item = counts[kind] + 1, mid_item + bool(times(run, aim.begun))
+            in_item = bool(times(run, aim.begun))
+            counts[kind], mid_item = counts[kind] + 1, mid_item + in_item
+            print(f"  killed: {kind}{', in mid-item' * in_item}", flush=True)
             if kind not in ("driver", "raylet"):
                 continue
             try:

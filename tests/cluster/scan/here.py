@@ -59,9 +59,7 @@ def serve_here(patch, memory, readers=1, each=1, patience=None, apart=False):
     get = ray.get
     patch.setattr(ray, "get", lambda said: said.value if isinstance(said, Said) else
                   get(said) if isinstance(said, ray.ObjectRef) else said)  # fmt: skip
-    patch.setattr(
-        ray, "get_runtime_context", lambda: SimpleNamespace(get_actor_id=lambda: None)
-    )
+    patch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_actor_id=lambda: None))
     patch.setattr(worker_module, "prepare_worker", lambda: "cpu")
     patch.setattr(StoreScan, "blocks", read_here)
     patch.setattr(LiveScan, "_computed", computed_here)

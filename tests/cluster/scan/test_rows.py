@@ -11,10 +11,10 @@ from raysae.activations.streaming import StreamedRows
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.cluster.scan.rows import ScannedRows, ScannedSite
 from raysae.errors import UserError
-from raysae.sites import Site
-from raysae.training.ensemble import Ensemble, Member
-from raysae.training import TrainingConfig
 from raysae.sae import sae_config
+from raysae.sites import Site
+from raysae.training import TrainingConfig
+from raysae.training.ensemble import Ensemble, Member
 from raysae.training.rows import EVALUATION_BATCH, OrdinaryRows, Stream, StreamPosition
 from tests.cluster.scan.here import counts, serve_here
 
@@ -46,7 +46,9 @@ def streamed(store, **options):
 
 
 def batches(rows, **options):
-    return [b.clone() for b in Stream(rows, **{"seed": 3, "epochs": 2, "batch_size": 48, **options})]
+    return [
+        b.clone() for b in Stream(rows, **{"seed": 3, "epochs": 2, "batch_size": 48, **options})
+    ]
 
 
 def same(found, wanted):

@@ -29,6 +29,7 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import ray  # noqa: E402
 import torch  # noqa: E402
+from kill_storm import descendants  # noqa: E402
 
 import raysae  # noqa: E402
 from raysae.activations import Site, Store  # noqa: E402
@@ -205,9 +206,10 @@ def own_bytes() -> int:
 
 
 def workers_cost() -> dict[int, tuple[float, float]]:
-    """Bytes read from files or page cache, and CPU seconds, of each Ray worker, by process id."""
+    """Bytes read from files or page cache, and CPU seconds, of each of this process's Ray workers, by
+    process id."""
     ticks, found = os.sysconf("SC_CLK_TCK"), {}
-    for folder in Path("/proc").glob("[0-9]*"):
+    for folder in (Path(f"/proc/{pid}") for pid in descendants(os.getpid())):
         try:
             if not (folder / "cmdline").read_bytes().startswith(b"ray::"):
                 continue

@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 import yaml
 from crash_commits import KINDS, failing_disk, fill, full_disk, kill_everywhere, small_disk
-from kill_storm import atlas_recipe, sweep_recipe
+from kill_aims import atlas_recipe, sweep_recipe
 
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 

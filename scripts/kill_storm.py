@@ -1,117 +1,46 @@
 """SIGKILL a run's processes at random moments; compare its results with an undisturbed run.
 
-    python scripts/kill_storm.py [--aim sweep|atlas|extraction] [--kills 20] [--seed 0]
+    python scripts/kill_storm.py [--aim sweep|atlas|extraction|scan|live|live-keep] [--kills 20]
 
 - ``sweep``: 12 trials, two at once. Driver, workers and raylet are killed, and the run is resumed.
 - ``atlas``: 24 sites, two at once. Only workers are killed, and the run must end without a restart.
 - ``extraction``: 100 shards, two at once. Workers and driver are killed; a killed driver is
   restarted.
+- ``scan``: a sweep whose two trials at a time share one scan of a store five times larger than the
+  memory allowed. Driver, trials, the scan's service, Ray Data's read workers and raylet are killed.
+- ``live``: a sweep and an atlas that train while the pocket GPT-2 is read. Driver, trials, service,
+  extraction workers, atlas workers and raylet are killed. ``live-keep`` also writes the rows.
 
 It counts commits that were lost or written twice. It compares the tables (without times and hosts),
-the choice, every weight and the MLflow runs; for an extraction, every byte of the store. The exit
+the choice, every weight and the MLflow runs; for a store that was made, every byte of it. The exit
 code is 1 when something differs.
 """
 
 import argparse
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from kill_aims import AIMS, Aim
 
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
-from raysae.extraction.plan import WORK_FOLDER
 from raysae.records.commit import VOLATILE_COLUMNS
 from raysae.records.tables import read_table
 from raysae.storage.files import read_json
 
-TRIAL = re.compile(r"ray::\w*Trainable")
-POOL_WORKER = re.compile(r"ray::PoolWorker")
-"""The names that Ray gives the working processes."""
 ENDS_SECONDS = 90
 """Seconds within which a driver must end after its raylet was killed."""
-CONFIG = {"sae.d_sae": 256, "sae.k": 8}
-"""The config that the atlas trains."""
-
-
-def sweep_recipe(folder: Path, name: str) -> dict[str, Any]:
-    """The recipe of a run with many trials."""
-    return {
-        "name": name, "runs_dir": str(folder / "runs"), "store": str(folder / "store"),
-        "source": None,
-        "training": {"epochs": 45, "batch_size": 128, "lr": 3e-3, "evaluations": 6},
-        "sweep": {
-            "trials": 12, "startup_trials": 4, "seeds_per_trial": 2, "layer": 0,
-            "space": {
-                "sae.d_sae": {"low": 64, "high": 512, "powers_of_two": True},
-                "sae.k": {"low": 2, "high": 16, "log": True},
-            },
-        },
-        "resources": {"checkpoint_seconds": 0.5, "cpus": 2, "retries": 1000},
-    }  # fmt: skip
-
-
-def atlas_recipe(folder: Path, name: str) -> dict[str, Any]:
-    """The recipe of a run with one trial and an atlas."""
-    recipe = sweep_recipe(folder, name)
-    training = {**recipe["training"], "epochs": 8}
-    sweep = {"sampler": "list", "configs": [CONFIG], "trials": 1, "layer": 0}
-    resources = {**recipe["resources"], "retries": 10}
-    return {**recipe, "training": training, "sweep": sweep, "resources": resources}
-
-
-def extraction_recipe(folder: Path, name: str) -> dict[str, Any]:
-    """The recipe of an extraction into many shards."""
-    source = {
-        "sequences": 8000, "sequences_per_shard": 80, "layers": [0, 1, 2, 3], "positions": ["all"],
-    }  # fmt: skip
-    return {
-        "name": name, "store": str(folder / "stores" / name), "source": source,
-        "resources": {"cpus": 2, "retries": 10},
-    }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Aim:
-    """A command to test, the processes to kill, and the files that show its progress."""
-
-    module: str
-    recipe: Callable[[Path, str], dict[str, Any]]
-    victims: tuple[str, ...]
-    worker: re.Pattern[str]
-    folder: str
-    """The folder of runs or stores, below the temporary folder."""
-    commits: str
-    """Pattern of the commit files in a run's folder."""
-    begun: str
-    """Pattern of the files that change while an item is in progress."""
-    sites: int = 3
-    """Number of sites in the store."""
-
-
-AIMS = {
-    "sweep": Aim(
-        "raysae.sweep", sweep_recipe, ("driver", "worker", "raylet"), TRIAL, "runs",
-        "trials/*/metrics.json", "trials/*.training",
-    ),
-    "atlas": Aim(
-        "raysae.sweep", atlas_recipe, ("worker",), POOL_WORKER, "runs",
-        "atlas/*/*/metrics.json", "atlas/*/*.training", sites=24,
-    ),
-    "extraction": Aim(
-        "raysae.extract", extraction_recipe, ("driver", "worker"), POOL_WORKER, "stores",
-        f"{WORK_FOLDER}/shard-*.json", f"{WORK_FOLDER}/shard-*.tokens",
-    ),
-}  # fmt: skip
+TOLD = ("Reading:", "Waves:", "Live:")
+"""Lines of a run that say how it reads."""
+LOOKS_SECONDS = 2.0
+"""Seconds for which a process of some kind is looked for before another kind is drawn."""
 
 
 def start(aim: Aim, config: Path) -> subprocess.Popen[str]:
@@ -141,13 +70,21 @@ def descendants(pid: int) -> dict[int, str]:
 
 def victim_of(aim: Aim, kind: str, driver: int) -> int | None:
     """The id of a random process of this kind; None when there is none."""
-    if kind == "driver":
+    pattern = aim.victims[kind]
+    if pattern is None:
         return driver
-    found = [
-        pid for pid, name in descendants(driver).items()
-        if (aim.worker.match(name) if kind == "worker" else name.split(" ")[0].endswith("/raylet"))
-    ]  # fmt: skip
+    found = [pid for pid, name in descendants(driver).items() if pattern.match(name)]
     return random.choice(found) if found else None
+
+
+def soon_a_victim(aim: Aim, kind: str, process: subprocess.Popen[str]) -> int | None:
+    """The same, waited for: a task that reads is there for a moment only."""
+    until = time.monotonic() + LOOKS_SECONDS
+    victim = victim_of(aim, kind, process.pid)
+    while victim is None and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+        victim = victim_of(aim, kind, process.pid)
+    return victim
 
 
 def kill(pid: int) -> bool:
@@ -192,13 +129,12 @@ def storm(aim: Aim, config: Path, run: Path, kills: int) -> dict[str, Any]:
         while process.poll() is None and sum(counts.values()) < kills:
             wait_for_progress(aim, run, process)
             time.sleep(random.uniform(0, 0.5))
-            kind = random.choice(aim.victims)
-            below, victim = descendants(process.pid), victim_of(aim, kind, process.pid)
-            mid_item += bool(times(run, aim.begun))
+            kind = random.choice(list(aim.victims))
+            below, victim = descendants(process.pid), soon_a_victim(aim, kind, process)
             if victim is None or process.poll() is not None or not kill(victim):
                 continue
-            counts[kind] += 1
-            if kind == "worker":
+            counts[kind], mid_item = counts[kind] + 1, mid_item + bool(times(run, aim.begun))
+            if kind not in ("driver", "raylet"):
                 continue
             try:
                 process.wait(ENDS_SECONDS)
@@ -285,21 +221,20 @@ def mlflow_runs(folder: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
 
 
 def same_runs(peace: Path, run: Path) -> dict[str, bool]:
-    """Whether each product of two runs is equal."""
-    runs = mlflow_runs(run.parent, (peace.name, run.name))
+    """Whether each product of two runs is equal; the atlas and MLflow's where the runs have them."""
     choices = [read_json(path / "selection.json") for path in (peace, run)]
-    trials, atlas = (
-        [stable(path / table) for path in (peace, run)]
-        for table in ("trials.parquet", "atlas/metrics.parquet")
-    )
-    done = [row["state"] for row in atlas[1]].count("done")
-    return {
-        "trials.parquet": trials[0] == trials[1],
-        "choice": choices[0] == choices[1],
-        f"atlas ({done} of {len(atlas[1])} sites done)": atlas[0] == atlas[1],
-        "weights": content(peace, "sae.safetensors") == content(run, "sae.safetensors"),
-        f"MLflow runs ({len(runs[run.name])})": runs[peace.name] == runs[run.name],
-    }
+    trials = [stable(path / "trials.parquet") for path in (peace, run)]
+    found = {"trials.parquet": trials[0] == trials[1], "choice": choices[0] == choices[1]}
+    if (peace / "atlas").is_dir():
+        atlas = [stable(path / "atlas/metrics.parquet") for path in (peace, run)]
+        done = [row["state"] for row in atlas[1]].count("done")
+        found[f"atlas ({done} of {len(atlas[1])} sites done)"] = atlas[0] == atlas[1]
+    weights = [content(path, "sae.safetensors") for path in (peace, run)]
+    found[f"weights ({len(weights[1])} files)"] = weights[0] == weights[1]
+    if (run.parent / "mlflow.db").is_file():
+        runs = mlflow_runs(run.parent, (peace.name, run.name))
+        found[f"MLflow runs ({len(runs[run.name])})"] = runs[peace.name] == runs[run.name]
+    return found
 
 
 def same_stores(peace: Path, store: Path) -> dict[str, bool]:
@@ -311,11 +246,11 @@ def same_stores(peace: Path, store: Path) -> dict[str, bool]:
 def compare(aim: Aim, folder: Path, seen: dict[str, Any]) -> bool:
     """Print which products are equal; returns whether all are."""
     peace, run = (folder / aim.folder / name for name in ("peace", "storm"))
-    same = same_stores if aim.folder == "stores" else same_runs
-    checks = {
-        "no commit lost or written again": not seen["lost"] and not seen["rewritten"],
-        **same(peace, run),
-    }
+    checks = {"no commit lost or written again": not seen["lost"] and not seen["rewritten"]}
+    if aim.folder == "runs":
+        checks |= same_runs(peace, run)
+    if not aim.sites:
+        checks |= same_stores(*(folder / "stores" / name for name in ("peace", "storm")))
     for name, equal in checks.items():
         print(f"  {name}: {'equal' if equal else 'DIFFERENT'}")
     return all(checks.values())
@@ -329,12 +264,13 @@ def storm_and_compare(aim: Aim, folder: Path, kills: int) -> bool:
     started = time.time()
     process = start(aim, configs["peace"])
     out, _ = process.communicate()
+    print(*(line for line in out.splitlines() if line.startswith(TOLD)), sep="\n")
     if process.returncode:
         print(out[-3000:])
         return False
-    print(f"in peace: {time.time() - started:.0f} s")
+    print(f"in peace: {time.time() - started:.0f} s", flush=True)
     started, run = time.time(), folder / aim.folder / "storm"
-    if aim.victims == ("worker",):
+    if list(aim.victims) == ["worker"]:
         seen = storm_in_one_attempt(aim, configs["storm"], run, kills)
     else:
         seen = storm(aim, configs["storm"], run, kills)
@@ -362,7 +298,7 @@ def main() -> int:
     aim = AIMS[args.aim]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if aim.folder == "runs":
+        if aim.sites:
             world = SuperpositionWorld(d_in=64, atoms=256, p=0.02)
             write_synthetic_store(folder / "store", world, args.rows, sites=aim.sites, test=0.0)
         return 0 if storm_and_compare(aim, folder, args.kills) else 1

@@ -31,7 +31,10 @@ from raysae.activations.store import Store, open_store
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 
 BUCKET, STORE = "bucket", "bucket/store"
-D_IN, ATOMS = 256, 512
+D_IN = 64
+"""Rows are small and many, so that the survey of up to 262,144 of them, which gives the statistics, is a
+small part of a pass."""
+D_SAE, BATCH = 64, 4096
 WINDOWS = 16
 """So many shuffle windows fit in the memory allowed."""
 SHARD_BYTES = 16e6
@@ -70,7 +73,7 @@ class Seen:
 def write(folder: Path, gb: float) -> Store:
     """A store of one site of float16 rows, ``gb`` GB of them."""
     rows = int(gb * 1e9 / (2 * D_IN))
-    world = SuperpositionWorld(d_in=D_IN, atoms=ATOMS, p=0.02)
+    world = SuperpositionWorld(d_in=D_IN, atoms=2 * D_IN, p=0.02)
     write_synthetic_store(
         folder, world, rows, dtype="float16", shard_rows=int(SHARD_BYTES / (2 * D_IN)),
         validation=0.02, test=0.0,
@@ -94,12 +97,12 @@ def upload(server: S3Server, folder: Path) -> None:
 def recipe(folder: Path, name: str, args: argparse.Namespace, trials: int) -> dict[str, Any]:
     """The recipe of the sweep."""
     memory = int(args.gb * 1e9 / args.times)
-    configs = [{"sae.d_sae": 256, "sae.k": k} for k in range(2, 2 + trials)]
+    configs = [{"sae.d_sae": D_SAE, "sae.k": k} for k in range(2, 2 + trials)]
     return {
         "name": name, "runs_dir": str(folder / "runs"), "store": f"s3://{STORE}", "source": None,
         "atlas": {"enabled": False}, "records": {"mlflow": False},
         "training": {
-            "epochs": args.epochs, "batch_size": 1024, "lr": 1e-3, "evaluations": 2,
+            "epochs": args.epochs, "batch_size": BATCH, "lr": 1e-3, "evaluations": 2,
             "shuffle_rows": max(memory // (2 * D_IN * WINDOWS), 1024),
         },
         "sweep": {"sampler": "list", "configs": configs},

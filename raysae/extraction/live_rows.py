@@ -26,6 +26,8 @@ from raysae.training.headed_rows import HeadedRows
 from raysae.training.rows import EVALUATION_BATCH, IndexedRows, Rows, rebatched
 from raysae.training.windows import Window, WindowOrder, pieces, windows
 
+READ_ALONE_BYTES = 256 * 2**20
+"""Kept rows of up to so many bytes are read by each trial for itself: to begin a scan takes longer."""
 LOOKING = -2
 """The number of a pass that only looks at the rows, beside those of the epochs, which count from 0."""
 
@@ -115,6 +117,8 @@ class LiveRows(IndexedRows):
         store = open_store(self.data.place).trust()
         if store.computes_rows:
             return None
+        if len(self) * store.row_bytes <= READ_ALONE_BYTES:
+            return StreamedRows(store, self.site, "train", sequential=True)
         return ScannedRows(
             store, self.site, "train", self.service, self._piece_bytes, sequential=True
         )

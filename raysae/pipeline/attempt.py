@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from raysae.activations import Store
+from raysae.activations import Store, open_store
 from raysae.activations.manifest import MANIFEST_FILE
 from raysae.config import Recipe
 from raysae.console.board import console
@@ -50,6 +50,12 @@ class Attempt:
         """The store; it exists once the first stage is done."""
         assert self.plan.store is not None
         return self.plan.store
+
+    def look_at_store_again(self) -> None:
+        """Open a live store anew: its training rows may have been kept since."""
+        if self.store.computes_rows:
+            self.plan = self.plan.with_store(open_store(self.store.opened_by))
+            self.__dict__.pop("checked_store", None)
 
     @cached_property
     def checked_store(self) -> Store:

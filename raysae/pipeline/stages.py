@@ -146,6 +146,7 @@ class Sweep(Stage):
             plan.live,
         )
         attempt.result.trials = run_trials(job, attempt.begun.mark)
+        attempt.look_at_store_again()
         return attempt.result.failed_trials
 
     def check(self, attempt: Attempt) -> None:

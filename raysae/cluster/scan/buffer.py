@@ -103,6 +103,8 @@ class PieceBuffer:
         self._made = self.clock()
         self._blocked: float | None = None
         """Since when the producer has been waiting."""
+        self._stands_still = False
+        """Whether the producer waits now."""
         self.memory.buffers.append(self)
 
     def join(self, reader: str, number: int, worker: str = "") -> bool:
@@ -168,9 +170,11 @@ class PieceBuffer:
         """Add the next piece, once it may be held; False when the scan was closed."""
         with self.memory.changed:
             while not self.closed and not self._may_hold(size):
+                self._stands_still = True
+                self._expect_no_more()
                 self._detach_slow()
                 self.memory.changed.wait(LOOK_SECONDS)
-            self._blocked = None
+            self._blocked, self._stands_still = None, False
             if self.closed:
                 return False
             self._pieces[self._end] = piece, size
@@ -255,6 +259,21 @@ class PieceBuffer:
     def _lacks(self, reader: _Reader) -> bool:
         """Whether a reader's process waits for a piece that is not there."""
         return reader.urgent and reader.wanted is not None and reader.wanted >= self._end
+
+    def _expect_no_more(self) -> None:
+        """Expect no more readers once every process waits at a scan that stands still: nobody comes, as
+        when one began again and has a scan of its own."""
+        still = [buffer for buffer in self.memory.buffers if buffer._stands_still]
+        waiting = {
+            reader.worker
+            for buffer in still
+            for reader in buffer.readers.values()
+            if buffer._lacks(reader)
+        }
+        for buffer in still:
+            each = Counter(reader.worker for reader in buffer.readers.values())
+            if len(waiting) * max(each.values(), default=0) >= buffer.expected:
+                buffer.expected = buffer.joined
 
     def _at_work(self) -> list[_Reader]:
         """The readers, without those that have paused for long: they may not come back."""

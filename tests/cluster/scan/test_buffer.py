@@ -129,6 +129,42 @@ def test_nobody_is_waited_for_for_ever():
     assert not buffer.join("second", 0)
 
 
+def test_readers_that_are_out_of_step_do_not_wait_for_each_other():
+    """A trial that began again has a scan of its own: nobody else joins it, nor the other's next one."""
+    memory = Memory(4)
+    one, two = (PieceBuffer(memory, 0, expected=2, clock=Now()) for _ in range(2))
+    one.join("a", 0), two.join("b", 0)
+    filled(one, 30), filled(two, 30)
+    assert settled(one) + settled(two) >= 4
+    found = {}
+    threads = [
+        threading.Thread(
+            target=lambda name=name, scan=scan: found.update({name: read(scan, name, range(30))})
+        )
+        for name, scan in (("a", one), ("b", two))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * ENOUGH)
+    wanted = [f"piece {n}" for n in range(30)]
+    assert found == {"a": wanted, "b": wanted}
+
+
+def test_a_process_that_waits_at_two_scans_does_not_count_as_two():
+    memory = Memory(2)
+    one, two = (PieceBuffer(memory, 0, expected=2, clock=Now()) for _ in range(2))
+    for scan, name in ((one, "a"), (two, "b")):
+        scan.join(name, 0, "process")
+        filled(scan, 9)
+    assert read(one, "a", [0]) == read(two, "b", [0]) == ["piece 0"]
+    ahead = threading.Thread(target=lambda: one.take("a", 8, 8, 0.3))
+    ahead.start()
+    assert two.take("b", 8, 8, 0.3).state == "wait"
+    ahead.join()
+    assert one.is_awaiting and two.is_awaiting
+
+
 def test_fewer_readers_are_expected_once_there_are_fewer():
     buffer = PieceBuffer(Memory(2), 0, expected=3, clock=Now())
     buffer.join("a", 0)

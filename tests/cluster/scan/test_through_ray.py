@@ -87,7 +87,8 @@ def test_a_model_that_gives_nan_in_mid_training(service, tmp_path, monkeypatch, 
     recipe = live_recipe(
         tmp_path / "store", f"source.model={nan_for('7', tmp_path / 'model')}",
         f"source.dataset={texts_with('7', tmp_path / 'texts.jsonl')}", "source.text=text",
-        "source.sequences=null", "source.layers=[0]", "source.positions=[all]", "source.test=0.0", "seed=3",
+        "source.sequences=null", "source.layers=[0]", "source.positions=[all]", "source.test=0.0",
+        "seed=3",  # of which the texts' last one is not in the head
         f"source.non_finite={non_finite}",
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:

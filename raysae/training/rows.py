@@ -183,7 +183,7 @@ class OrdinaryRows(IndexedRows):
 
     def __init__(self, rows: IndexedRows, ordinary_N: Tensor):
         self.rows, self.d_in, self.ordinary_N = rows, rows.d_in, ordinary_N
-        self.sequential = rows.sequential
+        self.sequential, self.passing = rows.sequential, rows.passing
         self._place = ordinary_N.nonzero().squeeze(1)
 
     def __len__(self) -> int:

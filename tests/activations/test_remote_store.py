@@ -123,7 +123,7 @@ def test_rows_in_memory_are_fetched_once(faulty):
     assert faulty.bytes_read(".parquet") <= 1.02 * size + footers
 
 
-def test_opening_listing_and_showing_read_no_activations(faulty, capsys, monkeypatch):
+def test_opening_listing_and_sampling_read_no_page(faulty, capsys, monkeypatch):
     manifest = len(faulty.store["/bucket/store/manifest.json"].getvalue())
     assert store_command(["sites", URI]) == 0
     assert faulty.bytes_read() == manifest and "layer=00/position=all" in capsys.readouterr().out
@@ -135,12 +135,15 @@ def test_opening_listing_and_showing_read_no_activations(faulty, capsys, monkeyp
         remote_files.RemoteFiles, "read_into",
         lambda self, name, memory, at: (asked.append((name, len(memory))), fetch(self, name, memory, at)),
     )  # fmt: skip
-    assert store_command(["show", URI, "--samples", "3"]) == 0
-    shown = capsys.readouterr().out
-    assert f"store        {URI}" in shown and "3 rows of layer=00" in shown
+    assert len(draw_samples(raysae.open_store(URI), SITE, 3)) == 3
     # three rows, the other columns, the headers, and the last 64 KiB with the footer: not a whole page
     assert max(size for _, size in asked) < 100_000
     assert len({name for name, _ in asked if name.endswith(".parquet")}) == 1
+    assert (
+        store_command(["show", URI, "--samples", "3"]) == 0
+    )  # which reads rows, to tell their health
+    shown = capsys.readouterr().out
+    assert f"store        {URI}" in shown and "3 rows of layer=00" in shown
 
 
 def test_verify_at_a_uri(faulty, capsys):

@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from raysae.cluster import placement as placement_module
-from raysae.cluster.placement import place
+from raysae.cluster.placement import beside_live, beside_scans, can_scan, place, scan_cpus
 from raysae.config import ResourcesConfig
 from raysae.errors import UserError
 
@@ -77,3 +77,48 @@ def test_a_worker_takes_the_device_and_the_threads_it_was_given(connected_ray):
         return prepare_worker(), torch.get_num_threads()
 
     assert ray.get(look.remote()) == ("cpu", 2)
+
+
+@pytest.fixture
+def two_nodes(monkeypatch):
+    """Two nodes are alive, and one is dead."""
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": a} for a in (True, True, False)])
+
+
+@pytest.mark.parametrize(
+    ("cpus", "asked", "workers"),
+    [(4, {}, 2), (8, {"max_concurrent": 3}, 3), (4, {"cpus_per_trial": 0.5}, 4), (3, {}, 1)],
+)
+def test_scans_have_a_cpu_of_each_node(monkeypatch, two_nodes, cpus, asked, workers):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus})
+    assert scan_cpus() == 2 and can_scan(ResourcesConfig(**asked))
+    assert beside_scans(ResourcesConfig(**asked)).workers == workers
+
+
+def test_no_cpu_left_for_reading_is_refused_with_what_to_do(monkeypatch, two_nodes):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    assert not can_scan(ResourcesConfig())
+    with pytest.raises(
+        UserError, match=r"takes 2 of the 2 CPUs .* set resources.reading to stream"
+    ):
+        beside_scans(ResourcesConfig())
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "trials", "computing"),
+    [
+        ({"CPU": 2}, {}, 1, 1), ({"CPU": 5}, {}, 3, 2), ({"CPU": 8}, {"max_concurrent": 3}, 2, 1),
+        ({"CPU": 16, "GPU": 1}, {}, 3, 1),
+    ],
+)  # fmt: skip
+def test_live_rows_have_workers_of_their_own(monkeypatch, there, asked, trials, computing):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    monkeypatch.setattr(placement_module, "_gpu_memory", lambda: None)
+    found = beside_live(ResourcesConfig(**asked))
+    assert [one.workers for one in found] == [trials, computing]
+
+
+def test_one_cpu_is_too_little_for_live_rows(monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1})
+    with pytest.raises(UserError, match=r"1 worker of 1 CPU .* fits .* set source.live to false"):
+        beside_live(ResourcesConfig())

@@ -1,4 +1,4 @@
-"""Scans in this process: the real service, buffer, pieces and readers; only Ray's transport is left out."""
+"""Scans in this process: the real service, buffer and readers; only Ray's transport is left out."""
 
 from itertools import islice
 from types import SimpleNamespace

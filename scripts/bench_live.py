@@ -91,7 +91,7 @@ def recipe(folder: Path, case: str, live: bool, args: argparse.Namespace) -> dic
     shapes = [(d_sae, k) for d_sae in (64, 128) for k in (4, 8, 16, 32)]
     source = {
         "sequences": args.sequences, "context_length": 128, "validation": 0.03, "test": 0.0,
-        "sequences_per_shard": max(args.sequences // 12, 1), "positions": POSITIONS,
+        "sequences_per_shard": max(args.sequences // 30, 1), "positions": POSITIONS,
         "patterns": PATTERNS, **source_of(case, args.shared), "live": live,
         **({"keep": "no"} if live else {}),
     }  # fmt: skip

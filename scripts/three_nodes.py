@@ -3,10 +3,10 @@
     scripts/s3.sh  # once
     python scripts/three_nodes.py [--sequences 300] [--trials 4]
 
-The nodes are raylets on this machine, each with a folder of its own for caches and temporary files.
-Extracted store and run live on the server; the store is scanned from there. Killed is the node with the
-most raysae actors; a head without CPUs stays. The same recipe runs undisturbed in a local folder. The exit code is 1 when a byte of the store, the trials' table or a trial's
-weights differ from it.
+The nodes are raylets on this machine, each with a folder of its own for caches and temporary files; a
+head without CPUs stays. Extracted store and run live on the server; the store is scanned from there.
+Killed is the node with the most raysae actors. The same recipe runs undisturbed in a local folder. The
+exit code is 1 when a byte of the store, the trials' table or a trial's weights differ from it.
 """
 
 import argparse

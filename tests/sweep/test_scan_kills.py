@@ -19,10 +19,10 @@ def recipe(folder, name):
         "name": name, "store": str(folder / "store"), "runs_dir": str(folder / "runs"),
         "source": None, "atlas": {"enabled": False}, "records": {"mlflow": False},
         "training": {
-            "epochs": 3, "batch_size": 16, "lr": 3e-3, "evaluations": 6, "shuffle_rows": 512,
+            "epochs": 2, "batch_size": 16, "lr": 3e-3, "evaluations": 4, "shuffle_rows": 512,
         },
         "sweep": {"sampler": "list", "configs": CONFIGS},
-        "resources": {"checkpoint_seconds": 0.05, "reading": "scan", "memory": 150_000},
+        "resources": {"checkpoint_seconds": 0.05, "reading": "scan", "memory": 120_000},
     }  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def products(result):
 @pytest.mark.long
 def test_a_killed_trial_of_a_wave_costs_nothing(connected_ray, tmp_path):
     world = SuperpositionWorld(d_in=16, atoms=24, p=0.08)
-    write_synthetic_store(tmp_path / "store", world, 6000, validation=0.1, test=0.0)
+    write_synthetic_store(tmp_path / "store", world, 3000, validation=0.1, test=0.0)
     killed = []
 
     def kill_one():

@@ -26,7 +26,7 @@ def rows_of(table):
 @pytest.mark.long
 def test_a_live_run_kept_or_not(connected_ray, tmp_path, capsys):
     """Two waves of one trial, two epochs each, and the atlas: six passes, or one that keeps."""
-    found, whole = {}, 0
+    found = {}
     for keep in ("no", "auto"):
         source = {**LIVE["source"], "keep": keep}
         found[keep] = raysae.sweep(

@@ -2,10 +2,10 @@
 
     python scripts/bench_live.py [pocket] [stories] [--sequences 3000]
 
-Each case runs the whole main job twice in folders of its own: a sweep of eight trials, four at once, and
-an atlas of 24 sites (four layers at six positions), once with ``source.live=true`` and ``source.keep=no``
-and once over a store that it writes first. ``stories`` is the small Llama of ../shared over GSM8K. Ray's
-workers run at niceness 0. One Ray serves all, and its start is not measured.
+Each case runs the whole main job twice in folders of its own: a sweep of eight trials, in gangs of four,
+and an atlas of 24 sites (four layers at six positions), once with ``source.live=true`` and
+``source.keep=no`` and once over a store that it writes first. ``stories`` is the small Llama of ../shared
+over GSM8K. Ray's workers run at niceness 0. One Ray serves all, and its start is not measured.
 
 The exit code is 1 when a demand fails: the same choice; explained variance within .003 for the chosen
 config and in the mean over the atlas; as many forward passes over the training texts as the dry run says;
@@ -48,8 +48,8 @@ CASES: dict[str, dict[str, Any]] = {
         "text": "{question} {answer}",
     },
 }  # fmt: skip
-CPUS = 4
-"""CPUs that Ray counts: eight workers fit."""
+CPUS, GANG = 2, 4
+"""CPUs that Ray counts, and trials that one worker trains together."""
 LAYER = 2
 """The layer that is swept, at all tokens."""
 WAYS = {False: "stored", True: "live"}
@@ -103,10 +103,8 @@ def recipe(folder: Path, case: str, live: bool, args: argparse.Namespace) -> dic
             "sampler": "list", "trials": len(shapes), "layer": LAYER, "position": "all",
             "configs": [{"sae.d_sae": d_sae, "sae.k": k} for d_sae, k in shapes],
         },
-        # live, half of the eight workers compute, and four train
-        "resources": {
-            "cpus_per_trial": CPUS / 8, "max_concurrent": 8 if live else 4,
-        },
+        # live, one of the two workers computes, and a gang of four trains in the other
+        "resources": {"gang": GANG},
     }  # fmt: skip
 
 

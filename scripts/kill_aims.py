@@ -72,7 +72,7 @@ def live_recipe(folder: Path, name: str, keep: str = "no") -> dict[str, Any]:
     """The recipe of a sweep and an atlas that train while the pocket GPT-2 is read."""
     recipe = scan_recipe(folder, name)
     source = {
-        "live": True, "keep": keep, "sequences": 1500, "sequences_per_shard": 50,
+        "live": True, "keep": keep, "sequences": 600, "sequences_per_shard": 30,
         "layers": [0, 1, 2], "positions": ["all"],
     }  # fmt: skip
     training = {**recipe["training"], "epochs": 2}

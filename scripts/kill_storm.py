@@ -133,7 +133,9 @@ def storm(aim: Aim, config: Path, run: Path, kills: int) -> dict[str, Any]:
             below, victim = descendants(process.pid), soon_a_victim(aim, kind, process)
             if victim is None or process.poll() is not None or not kill(victim):
                 continue
-            counts[kind], mid_item = counts[kind] + 1, mid_item + bool(times(run, aim.begun))
+            in_item = bool(times(run, aim.begun))
+            counts[kind], mid_item = counts[kind] + 1, mid_item + in_item
+            print(f"  killed: {kind}{', in mid-item' * in_item}", flush=True)
             if kind not in ("driver", "raylet"):
                 continue
             try:
@@ -243,39 +245,53 @@ def same_stores(peace: Path, store: Path) -> dict[str, bool]:
     return {f"store ({len(one)} files)": one == other}
 
 
-def compare(aim: Aim, folder: Path, seen: dict[str, Any]) -> bool:
-    """Print which products are equal; returns whether all are."""
-    peace, run = (folder / aim.folder / name for name in ("peace", "storm"))
+def compare(aim: Aim, folder: Path, name: str, seen: dict[str, Any]) -> bool:
+    """Print which products of the run are equal to those in peace; returns whether all are."""
+    peace, run = (folder / aim.folder / one for one in ("peace", name))
     checks = {"no commit lost or written again": not seen["lost"] and not seen["rewritten"]}
     if aim.folder == "runs":
         checks |= same_runs(peace, run)
     if not aim.sites:
-        checks |= same_stores(*(folder / "stores" / name for name in ("peace", "storm")))
-    for name, equal in checks.items():
-        print(f"  {name}: {'equal' if equal else 'DIFFERENT'}")
+        checks |= same_stores(*(folder / "stores" / one for one in ("peace", name)))
+    for what, equal in checks.items():
+        print(f"  {what}: {'equal' if equal else 'DIFFERENT'}")
     return all(checks.values())
 
 
-def storm_and_compare(aim: Aim, folder: Path, kills: int) -> bool:
+def configured(aim: Aim, folder: Path, name: str) -> Path:
+    """The file with the recipe of this name."""
+    config = folder / f"{name}.yaml"
+    config.write_text(yaml.safe_dump(aim.recipe(folder, name)))
+    return config
+
+
+def in_peace(aim: Aim, folder: Path) -> bool:
+    """Run the command undisturbed, unless that was done in this folder; whether it ended well."""
+    done = folder / "peace.txt"
+    if not done.is_file():
+        began, process = time.time(), start(aim, configured(aim, folder, "peace"))
+        out, _ = process.communicate()
+        if process.returncode:
+            print(out[-3000:])
+            return False
+        told = [line for line in out.splitlines() if line.startswith(TOLD)]
+        done.write_text("\n".join([*told, f"in peace: {time.time() - began:.0f} s"]))
+    print(done.read_text(), flush=True)
+    return True
+
+
+def storm_and_compare(aim: Aim, folder: Path, name: str, kills: int) -> bool:
     """Run the command undisturbed and with kills, compare both; returns whether they are equal."""
-    configs = {name: folder / f"{name}.yaml" for name in ("peace", "storm")}
-    for name, config in configs.items():
-        config.write_text(yaml.safe_dump(aim.recipe(folder, name)))
-    started = time.time()
-    process = start(aim, configs["peace"])
-    out, _ = process.communicate()
-    print(*(line for line in out.splitlines() if line.startswith(TOLD)), sep="\n")
-    if process.returncode:
-        print(out[-3000:])
+    if not in_peace(aim, folder):
         return False
-    print(f"in peace: {time.time() - started:.0f} s", flush=True)
-    started, run = time.time(), folder / aim.folder / "storm"
+    config = configured(aim, folder, name)
+    started, run = time.time(), folder / aim.folder / name
     if list(aim.victims) == ["worker"]:
-        seen = storm_in_one_attempt(aim, configs["storm"], run, kills)
+        seen = storm_in_one_attempt(aim, config, run, kills)
     else:
-        seen = storm(aim, configs["storm"], run, kills)
+        seen = storm(aim, config, run, kills)
     tail = seen.pop("tail")
-    told = ", ".join(f"{name} {value}" for name, value in seen.items())
+    told = ", ".join(f"{what} {value}" for what, value in seen.items())
     print(f"in the storm: {time.time() - started:.0f} s; {told}")
     if seen["exit"]:
         print(tail)
@@ -283,7 +299,7 @@ def storm_and_compare(aim: Aim, folder: Path, kills: int) -> bool:
     killed = sum(seen[kind] for kind in aim.victims)
     if killed < kills:
         print(f"it was over after {killed} of {kills} kills: give it more --rows, or fewer kills")
-    return compare(aim, folder, seen) and killed >= kills
+    return compare(aim, folder, name, seen) and killed >= kills
 
 
 def main() -> int:
@@ -293,15 +309,18 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=40_000)
+    parser.add_argument(
+        "--folder", type=Path, help="kept; a later storm there needs no other peace"
+    )
     args = parser.parse_args()
     random.seed(args.seed)
     aim = AIMS[args.aim]
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        if aim.sites:
+        folder = args.folder or Path(temporary)
+        if aim.sites and not (folder / "store" / "manifest.json").is_file():
             world = SuperpositionWorld(d_in=64, atoms=256, p=0.02)
             write_synthetic_store(folder / "store", world, args.rows, sites=aim.sites, test=0.0)
-        return 0 if storm_and_compare(aim, folder, args.kills) else 1
+        return 0 if storm_and_compare(aim, folder, f"storm-{args.seed}", args.kills) else 1
 
 
 if __name__ == "__main__":

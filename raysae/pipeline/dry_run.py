@@ -2,13 +2,13 @@
 
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
 from raysae.activations import Site
 from raysae.activations.health import health_of_store
-from raysae.cluster.placement import Placement, beside_scans, place_extraction
+from raysae.cluster.placement import Placement, beside_live, beside_scans, place_extraction
 from raysae.cluster.reading import choose_reading
 from raysae.config import Recipe
 from raysae.config.search import Choices
@@ -57,7 +57,7 @@ def dry_run(recipe: Recipe, started: float | None = None) -> None:
             "Memory": _memory(wanted, admitted),
             "Disk": _disk(recipe, wanted),
             "Reading": _reading(plan, placement),
-            **({"Live": live_row(plan, placement, speed)} if _computes(plan) else {}),
+            **({"Live": _live(plan, placement, speed)} if _computes(plan) else {}),
             **_data(plan),
             "Time": _time(told, extract, plan),
         }
@@ -70,6 +70,13 @@ def dry_run(recipe: Recipe, started: float | None = None) -> None:
 def _computes(plan: RunPlan) -> bool:
     """Whether training rows are computed while training."""
     return plan.live is not None and (plan.store is None or plan.store.computes_rows)
+
+
+def _live(plan: RunPlan, admitted: Placement, speed: ExtractionSpeed | None) -> str:
+    """What live data cost: fewer train than are admitted, as the other workers compute rows for them."""
+    trains, _ = beside_live(plan.recipe.resources)
+    workers = min(trains.workers, admitted.workers)
+    return live_row(plan, replace(admitted, workers=workers), speed)
 
 
 def _speed(plan: RunPlan) -> ExtractionSpeed | None:

@@ -4,12 +4,13 @@ import json
 import shutil
 
 import pytest
+import ray
 
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.cluster.placement import Placement
 from raysae.config import load_recipe
 from raysae.errors import UserError
-from raysae.pipeline import estimate, live_checks, live_forecast
+from raysae.pipeline import dry_run, estimate, live_checks, live_forecast
 from raysae.pipeline.extraction_forecast import ExtractionSpeed
 from raysae.pipeline.live_checks import check_live_rows
 from raysae.pipeline.live_cost import Layers, ModelSize, Passes, Texts, choices, model_size, passes
@@ -96,6 +97,17 @@ def test_the_dry_run_says_what_each_choice_costs(tmp_path, monkeypatch):
     monkeypatch.setattr(live_forecast, "free_bytes", lambda _: 1)
     assert live_row(plan, TWO, SPEED).splitlines()[1].startswith("live: 20 forward passes")
     assert 0.25 < live_share(plan.live) < 0.35
+
+
+def test_the_dry_run_counts_the_trials_that_fit_beside_the_workers_that_compute(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(live_forecast, "free_bytes", lambda _: 2**40)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    wanted = "training.epochs=1", "sweep.trials=8", "sweep.proposal_lag=8"
+    plan = preflight(dry(tmp_path, *wanted))
+    told = dry_run._live(plan, Placement(cpus=1, gpus=0, workers=8), SPEED)
+    assert "live: 3 forward passes, " in told  # four at once, in two waves; the atlas's one
 
 
 def test_costs_are_known_by_the_budget_of_tokens_alone(tmp_path):

@@ -1,6 +1,7 @@
 """The reader's side of a scan, in the process that trains: pieces in order, and windows read ahead."""
 
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,10 @@ from raysae.training.windows import Window
 
 TAKE_SECONDS = 20.0
 """Seconds that one call to the service waits for a piece; then it is asked again."""
-TRIES = 5
-"""How often a reader begins anew after its pieces were lost with a node."""
+LOST_SECONDS = 300.0
+"""Seconds for which a reader begins anew without a piece, after the service or a block was lost."""
+AGAIN_SECONDS = 0.5
+"""Seconds between two such beginnings: the service takes some to start again."""
 PROCESS = f"{os.getpid()}-{uuid.uuid4().hex}"
 
 
@@ -28,7 +31,9 @@ class Reader:
         """The first piece that is still in use."""
         self.urgent = True
         """Whether the process waits for the next piece, and does not only read ahead."""
-        self.name, self._running, self._tries = uuid.uuid4().hex, "", 0
+        self.name, self._running = uuid.uuid4().hex, ""
+        self._lost: float | None = None
+        """When the service or a block was lost, until the next piece is there."""
 
     def next(self) -> Any:
         """The next piece's block. Raises UserError when the scan cannot read on, and RuntimeError when it
@@ -36,7 +41,7 @@ class Reader:
         while True:
             block = self._taken()
             if block is not None:
-                self.number += 1
+                self.number, self._lost = self.number + 1, None
                 return block
 
     def hurry(self) -> None:
@@ -86,9 +91,11 @@ class Reader:
         self._running = ray.get(self.service.join.remote(*joined))
 
     def _begin_again(self, error: Exception) -> None:
-        self._tries += 1
-        if self._tries > TRIES:
-            raise RuntimeError(f"a block of the scan was lost {self._tries} times: {error}")
+        now = time.monotonic()
+        self._lost = now if self._lost is None else self._lost
+        if now - self._lost > LOST_SECONDS:
+            raise RuntimeError(f"the scan gave nothing for {LOST_SECONDS:g} s: {error}")
+        time.sleep(AGAIN_SECONDS)
         self._running = ""
 
 

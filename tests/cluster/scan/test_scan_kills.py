@@ -1,5 +1,6 @@
 """Processes of a scan that are killed: every reader that is left gets every row once, in its order."""
 
+import os
 import time
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Trial:
         return torch.cat(found)
 
     def actor(self):
-        return ray.get_runtime_context().get_actor_id()
+        return ray.get_runtime_context().get_actor_id(), os.getpid()
 
 
 def says_dead(actor):
@@ -74,10 +75,11 @@ def begun(store, service):
 def test_a_killed_actor_is_dead_and_no_other(connected_ray, store):
     with serving(MEMORY, 2, 1, None) as service:
         killed, left = trials(store, service, 2)
-        names = ray.get([killed.actor.remote(), left.actor.remote()])
+        asked = ray.get([killed.actor.remote(), left.actor.remote()])
+        names = [name for name, _ in asked]
         assert [actor_is_dead(name) for name in names] == [False, False]
         assert not says_dead(names[0])
-        ray.kill(killed)
+        assert kill(asked[0][1])
         until = time.monotonic() + 30
         while not actor_is_dead(names[0]) and time.monotonic() < until:
             time.sleep(0.05)

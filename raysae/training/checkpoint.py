@@ -28,6 +28,8 @@ from raysae.training.trainer import Trainer
 
 SCHEMA_VERSION = 4
 READABLE_VERSIONS = (2, 3, 4)
+ADDED = {"first"}
+"""What a position did not have at first; it counts as 0 then."""
 CENTRED_SINCE = 4
 STATE_FILE, TENSORS_FILE = "training.json", "training.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -183,7 +185,8 @@ def _read_state(path: Path) -> dict[str, Any]:
     if missing := sorted(needed - state.keys()):
         raise UserError(f"{path}: lacks {', '.join(missing)}")
     known = {field.name for field in fields(StreamPosition)}
-    if not isinstance(state["position"], dict) or state["position"].keys() != known:
+    position = state["position"]
+    if not isinstance(position, dict) or not known - ADDED <= position.keys() <= known:
         raise UserError(f"{path}: position is {state['position']!r}; expected {sorted(known)}")
     if wrong := [name for name, sound in _checks(state).items() if not sound]:
         raise UserError(

@@ -12,7 +12,7 @@ import pytest
 from raysae.cluster.alarm import HangAlarm
 from raysae.config.loading import load_recipe
 from raysae.errors import UserError
-from raysae.extraction.shards import _Progress, tokens_file
+from raysae.extraction.shards import ShardProgress, tokens_file
 from raysae.records import mlflow_refusal
 from raysae.records.folder import open_run
 from raysae.records.mlflow_listener import tracking_uri
@@ -98,7 +98,7 @@ def alarm(folder):
 
 
 def progress(folder):
-    _Progress(folder, 0, lambda: None)(5)
+    ShardProgress(folder, 0, lambda: None)(5)
 
 
 WRITERS = {

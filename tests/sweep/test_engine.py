@@ -262,7 +262,9 @@ def test_a_json_log_is_a_line_an_event(finished, tmp_path, capsys):
     capsys.readouterr()
     assert main(["--resume", str(folder), "--log", "json"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {event["event"] for event in events} == {"message", "progress", "outcome"}
+    assert {event["event"] for event in events} == {
+        "message", "progress", "outcome", "health",
+    }  # fmt: skip
     ended = [event for event in events if event["event"] == "progress" and event["done"] == 1]
     assert sorted(event["key"] for event in ended) == [f"trial {n}" for n in range(4)]
     assert all(0 < event["explained_variance"] < 1 for event in ended)

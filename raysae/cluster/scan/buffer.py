@@ -160,7 +160,8 @@ class PieceBuffer:
             if state is None or number < self._start:
                 return Taken("detached")
             state.needed, state.called, state.wanted = needed, self.clock(), number
-            state.urgent, state.paused = urgent, False
+            state.urgent |= urgent  # ``hurry`` may have come first
+            state.paused = False
             self.memory.changed.notify_all()
             self.memory.changed.wait_for(lambda: self._answer(reader, number) is not None, seconds)
             state.called, state.wanted, state.urgent = self.clock(), None, False

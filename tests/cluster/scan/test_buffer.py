@@ -281,6 +281,16 @@ def test_a_reader_that_only_reads_ahead_does_not_make_the_memory_grow():
     assert got == ["piece 3"] and memory.most == 4
 
 
+def test_a_process_that_began_to_wait_before_its_call_arrived_is_not_forgotten():
+    buffer = PieceBuffer(Memory(3), 0)
+    buffer.join("a", 0)
+    filled(buffer, 9)
+    assert settled(buffer) == 3
+    buffer.hurry("a")
+    assert buffer.take("a", 3, 0, ENOUGH, urgent=False).piece == "piece 3"
+    assert buffer.take("a", 4, 0, 0.1, urgent=False).state == "wait", "only that call was urgent"
+
+
 def test_readers_of_one_process_never_wait_for_each_other_for_ever():
     """One of them is behind, and does not move while its process waits for the other."""
     buffer = PieceBuffer(Memory(3), 0, expected=2)

@@ -11,7 +11,7 @@ def rows_of(table):
     return [{k: v for k, v in row.items() if k not in VOLATILE_COLUMNS} for row in table]
 
 
-@pytest.mark.parametrize("reading", ["streaming", "scan"])
+@pytest.mark.parametrize("reading", [pytest.param("streaming", marks=pytest.mark.long), "scan"])
 def test_reading_never_shows_in_the_result(small_run, tmp_path, capsys, reading):
     recipe = {
         **SMALL,

@@ -89,6 +89,8 @@ class PieceBuffer:
     patience: float | None = None
     clock: Clock = time.monotonic
     each: int = 1
+    scan: Any = None
+    """What is read."""
     readers: dict[str, _Reader] = field(default_factory=dict)
     joined: int = 0
     """How many readers have joined so far."""
@@ -262,8 +264,9 @@ class PieceBuffer:
         return reader.urgent and reader.wanted is not None and reader.wanted >= self._end
 
     def _expect_no_more(self) -> None:
-        """Expect no more readers once every process waits at a scan that stands still: nobody comes, as
-        when one began again and has a scan of its own."""
+        """Expect no more readers once every process waits at a scan that stands still: nobody comes to
+        the newest, nor to others that read the same, as when one began again. To older scans of something
+        else the processes come when they are past the newest."""
         still = [buffer for buffer in self.memory.buffers if buffer._stands_still]
         waiting = {
             reader.worker
@@ -271,9 +274,11 @@ class PieceBuffer:
             for reader in buffer.readers.values()
             if buffer._lacks(reader)
         }
+        newest = max(still, key=lambda buffer: buffer._made)
         for buffer in still:
             each = Counter(reader.worker for reader in buffer.readers.values())
-            if len(waiting) * max(each.values(), default=0) >= buffer.expected:
+            nobody = len(waiting) * max(each.values(), default=0) >= buffer.expected
+            if nobody and buffer.scan == newest.scan:
                 buffer.expected = buffer.joined
 
     def _at_work(self) -> list[_Reader]:

@@ -62,7 +62,8 @@ class ScanService:
 
         quiet_libraries()
         self.settings = settings
-        self.memory, self._expected, self._each = Memory(settings.memory), 1, 1
+        self.memory = Memory(settings.memory)
+        self._expected, self._each, self._turn = 1, 1, 0
         self._running: dict[str, _Running] = {}
         self._actors: dict[str, str] = {}
         """The actor of each reader, as Ray names it."""
@@ -71,11 +72,16 @@ class ScanService:
         self._counts = {"scans": 0, "pieces": 0, "bytes": 0, "tokens": 0}
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def expect(self, readers: int, each: int = 1) -> None:
+    def expect(self, readers: int, each: int = 1, turn: int = 0) -> None:
         """How many readers a new scan waits for before it drops a piece; up to ``each`` of them are in
-        one process."""
+        one process.
+
+        Calls may overtake each other here: one of an earlier ``turn`` than the last is ignored.
+        """
         with self._lock:
-            self._expected, self._each = readers, each
+            if turn < self._turn:
+                return
+            self._expected, self._each, self._turn = readers, each, turn
             for running in self._running.values():
                 running.buffer.expect_at_most(readers)
 
@@ -144,7 +150,7 @@ class ScanService:
     def _begin(self, scan: Scan, number: int) -> _Running:
         first = max(number - BEHIND, 0)
         buffer = PieceBuffer(
-            self.memory, first, self._expected, self.settings.patience, each=self._each
+            self.memory, first, self._expected, self.settings.patience, each=self._each, scan=scan
         )
         running = _Running(scan, first, buffer)
         self._running[running.name] = running

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from raysae.activations import Site, Store
@@ -195,7 +196,8 @@ def _patience(recipe: Recipe) -> float | None:
 
 def _expecting(service: Any, each: int = 1) -> Callable[[int], None]:
     """Tells the service how many readers of one scan there are: ``each`` in each gang at work."""
-    return lambda gangs: service.expect.remote(max(gangs, 1) * each, each)
+    turns = count(1)
+    return lambda gangs: service.expect.remote(max(gangs, 1) * each, each, next(turns))
 
 
 def _print_waves(demand: Demand, placement: Placement, what: str, size: str) -> None:

@@ -291,6 +291,25 @@ def test_a_process_that_began_to_wait_before_its_call_arrived_is_not_forgotten()
     assert buffer.take("a", 4, 0, 0.1, urgent=False).state == "wait", "only that call was urgent"
 
 
+def test_readers_that_still_look_at_the_rows_come_to_the_scan_later():
+    """The first of a wave waits at the scan, the other at a look that the first has behind it."""
+    memory = Memory(4)
+    scan = PieceBuffer(memory, 0, expected=2, clock=lambda: 0.0, scan="windows")
+    scan.join("first", 0, "one")
+    filled(scan, 20)
+    assert settled(scan) == 4
+    look = PieceBuffer(memory, 0, expected=2, clock=lambda: 1.0, scan="look")
+    look.join("looks", 0, "two")
+    filled(look, 3)
+    ahead = threading.Thread(target=read, args=(scan, "first", range(20)), daemon=True)
+    ahead.start()
+    assert read(look, "looks", range(3)) == ["piece 0", "piece 1", "piece 2"]
+    look.leave("looks")
+    assert scan.expected == 2 and scan.join("second", 0, "two"), "no piece was dropped"
+    assert read(scan, "second", range(20)) == [f"piece {n}" for n in range(20)]
+    ahead.join(ENOUGH)
+
+
 def test_readers_of_one_process_never_wait_for_each_other_for_ever():
     """One of them is behind, and does not move while its process waits for the other."""
     buffer = PieceBuffer(Memory(3), 0, expected=2)

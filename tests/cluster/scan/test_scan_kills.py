@@ -87,6 +87,7 @@ def test_a_killed_actor_is_dead_and_no_other(connected_ray, store):
         assert not actor_is_dead(names[1]) and not actor_is_dead("") and not actor_is_dead("0" * 32)
 
 
+@pytest.mark.long
 def test_readers_go_on_when_the_service_is_killed(store):
     with serving(MEMORY, 2, 1, None) as service:
         both, first = begun(store, service)
@@ -98,6 +99,7 @@ def test_readers_go_on_when_the_service_is_killed(store):
         assert ray.get(service.counts.remote())["scans"] >= 1, "of the new service"
 
 
+@pytest.mark.long
 def test_a_reading_task_that_is_killed_is_read_again(store):
     with serving(MEMORY, 2, 1, None) as service:
         both, first = begun(store, service)

@@ -81,7 +81,7 @@ def texts_with(word, file):
     return file
 
 
-@pytest.mark.parametrize("non_finite", ["refuse", "drop"])
+@pytest.mark.parametrize("non_finite", ["refuse", pytest.param("drop", marks=pytest.mark.long)])
 def test_a_model_that_gives_nan_in_mid_training(service, tmp_path, monkeypatch, non_finite):
     """The store was made without a hitch, as no row on disk has it."""
     recipe = live_recipe(
@@ -104,6 +104,7 @@ def test_a_model_that_gives_nan_in_mid_training(service, tmp_path, monkeypatch, 
         epoch(rows)
 
 
+@pytest.mark.long
 def test_a_model_that_cannot_be_loaded_for_live_rows(service, tmp_path, monkeypatch):
     """Its worker dies before it has computed anything."""
     model = nan_for("7", tmp_path / "model")

@@ -87,7 +87,7 @@ def test_a_wave_is_told_with_what_it_costs(store, told):
     (waves,) = (line for line in lines if line.startswith("Waves: "))
     assert waves.startswith("Waves: 4 at a time share one scan of 0.00 GB an epoch, so 8 trainings")
     assert "cost 2 scans; a wave begins when the slowest of the one before has ended" in waves
-    assert asked == [(4, 1, None), (3, 1)]
+    assert asked == [(4, 1, None), (3, 1, 1)]
 
 
 def test_a_larger_lag_is_told_where_it_would_help(store, told):

@@ -44,7 +44,7 @@ from raysae.activations.synthetic import SuperpositionWorld
 from raysae.activations.verify import verify
 from raysae.activations.writer import ShardFormat, SiteRows, SiteWriter, write_sequences
 from raysae.cluster.reading import check_sites
-from raysae.cluster.sharing import _table
+from raysae.cluster.sharing import pieces_of, read_piece
 from raysae.console.command_line import run_command
 from raysae.errors import UserError
 from raysae.sae.interchange import FORMATS
@@ -65,6 +65,8 @@ SAES = {
 }
 MANIFEST, STORE = "manifest.json", "store"
 UNREAD = (pa.ArrowException, OSError, ValueError, LookupError)
+PIECE_ROWS = 100
+"""Rows of a piece when a site is shared."""
 COMMANDS = 20
 """The commands read each store whose mutation's number is a multiple of this."""
 
@@ -230,7 +232,9 @@ def ways_of(store: Store, site: Site, split: str) -> Iterator[tuple[str, Callabl
     yield (
         "shared",
         lambda: b"".join(
-            bytes(value) for value in _table(store, site, split)["activation"].to_pylist()
+            bytes(value)
+            for piece in pieces_of(store, site, PIECE_ROWS, (split,))
+            for value in read_piece(store, site, piece)["activation"].to_pylist()
         ),
     )
 

@@ -20,7 +20,7 @@ from raysae.pipeline.sweep_command import main
 from raysae.records.commit import VOLATILE_COLUMNS
 from raysae.records.tables import read_table
 from raysae.storage.files import read_json, write_json
-from raysae.sweep.trials import tuning
+from raysae.sweep.trials import opening
 from raysae.training.rows import Rows
 
 WORLD = SuperpositionWorld(d_in=16, atoms=24, p=0.08)
@@ -162,9 +162,9 @@ def test_bad_trials_end_with_their_reasons_and_the_other_nine_are_done(
     store, tmp_path, monkeypatch, capsys
 ):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    whole = tuning.open_site
+    whole = opening.open_site
     scratch = str(tmp_path / "has_died")
-    monkeypatch.setattr(tuning, "open_site", lambda *args: BadSite(whole(*args), scratch))
+    monkeypatch.setattr(opening, "open_site", lambda *args: BadSite(whole(*args), scratch))
     bad = [{"sae.d_sae": 16, "sae.k": 1, "training.batch_size": size} for size in range(50, 55)]
     nine = [bad.pop(), *CONFIGS, *({**config, "training.lr": 1e-3} for config in CONFIGS)]
     written = recipe(
@@ -196,7 +196,7 @@ def test_bad_trials_end_with_their_reasons_and_the_other_nine_are_done(
     trace = next((folder / "trials").glob("003.hung-*.txt")).read_text()
     assert "taken" in trace
     # the one whose worker was killed went on from where it was kept, to the same bits
-    monkeypatch.setattr(tuning, "open_site", whole)
+    monkeypatch.setattr(opening, "open_site", whole)
     alone = sweep(store, tmp_path / "alone", sweep={"configs": nine[:1]})
     for name in ("explained_variance", "mse", "l0"):
         assert alone.trials[0][name] == rows[4][name]

@@ -133,7 +133,7 @@ class PieceBuffer:
         """
         with self.memory.changed:
             state = self.readers.get(reader)
-            if state is not None:
+            if state is not None and state.needed < number:  # else it has gone on already
                 state.needed, state.called, state.paused = number, self.clock(), True
                 self.memory.changed.notify_all()
 

@@ -291,6 +291,15 @@ def test_a_process_that_began_to_wait_before_its_call_arrived_is_not_forgotten()
     assert buffer.take("a", 4, 0, 0.1, urgent=False).state == "wait", "only that call was urgent"
 
 
+def test_a_pause_that_arrives_late_does_not_stop_a_reader_that_has_gone_on():
+    buffer = PieceBuffer(Memory(9), 0)
+    buffer.join("a", 0)
+    filled(buffer, 9)
+    read(buffer, "a", range(4))
+    buffer.pause("a", 3)
+    assert not buffer.readers["a"].paused
+
+
 def test_readers_that_still_look_at_the_rows_come_to_the_scan_later():
     """The first of a wave waits at the scan, the other at a look that the first has behind it."""
     memory = Memory(4)

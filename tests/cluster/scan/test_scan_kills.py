@@ -2,6 +2,7 @@
 
 import os
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -41,12 +42,7 @@ class Trial:
 
     def read(self, batches=None):
         """The next rows; all that are left with None."""
-        found = []
-        for batch_BD in self.batches:
-            found.append(batch_BD.clone())
-            if len(found) == batches:
-                break
-        return torch.cat(found)
+        return torch.cat([batch_BD.clone() for batch_BD in islice(self.batches, batches)])
 
     def actor(self):
         return ray.get_runtime_context().get_actor_id(), os.getpid()

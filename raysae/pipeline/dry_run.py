@@ -30,12 +30,21 @@ LISTED = 12
 
 
 def dry_run(recipe: Recipe, started: float | None = None) -> None:
-    """Print the resolved recipe and what its run would do.
+    """Print the resolved recipe and what its run would do; with several models, that of each.
 
     ``started`` is when the command began, in seconds since the epoch; by default it begins now.
     Raises UserError on everything that a run would refuse before any work.
     """
     started = time.monotonic() if started is None else started
+    for name in recipe.models:
+        console.rule(name, style="dim")
+        dry_run(recipe.of_model(name), started)
+    if not recipe.models:
+        _dry_run(recipe, started)
+
+
+def _dry_run(recipe: Recipe, started: float) -> None:
+    """The dry run of a recipe of one model."""
     plan = preflight(recipe)
     print(recipe.to_yaml())
     with trial_session(recipe.resources):

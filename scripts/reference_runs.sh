@@ -32,7 +32,7 @@ run() {
 R1() {
     run R1 gpt2_medium_all_layers "source.model=$model" "source.dataset=$data" "source.text=$whole" \
         source.context_length=128 "source.max_tokens=$(pick 200_000 8_000)" sae.d_sae=320 \
-        "source.live=$(pick true false)" "training.epochs=$(pick 20 2)" training.lr=0.001 sweep.layer=2 \
+        "source.live=$(pick true false)" "source.layers=$(pick all '[0, 2, 3]')" "training.epochs=$(pick 20 2)" training.lr=0.001 sweep.layer=2 \
         "sweep.configs=$(pick '[{sae.l0_coefficient: 0.3}, {sae.l0_coefficient: 1.0}, {sae.l0_coefficient: 3.0}]' \
             '[{sae.l0_coefficient: 3.0}]')" select.max_l0=200
 }
@@ -46,7 +46,7 @@ R2() {
 R3() {
     run R3 gpt2_thoughts_topk "source.model=$model" "source.dataset=$data" "source.text=$question" \
         "source.sequences=$(pick 1250 300)" sweep.layer=2 "training.epochs=$(pick 25 2)" \
-        "source.layers=$(pick all '[1, 2]')" "sweep.configs=[{sae.d_sae: 64, sae.k: 19}, {sae.d_sae: 64, sae.k: 12}, \
+        "source.layers=$(pick all '[1, 2]')" "source.positions=[$(pick '-6, -5, -4, ' '')-3, -2, -1]" "sweep.configs=[{sae.d_sae: 64, sae.k: 19}, {sae.d_sae: 64, sae.k: 12}, \
             {sae.d_sae: 48, sae.k: 9}, {sae.d_sae: 32, sae.k: 9}, {sae.d_sae: 32, sae.k: 6}, {sae.d_sae: 24, sae.k: 5}, \
             {sae.d_sae: 32, sae.k: 4}, {sae.d_sae: 24, sae.k: 2}]" "select.ev_floor=$(pick 0.6 0.0)"
 }
@@ -58,9 +58,9 @@ R4() {
         training.lr=0.001 "training.batch_size=$(pick 32 128)" \
         "sweep.space.sae.l1_coefficient={choices: [0.0001, 1.0$(pick ', 3.0' '')]}" "models={
             first-texts: {source: {model: $model, $own}, sae: {d_sae: 512}},
+            pocket-problems: {source: {model: pocket, $problems}, sae: {d_sae: 1024}}$(pick ",
             first-problems: {source: {model: $model, $problems}, sae: {d_sae: 512}},
-            pocket-texts: {source: {model: pocket, $own}, sae: {d_sae: 384}},
-            pocket-problems: {source: {model: pocket, $problems}, sae: {d_sae: 384}}}"
+            pocket-texts: {source: {model: pocket, $own}, sae: {d_sae: 1024}}" '')}"
 }
 
 R5() {

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import raysae
 from raysae.config import load_recipe
 from raysae.pipeline.estimate import configs_of
 from raysae.records.tables import read_sites, read_table, read_trials
@@ -73,18 +74,54 @@ def test_r5_is_the_published_one():
     )  # fmt: skip
 
 
-@pytest.mark.long
-def test_the_twins_run_and_tell_their_figures(tmp_path):
-    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path)}
-    done = subprocess.run(
-        ["scripts/reference_runs.sh", "--shortest"], capture_output=True, text=True, check=False,
-        env=environment,
+RECORDER = """#!/usr/bin/env bash
+printf '%s\\0' "$@" > "$(mktemp "$ARGUMENTS/XXXXXX")"
+"""
+
+
+@pytest.fixture
+def twins(tmp_path):
+    """The recipes of the shortest twins, by name, as the script hands them to the command."""
+    (tmp_path / "python").write_text(RECORDER)
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "given").mkdir()
+    subprocess.run(
+        ["scripts/reference_runs.sh", "--shortest"], check=True, stdout=subprocess.DEVNULL,
+        env={
+            **os.environ, "PYTHON": str(tmp_path / "python"), "ARGUMENTS": str(tmp_path / "given"),
+            "OUT": str(tmp_path / "runs"),
+        },
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    given = [file.read_text().split("\0")[:-1] for file in (tmp_path / "given").iterdir()]
+    commands = [words[2:] for words in given if words[:2] == ["-m", "raysae.sweep"]]
+    recipes = [load_recipe(words[0], words[1 : words.index("--log")]) for words in commands]
+    return {recipe.name: recipe for recipe in recipes}
+
+
+def test_the_twins_keep_the_shape_of_their_configs(twins):
+    assert sorted(twins) == ["R1", "R2", "R3", "R4", "R5"]
+    for name, recipe in (("R1", R1), ("R2", R2), ("R3", R3), ("R5", R5)):
+        twin = twins[name]
+        assert twin.sae.variant == recipe.sae.variant and twin.sweep.sampler == recipe.sweep.sampler
+        assert twin.source.hookpoint == recipe.source.hookpoint and twin.seed == recipe.seed
+        assert twin.source.packing == recipe.source.packing
+    assert len(configs_of(twins["R2"])) == 6 and len(configs_of(twins["R3"])) == 8
+    assert len(twins["R4"].models) == 2
+
+
+@pytest.mark.long
+def test_the_twins_run_and_tell_their_figures(connected_ray, tmp_path, twins):
+    for recipe in twins.values():
+        assert raysae.sweep(recipe).failures == []
+    done = subprocess.run(
+        [sys.executable, "scripts/reference_figures.py", tmp_path / "runs"], capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     for figure in ("\nR1 (", "early", "above Welch's floor", "sites: EV", "latents live on"):
         assert figure in done.stdout
-    trials = read_trials(tmp_path / "R2" / "trials.parquet")
+    trials = read_trials(tmp_path / "runs" / "R2" / "trials.parquet")
     assert len(trials) == 6 and len({(row["tokens"], row["steps"]) for row in trials}) == 1
-    assert len(read_table(tmp_path / "R4" / "models.parquet")) == 4
-    sites = read_sites(tmp_path / "R3" / "atlas" / "metrics.parquet")
-    assert len(sites) == 12 and all(row.done for row in sites)
+    assert len(read_table(tmp_path / "runs" / "R4" / "models.parquet")) == 2
+    sites = read_sites(tmp_path / "runs" / "R3" / "atlas" / "metrics.parquet")
+    assert len(sites) == 6 and all(row.done for row in sites)

@@ -31,7 +31,7 @@ run() {
 
 R1() {
     run R1 gpt2_medium_all_layers "source.model=$model" "source.dataset=$data" "source.text=$whole" \
-        source.context_length=128 "source.max_tokens=$(pick 200_000 8_000)" sae.d_sae=320 \
+        source.context_length=128 "source.max_tokens=$(pick 40_000 8_000)" sae.d_sae=320 \
         "source.live=$(pick true false)" "source.layers=$(pick all '[0, 2, 3]')" "training.epochs=$(pick 20 2)" training.lr=0.001 sweep.layer=2 \
         "sweep.configs=$(pick '[{sae.l0_coefficient: 0.3}, {sae.l0_coefficient: 1.0}, {sae.l0_coefficient: 3.0}]' \
             '[{sae.l0_coefficient: 3.0}]')" select.max_l0=200
@@ -39,7 +39,7 @@ R1() {
 
 R2() {
     run R2 gpt2_gsm8k_expansions "source.model=$model" "source.dataset=$data" "source.text=$whole" \
-        "source.sequences=$(pick 1500 100)" "source.context_length=$(pick 128 64)" "source.layers=[2]" sweep.layer=2 \
+        "source.sequences=$(pick 400 100)" "source.context_length=$(pick 128 64)" "source.layers=[2]" sweep.layer=2 \
         "sweep.space.sae.d_sae={choices: [256, 384, 512]}" training.lr=0.001 "training.epochs=$(pick 3 1)"
 }
 
@@ -54,7 +54,7 @@ R3() {
 R4() {
     local own problems="dataset: pocket, text: '{prompt}', layers: [2]"
     own="dataset: $data, text: '$question', layers: [2]"
-    run R4 four_models "source.sequences=$(pick 1500 150)" source.context_length=64 "training.epochs=$(pick 4 1)" \
+    run R4 four_models "source.sequences=$(pick 300 150)" source.context_length=64 "training.epochs=$(pick 4 1)" \
         training.lr=0.001 "training.batch_size=$(pick 32 128)" \
         "sweep.space.sae.l1_coefficient={choices: [0.0001, 1.0$(pick ', 3.0' '')]}" "models={
             first-texts: {source: {model: $model, $own}, sae: {d_sae: 512}},

@@ -131,7 +131,8 @@ def _passing(job: AtlasJob, sites: list[Site], placement: Placement) -> Iterator
         return
     assert job.live is not None
     recipe = job.run.recipe
-    with live_pass(recipe, job.store, job.live, job.settings, sites, placement) as one:
+    fresh = not job.run.holds("atlas")
+    with live_pass(recipe, job.store, job.live, job.settings, sites, placement, fresh) as one:
         yield one
 
 

@@ -45,6 +45,21 @@ class LiveData:
         """The live store's folder."""
         return str(self.plan.folder)
 
+    def scan(self, epoch: int, service: Any) -> "LiveScan":
+        """The scan that ``epoch`` is read from."""
+        if self.is_chained(epoch):
+            return LiveScan(self, 0, self.chained, service)
+        return LiveScan(self, epoch, 1, service)
+
+    @property
+    def chained(self) -> int:
+        """Epochs from the first on that are one scan: all, unless they are kept, and then read."""
+        return 1 if self.keep else self.epochs
+
+    def is_chained(self, epoch: int) -> bool:
+        """Whether an epoch is in one scan with others."""
+        return self.chained > 1 and 0 <= epoch < self.chained
+
 
 @dataclass(frozen=True)
 class LiveScan:

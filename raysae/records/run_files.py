@@ -244,6 +244,11 @@ class RunFiles:
         record = _stopped_record(file)
         return record if record is not None and self.identities.is_wanted(record, wanted) else None
 
+    def holds(self, *products: str) -> bool:
+        """Whether anything is in a folder of products, such as ``trials``, in work or committed."""
+        folder = self.path.joinpath(*products)
+        return folder.is_dir() and any(folder.iterdir())
+
     def checkpoint(self, folder: Path) -> Path:
         """The checkpoint of a training that will be committed in ``folder``; fetched if not here."""
         checkpoint = folder.with_suffix(CHECKPOINT)

@@ -141,7 +141,7 @@ class Atlas(Mapping[Site, SAE]):
         Empty where the atlas has one seed a site. They are not kept. Raises what ``atlas[site]`` does.
         """
         folder = self.files.saes[self.site(key)].with_suffix(MEMBERS)
-        configs = sorted(folder.glob(f"*/{CONFIG_FILE}"), key=lambda file: _seed(file.parent.name))
+        configs = sorted(folder.rglob(CONFIG_FILE), key=lambda file: _seed(file.parent.name))
         return [load_sae(config.parent, self.device, self.format) for config in configs]
 
     def encode(
@@ -219,6 +219,6 @@ def _as_site(key: object) -> Site:
 
 
 def _seed(name: str) -> tuple[int, str]:
-    """Members in the order of their seeds, such as ``seed=2`` before ``seed=10``."""
+    """Members in the order of their seeds: ``position=03,seed=2`` before ``position=03,seed=10``."""
     number = name.rpartition("=")[2]
     return (int(number) if number.isdecimal() else 0, name)

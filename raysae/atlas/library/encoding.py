@@ -114,9 +114,8 @@ class Transformer:
     name: str
     given: tuple[Any, Any]
     """What ``Transformer.of`` was given."""
-    layers: list[int]
-    """The layers of the atlas."""
-    capturers: "dict[str, Capturer]" = field(default_factory=dict)
+    capturers: "dict[tuple[int, ...], Capturer]" = field(default_factory=dict)
+    """By the layers that they read."""
 
     @classmethod
     def of(cls, files: AtlasFiles, device: str, model: Any, tokenizer: Any) -> "Transformer":
@@ -141,8 +140,7 @@ class Transformer:
             "tokenizer": known.get("tokenizer_sha256"),
         }
         found = {"weights": {weights_hash(model)}, "tokenizer": _hashes(tokenizer)}
-        layers = sorted({site.layer for site in files.saes})
-        return cls(source, model, tokenizer, wanted, found, source.model, given, layers)
+        return cls(source, model, tokenizer, wanted, found, source.model, given)
 
     def is_for(self, model: Any, tokenizer: Any) -> bool:
         """Whether it was made from the same model and tokenizer."""
@@ -180,15 +178,17 @@ class Transformer:
             yield {site: found[site] for site in sites}
 
     def _capturer(self, sites: list[Site]) -> "Capturer":
-        """A capturer that reads the sites' layers, and nothing above the highest."""
+        """A capturer that reads the sites' layers, and computes nothing above the highest."""
         from raysae.transformer.capture import Capturer
 
-        hookpoint = self.source.hookpoint
-        if hookpoint not in self.capturers:
-            self.capturers[hookpoint] = Capturer(
-                self.model, hookpoint=hookpoint, layers=self.layers, dtype=self.source.dtype
+        layers = tuple(sorted({site.layer for site in sites}))
+        if layers not in self.capturers:
+            source = self.source
+            made = Capturer(
+                self.model, hookpoint=source.hookpoint, layers=layers, dtype=source.dtype
             )
-        return self.capturers[hookpoint].only({site.layer for site in sites})
+            self.capturers[layers] = made.only(layers)
+        return self.capturers[layers]
 
     def _sequences(self, texts: list[Text]) -> "Iterator[TokenSequence]":
         from raysae.extraction.plan import token_rules

@@ -86,8 +86,11 @@ def find_atlas(place: str | Path) -> AtlasFiles:
 
 
 def site_of(row: SiteRow) -> Site:
-    """The site of a table's row."""
-    return Site.of_columns(row.layer, row.position)
+    """The site of a table's row. Raises UserError when no site can be so."""
+    try:
+        return Site.of_columns(row.layer, row.position)
+    except ValueError as error:
+        raise UserError(f"{TABLE} of the atlas: {error}; it was damaged or altered") from None
 
 
 def _local(place: str | Path) -> Path:

@@ -67,7 +67,8 @@ def members_run(run, tmp_path_factory) -> Path:
     folder = run.copy(tmp_path_factory.mktemp("members") / "run")
     site = folder / "atlas" / run.store.sites[0].folder
     for seed in (10, 2):
-        shutil.copytree(site, site.with_suffix(MEMBERS) / f"seed={seed}")
+        name = f"{run.store.sites[0].folder},seed={seed}"  # as a trial's members are named
+        shutil.copytree(site, site.with_suffix(MEMBERS) / name)
     return folder
 
 

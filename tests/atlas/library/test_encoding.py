@@ -56,17 +56,19 @@ def test_latents_are_those_of_the_stores_rows(atlas, run, texts):
         )
 
 
-def test_one_forward_pass_gives_all_sites(atlas, monkeypatch, texts):
-    atlas.encode("Tom has 3 apples.")  # the test passes are behind us
+def test_one_forward_pass_gives_all_sites(atlas, texts):
+    sites = [(1, -1), Site(2, -1)]
+    atlas.encode("Tom has 3 apples.", sites)  # the test passes are behind us
     passes = []
     model = atlas._transformer.model
-    handle = model.register_forward_pre_hook(lambda *_: passes.append(1))
-    whole = model.transformer.h[2].register_forward_pre_hook(lambda *_: passes.append("last"))
-    first = model.transformer.h[1].register_forward_pre_hook(lambda *_: passes.append("first"))
-    atlas.encode(texts.values(), [(1, -1), Site(2, -1)])
-    for one in (handle, whole, first):
-        one.remove()
-    assert passes.count("first") == passes.count("last") == 1
+    handles = [
+        block.register_forward_pre_hook(lambda *_, number=number: passes.append(number))
+        for number, block in enumerate(model.transformer.h)
+    ]
+    atlas.encode(texts.values(), sites)
+    for handle in handles:
+        handle.remove()
+    assert passes == [0, 1, 2], "each block once, and none above the highest layer"
 
 
 def test_many_texts_are_encoded_as_each_alone(atlas, texts, monkeypatch):

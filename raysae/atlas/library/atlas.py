@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from raysae.atlas.library.encoding import Latents, Text, Transformer, latents_of, texts_of
-from raysae.atlas.library.files import AtlasFiles, find_atlas
+from raysae.atlas.library.files import AtlasFiles, find_atlas, named_hookpoints
 from raysae.errors import UserError
 from raysae.records.rows import SiteRow
 from raysae.records.run_files import MEMBERS
@@ -92,11 +92,18 @@ class Atlas(Mapping[Site, SAE]):
         )
 
     def _what_there_is(self, wanted: Site) -> str:
-        """The positions of the site's layer, or else the layers."""
-        beside = [str(site.position) for site in self.sites if site.layer == wanted.layer]
+        """The hookpoints, where the wanted one is none of them; else the positions of the site's layer,
+        or else the layers."""
+        hookpoints = named_hookpoints(self.sites)
+        if hookpoints and wanted.hookpoint not in hookpoints:
+            return f"its hookpoints are {', '.join(hookpoints)}: atlas[layer, position, hookpoint]"
+        if wanted.hookpoint is not None and not hookpoints:
+            return "it has one hookpoint, which sites do not name: atlas[layer, position]"
+        alike = [site for site in self.sites if site.hookpoint == wanted.hookpoint]
+        beside = [str(site.position) for site in alike if site.layer == wanted.layer]
         if beside:
-            return f"layer {wanted.layer} has the positions {', '.join(dict.fromkeys(beside))}"
-        layers = dict.fromkeys(str(site.layer) for site in self.sites)
+            return f"layer {wanted.layer} has the positions {', '.join(beside)}"
+        layers = dict.fromkeys(str(site.layer) for site in alike)
         return f"its layers are {', '.join(layers) or 'none, as no site has an SAE'}"
 
     def __getitem__(self, key: Key) -> SAE:

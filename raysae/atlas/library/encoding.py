@@ -114,8 +114,10 @@ class Transformer:
     name: str
     given: tuple[Any, Any]
     """What ``Transformer.of`` was given."""
-    capturers: "dict[tuple[int, ...], Capturer]" = field(default_factory=dict)
-    """By the layers that they read."""
+    capturers: "dict[tuple[tuple[int, ...], frozenset[str | None]], Capturer]" = field(
+        default_factory=dict
+    )
+    """By the layers and hookpoints that they read."""
 
     @classmethod
     def of(cls, files: AtlasFiles, device: str, model: Any, tokenizer: Any) -> "Transformer":
@@ -182,13 +184,14 @@ class Transformer:
         from raysae.transformer.capture import Capturer
 
         layers = tuple(sorted({site.layer for site in sites}))
-        if layers not in self.capturers:
+        hookpoints = frozenset(site.hookpoint for site in sites)
+        if (layers, hookpoints) not in self.capturers:
             source = self.source
             made = Capturer(
                 self.model, hookpoint=source.hookpoint, layers=layers, dtype=source.dtype
             )
-            self.capturers[layers] = made.only(layers)
-        return self.capturers[layers]
+            self.capturers[layers, hookpoints] = made.only(layers, hookpoints)
+        return self.capturers[layers, hookpoints]
 
     def _sequences(self, texts: list[Text]) -> "Iterator[TokenSequence]":
         from raysae.extraction.plan import token_rules

@@ -73,7 +73,10 @@ def _refuse(target: Path, to: str) -> None:
 
 
 def _name(atlas: Atlas, site: Site, to: str) -> str:
-    return site.folder if to == OWN else folder_name(site, atlas.provenance.get("hookpoint"))
+    if to == OWN:
+        return site.folder
+    hookpoint = atlas.provenance.get("hookpoint")  # a list where sites name theirs
+    return folder_name(site, hookpoint if isinstance(hookpoint, str) else None)
 
 
 def _write_one(atlas: Atlas, site: Site, folder: Path, to: str) -> None:
@@ -93,7 +96,7 @@ def _placed(sae: SAE, site: Site, files: AtlasFiles) -> dict[str, Any]:
     own = {key: value for key, value in sae.metadata.items() if value is not None}
     if not _id(own.get("model")):
         own.pop("model", None)
-    return {**known, **own, "layer": site.layer, "position": site.position}
+    return {**known, **own, **site.columns}
 
 
 def _id(model: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from raysae.atlas.library.hooks import saelens_folders
@@ -19,14 +20,12 @@ from raysae.records.rows import SiteRow
 from raysae.records.run_files import RECIPE_FILE, RunFiles
 from raysae.records.tables import read_sites
 from raysae.sae.checkpoint import CONFIG_FILE, METRICS_FILE
-from raysae.sites import Site
+from raysae.sites import Site, site_folders
 from raysae.storage.files import expanded, read_json, refuse_links_outside
 from raysae.storage.remote import is_uri, join, split
 from raysae.storage.untrusted import usable_path
 
 ATLAS, TABLE = "atlas", "metrics.parquet"
-PATTERNS = ("layer=*/position=*", "hookpoint=*/layer=*/position=*")
-"""Where the folders of sites lie in a run's atlas."""
 ORIGIN = ("provenance", "model", "dataset", "hookpoint", "context_length", "store_digest")
 """What an SAE's metadata say of the activations that it was trained on."""
 
@@ -88,7 +87,7 @@ def find_atlas(place: str | Path) -> AtlasFiles:
 def site_of(row: SiteRow) -> Site:
     """The site of a table's row. Raises UserError when no site can be so."""
     try:
-        return Site.of_columns(row.layer, row.position)
+        return row.site
     except ValueError as error:
         raise UserError(f"{TABLE} of the atlas: {error}; it was damaged or altered") from None
 
@@ -116,56 +115,67 @@ def _what_is_missing(found: Path) -> str:
 def _folders_of_sites(folder: Path) -> dict[Site, Path]:
     """The committed SAEs of a run's atlas, by site."""
     found = {}
-    for pattern in PATTERNS:
-        for config in folder.glob(f"{pattern}/{CONFIG_FILE}"):
-            with suppress(ValueError):  # a folder beside those of the sites
-                site = Site.of_folder(config.parent.relative_to(folder).as_posix())
-                found[site] = config.parent
+    for config in site_folders(folder, CONFIG_FILE):
+        with suppress(ValueError):  # a folder beside those of the sites
+            site = Site.of_folder(config.parent.relative_to(folder).as_posix())
+            found[site] = config.parent
     return dict(sorted(found.items()))
 
 
 def _of_run(folder: Path, saes: Mapping[Site, Path], run: Path | None) -> AtlasFiles:
     rows = read_sites(folder / TABLE) or _rows_of_records(saes)
-    return AtlasFiles(folder, saes, rows, _first_origin(saes.values()), run=run)
+    return AtlasFiles(folder, saes, rows, _origin(saes), run=run)
 
 
 def _rows_of_records(saes: Mapping[Site, Path]) -> list[SiteRow]:
     """The rows of sites that were committed by a run that has not ended."""
     rows = []
     for site, folder in saes.items():
-        place = (site.layer, str(site.position))
         try:
             record = read_record(folder)
             ended = state_of(record)
-            row = SiteRow(*place, ended["state"], ended["reason"], figures_of(record))
+            rows.append(_row(site, ended["state"], ended["reason"], figures_of(record)))
         except UserError as error:
-            row = SiteRow(*place, "failed", str(error))
-        rows.append(row)
+            rows.append(_row(site, "failed", str(error)))
     return rows
 
 
-def _first_origin(folders: Iterable[Path]) -> dict[str, Any]:
-    """Where the activations came from, as the first readable SAE says; all of a run have the same."""
-    for folder in folders:
+def _row(
+    site: Site, state: str, reason: str = "", figures: Mapping[str, Any] = MappingProxyType({})
+) -> SiteRow:
+    place = (site.layer, str(site.position))
+    return SiteRow(*place, state, reason, dict(figures), site.hookpoint)
+
+
+def _origin(saes: Mapping[Site, Path]) -> dict[str, Any]:
+    """Where the activations came from, as the first readable SAE says; all of a run have the same, but
+    for the hookpoints of several."""
+    for folder in saes.values():
         with suppress(UserError, OSError, AttributeError):
             metadata = read_json(folder / CONFIG_FILE)["metadata"]
-            return {name: metadata.get(name) for name in ORIGIN}
+            several = named_hookpoints(saes)
+            told = {name: metadata.get(name) for name in ORIGIN}
+            return {**told, "hookpoint": several} if several else told
     return {}
+
+
+def named_hookpoints(sites: Iterable[Site]) -> list[str]:
+    """The hookpoints that sites name, in order; empty where there is one, which they do not name."""
+    return sorted({site.hookpoint for site in sites if site.hookpoint is not None})
 
 
 def _of_index(folder: Path) -> AtlasFiles:
     index = read_index(folder)
     saes = {site: folder / name for site, name in sorted(index.folders.items())}
     rows = read_sites(folder / TABLE) or [
-        SiteRow(site.layer, str(site.position), *state)
-        for site, state in sorted(index.states.items())
+        _row(site, *state) for site, state in sorted(index.states.items())
     ]
     return AtlasFiles(folder, saes, rows, index.provenance, index.source)
 
 
 def _of_saelens(folder: Path) -> AtlasFiles:
     saes, origin = saelens_folders(folder)
-    rows = [SiteRow(site.layer, str(site.position), "done", "") for site in saes]
+    rows = [_row(site, "done") for site in saes]
     return AtlasFiles(folder, saes, rows, {name: origin.get(name) for name in ORIGIN})
 
 

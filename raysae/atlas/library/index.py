@@ -39,8 +39,8 @@ class Index:
 
 def write_index(folder: Path, index: Index) -> None:
     """Write ``atlas.json`` into ``folder``. Raises OSError when it cannot be written."""
-    sites = [{**_columns(site), "folder": name} for site, name in sorted(index.folders.items())]
-    failed = [{**_columns(site), "reason": why} for site, why in sorted(index.failed.items())]
+    sites = [{**site.columns, "folder": name} for site, name in sorted(index.folders.items())]
+    failed = [{**site.columns, "reason": why} for site, why in sorted(index.failed.items())]
     content = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
@@ -79,10 +79,6 @@ def read_index(folder: Path) -> Index:
     return index
 
 
-def _columns(site: Site) -> dict[str, Any]:
-    return {"layer": site.layer, "position": site.position}
-
-
 def _by_site(path: Path, listed: list[dict[str, Any]], value: str) -> dict[Site, str]:
     found: dict[Site, str] = {}
     for one in listed:
@@ -94,15 +90,15 @@ def _by_site(path: Path, listed: list[dict[str, Any]], value: str) -> dict[Site,
 
 
 def _site(path: Path, one: Mapping[str, Any]) -> Site:
-    layer, position = one["layer"], one["position"]
+    layer, position, hookpoint = one["layer"], one["position"], one.get("hookpoint")
     if type(layer) is not int or layer < 0 or type(position) not in (int, str):
         raise UserError(
             f"{path}: layer {layer!r}, position {position!r}; expected a whole number, and a number or a "
             "name; export the atlas again"
         )
     try:
-        return Site(layer, position)
-    except ValueError as error:
+        return Site(layer, position, hookpoint)
+    except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}; export the atlas again") from None
 
 

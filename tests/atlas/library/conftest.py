@@ -35,13 +35,23 @@ class Run:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory) -> Run:
-    folder = tmp_path_factory.mktemp("library")
+    return made(tmp_path_factory.mktemp("library"), ["source.layers=[1, 2]"], FAILED)
+
+
+@pytest.fixture(scope="session")
+def wide_run(tmp_path_factory) -> Run:
+    """A run on a store of two hookpoints."""
+    several = ["source.layers=[1]", "source.hookpoint=[resid_post, mlp_out]"]
+    return made(tmp_path_factory.mktemp("wide"), several)
+
+
+def made(folder: Path, overrides: list[str], failed: Site | None = None) -> Run:
+    """A run in ``folder`` whose atlas has every site of its store but the one that ``failed``."""
     recipe = load_recipe(
         None,
         [
             "name=small", f"runs_dir={folder / 'runs'}", f"store={folder / 'store'}",
-            "source.sequences=120", "source.layers=[1, 2]", "source.positions=[-1, all]",
-            "source.validation=0.2",
+            "source.sequences=120", "source.positions=[-1, all]", "source.validation=0.2", *overrides,
         ],
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
@@ -51,12 +61,13 @@ def run(tmp_path_factory) -> Run:
         training = TrainingConfig(epochs=2, batch_size=256, lr=3e-3, evaluations=2)
         settings = SiteSettings(store.digest, 0, TopKConfig(d_sae=48, k=4), training, {})
         worker = AtlasWorker(AtlasWork(files, str(store.path), settings, 1e9, 1e9))
-        trained = [site for site in store.sites if site != FAILED]
         records = {}
-        for site in trained:  # each alone, as on CPUs
-            records |= _result(worker.do((site,), lambda: None))
+        for site in store.sites:  # each alone, as on CPUs
+            if site == failed:
+                records[site] = {"failed": WHY}
+            else:
+                records |= _result(worker.do((site,), lambda: None))
     files.write_text(files.path / "config.yaml", recipe.anchored().to_yaml())
-    records[FAILED] = {"failed": WHY}
     files.write_atlas_metrics([_row(site, records[site]) for site in store.sites])
     return Run(files.path, store)
 

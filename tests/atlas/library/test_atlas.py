@@ -82,6 +82,17 @@ def test_a_missing_site_says_what_there_is(run, key, said):
     assert said in str(raised.value) and "\\n" not in str(raised.value)
 
 
+def test_sites_of_several_hookpoints_name_theirs(wide_run, run):
+    atlas = raysae.open_atlas(wide_run.folder)
+    assert atlas[1, -1, "mlp_out"] is atlas[Site(1, -1, "mlp_out")]
+    assert atlas.provenance["hookpoint"] == ["mlp_out", "resid_post"]
+    for key in ((1, -1), (1, -1, "attn_out")):
+        with pytest.raises(KeyError, match="its hookpoints are mlp_out, resid_post"):
+            atlas[key]
+    with pytest.raises(KeyError, match="which sites do not name"):
+        raysae.open_atlas(run.folder)[1, -1, "resid_post"]
+
+
 def test_a_damaged_site_fails_alone(run, tmp_path):
     folder = run.copy(tmp_path / "run")
     first, second, _ = raysae.open_atlas(folder).sites

@@ -71,6 +71,17 @@ def test_one_forward_pass_gives_all_sites(atlas, texts):
     assert passes == [0, 1, 2], "each block once, and none above the highest layer"
 
 
+def test_one_pass_reads_several_hookpoints(wide_run):
+    atlas = raysae.open_atlas(wide_run.folder)
+    table = wide_run.store.sequences(wide_run.store.manifest.sequences[0])
+    number, text = table["sequence"][0].as_py(), table["text"][0].as_py()
+    for site, latents in atlas.encode(text).items():
+        _, x_ND = rows_of(wide_run.store, site, number)
+        torch.testing.assert_close(latents.dense(), atlas[site].encode(x_ND), **CLOSE)
+    one = atlas.encode(text, [(1, -1, "mlp_out")])
+    assert list(one) == [Site(1, -1, "mlp_out")]
+
+
 def test_many_texts_are_encoded_as_each_alone(atlas, texts, monkeypatch):
     import raysae.atlas.library.encoding as encoding
 

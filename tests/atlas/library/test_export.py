@@ -173,6 +173,29 @@ def test_saes_of_another_model_are_refused(saelens, tmp_path):
         raysae.open_atlas(tmp_path / "saes")
 
 
+def test_several_hookpoints_are_named_by_their_sites(saelens, tmp_path):
+    saelens(2, "gated", hook_name="blocks.2.hook_mlp_out")
+    atlas = raysae.open_atlas(tmp_path / "saes")
+    assert atlas[2, "all", "mlp_out"].config.variant == "gated"
+    assert atlas[2, "all", "resid_post"].config.variant == "jumprelu"
+    raysae.export_atlas(atlas, tmp_path / "atlas", "raysae")
+    back = raysae.open_atlas(tmp_path / "atlas")
+    assert back.sites == atlas.sites and back.provenance == atlas.provenance
+    assert back.provenance["hookpoint"] == ["mlp_out", "resid_post"]
+    assert [row["hookpoint"] for row in back.metrics] == [site.hookpoint for site in atlas]
+
+
+def test_an_atlas_of_two_hookpoints_goes_out_and_comes_back(wide_run, tmp_path):
+    atlas = raysae.open_atlas(wide_run.folder)
+    exported = raysae.export_atlas(atlas, tmp_path / "out", "saelens")
+    assert exported.folders[Site(1, "all", "mlp_out")] == "blocks.1.hook_mlp_out"
+    back = raysae.open_atlas(tmp_path / "out")
+    assert back.sites == atlas.sites == wide_run.store.sites and len(back) == 4
+    (tmp_path / "out" / "atlas.json").unlink()
+    (tmp_path / "out" / "metrics.parquet").unlink()
+    assert raysae.open_atlas(tmp_path / "out").sites == atlas.sites
+
+
 def test_another_d_in_is_refused(saelens, tmp_path):
     file = saelens(3, "topk") / "cfg.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "d_in": 7}))

@@ -49,6 +49,7 @@ class Atlas(Mapping[Site, SAE]):
             format,
         )
         self._loaded: OrderedDict[Site, SAE] = OrderedDict()
+        self._held = 0
         self._transformer: Transformer | None = None
 
     @property
@@ -109,17 +110,16 @@ class Atlas(Mapping[Site, SAE]):
     def __getitem__(self, key: Key) -> SAE:
         site = self.site(key)
         if site not in self._loaded:
-            sae = load_sae(self.files.saes[site], self.device, self.format)
-            self._make_room(weight_bytes(sae))
-            self._loaded[site] = sae
+            self._keep(site, load_sae(self.files.saes[site], self.device, self.format))
         self._loaded.move_to_end(site)
         return self._loaded[site]
 
-    def _make_room(self, wanted: int) -> None:
-        """Let go of the SAEs that were not asked for the longest."""
-        held = sum(map(weight_bytes, self._loaded.values()))
-        while self._loaded and held + wanted > self.cached_bytes:
-            held -= weight_bytes(self._loaded.popitem(last=False)[1])
+    def _keep(self, site: Site, sae: SAE) -> None:
+        """Keep an SAE, and let go of those that were not asked for the longest where there is no room."""
+        self._held += weight_bytes(sae)
+        while self._loaded and self._held > self.cached_bytes:
+            self._held -= weight_bytes(self._loaded.popitem(last=False)[1])
+        self._loaded[site] = sae
 
     def __contains__(self, key: object) -> bool:
         try:
@@ -165,8 +165,9 @@ class Atlas(Mapping[Site, SAE]):
 
         A text is a string, or a chat's messages where the recipe names a ``chat_column``. Texts are cut
         into tokens as the extraction did (context length, special tokens, patterns), each alone, also
-        where the store was packed, and rows are rounded to the store's dtype. A text too short for a
-        position has no row there.
+        where the store was packed, and rows are rounded to the store's dtype; rows that the extraction
+        would leave out (``max_norm_ratio``) are read like any other. A text too short for a position has
+        no row there.
 
         The model and its tokenizer are those that the recipe names, loaded at the first call; ``model``
         is a transformer of Hugging Face, which is set to evaluation and gets no gradients, or the folder

@@ -16,6 +16,7 @@ from raysae.atlas.library.files import AtlasFiles
 from raysae.atlas.library.index import INDEX_FILE
 from raysae.errors import UserError
 from raysae.sae import SAE
+from raysae.sae.interchange.settings import part
 from raysae.sites import Site
 
 if TYPE_CHECKING:  # transformers and pydantic are imported where a text is encoded
@@ -63,14 +64,14 @@ class Latents:
     def joined(cls, parts: "Sequence[Latents]") -> "Latents":
         """The rows of all ``parts`` in one, in their order."""
         shifted, rows = [], 0
-        for part in parts:
-            shifted.append(part.indices + part.indices.new_tensor([[rows], [0]]))
-            rows += len(part)
+        for one in parts:
+            shifted.append(one.indices + one.indices.new_tensor([[rows], [0]]))
+            rows += len(one)
         columns = [
-            torch.cat([getattr(part, name) for part in parts])
+            torch.cat([getattr(one, name) for one in parts])
             for name in ("sequence", "token_index", "token_id")
         ]
-        values = torch.cat([part.values for part in parts])
+        values = torch.cat([one.values for one in parts])
         return cls(torch.cat(shifted, dim=1), values, parts[0].d_sae, *columns)
 
 
@@ -136,7 +137,7 @@ class Transformer:
             model = load_model(spec).to(device)
         if tokenizer is None:
             tokenizer = load_tokenizer(spec)
-        known = files.provenance.get("model") or {}
+        known = part(files.provenance, "model")
         wanted = {
             "weights": known.get("weights_sha256"),
             "tokenizer": known.get("tokenizer_sha256"),
@@ -229,7 +230,7 @@ def recorded_source(files: AtlasFiles, model: Any) -> "SourceConfig":
     if source is None:
         known = files.provenance
         described = {
-            "model": str((known.get("model") or {}).get("id") or "the given model"),
+            "model": str(part(known, "model").get("id") or "the given model"),
             "hookpoint": known.get("hookpoint") or "resid_post",
             "context_length": known.get("context_length") or SHORT_CONTEXT,
             "positions": sorted({site.position for site in files.saes}, key=str),
@@ -259,7 +260,7 @@ def _validated(values: Mapping[str, Any], where: str) -> "SourceConfig":
         return SourceConfig.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(map(str, first["loc"]))
         raise UserError(f"{where}: {key}: {first['msg']}; export the atlas again") from None
 
 

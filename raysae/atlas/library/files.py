@@ -76,6 +76,8 @@ def find_atlas(place: str | Path) -> AtlasFiles:
     saes = _folders_of_sites(folder)
     if saes or (folder / TABLE).is_file():
         return _of_run(folder, saes, run)
+    if run is not None:
+        raise UserError(f"{run}: its atlas has no site yet; the same command goes on with the run")
     if any(folder.rglob(CONFIG_FILE)):
         return _of_saelens(folder)
     raise UserError(

@@ -1,6 +1,7 @@
 """An opened atlas: its sites, its SAEs, its figures, and what is missing or damaged."""
 
 import csv
+import shutil
 import subprocess
 import sys
 
@@ -147,9 +148,13 @@ def test_what_is_no_atlas_is_refused(run, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("name: run\n")
     (tmp_path / "file").write_text("")
+    begun = run.copy(tmp_path / "begun") / "atlas"
+    (begun / "layer=01").rename(begun / "aside")
+    shutil.rmtree(begun / "layer=02")
+    (begun / "metrics.parquet").unlink()
     for name, said in (
         ("empty", "neither an SAE nor an atlas"), ("nothing", "not found"),
-        ("run", "the run has no atlas"), ("file", "is a file"),
+        ("run", "the run has no atlas"), ("begun", "has no site yet"), ("file", "is a file"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=said):
             raysae.open_atlas(tmp_path / name)

@@ -147,9 +147,13 @@ class Atlas(Mapping[Site, SAE]):
 
         Empty where the atlas has one seed a site. They are not kept. Raises what ``atlas[site]`` does.
         """
-        folder = self.files.saes[self.site(key)].with_suffix(MEMBERS)
-        configs = sorted(folder.rglob(CONFIG_FILE), key=lambda file: _seed(file.parent.name))
-        return [load_sae(config.parent, self.device, self.format) for config in configs]
+        return [load_sae(place, self.device, self.format) for place in self.seed_folders(key)]
+
+    def seed_folders(self, key: Key) -> list[Path]:
+        """The folders of the site's SAEs of further seeds, by seed. Raises what ``atlas[site]`` does."""
+        members = self.files.saes[self.site(key)].with_suffix(MEMBERS)
+        folders = [config.parent for config in members.rglob(CONFIG_FILE)]
+        return sorted(folders, key=lambda folder: _seed(folder.name))
 
     def encode(
         self,

@@ -13,14 +13,16 @@ from raysae.atlas.library.hooks import folder_name
 from raysae.atlas.library.index import Index, write_index
 from raysae.errors import UserError, in_one_line
 from raysae.records.rows import SiteRow
+from raysae.records.run_files import MEMBERS
 from raysae.records.tables import write_csv, write_table
 from raysae.sae import SAE, export_sae, load_sae, save_sae
+from raysae.sae.checkpoint import METRICS_FILE
 from raysae.sae.interchange import FORMATS
 from raysae.sites import Site
 from raysae.storage.files import remove_folder
 from raysae.storage.untrusted import usable_path
 
-OWN = "raysae"
+OWN, METRICS = "raysae", Path(METRICS_FILE).stem
 
 
 @dataclass
@@ -40,9 +42,10 @@ def export_atlas(atlas: Atlas | str | Path, folder: str | Path, to: str) -> Expo
     Beside them: ``atlas.json``, the list of all sites, and the table of figures (``metrics.parquet``,
     ``metrics.csv``); ``open_atlas`` reads the result. Positions have no name in other libraries: a
     site's folder is ``blocks.8.hook_resid_post``, with ``.position_-1`` after it unless positions are
-    pooled. With ``to="raysae"``, SAEs of SAELens become an atlas like a run's. A site that cannot be read
-    or expressed is named in the result, and the others are written. Raises UserError when ``to`` is not
-    known, when ``folder`` is not empty, or when no site at all can be written.
+    pooled, and of several seeds the first is written. With ``to="raysae"`` all seeds are, and SAEs of
+    SAELens become an atlas like a run's. A site that cannot be read or expressed is named in the result,
+    and the others are written. Raises UserError when ``to`` is not known, when ``folder`` is not empty,
+    or when no site at all can be written.
     """
     atlas = atlas if isinstance(atlas, Atlas) else open_atlas(atlas)
     target = usable_path(folder)
@@ -81,13 +84,23 @@ def _name(atlas: Atlas, site: Site, to: str) -> str:
 
 def _write_one(atlas: Atlas, site: Site, folder: Path, to: str) -> None:
     source = atlas.files.saes[site]
-    sae = load_sae(source, format=atlas.format)  # not atlas[site], which would keep it
-    sae.metadata = _placed(sae, site, atlas.files)
     if to != OWN:
-        export_sae(sae, folder, to)
+        export_sae(_read(atlas, site, source), folder, to)
         return
+    beside = source.with_suffix(MEMBERS)
+    for place in atlas.seed_folders(site):
+        member = folder.with_suffix(MEMBERS) / place.relative_to(beside)
+        save_sae(_read(atlas, site, place), member)
     record = record_beside(source)
-    save_sae(sae, folder, **({} if record is None else {"metrics": record}))
+    more = {} if record is None else {METRICS: record}
+    save_sae(_read(atlas, site, source), folder, **more)
+
+
+def _read(atlas: Atlas, site: Site, folder: Path) -> SAE:
+    """An SAE of the site, which the atlas does not keep in memory."""
+    sae = load_sae(folder, format=atlas.format)
+    sae.metadata = _placed(sae, site, atlas.files)
+    return sae
 
 
 def _placed(sae: SAE, site: Site, files: AtlasFiles) -> dict[str, Any]:

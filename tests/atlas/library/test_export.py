@@ -173,6 +173,13 @@ def test_saes_of_another_model_are_refused(saelens, tmp_path):
         raysae.open_atlas(tmp_path / "saes")
 
 
+def test_seeds_stay_in_an_atlas_of_raysae_alone(members_run, tmp_path):
+    for name, count in (("raysae", 2), ("saelens", 0)):
+        raysae.export_atlas(members_run, tmp_path / name, name)
+        atlas = raysae.open_atlas(tmp_path / name)
+        assert len(atlas) == 3 and len(atlas.seeds((1, -1))) == count
+
+
 def test_several_hookpoints_are_named_by_their_sites(saelens, tmp_path):
     saelens(2, "gated", hook_name="blocks.2.hook_mlp_out")
     atlas = raysae.open_atlas(tmp_path / "saes")

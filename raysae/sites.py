@@ -122,7 +122,9 @@ def chosen_hookpoints(
     """
     if wanted is None:
         return hookpoints_in_sites(there)
-    names = tuple(wanted)
+    names = tuple(dict.fromkeys(wanted))
+    if not names:
+        raise UserError(f"{key} names nothing; give at least one of {', '.join(there)}, or null")
     for name in names:
         if name not in there:
             raise UserError(

@@ -83,6 +83,8 @@ class SiteEntry(_Record):
 
     layer: Count
     position: int | Annotated[str, Field(pattern=f"^{POOL_NAME}$")]
+    hookpoint: Annotated[str, Field(pattern=f"^{POOL_NAME}$")] | None = None
+    """In a store of several hookpoints, the site's. None in other stores."""
     rows: SplitRows
     mean: list[float]
     mean_square_norm: float
@@ -94,8 +96,6 @@ class SiteEntry(_Record):
     too_large: Count = 0
     """Rows left out because their norm was too large (``source.max_norm_ratio``)."""
     shards: list[ShardEntry]
-    hookpoint: Annotated[str, Field(pattern=f"^{POOL_NAME}$")] | None = None
-    """In a store of several hookpoints, the site's. None in other stores."""
     added: ClassVar[frozenset[str]] = frozenset({"too_large", "hookpoint"})
 
     @property

@@ -3,6 +3,7 @@
 import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,9 @@ class ExtractionPlan:
     @property
     def sites(self) -> list[Site]:
         """The sites, by layer, position and hookpoint."""
-        names = sorted(hookpoints_in_sites(self.hookpoints), key=str)
-        return [Site(la, p, name) for la in self.layers for p in self.positions for name in names]
+        names = hookpoints_in_sites(self.hookpoints)
+        pairs = product(self.layers, self.positions, names)
+        return sorted(Site(layer, position, name) for layer, position, name in pairs)
 
     @property
     def sites_at_a_position(self) -> int:

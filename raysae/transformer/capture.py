@@ -48,7 +48,8 @@ class Capturer:
         names = (hookpoint,) if isinstance(hookpoint, str) else tuple(hookpoint)
         self.hookpoint, self.dtype = ", ".join(names), dtype
         self.tower = find_tower(model)
-        self._layers, self._last = tuple(layers), False
+        self._every_layer = self._layers = tuple(layers)
+        self._last = False
         self._hookpoints = hookpoints_in_sites(names)
         """How sites name the hookpoints: the only one has no name in them."""
         self._taps: dict[str | None, Taps] = {
@@ -77,9 +78,9 @@ class Capturer:
         ``hookpoints`` are those to read, as sites name them; None: all. The rows are the same to the
         bit. Returns itself.
         """
-        self._layers = tuple(layer for layer in self._layers if layer in layers)
-        if hookpoints is not None:
-            self._hookpoints = tuple(name for name in self._hookpoints if name in hookpoints)
+        named = self._taps if hookpoints is None else hookpoints
+        self._hookpoints = tuple(name for name in self._taps if name in named)
+        self._layers = tuple(layer for layer in self._every_layer if layer in layers)
         self._last = True
         return self
 

@@ -50,7 +50,7 @@ def train_atlas(
             records[site] = record
             emit(_event(job, site, record))
     rows = [_row(site, records[site]) for site in sites]
-    job.run.write_table(job.run.atlas_metrics_file, rows)
+    job.run.write_atlas_metrics(rows)
     return rows
 
 

@@ -43,9 +43,11 @@ def is_done(row: Row) -> bool:
 
 
 def value(row: Row, metric: Metric) -> float:
-    """The site's value; NaN when it has no SAE or the metric is not defined there."""
+    """The site's value; NaN when it has no SAE or the metric is not defined (or not finite) there."""
     found = row.get(metric.name)
-    return math.nan if found is None or not is_done(row) else float(found)
+    if found is None or not is_done(row) or not math.isfinite(found):
+        return math.nan
+    return float(found)
 
 
 def atlas_metrics(rows: Sequence[Row]) -> list[Metric]:

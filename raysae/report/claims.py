@@ -31,6 +31,8 @@ from raysae.report.atlas_rows import (
 CONFIDENCE = 0.95
 LISTED = 3
 """Best and worst sites that are named, each."""
+MOST_BRIEF = 8
+"""Sentences on the console, at most."""
 POINTS = " points"
 Interval = tuple[float, float]
 
@@ -45,6 +47,8 @@ class Group:
     """The metric at each site."""
     means: Mapping[object, float]
     """Its mean for each position or layer, whichever is compared."""
+    sizes: frozenset[int]
+    """How many sites a position or layer has in it."""
 
     @property
     def n(self) -> int:
@@ -63,8 +67,12 @@ class Group:
 
     def text(self, metric: Metric) -> str:
         """Such as ``even positions (0.9410 ± 0.0300, n 36)``."""
-        spread = f" ± {metric.text(self.sd)}" if self.n > 1 else ""
-        return f"{self.name} ({metric.text(self.mean)}{spread}, n {self.n:,})"
+        return f"{self.name} ({self.spread(metric)}, n {self.n:,})"
+
+    def spread(self, metric: Metric) -> str:
+        """Mean and standard deviation, such as ``0.9410 ± 0.0300``; of one site the value alone."""
+        mean = metric.text(self.mean)
+        return f"{mean} ± {metric.text(self.sd)}" if self.n > 1 else mean
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,17 @@ class Claim:
     def difference(self) -> float:
         """The first group's mean minus the second's."""
         return self.first.mean - self.second.mean
+
+    @property
+    def difference_text(self) -> str:
+        """The difference as text."""
+        return points(self.metric, self.difference)
+
+    @property
+    def told(self) -> bool:
+        """Whether it is told in a sentence: not one with the middle layers, nor one without interval."""
+        middle = any(group.name.startswith("middle") for group in (self.first, self.second))
+        return self.interval is not None and not middle
 
     @property
     def clear(self) -> bool:
@@ -114,7 +133,7 @@ class Claim:
         """The comparison in words, with its figures."""
         first, second = self.first.text(self.metric), self.second.text(self.metric)
         start = _subject(self.hookpoint, self.metric)
-        difference = f"difference {points(self.metric, self.difference)}"
+        difference = f"difference {self.difference_text}"
         if self.interval is None:
             return f"{start}: {first} and {second}: {difference}, {self.basis}."
         tail = f"{difference}, 95% CI {self.interval_text} ({self.basis})"
@@ -150,6 +169,18 @@ class Extremes:
             f"layer {row['layer']} position {row['position']} ({self.metric.text(row[name])})"
             for row in rows
         )
+
+
+def in_brief(rows: Sequence[Row]) -> list[str]:
+    """A few sentences on the first metric, such as explained variance: comparisons with an interval, and
+    the best and worst sites."""
+    found = []
+    for there in by_hookpoint(rows).values():
+        lead = atlas_metrics(there)[:1]
+        told = [claim for claim in claims_of(there) if claim.metric in lead and claim.told]
+        found += [claim.sentence for claim in told]
+        found += [one.sentence for one in extremes_of(there) if one.metric in lead]
+    return found[:MOST_BRIEF]
 
 
 def claims_of(rows: Sequence[Row]) -> list[Claim]:
@@ -282,7 +313,8 @@ def _group(
         if key(row) in members and not math.isnan(value(row, metric)):
             found.setdefault(key(row), []).append(value(row, metric))
     values = tuple(one for those in found.values() for one in those)
-    return Group(name, values, {one: fmean(those) for one, those in found.items()})
+    means = {one: fmean(those) for one, those in found.items()}
+    return Group(name, values, means, frozenset(map(len, found.values())))
 
 
 def _welch(
@@ -294,7 +326,8 @@ def _welch(
         basis = f"no interval, since a side has one {unit[:-1]} alone"
         return Claim(hookpoint, metric, kind, first, second, None, basis)
     interval = welch_interval(list(first.means.values()), list(second.means.values()))
-    basis = f"Welch's t over {counts[0]} and {counts[1]} {unit}"
+    holes = ", not all with the same number of sites" if len(first.sizes | second.sizes) > 1 else ""
+    basis = f"Welch's t over {counts[0]} and {counts[1]} {unit}{holes}"
     return Claim(hookpoint, metric, kind, first, second, interval, basis)
 
 
@@ -306,7 +339,7 @@ def _paired(hookpoint: str | None, metric: Metric, first: Group, second: Group) 
         return Claim(hookpoint, metric, "ends", first, second, None, basis)
     agreeing = sum(one > 0 for one in differences)
     agreeing = max(agreeing, sum(one < 0 for one in differences))
-    basis = f"paired t over {len(differences)} layers, {agreeing} of which agree in sign"
+    basis = f"paired t over {len(differences)} layers, {agreeing} of them with the same sign"
     interval = paired_interval(differences)
     return Claim(hookpoint, metric, "ends", first, second, interval, basis)
 

@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")  # before pyplot: a report needs no display
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -50,18 +51,51 @@ def plot_text(text: str, longest: int = LONGEST) -> str:
 
 
 def new_figure(width: float, height: float, source: str) -> tuple[Figure, Axes]:
-    """A figure of ``width`` x ``height`` inches with one plot; ``source`` is the line at its foot."""
-    figure = empty_figure(width, height, source)
+    """A figure of ``width`` x ``height`` inches, or of the largest size allowed, with one plot.
+
+    ``source`` is the line at its foot.
+    """
+    figure = _figure(width, height, "constrained")
+    figure.supxlabel(plot_text(source), fontsize=6.5, color="#666666")
     return figure, figure.subplots()
 
 
-def empty_figure(width: float, height: float, source: str) -> Figure:
-    """A figure of ``width`` x ``height`` inches, or of the largest size allowed, without a plot."""
+def grid_figure(
+    size: tuple[float, float],
+    shape: tuple[int, int],
+    edges: tuple[float, float],
+    title: str,
+    source: str,
+    **sharing: Any,
+) -> tuple[Figure, np.ndarray]:
+    """A figure of ``size`` in inches with ``[rows, columns]`` plots, a title and the line at the foot.
+
+    ``edges`` are the heights of the headings above and of the labels below, in inches. Its layout is
+    given, because finding one for many plots takes longer than drawing them.
+    """
+    figure = _figure(*size, None)
+    width, height = figure.get_size_inches()
+    top, bottom = edges
+    grid = figure.subplots(
+        *shape, squeeze=False, **sharing,
+        gridspec_kw={
+            "left": 0.75 / width, "right": 1 - 0.12 / width, "top": 1 - (top + 0.25) / height,
+            "bottom": (bottom + 0.25) / height, "wspace": 0.08, "hspace": 0.12 if top > 0.3 else 0.3,
+        },
+    )  # fmt: skip
+    figure.suptitle(plot_text(title), y=1 - 0.06 / height, va="top", fontsize=10, fontweight="bold")
+    figure.text(
+        0.5, 0.06 / height, plot_text(source), ha="center", va="bottom", fontsize=6.5,
+        color="#666666",
+    )  # fmt: skip
+    return figure, grid
+
+
+def _figure(width: float, height: float, layout: Any) -> Figure:
     plt.rcParams.update(cast(Any, STYLE))
-    size = min(width, MOST_INCHES[0]), min(height, MOST_INCHES[1])
-    figure = plt.figure(figsize=size, layout="constrained")
-    figure.supxlabel(plot_text(source), fontsize=6.5, color="#666666")
-    return figure
+    return plt.figure(
+        figsize=(min(width, MOST_INCHES[0]), min(height, MOST_INCHES[1])), layout=layout
+    )
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -56,8 +56,9 @@ def heatmap(rows: Sequence[Row], metric: Metric, title: str, source: str, path: 
 def _draw_cells(grid: Grid, metric: Metric, title: str, source: str, path: Path) -> None:
     cells = grid.cells()
     layers, positions = cells.values.shape
-    width, height = max(5.0, 2.6 + 0.5 * positions), max(3.0, 2.0 + 0.3 * layers)
-    figure, axes = new_figure(width, height, source)
+    wide, high = (0.5, 0.3) if cells.values.size <= MOST_TEXTS else (0.22, 0.16)
+    size = max(5.0, 2.6 + wide * positions), max(3.0, 2.0 + high * layers)
+    figure, axes = new_figure(*size, source)
     axes.grid(visible=False)
     colours = _colours(metric)
     norm, beyond = _scale(grid.known, metric)
@@ -66,11 +67,9 @@ def _draw_cells(grid: Grid, metric: Metric, title: str, source: str, path: Path)
     axes.set_title(plot_text(title))
     form = metric.cell.replace("{:", "{x:")
     figure.colorbar(image, ax=axes, format=form, extend=beyond, aspect=30)
-    _label_ticks(figure, axes, cells)
-    across, down = _cell_size(figure, axes, cells)
+    across, down = _cell_size(figure, cells, _label_ticks(figure, axes, cells))
     marks = _mark_holes(axes, cells, hatched=min(across, down) * DPI >= HATCHED_FROM)
     _explain(axes, grid, marks)
-    across, down = _cell_size(figure, axes, cells)  # the legend has taken some of the height
     _write_values(axes, cells, image, metric.cell, across, down)
     save(figure, path)
 
@@ -110,7 +109,7 @@ def _scale(values: np.ndarray, metric: Metric) -> tuple[Normalize, str]:
     low, high, logarithmic = bounds(values, metric)
     if logarithmic:
         return LogNorm(low, high), "neither"
-    if len(values) < 50:
+    if len(values) < 50 or low < values.min():  # a scale that is wider than the values already
         return Normalize(low, high), "neither"
     inner = np.percentile(values, [1, 99])
     if high - low < OUTLYING * (inner[1] - inner[0]) or inner[0] == inner[1]:
@@ -124,8 +123,8 @@ def _label(name: str, joined: int) -> str:
     return name if joined == 1 else f"{name} (a cell is the mean over {joined} of them)"
 
 
-def _label_ticks(figure: Figure, axes: Axes, cells: Grid) -> None:
-    """Label as many layers and positions as there is room for."""
+def _label_ticks(figure: Figure, axes: Axes, cells: Grid) -> float:
+    """Label as many layers and positions as there is room for; the height of the labels in inches."""
     width, height = figure.get_size_inches()
     _thin(axes.yaxis, [str(layer) for layer in cells.layers], height - 1.2, LINE + 0.04)
     names = [plot_text(position, LONGEST_TICK) for position in cells.positions]
@@ -134,6 +133,7 @@ def _label_ticks(figure: Figure, axes: Axes, cells: Grid) -> None:
     _thin(axes.xaxis, names, width - 2, LINE if upright else longest)
     if upright:
         axes.tick_params(axis="x", labelrotation=90)
+    return longest if upright else LINE
 
 
 def _thin(axis: Axis, names: Sequence[str], room: float, needed: float) -> None:
@@ -144,12 +144,14 @@ def _thin(axis: Axis, names: Sequence[str], room: float, needed: float) -> None:
     axis.set_ticks(range(0, len(names), step), list(names[::step]))
 
 
-def _cell_size(figure: Figure, axes: Axes, cells: Grid) -> tuple[float, float]:
-    """Width and height of a cell in inches, after the layout."""
-    figure.draw_without_rendering()
-    box = axes.get_window_extent()
+def _cell_size(figure: Figure, cells: Grid, labels: float) -> tuple[float, float]:
+    """About the width and height of a cell in inches, under which labels of this height stand.
+
+    An estimate, because laying out the figure to measure it takes as long as drawing it.
+    """
+    width, height = figure.get_size_inches()
     layers, positions = cells.values.shape
-    return box.width / DPI / positions, box.height / DPI / layers
+    return (width - 1.7) / positions, (height - 1.0 - labels) / layers
 
 
 def _mark_holes(axes: Axes, cells: Grid, hatched: bool) -> dict[str, Patch]:

@@ -20,12 +20,13 @@ from raysae.report.atlas_rows import (
     thirds,
     value,
 )
-from raysae.report.drawing import LONGEST_TICK, empty_figure, plot_text, save
+from raysae.report.drawing import LONGEST_TICK, grid_figure, plot_text, save
 from raysae.report.grids import bounds
 
 LINE_COLOUR, PARITY_COLOURS = "#3b528b", {"even": "#1f77b4", "odd": "#ff7f0e"}
 PART_COLOURS = dict(zip(PARTS, ("#440154", "#21918c", "#d8a200"), strict=True))
-MOST_TICKS = 12
+MOST_TICKS, UPRIGHT_FROM = 12, 4
+"""Labels at an axis, at most, and the length beyond which they stand upright."""
 Groups = Mapping[str, Sequence[Row]]
 
 
@@ -44,9 +45,10 @@ def profiles(rows: Sequence[Row], title: str, source: str, path: Path) -> None:
     """
     metrics = atlas_metrics(rows)
     panels = _panels(rows)
-    figure = empty_figure(0.3 + 3.6 * len(panels), 0.8 + 2.15 * len(metrics), source)
-    figure.suptitle(plot_text(title), fontsize=10, fontweight="bold")
-    grid = figure.subplots(len(metrics), len(panels), sharex="col", sharey="row", squeeze=False)
+    figure, grid = grid_figure(
+        (0.3 + 3.6 * len(panels), 1.4 + 2.0 * len(metrics)), (len(metrics), len(panels)),
+        (0.4, 0.35 + _label_height(positions_of(rows))), title, source, sharex="col", sharey="row",
+    )  # fmt: skip
     for metric, line in zip(metrics, grid, strict=True):
         for axes, (heading, label, draw) in zip(line, panels, strict=True):
             draw(axes, metric)
@@ -164,6 +166,12 @@ def _summary(
     return of(values) if len(values) else [np.nan] * 4
 
 
+def _label_height(names: Sequence[str]) -> float:
+    """The height of the labels of positions, in inches."""
+    longest = min(max(map(len, names)), LONGEST_TICK)
+    return 0.055 * longest if longest > UPRIGHT_FROM else 0.1
+
+
 def _marker(places: Sequence[object]) -> dict[str, Any]:
     return {"marker": "."} if len(places) <= 60 else {}
 
@@ -171,5 +179,6 @@ def _marker(places: Sequence[object]) -> dict[str, Any]:
 def _label(axes: Axes, names: Sequence[str]) -> None:
     """Label some of the places at the axis, and turn labels that are long."""
     step = -(-len(names) // MOST_TICKS)
+    upright = max(map(len, names)) > UPRIGHT_FROM
     axes.set_xticks(range(0, len(names), step), list(names[::step]))
-    axes.tick_params(axis="x", labelsize=7, labelrotation=90 if max(map(len, names)) > 4 else 0)
+    axes.tick_params(axis="x", labelsize=7, labelrotation=90 if upright else 0)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 
 from raysae.metrics import registered
 from raysae.report.atlas_rows import AnyRow, Row
-from raysae.report.drawing import LONGEST_LABEL, empty_figure, plot_text, save
+from raysae.report.drawing import LONGEST_LABEL, grid_figure, plot_text, save
 
 MOST_CURVES, COLUMNS = 24, 6
 LINE_COLOUR, OTHERS = "#3b528b", "#c8ccd4"
@@ -52,15 +52,17 @@ def site_curves(curves: Sequence[Curve], there: int, source: str, path: Path) ->
     curves are grey in each. ``there`` is the number of sites with an SAE."""
     columns = min(COLUMNS, len(curves))
     lines = -(-len(curves) // columns)
-    figure = empty_figure(max(4.5, 1.8 * columns), 1.0 + 1.5 * lines, source)
-    figure.suptitle(
-        f"Training curves: {rule_of(len(curves), there)}", fontsize=10, fontweight="bold"
+    size = max(4.5, 0.9 + 1.7 * columns), 1.2 + 1.5 * lines
+    title = f"Training curves: {rule_of(len(curves), there)}"
+    figure, grid = grid_figure(
+        size, (lines, columns), (0.3, 0.35), title, source, sharex=True, sharey=True
     )
-    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    others = [_points(curve) for curve in curves]
     for axes, curve in zip(grid.flat, curves, strict=False):
-        for other in curves:
-            _draw(axes, other, color=OTHERS, linewidth=0.6, zorder=1)
-        _draw(axes, curve, color=LINE_COLOUR, linewidth=1.5, zorder=3)
+        axes.add_collection(LineCollection(others, colors=OTHERS, linewidths=0.6, zorder=1))
+        places = _points(curve)
+        marker = "." if len(places) == 1 else ""
+        axes.plot(*places.T, color=LINE_COLOUR, linewidth=1.5, marker=marker, zorder=3)
         axes.set_title(_heading(curve), fontsize=7, fontweight="normal")
         axes.tick_params(labelsize=7)
     for axes in grid.flat[len(curves) :]:
@@ -71,15 +73,16 @@ def site_curves(curves: Sequence[Curve], there: int, source: str, path: Path) ->
     grid[0, 0].set_ylim(_limits(curves))
     grid[0, 0].xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
     grid[0, 0].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(3))
-    figure.supylabel(registered()["explained_variance"].axis, fontsize=8)
+    figure.supylabel(
+        registered()["explained_variance"].axis, fontsize=8, x=0.06 / size[0], ha="left"
+    )
     save(figure, path)
 
 
-def _draw(axes: Axes, curve: Curve, **look: object) -> None:
+def _points(curve: Curve) -> np.ndarray:
+    """``[evaluations, 2]``: tokens and explained variance."""
     tokens = [row["tokens"] for row in curve.history]
-    values = _values(curve)
-    marker = "." if len(tokens) == 1 else ""
-    axes.plot(tokens, values, marker=marker, **look)  # type: ignore[arg-type]
+    return np.column_stack([np.array(tokens, float), _values(curve)])
 
 
 def _heading(curve: Curve) -> str:

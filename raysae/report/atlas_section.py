@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from raysae.errors import UserError
 from raysae.metrics import PAGE, Metric, labels, registered
 from raysae.records.damage import read_record
@@ -50,7 +52,7 @@ class AtlasSection:
         """The columns of the table of sites."""
         return labels(PAGE, self.rows)
 
-    @property
+    @cached_property
     def several_hookpoints(self) -> bool:
         """Whether a site's hookpoint must be said."""
         return len(by_hookpoint(self.rows)) > 1
@@ -79,6 +81,11 @@ class AtlasSection:
     def extremes(self) -> list[Extremes]:
         """The best and worst sites by metric."""
         return extremes_of(self.rows)
+
+    def cells(self, row: SiteRow) -> Markup:
+        """The cells of the row's figures: as one text, since they are many and hold no names."""
+        texts = (metric.text(row.get(metric.name)) for metric in self.metrics)
+        return Markup("").join(Markup('<td class="num">{}</td>').format(text) for text in texts)
 
     def name(self, row: SiteRow) -> str:
         """The site in words."""

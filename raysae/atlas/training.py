@@ -184,9 +184,9 @@ def _event(job: AtlasJob, site: Site, record: Record) -> Event:
 
 
 def _row(site: Site, record: Record) -> SiteRow:
-    if "failed" in record:
-        return SiteRow(site.layer, str(site.position), "failed", record["failed"])
-    ended = state_of(record)
+    ended, figures = {"state": "failed", "reason": record.get("failed", "")}, {}
+    if "failed" not in record:
+        ended, figures = state_of(record), figures_of(record)
     return SiteRow(
-        site.layer, str(site.position), ended["state"], ended["reason"], figures_of(record)
+        site.layer, str(site.position), ended["state"], ended["reason"], figures, site.hookpoint
     )

@@ -49,7 +49,9 @@ class LiveExtractor:
         """The sites that are forwarded."""
         self.capturer, self.weights_sha256 = load_capturer(plan, device)
         self._check_weights()
-        self.capturer.only({site.layer for site in self.read})
+        self.capturer.only(
+            {site.layer for site in self.read}, {site.hookpoint for site in self.read}
+        )
         self.left_out: dict[Site, int] = {}
         """Rows of the last shard that were left out, and others took the place of."""
 

@@ -57,12 +57,13 @@ class Data:
     """The store's digest; None before the store exists."""
     layers: Sequence[int] = ()
     positions: Sequence[Position] = ()
+    hookpoints: Sequence[str] = ()
 
     def sites(self, recipe: Recipe) -> list[Site]:
         """The sites of the recipe's sweep; empty while layers and positions are not known."""
         if not self.layers or not self.positions:
             return []
-        return recipe.sites_of(self.layers, self.positions)
+        return recipe.sites_of(self.layers, self.positions, self.hookpoints)
 
 
 class RunFolder(RunFiles):

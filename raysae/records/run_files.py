@@ -17,7 +17,7 @@ from raysae.records.damage import check_commit, read_object, read_record
 from raysae.records.products import Identities
 from raysae.records.tables import write_table
 from raysae.sae.checkpoint import METRICS_FILE
-from raysae.sites import Site
+from raysae.sites import Site, site_folders
 from raysae.storage.files import remove_folder, replacing_folder, write_json, write_text
 from raysae.storage.remote import (
     CHECKPOINT,
@@ -131,7 +131,7 @@ class RunFiles:
 
     def committed_sites(self) -> list[Path]:
         """The folders of the sites that the atlas has committed."""
-        markers = (self.path / "atlas").glob(f"layer=*/position=*/{METRICS_FILE}")
+        markers = site_folders(self.path / "atlas", METRICS_FILE)
         return sorted(marker.parent for marker in markers)
 
     def write_json(self, file: Path, content: Any) -> None:
@@ -199,7 +199,7 @@ class RunFiles:
     def set_damaged_aside(self) -> list[str]:
         """Rename each damaged commit to ``NAME.damaged``, so that it is made again; what was found, a
         line each."""
-        sites = (self.path / "atlas").glob("layer=*/position=*")
+        sites = site_folders(self.path / "atlas")
         folders = [*self._trial_folders(), *(site for site in sorted(sites) if not site.suffix)]
         return [
             f"{error}; it is made again, and what was there is now in {self._set_damaged_aside(folder)}"

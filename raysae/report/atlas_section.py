@@ -16,7 +16,6 @@ from raysae.records.rows import SiteRow
 from raysae.records.run_files import RunFiles
 from raysae.report.atlas_rows import atlas_metrics, by_hookpoint, is_done, layers_of, positions_of
 from raysae.report.claims import Claim, Extremes, claims_of, extremes_of
-from raysae.sites import Site
 
 MOST_ROWS = 2000
 """Sites in the page's table, at most; ``atlas/metrics.parquet`` has them all."""
@@ -87,10 +86,6 @@ class AtlasSection:
         texts = (metric.text(row.get(metric.name)) for metric in self.metrics)
         return Markup("").join(Markup('<td class="num">{}</td>').format(text) for text in texts)
 
-    def name(self, row: SiteRow) -> str:
-        """The site in words."""
-        return site_name(row)
-
 
 def pictures(plots: Mapping[str, str], folder: Path) -> dict[str, tuple[int, str]]:
     """The plots of the atlas among ``plots`` (data URIs by name) with their width in pixels: heatmaps in
@@ -105,13 +100,6 @@ def _width(file: Path) -> int:
     """The width of a PNG, which its header holds after 16 bytes."""
     with file.open("rb") as stream:
         return int.from_bytes(stream.read(20)[16:])
-
-
-def site_name(row: SiteRow) -> str:
-    """Such as ``layer 3, position 5``, with its hookpoint if the atlas has several."""
-    hookpoint = row.get("hookpoint")
-    where = f"layer {row.layer}, position {row.position}"
-    return where if hookpoint is None else f"{hookpoint}, {where}"
 
 
 def draw_atlas(run: RunFiles, rows: list[SiteRow], source: str, folder: Path) -> None:
@@ -155,12 +143,9 @@ def _short_name(row: SiteRow) -> str:
 
 def _history(run: RunFiles, row: SiteRow) -> list[dict[str, Any]]:
     """The record of each evaluation of the site; empty when its record is gone or damaged."""
-    hookpoint = row.get("hookpoint")
-    columns: tuple[Any, ...] = (row.layer, str(row.position))
-    site = Site.of_columns(*columns if hookpoint is None else (*columns, hookpoint))
     try:
-        return read_record(run.atlas_site(site))["history"]
-    except (UserError, OSError):
+        return read_record(run.atlas_site(row.site))["history"]
+    except (UserError, OSError, ValueError):  # ValueError: it names no site
         return []
 
 

@@ -50,7 +50,7 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
             store=store,
             manifest=store.manifest,
             environment=read_environment(run.path / ENVIRONMENT_FILE),
-            site=", ".join(map(str, run.recipe.sites_of(store.layers, store.positions))),
+            site=", ".join(map(str, _swept(run, store))),
             trials=trials,
             finished=[row for row in trials if row.done],
             measured=measured(trials),
@@ -75,9 +75,13 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
 
 def _health(run: RunFolder, store: Store, atlas: list[SiteRow]) -> StoreHealth:
     """What is unusual about the rows at the sites of the sweep and of the atlas."""
-    swept = run.recipe.sites_of(store.layers, store.positions)
-    trained = {Site.of_columns(row.layer, str(row.position)) for row in atlas}
-    return health_of_store(store, sorted({*swept, *trained}))
+    swept = _swept(run, store)
+    return health_of_store(store, sorted({*swept, *(row.site for row in atlas)}))
+
+
+def _swept(run: RunFolder, store: Store) -> list[Site]:
+    """The sites of the sweep."""
+    return run.recipe.sites_of(store.layers, store.positions, store.hookpoints)
 
 
 def _searched(run: RunFolder, trials: list[TrialRow]) -> list[str]:

@@ -34,7 +34,7 @@ def red(file):
 @pytest.mark.parametrize(
     "layers, positions",
     [(1, range(30)), (24, ["all"]), (2, [0, 1]), (12, range(6)), (300, range(6)), (2, range(1000)),
-     (4, [f"a_long_name_of_pattern_{at}" for at in range(40)]), (450, range(260))],
+     (4, [f"a_long_name_of_pattern_{at}" for at in range(40)]), (401, range(20))],
 )  # fmt: skip
 def test_a_heatmap_is_bounded_and_shows_its_holes(layers, positions, tmp_path):
     file, whole = tmp_path / "x.png", tmp_path / "whole.png"
@@ -80,7 +80,7 @@ def test_a_scale_does_not_make_much_of_nothing():
 
 
 @pytest.mark.parametrize(
-    "layers, positions", [(2, [0, 1]), (12, range(6)), (300, range(6)), (3, ["a_long_name", "all"])]
+    "layers, positions", [(2, [0, 1]), (300, range(6)), (3, ["a_long_name", "all"])]
 )
 def test_profiles_are_bounded(layers, positions, tmp_path):
     file = tmp_path / "x.png"
@@ -90,7 +90,7 @@ def test_profiles_are_bounded(layers, positions, tmp_path):
     assert not has_profiles(atlas(1, range(4))) and not has_profiles(atlas(4, [0]))
 
 
-@pytest.mark.parametrize("sites", [1, 5, 24, 1000])
+@pytest.mark.parametrize("sites", [1, 8, 1000])
 def test_training_curves_are_bounded_in_number_and_size(sites, tmp_path):
     file, rows = tmp_path / "x.png", atlas(sites, [0])
     shown = sampled(rows)

@@ -29,7 +29,9 @@ def committed(run, rows):
         (folder / "metrics.json").write_text(json.dumps(record))
 
 
-@pytest.mark.parametrize("layers, positions", [(50, 20), (300, 6)])
+@pytest.mark.parametrize(
+    "layers, positions", [(50, 20), pytest.param(300, 6, marks=pytest.mark.long)]
+)
 def test_the_section_of_a_large_atlas_is_bounded_and_scrolls(layers, positions, tmp_path):
     holes = {(layer, 1) for layer in range(20)}
     section, text = drawn(atlas(layers, range(positions), holes=holes, stability=0.7), tmp_path)

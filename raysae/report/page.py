@@ -14,7 +14,7 @@ from raysae.activations import Site, Store
 from raysae.activations.health import HEADS, StoreHealth, health_of_store
 from raysae.console.board import seconds
 from raysae.console.shell import look_at_records
-from raysae.metrics import HEATMAP, PAGE, Metric, labels, shown
+from raysae.metrics import PAGE, labels
 from raysae.printable import printable, shortened
 from raysae.records.damage import read_record, read_selection
 from raysae.records.environment import read_environment
@@ -24,6 +24,7 @@ from raysae.records.rows import SPARSITY_LABELS, Row, SiteRow, TrialRow
 from raysae.records.status import ENVIRONMENT_FILE
 from raysae.records.tables import read_sites, read_trials
 from raysae.redaction import redacted
+from raysae.report.atlas_section import AtlasSection, draw_atlas, pictures
 
 SomeRow = TypeVar("SomeRow", bound=Row)
 PNG = "data:image/png;base64,"
@@ -55,6 +56,7 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
             measured=measured(trials),
             metrics=labels(PAGE, trials),
             atlas=atlas,
+            section=AtlasSection(atlas, pictures(plots, folder)),
             atlas_summary=_atlas_summary(atlas),
             selection=selection,
             chosen=_chosen(trials, selection),
@@ -124,18 +126,8 @@ def _plots(
         sizes = [row.d_sae for row in finished]
         plots.training_curves(histories, sizes, source, folder / "training_curves.png")
     if measured(atlas):
-        for metric in shown(HEATMAP):
-            file = folder / f"atlas_{metric.name}.png"
-            plots.heatmap(atlas, metric, _heatmap_title(metric, atlas), source, file)
+        draw_atlas(run, atlas, source, folder)
     return embedded(folder)
-
-
-def _heatmap_title(metric: Metric, atlas: list[SiteRow]) -> str:
-    """What the plot shows; of dead latents also over how many tokens they did not fire."""
-    title = metric.axis[:1].upper() + metric.axis[1:]
-    if metric.name != "dead_fraction":
-        return title
-    return f"{title} (last {measured(atlas)[0]['dead_window_tokens']:,} training tokens)"
 
 
 def measured(rows: list[SomeRow]) -> list[SomeRow]:

@@ -86,6 +86,8 @@ class SiteKey(Section):
     """The layer."""
     position: PositionKey
     """The position."""
+    hookpoint: str | None = None
+    """The hookpoint; null takes the store's first."""
 
 
 class Objective(Section):
@@ -135,10 +137,12 @@ class SweepConfig(Section):
     """The layer swept; null takes the middle of the store's layers."""
     position: PositionKey | None = None
     """The position swept; null takes the store's last."""
+    hookpoint: str | None = None
+    """The hookpoint swept, of a store of several; null takes the first of ``source.hookpoint``."""
     sites: tuple[SiteKey, ...] = ()
-    """Several sites to sweep at once, such as ``{layer: 8, position: -1}``, instead of ``layer`` and
-    ``position``: each config is trained at every one, and figures are their means;
-    ``explained_variance_worst`` is that of the worst."""
+    """Several sites to sweep at once, such as ``{layer: 8, position: -1}`` (and ``hookpoint``), instead
+    of ``layer``, ``position`` and ``hookpoint``: each config is trained at every one, and figures are
+    their means; ``explained_variance_worst`` is that of the worst."""
     sampler: Sampler = "tpe"
     """How configs are proposed: Optuna's TPE or NSGA-II, at random, every combination, or
     ``configs``."""
@@ -228,8 +232,10 @@ class SweepConfig(Section):
             )
         if "explained_variance_worst" in metrics and len(self.sites) < 2:
             raise ValueError("explained_variance_worst compares sites; list several in sweep.sites")
-        if self.sites and not (self.layer is None and self.position is None):
-            raise ValueError("sites stands instead of layer and position; leave those out")
+        if self.sites and (self.layer, self.position, self.hookpoint) != (None, None, None):
+            raise ValueError(
+                "sites stands instead of layer, position and hookpoint; leave those out"
+            )
         if len(set(self.sites)) < len(self.sites):
             raise ValueError("sites names one site twice")
         return self

@@ -31,7 +31,7 @@ def preflight(recipe: Recipe) -> RunPlan:
     where = store or extraction
     assert where is not None
     refuse_without_source(recipe, store)
-    sites = recipe.sites_of(where.layers, where.positions)
+    sites = recipe.sites_of(where.layers, where.positions, where.hookpoints)
     atlas = sites_of_atlas(recipe, where)
     _check_sites(where, sites, atlas)
     proposer = make_proposer(recipe, known, where.d_in)

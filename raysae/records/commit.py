@@ -107,7 +107,7 @@ def provenance(store: Store, site: Site) -> dict[str, Any]:
         "provenance": manifest.provenance,
         "model": redacted_values(manifest.model),
         "dataset": redacted_values(manifest.dataset),
-        "hookpoint": manifest.hookpoint,
+        "hookpoint": site.hookpoint or manifest.hookpoint,
         "context_length": manifest.context_length,
         "layer": site.layer,
         "position": site.position,

@@ -34,12 +34,15 @@ class LivePass:
 @contextmanager
 def live_pass(
     recipe: Recipe, store: Store, plan: ExtractionPlan, settings: SiteSettings, sites: list[Site],
-    admitted: Placement,
+    admitted: Placement, fresh: bool = False,
 ) -> Iterator[LivePass]:  # fmt: skip
     """The sites' live rows while the block runs: all sites share a pass, or as many as memory holds.
 
+    ``fresh``: whether none was begun before, so that all begin with the first row.
     Raises UserError when not even one site fits.
     """
+    import ray
+
     trains, computing = beside_live(recipe.resources)
     placement = replace(trains, workers=min(trains.workers, admitted.workers))
     each = sites_each(store, settings, sites, placement.workers)
@@ -56,7 +59,9 @@ def live_pass(
     epochs = min(settings.training.passes(store.entry(site).rows.train) for site in sites)
     data = LiveData(plan, tuple(sites), keep.keep, computing, epochs)
     with serving(divided.memory, together, 1, None) as service:
-        service.expect.remote(together, each)
+        ray.get(service.expect.remote(together, each))  # else ``begin`` may overtake it
+        if fresh:
+            service.begin.remote(data.scan(0, service))  # while the workers start
         yield LivePass(groups, placement, live_sites(data, divided, service))
         console.print(passes_in_words(store, service))
 

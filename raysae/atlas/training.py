@@ -50,7 +50,7 @@ def train_atlas(
             records[site] = record
             emit(_event(job, site, record))
     rows = [_row(site, records[site]) for site in sites]
-    job.run.write_table(job.run.atlas_metrics_file, rows)
+    job.run.write_atlas_metrics(rows)
     return rows
 
 
@@ -131,7 +131,8 @@ def _passing(job: AtlasJob, sites: list[Site], placement: Placement) -> Iterator
         return
     assert job.live is not None
     recipe = job.run.recipe
-    with live_pass(recipe, job.store, job.live, job.settings, sites, placement) as one:
+    fresh = not job.run.holds("atlas")
+    with live_pass(recipe, job.store, job.live, job.settings, sites, placement, fresh) as one:
         yield one
 
 

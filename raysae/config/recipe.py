@@ -297,7 +297,7 @@ class Recipe(Section):
         self,
         layers: Sequence[int],
         positions: Sequence[Position],
-        hookpoints: Sequence[str] = (),
+        hookpoints: Sequence[str],
     ) -> list[Site]:
         """The sites that the sweep runs at, given the store's layers, positions and hookpoints.
 

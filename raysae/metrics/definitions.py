@@ -114,6 +114,11 @@ def _agreement() -> list[Metric]:
             merge="none",
         ),
         Metric(
+            "stability_latents", "number of live latents of one seed that were matched with the "
+            "other's, where there are more than 4,096: a sample", "latents", None, COUNT,
+            form="{:,.0f}", merge="none",
+        ),
+        Metric(
             "explained_variance_worst", "explained_variance at the worst of several sites", "",
             "maximize", (-math.inf, 1.0), RECORDED | {LOG, CANDIDATES, PAGE}, objective=True,
             label="worst EV", form="{:.4f}", merge="none",
@@ -141,6 +146,11 @@ def _agreement() -> list[Metric]:
         Metric(
             "decoder_cosine_nearest_max", "the largest cosine of two decoder rows", "", "minimize",
             (-1.0, 1.0),
+        ),
+        Metric(
+            "decoder_cosine_nearest_latents", "number of decoder rows that both figures of nearest "
+            "rows are of, where d_sae is above 8,192: a sample, each compared with all other rows",
+            "latents", None, COUNT, form="{:,.0f}",
         ),
     ]  # fmt: skip
 

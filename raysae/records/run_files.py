@@ -15,7 +15,7 @@ from raysae.errors import UserError
 from raysae.identity import Made, identifier
 from raysae.records.damage import check_commit, read_object, read_record
 from raysae.records.products import Identities
-from raysae.records.tables import write_table
+from raysae.records.tables import write_csv, write_table
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.sites import Site, site_folders
 from raysae.storage.files import remove_folder, replacing_folder, write_json, write_text
@@ -117,6 +117,11 @@ class RunFiles:
         return self.path / "atlas" / "metrics.parquet"
 
     @property
+    def atlas_metrics_csv(self) -> Path:
+        """The same table as text."""
+        return self.atlas_metrics_file.with_suffix(".csv")
+
+    @property
     def report_page(self) -> Path:
         """The page of the report."""
         return self.path / "report" / "index.html"
@@ -151,6 +156,18 @@ class RunFiles:
         self.check_there()
         write_table(file, rows)
         push(file)
+
+    def write_atlas_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the atlas's table as CSV and as Parquet. Raises what ``write_table`` raises."""
+        self.check_there()
+        write_csv(self.atlas_metrics_csv, rows)
+        push(self.atlas_metrics_csv)
+        self.write_table(self.atlas_metrics_file, rows)
+
+    def remove_atlas_metrics(self) -> None:
+        """Remove the atlas's table, here and at the run's URI."""
+        self.remove(self.atlas_metrics_file)
+        self.remove(self.atlas_metrics_csv)
 
     @contextmanager
     def replacing_folder(self, folder: Path) -> Iterator[Path]:
@@ -243,6 +260,11 @@ class RunFiles:
         pull(file)
         record = _stopped_record(file)
         return record if record is not None and self.identities.is_wanted(record, wanted) else None
+
+    def holds(self, *products: str) -> bool:
+        """Whether anything is in a folder of products, such as ``trials``, in work or committed."""
+        folder = self.path.joinpath(*products)
+        return folder.is_dir() and any(folder.iterdir())
 
     def checkpoint(self, folder: Path) -> Path:
         """The checkpoint of a training that will be committed in ``folder``; fetched if not here."""

@@ -31,10 +31,10 @@ run() {
 
 R1() {
     run R1 gpt2_medium_all_layers "source.model=$model" "source.dataset=$data" "source.text=$whole" \
-        source.context_length=128 "source.max_tokens=$(pick 40_000 8_000)" sae.d_sae=320 \
+        source.context_length=128 "source.max_tokens=$(pick 16_000 8_000)" sae.d_sae=320 \
         "source.live=$(pick true false)" "source.layers=$(pick all '[0, 2, 3]')" "training.epochs=$(pick 20 2)" training.lr=0.001 sweep.layer=2 \
         "sweep.configs=$(pick '[{sae.l0_coefficient: 0.3}, {sae.l0_coefficient: 1.0}, {sae.l0_coefficient: 3.0}]' \
-            '[{sae.l0_coefficient: 3.0}]')" select.max_l0=200
+            '[{sae.l0_coefficient: 3.0}]')" "select.max_l0=$(pick 32 200)"
 }
 
 R2() {

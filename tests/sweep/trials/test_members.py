@@ -66,6 +66,20 @@ def test_figures_are_means_with_the_worst_site(tmp_path):
     assert members.cost["tokens_trained"] == 4 * 6 * 500
 
 
+def test_the_decoders_figures_are_computed_once(tmp_path, monkeypatch):
+    from raysae.training import trainer
+
+    counted, real = [], trainer.decoder_statistics
+    monkeypatch.setattr(trainer, "decoder_statistics", lambda W: counted.append(len(W)) or real(W))
+    members = Members(asked(seeds=(0, 1)), tmp_path)
+    trained(members)
+    members.final_metrics()
+    for one in members.trainers.values():  # as a commit does
+        one.release()
+        one.final_metrics()
+    assert counted == [24, 24]
+
+
 def test_stability_is_that_of_the_saes(tmp_path):
     import raysae
 

@@ -28,7 +28,7 @@ from raysae.config.places import path_in, tracking_in
 from raysae.config.resources import ResourcesConfig
 from raysae.config.search import Choices, SelectConfig, SweepConfig
 from raysae.config.searched import as_number, with_searched_defaults
-from raysae.config.section import PositionKey, Section
+from raysae.config.section import PositionKey, Positive, Section
 from raysae.config.source import SourceConfig
 from raysae.errors import UserError
 from raysae.printable import printable
@@ -91,6 +91,9 @@ class AtlasConfig(Section):
     """Layers of the store; null takes every one."""
     positions: tuple[PositionKey, ...] | None = None
     """Positions of the store; null takes every one."""
+    seeds_per_site: Positive = 1
+    """Seeds each site is trained with; figures are their means, ``stability`` says how far they found the
+    same latents, and the SAEs of the further seeds lie beside the first one's."""
 
 
 class RecordsConfig(Section):
@@ -160,8 +163,17 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _seeds(self) -> "Recipe":
-        if self.seed + self.sweep.seeds_per_trial - 1 > LARGEST_SEED:
+        most = max(self.sweep.seeds_per_trial, self.atlas.seeds_per_site)
+        if self.seed + most - 1 > LARGEST_SEED:
             raise ValueError(f"seed is {self.seed}; the seeds of a run are below 2^32")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> "Recipe":
+        if not (self.sweep.enabled or self.atlas.enabled):
+            raise ValueError(
+                "sweep.enabled and atlas.enabled are both false; nothing is left to train"
+            )
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
@@ -131,6 +132,9 @@ class Constraint(Section):
 class SweepConfig(Section):
     """Which SAE configs are tried, and where."""
 
+    enabled: bool = True
+    """Whether to search. False trains the atlas with ``sae`` and ``training`` as they are given, as
+    ``python -m raysae.atlas`` does; the other keys of the search then have no effect."""
     layer: int | None = None
     """The layer swept; null takes the middle of the store's layers."""
     position: PositionKey | None = None
@@ -186,6 +190,15 @@ class SweepConfig(Section):
     reproducible: bool = True
     """Whether proposals wait for the trials they follow from; false never waits for a straggler, and
     two runs of one recipe then try different configs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given_config(cls, data: Any) -> Any:
+        """Without a search there is one config, which replaces nothing; unknown keys are refused."""
+        if not isinstance(data, Mapping) or data.get("enabled") is not False:
+            return data
+        unknown = {key: value for key, value in data.items() if key not in cls.model_fields}
+        return {**unknown, "enabled": False, "sampler": "list", "configs": ({},), "space": {}}
 
     @model_validator(mode="after")
     def _coherent(self) -> "SweepConfig":

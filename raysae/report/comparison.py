@@ -67,7 +67,11 @@ def _draw(
 ) -> None:
     from raysae.report import plots  # matplotlib takes a second to import
 
-    trials = {name: measured(read_trials(run.trials_file)) for name, run in runs.items()}
+    trials = {
+        name: measured(read_trials(run.trials_file))
+        for name, run in runs.items()
+        if run.recipe.sweep.enabled
+    }
     trials = {name: found for name, found in trials.items() if found}
     if trials:
         chosen = {row["model"]: row["trial"] for row in rows}

@@ -4,6 +4,7 @@ import base64
 import statistics
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -16,7 +17,8 @@ from raysae.console.board import seconds
 from raysae.console.shell import look_at_records
 from raysae.metrics import HEATMAP, PAGE, Metric, labels, shown
 from raysae.printable import printable, shortened
-from raysae.records.damage import read_record, read_selection
+from raysae.records.choice import read_choice
+from raysae.records.damage import read_record
 from raysae.records.environment import read_environment
 from raysae.records.folder import RunFolder
 from raysae.records.mlflow_listener import tracking_uri
@@ -38,8 +40,9 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
 
     ``selection`` is the choice; by default that of ``selection.json``.
     """
-    trials, atlas = read_trials(run.trials_file), read_sites(run.atlas_metrics_file)
-    selection = selection or read_selection(run.selection_file)
+    trials = read_trials(run.trials_file) if run.recipe.sweep.enabled else []
+    atlas = read_sites(run.atlas_metrics_file)
+    selection = selection or read_choice(run)
     with run.replacing_folder(run.report_page.parent) as folder:
         plots = _plots(run, store, trials, atlas, selection, folder)
         page = template("page.html").render(
@@ -64,6 +67,7 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
             written=time.strftime("%Y-%m-%d %H:%M"),
             source=source_line(store),
             searched=_searched(run, trials),
+            given=None if run.recipe.sweep.enabled else _given(run),
             health=_health(run, store, atlas),
             heads=HEADS,
         )
@@ -73,7 +77,8 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
 
 def _health(run: RunFolder, store: Store, atlas: list[SiteRow]) -> StoreHealth:
     """What is unusual about the rows at the sites of the sweep and of the atlas."""
-    swept = run.recipe.sites_of(store.layers, store.positions)
+    searched = run.recipe.sweep.enabled
+    swept = run.recipe.sites_of(store.layers, store.positions) if searched else []
     trained = {Site.of_columns(row.layer, str(row.position)) for row in atlas}
     return health_of_store(store, sorted({*swept, *trained}))
 
@@ -84,6 +89,12 @@ def _searched(run: RunFolder, trials: list[TrialRow]) -> list[str]:
     listed = [key for config in run.recipe.sweep.configs for key in config]
     space = run.recipe.sweep.space if not listed else {}
     return list(dict.fromkeys(["sae.d_sae", *sparsity, *space, *listed]))
+
+
+def _given(run: RunFolder) -> dict[str, Any]:
+    """The settings of the SAE that the recipe of a run without a search gives."""
+    sae, _ = run.recipe.with_parameters({})
+    return asdict(sae)
 
 
 def source_line(store: Store) -> str:

@@ -27,7 +27,7 @@ def make_worker(store, monkeypatch):
 
     def make(folder, pack=None, lr=3e-3):
         training = TrainingConfig(epochs=3, batch_size=64, lr=lr, evaluations=3)
-        settings = SiteSettings(store.digest, 0, TopKConfig(d_sae=24, k=2), training, {})
+        settings = SiteSettings(store.digest, (0,), TopKConfig(d_sae=24, k=2), training, {})
         return AtlasWorker(
             AtlasWork(RunFiles(folder), str(store.path), settings, 1e9, 0.0, pack=pack)
         )

@@ -194,6 +194,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _models(self) -> "Recipe":
+        if self.models and self.sweep.per_layer is not None:
+            raise ValueError(
+                "models and sweep.per_layer are both given; make a recipe with per_layer for each model"
+            )
         for name in self.models:
             try:
                 self.of_model(name)
@@ -217,6 +221,20 @@ class Recipe(Section):
         if reserved:
             raise UserError(f"models.{name}: {', '.join(reserved)} cannot be a model's own")
         return parse_recipe(merged(data, own), f"models.{name}")
+
+    def of_layer(self, layer: int) -> "Recipe":
+        """The recipe of one of the layers of ``sweep.per_layer``: its search and its atlas."""
+        data = self.dump()
+        data |= {"name": f"layer-{layer:02d}", "runs_dir": self.run_uri or str(self.run_folder)}
+        data["store"] = self.store_uri or str(self.store_folder)
+        data["sweep"] |= {"per_layer": None, "layer": layer}
+        data["atlas"] |= {"layers": [layer]}
+        return parse_recipe(data, f"sweep.per_layer: layer {layer}")
+
+    @property
+    def several(self) -> bool:
+        """Whether it stands for several runs: one for each model, or for each layer."""
+        return bool(self.models) or self.sweep.per_layer is not None
 
     @property
     def base(self) -> Path:

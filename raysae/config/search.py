@@ -143,6 +143,9 @@ class SweepConfig(Section):
     """Several sites to sweep at once, such as ``{layer: 8, position: -1}``, instead of ``layer`` and
     ``position``: each config is trained at every one, and figures are their means;
     ``explained_variance_worst`` is that of the worst."""
+    per_layer: Literal["all"] | Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    """Layers (or all of the store) that each get a search and a sweet spot of their own, by which the
+    atlas of that layer is trained; a run for each, in a folder of this one."""
     sampler: Sampler = "tpe"
     """How configs are proposed: Optuna's TPE or NSGA-II, at random, every combination, or
     ``configs``."""
@@ -243,6 +246,8 @@ class SweepConfig(Section):
             raise ValueError("explained_variance_worst compares sites; list several in sweep.sites")
         if self.sites and not (self.layer is None and self.position is None):
             raise ValueError("sites stands instead of layer and position; leave those out")
+        if self.per_layer is not None and (self.sites or self.layer is not None):
+            raise ValueError("per_layer stands instead of layer and sites; leave those out")
         if len(set(self.sites)) < len(self.sites):
             raise ValueError("sites names one site twice")
         return self

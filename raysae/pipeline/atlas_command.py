@@ -65,10 +65,9 @@ def chosen_recipe(run: str, config: str | None, overrides: Sequence[str]) -> "Re
     if config is not None:
         raise UserError("--run takes its recipe from the run; leave out the config file")
     recipe = recipe_of_run(run, [*overrides, "atlas.enabled=true"])
-    if recipe.models:
-        names = ", ".join(recipe.models)
+    if recipe.several:
         raise UserError(
-            f"{run}: holds the runs of several models ({names}); name one: --run {run}/NAME"
+            f"{run}: holds a run for each of several models or layers; name one: --run {run}/NAME"
         )
     if recipe.sweep.enabled:
         check_choice(recipe)

@@ -4,6 +4,8 @@ from raysae.activations import Site
 from raysae.atlas.data import few_rows
 from raysae.console.board import console
 from raysae.pipeline.attempt import Attempt
+from raysae.records.folder import RunFolder
+from raysae.records.run_files import ASIDE
 from raysae.sae import SAEConfig
 from raysae.sae.config import CONFIGS
 
@@ -18,6 +20,14 @@ def tell_atlas(attempt: Attempt, sae: SAEConfig, sites: list[Site]) -> None:
     warning = few_rows(attempt.store, sae, sites)
     if warning is not None:
         console.print(warning, style="yellow")
+
+
+def tell_aside(run: RunFolder, count: int) -> None:
+    """Print that so many sites are no longer of the atlas, and where they are."""
+    console.print(
+        f"{count} site{'s' * (count > 1)} of other settings set aside, in {run.path / 'atlas' / ASIDE}; "
+        "taken back when wanted again"
+    )
 
 
 def config_in_words(sae: SAEConfig) -> str:

@@ -58,6 +58,7 @@ def dry_run(recipe: Recipe, started: float | None = None) -> None:
             "Memory": _memory(wanted, admitted),
             "Disk": _disk(recipe, wanted),
             "Reading": _reading(plan, placement),
+            **_layers(recipe, plan),
             **({"Live": _live(plan, placement, speed)} if _computes(plan) else {}),
             **_data(plan),
             "Time": _time(told, extract, plan),
@@ -110,6 +111,15 @@ def _trials(recipe: Recipe, d_in: int) -> str:
     goals = ", ".join(f"{one.goal} {one.metric}" for one in sweep.objectives)
     limits = [f"subject to {constraint}" for constraint in sweep.constraints]
     return "\n".join([f"{sweep.trials} by {sweep.sampler}{members}: {goals}", *limits, *ranges])
+
+
+def _layers(recipe: Recipe, plan: RunPlan) -> dict[str, str]:
+    """A row on the runs of the layers, where each has its own."""
+    asked = recipe.sweep.per_layer
+    if asked is None:
+        return {}
+    count = len(plan.data.layers) if asked == "all" else len(asked)
+    return {"Layers": f"a sweep as this, with an atlas of one layer, at each of {count} layers"}
 
 
 def _sites(plan: RunPlan) -> str:

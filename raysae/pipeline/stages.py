@@ -4,72 +4,25 @@ A stage imports slow modules only when it works, so that a finished run is read 
 """
 
 import logging
-from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from raysae.config import Recipe
 from raysae.console.board import console
 from raysae.errors import UserError, in_one_line
 from raysae.identity import Made
-from raysae.pipeline.atlas_words import tell_atlas
+from raysae.pipeline.atlas_words import tell_aside, tell_atlas
 from raysae.pipeline.attempt import Attempt
 from raysae.pipeline.outcome import emit_outcome
+from raysae.pipeline.stage import Stage
 from raysae.records import products
 from raysae.records.damage import check_commit, check_database, read_record, read_selection
 from raysae.records.environment import read_environment, write_environment
 from raysae.records.folder import RunFolder
-from raysae.records.run_files import ASIDE
 from raysae.records.status import ENVIRONMENT_FILE
 from raysae.records.tables import read_sites, read_trials
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.sites import Site
-
-
-class Stage(ABC):
-    """One stage: what makes its product, which files it is, how it is made."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def made(self, attempt: Attempt) -> Made:
-        """What makes the product; everything that the stage needs exists when this is called."""
-
-    @abstractmethod
-    def products(self, attempt: Attempt) -> list[Path]:
-        """The files that the stage writes and that must exist when it is done."""
-
-    def prepare(self, attempt: Attempt) -> None:  # noqa: B027  (most have nothing to prepare)
-        """Set aside or remove a product that was made otherwise, before ``work``."""
-
-    @abstractmethod
-    def work(self, attempt: Attempt) -> list[str]:
-        """Make what is missing of the product; returns what could not be made, a line each."""
-
-    @abstractmethod
-    def read(self, attempt: Attempt) -> None:
-        """Read the product of an earlier attempt from the run folder into the result."""
-
-    def is_missing(self, attempt: Attempt) -> bool:
-        """Whether the product, or a part of it, has to be made.
-
-        A product that was damaged or altered counts as missing, and this is printed.
-        """
-        run = attempt.run
-        if not run.has(self.name, self.made(attempt), *self.products(attempt)):
-            return True
-        try:
-            self.check(attempt)
-        except UserError as error:
-            console.print(f"{error}; it is made again from what is committed", style="yellow")
-            run.begin_again(self.name)
-            return True
-        return False
-
-    def check(self, attempt: Attempt) -> None:
-        """Raise UserError when the product of an earlier attempt was damaged or altered."""
-        attempt.run.check_unaltered(self.name)
-        self.read(attempt)
 
 
 class Extract(Stage):
@@ -236,10 +189,7 @@ class Atlas(Stage):
                 run.set_aside(folder)
                 aside += 1
         if aside:
-            console.print(
-                f"{aside} sites of other settings are set aside, in {run.path / 'atlas' / ASIDE}; they "
-                "are taken back when they are wanted again"
-            )
+            tell_aside(run, aside)
 
     def work(self, attempt: Attempt) -> list[str]:
         """Train the sites that are not committed; returns those that failed."""

@@ -78,7 +78,7 @@ def carry_out(recipe: "Recipe", log: "Log", *, dry: bool, force: bool) -> int:
         dry_run(recipe, STARTED)
         return DONE
     try:
-        if recipe.models:
+        if recipe.several:
             return _run_models(recipe, force)
         result = run_sweep(recipe, force=force)
     except KeyboardInterrupt:

@@ -30,6 +30,7 @@ STEERING = ("objectives", "constraints")
 NOT_SEARCH = (
     "trials", "max_seconds", "max_tokens", "max_seconds_per_trial", "early_stopping", "grace",
     "warm_start", "layer", "position", "sites", "seeds_per_trial", "enabled",
+    "per_layer",
 )  # fmt: skip
 """Settings of ``sweep`` that affect the extent or the sites of a search, not which configs it tries."""
 STOPPING = ("sweep.early_stopping", "sweep.grace", "sweep.max_seconds_per_trial")

@@ -2,9 +2,9 @@
 
     python scripts/many_sites.py [--sites 1000] [--no-mlflow] [--folder FOLDER]
 
-Writes a synthetic store of so many layers, each a few hundred rows of 16 numbers, and trains an atlas of a
-given config on it. Overhead is what the atlas takes beyond its training loops, in its workers' time. The
-exit code is 1 when it is 50 ms a site or more, or when MLflow takes longer than the atlas itself.
+Writes a synthetic store of so many layers, each a few hundred rows of 16 numbers, and trains an atlas of
+a given config on it. Overhead is what the atlas takes beyond its training loops, in its workers' time.
+The exit code is 1 when it is 50 ms a site or more, or when MLflow takes longer than the atlas itself.
 """
 
 import argparse

@@ -3,10 +3,10 @@
     python scripts/warm_starts.py STORE [--position all] [--tokens 400000] [--d-sae 512] [--k 16]
 
 Every layer of the store but the first is trained from scratch and from the SAE of the layer before it
-(its encoder, decoder and encoder bias, as saved and loaded again; the decoder's bias is this layer's), each
-on a quarter, a half and all of the tokens with a learning rate schedule of that length. The SAEs of the
-layers before are those trained from scratch on all tokens. A last column gives the tokens at which the
-training on all of them first has the explained variance with which the one from scratch ends.
+(its encoder, decoder and encoder bias, as saved and loaded again; the decoder's bias is this layer's),
+each on a quarter, a half and all of the tokens with a learning rate schedule of that length. The SAEs of
+the layers before are those trained from scratch on all tokens. A last column gives the tokens at which
+the training on all of them first has the explained variance with which the one from scratch ends.
 """
 
 import argparse

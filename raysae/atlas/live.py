@@ -80,10 +80,12 @@ def sites_each(store: Store, settings: SiteSettings, sites: list[Site], workers:
     if windows > there:
         check_live_memory(windows, there, shuffle, 1)
     if one > there:
+        seeds = len(settings.seeds)
+        saes = "an SAE" if seeds == 1 else f"a site with {seeds} SAEs"
         raise UserError(
-            f"source.live: a site of d_sae {settings.sae.d_sae:,} with {len(settings.seeds)} seeds takes "
-            f"{one / 1e9:.2f} GB, and a worker may take {there / 1e9:.2f} GB; lower "
-            "training.shuffle_rows, atlas.seeds_per_site or resources.max_concurrent"
+            f"source.live: {saes} of d_sae {settings.sae.d_sae:,} takes {one / 1e9:.2f} GB, "
+            f"and a worker may take {there / 1e9:.2f} GB; lower training.shuffle_rows, "
+            "atlas.seeds_per_site or resources.max_concurrent"
         )
     return min(int(there / one), -(-len(sites) // workers))
 

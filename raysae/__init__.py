@@ -22,6 +22,9 @@ _load = loader(
         "load_sae": "raysae.sae",
         "export_sae": "raysae.sae",
         "stability": "raysae.sae",
+        "Atlas": "raysae.atlas.library",
+        "open_atlas": "raysae.atlas.library",
+        "export_atlas": "raysae.atlas.library",
         "TrainingConfig": "raysae.training",
         "fit": "raysae.training",
         "fit_many": "raysae.training",
@@ -30,6 +33,7 @@ _load = loader(
 
 if TYPE_CHECKING:
     from raysae.activations import Site, open_store
+    from raysae.atlas.library import Atlas, export_atlas, open_atlas
     from raysae.config import Recipe, load_recipe
     from raysae.errors import UserError
     from raysae.sae import SAE, SAEConfig, export_sae, load_sae, stability
@@ -37,16 +41,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SAE",
+    "Atlas",
     "Recipe",
     "SAEConfig",
     "Site",
     "TrainingConfig",
     "UserError",
+    "export_atlas",
     "export_sae",
     "fit",
     "fit_many",
     "load_recipe",
     "load_sae",
+    "open_atlas",
     "open_store",
     "stability",
 ]

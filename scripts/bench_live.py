@@ -1,8 +1,8 @@
 """Live training against the ordinary way, a store first: figures, forward passes, disk, time.
 
-    python scripts/bench_live.py [pocket] [stories] [--sequences 3000]
+    python scripts/bench_live.py [pocket] [stories] [--sequences 3000] [--gang 8] [--shuffle-rows 16384]
 
-Each case runs the whole main job twice in folders of its own: a sweep of eight trials, in gangs of four,
+Each case runs the whole main job twice in folders of its own: a sweep of eight trials, in gangs of eight,
 and an atlas of 24 sites (four layers at six positions), once with ``source.live=true`` and
 ``source.keep=no`` and once over a store that it writes first. ``stories`` is the small Llama of ../shared
 over GSM8K. Ray's workers run at niceness 0. One Ray serves all, and its start is not measured.
@@ -48,8 +48,8 @@ CASES: dict[str, dict[str, Any]] = {
         "text": "{question} {answer}",
     },
 }  # fmt: skip
-CPUS, GANG = 2, 4
-"""CPUs that Ray counts, and trials that one worker trains together."""
+CPUS = 2
+"""CPUs that Ray counts."""
 LAYER = 2
 """The layer that is swept, at all tokens."""
 WAYS = {False: "stored", True: "live"}
@@ -98,13 +98,16 @@ def recipe(folder: Path, case: str, live: bool, args: argparse.Namespace) -> dic
     return {
         "name": case, "runs_dir": str(folder / "runs"), "store": str(folder / "store"),
         "source": source, "records": {"mlflow": False},
-        "training": {"epochs": 1, "batch_size": 256, "lr": 3e-3, "evaluations": 2},
+        "training": {
+            "epochs": 1, "batch_size": 256, "lr": 3e-3, "evaluations": 2,
+            "shuffle_rows": args.shuffle_rows,
+        },
         "sweep": {
             "sampler": "list", "trials": len(shapes), "layer": LAYER, "position": "all",
             "configs": [{"sae.d_sae": d_sae, "sae.k": k} for d_sae, k in shapes],
         },
-        # live, one of the two workers computes, and a gang of four trains in the other
-        "resources": {"gang": GANG},
+        # live, a gang trains in one worker, and the others compute
+        "resources": {"gang": args.gang},
     }  # fmt: skip
 
 
@@ -214,6 +217,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument("--sequences", type=int, default=3000)
+    parser.add_argument("--gang", type=int, default=8)
+    parser.add_argument("--shuffle-rows", type=int, default=16_384)
     parser.add_argument("--folder", type=Path, help="keep figures there, and go on from them")
     parser.add_argument("--shared", type=Path, default=SHARED, help="where model and texts are")
     args = parser.parse_args()

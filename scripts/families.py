@@ -302,7 +302,7 @@ def _captured(model: nn.Module, hookpoint: str, ids: Any, verdict: Verdict) -> l
         return f"refused: {error}"
     if not capturer.padding:
         verdict.notes.add("runs without padding")
-    if any(found.normalised for found in capturer._taps.sublayers.values()):
+    if any(found.normalised for found in capturer._taps[None].sublayers.values()):
         verdict.notes.add("normalises the stream")
     return [rows[Site(n, "all")].activation_ND[14:].double() for n in layers]
 

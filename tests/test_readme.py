@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_the_commands_are_the_ones_this_file_runs():
         "s3://BUCKET/store",
     )
     assert all(Path(words[0]).exists() for words in OTHERS[:2])
-    assert (len(SWEEPS), len(EXTRACTS), len(STORES), len(EXPORTS)) == (12, 1, 5, 1)
+    assert (len(SWEEPS), len(EXTRACTS), len(STORES), len(EXPORTS)) == (12, 1, 5, 3)
 
 
 def problems(folder):
@@ -148,15 +149,16 @@ def test_atlas_commands(connected_ray, small_run, tmp_path, capsys):
     assert capsys.readouterr().out.count("Atlas:") == 2
 
 
-def test_export_command(small_run, tmp_path, monkeypatch, capsys):
+def test_export_commands(small_run, tmp_path, monkeypatch, capsys):
     from raysae.export import main
 
-    (arguments,) = EXPORTS
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "quickstart").symlink_to(small_run.folder)
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 0
-    assert "SAE.load_from_disk" in capsys.readouterr().out
+    for arguments in EXPORTS:
+        assert main(arguments) == 0
+        told = "open_atlas" if "raysae" in arguments else "SAE.load_from_disk"
+        assert told in capsys.readouterr().out
 
 
 def test_report_command(small_run, capsys):
@@ -170,7 +172,7 @@ def test_report_command(small_run, capsys):
 
 
 def test_the_python_runs(small_run, tmp_path, monkeypatch, capsys):
-    (code,) = [block for kind, block in BLOCKS if kind == "python"]
+    code, _ = [block for kind, block in BLOCKS if kind == "python"]
     (tmp_path / "runs").mkdir()
     (tmp_path / "stores").mkdir()
     (tmp_path / "runs" / "quickstart").symlink_to(small_run.folder)
@@ -182,3 +184,14 @@ def test_the_python_runs(small_run, tmp_path, monkeypatch, capsys):
     assert 0 < one < 1 and len(many) == 3 and all(0 < ev < 1 for ev in many)
     assert (tmp_path / "my_sae" / "sae.safetensors").is_file()
     assert names["reconstruction"].shape == names["x"].shape
+
+
+def test_the_python_of_the_atlas_runs(small_run, tmp_path, monkeypatch, capsys):
+    _, code = [block for kind, block in BLOCKS if kind == "python"]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(small_run.folder)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert len(capsys.readouterr().out.splitlines()) == len(names["atlas"]) + 2 == 6
+    assert names["found"].dense().shape == (2, names["sae"].config.d_sae)

@@ -18,11 +18,15 @@ from pydantic import (
 from raysae.activations.schema import Dtype
 from raysae.activations.store_files import LocalFiles, StoreFiles
 from raysae.errors import UserError
-from raysae.sites import POOL_NAME, Site
+from raysae.sites import POOL_NAME, Site, hookpoints_in_sites
 from raysae.storage.files import json_from, read_json, write_json
 from raysae.storage.untrusted import usable_path
 
 FORMAT_VERSION = 2
+HOOKPOINTS_VERSION = 3
+"""The version of stores of several hookpoints, whose sites name theirs; it is otherwise version 2."""
+HOOKPOINT_SEPARATOR = ", "
+"""Between the hookpoints of a store of several."""
 MANIFEST_FILE = "manifest.json"
 SEQUENCES_FOLDER = "sequences"
 
@@ -79,6 +83,8 @@ class SiteEntry(_Record):
 
     layer: Count
     position: int | Annotated[str, Field(pattern=f"^{POOL_NAME}$")]
+    hookpoint: Annotated[str, Field(pattern=f"^{POOL_NAME}$")] | None = None
+    """In a store of several hookpoints, the site's. None in other stores."""
     rows: SplitRows
     mean: list[float]
     mean_square_norm: float
@@ -90,12 +96,12 @@ class SiteEntry(_Record):
     too_large: Count = 0
     """Rows left out because their norm was too large (``source.max_norm_ratio``)."""
     shards: list[ShardEntry]
-    added: ClassVar[frozenset[str]] = frozenset({"too_large"})
+    added: ClassVar[frozenset[str]] = frozenset({"too_large", "hookpoint"})
 
     @property
     def site(self) -> Site:
-        """The entry's layer and position."""
-        return Site(self.layer, self.position)
+        """The entry's layer and position, and its hookpoint in a store of several."""
+        return Site(self.layer, self.position, self.hookpoint)
 
 
 class SequencesEntry(_Record):
@@ -146,6 +152,7 @@ class Manifest(_Record):
     dataset: dict[str, Any] | None
     """Id, hash of the texts, and the numbers of documents, cut ones, sequences and tokens."""
     hookpoint: str
+    """Of a store of several, all of them, with ``, `` between."""
     dtype: Dtype
     d_in: Annotated[int, Field(le=LARGEST_D_IN)]
     context_length: Annotated[int, Field(ge=1, lt=2**31)] | None = None
@@ -159,6 +166,13 @@ class Manifest(_Record):
     sites: list[SiteEntry]
     live: LiveEntry | None = None
     """Of a live store: the training rows, which are computed while training. None of other stores."""
+
+    @property
+    def hookpoints(self) -> tuple[str, ...]:
+        """The store's hookpoints, in the order of its source."""
+        if self.format_version != HOOKPOINTS_VERSION:
+            return (self.hookpoint,)
+        return tuple(self.hookpoint.split(HOOKPOINT_SEPARATOR))
 
     def digest(self) -> str:
         """A sha256 of the whole manifest, and through its checksums of every byte in the store.
@@ -214,9 +228,10 @@ def _no_store(place: Path | str, advice: str) -> UserError:
 
 def _manifest(path: Path | str, raw: Any) -> Manifest:
     version = raw.get("format_version") if isinstance(raw, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, HOOKPOINTS_VERSION):
         raise UserError(
-            f"{path}: format_version {version!r}; this raysae reads {FORMAT_VERSION}; {_way_out(version)}"
+            f"{path}: format_version {version!r}; this raysae reads {FORMAT_VERSION} and "
+            f"{HOOKPOINTS_VERSION}; {_way_out(version)}"
         )
     try:
         manifest = Manifest.model_validate(raw)
@@ -224,6 +239,7 @@ def _manifest(path: Path | str, raw: Any) -> Manifest:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}: {where}: {first['msg']}") from None
+    _check_hookpoints(path, manifest)
     _check_entries(path, manifest)
     if manifest.live is not None:
         _check_live(path, manifest, manifest.live)
@@ -243,7 +259,7 @@ def _without_training_files(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _way_out(version: Any) -> str:
-    newer = isinstance(version, int) and version > FORMAT_VERSION
+    newer = isinstance(version, int) and version > HOOKPOINTS_VERSION
     return "upgrade raysae" if newer else "extract or import the store again"
 
 
@@ -263,6 +279,27 @@ def _check_entries(path: Path | str, manifest: Manifest) -> None:
             raise UserError(
                 f"{path}: file {file!r} counts as missing, as no shard has such a name; expected one "
                 f"such as {folder}/part-00000.parquet; make the store again"
+            )
+
+
+def _check_hookpoints(path: Path | str, manifest: Manifest) -> None:
+    """Raise UserError when the sites' hookpoints are not among those of the store."""
+    several = manifest.format_version == HOOKPOINTS_VERSION
+    names = manifest.hookpoints
+    if several and (len(names) < 2 or len(set(names)) < len(names)):
+        raise UserError(
+            f"{path}: hookpoint {manifest.hookpoint!r}; expected two or more names, with "
+            f"{HOOKPOINT_SEPARATOR!r} between, in format_version {HOOKPOINTS_VERSION}; make the store "
+            "again"
+        )
+    for entry in manifest.sites:
+        if entry.hookpoint not in hookpoints_in_sites(names):
+            expected = (
+                f"one of {manifest.hookpoint}" if several else "none, as the store has but one"
+            )
+            raise UserError(
+                f"{path}: {entry.site}: hookpoint {entry.hookpoint!r}; expected {expected}; make the "
+                "store again"
             )
 
 

@@ -84,7 +84,7 @@ class Store:
 
     @property
     def sites(self) -> list[Site]:
-        """All sites, sorted by layer and position."""
+        """All sites, sorted by layer, position and hookpoint."""
         return sorted(self._entries)
 
     @property
@@ -98,6 +98,11 @@ class Store:
         return list(
             dict.fromkeys(site.position for site in sorted(Site(0, s.position) for s in self.sites))
         )
+
+    @property
+    def hookpoints(self) -> tuple[str, ...]:
+        """The hookpoints, in the order of the source; where there are several, sites name theirs."""
+        return self.manifest.hookpoints
 
     @property
     def d_in(self) -> int:
@@ -148,9 +153,10 @@ class Store:
         if site not in self._entries:
             layers = ", ".join(str(layer) for layer in self.layers)
             positions = ", ".join(str(position) for position in self.positions)
+            named = ", ".join(self.hookpoints) if len(self.hookpoints) > 1 else ""
             raise UserError(
                 f"{self.place}: the store has no site {site}; its layers are {layers}; "
-                f"its positions are {positions}"
+                f"its positions are {positions}{named and f'; its hookpoints are {named}'}"
             )
         return self._entries[site]
 

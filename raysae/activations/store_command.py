@@ -179,7 +179,7 @@ def _sites(args: argparse.Namespace) -> int:
     if args.json:
         rows = [
             {
-                "site": entry.site.folder, "layer": entry.layer, "position": entry.position,
+                "site": entry.site.folder, **entry.site.columns,
                 "rows": entry.rows.model_dump(), "shards": len(entry.shards),
                 "bytes": sum(shard.bytes for shard in entry.shards),
                 **({"head": store.head_rows(entry.site)} if store.computes_rows else {}),

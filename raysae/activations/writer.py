@@ -178,8 +178,7 @@ def site_entry(site: Site, shards: list[WrittenShard]) -> SiteEntry:
     """The manifest entry of a site, from its shards. The sums run in the order of ``shards``."""
     rows = {name: sum(getattr(s.entry.rows, name) for s in shards) for name in SPLITS}
     return SiteEntry(
-        layer=site.layer,
-        position=site.position,
+        **site.columns,
         rows=SplitRows(**rows),
         **statistics_of(shards, sum(rows.values())),
         shards=[shard.entry for shard in shards],

@@ -34,12 +34,15 @@ class LivePass:
 @contextmanager
 def live_pass(
     recipe: Recipe, store: Store, plan: ExtractionPlan, settings: SiteSettings, sites: list[Site],
-    admitted: Placement,
+    admitted: Placement, fresh: bool = False,
 ) -> Iterator[LivePass]:  # fmt: skip
     """The sites' live rows while the block runs: all sites share a pass, or as many as memory holds.
 
+    ``fresh``: whether none was begun before, so that all begin with the first row.
     Raises UserError when not even one site fits.
     """
+    import ray
+
     trains, computing = beside_live(recipe.resources)
     placement = replace(trains, workers=min(trains.workers, admitted.workers))
     each = sites_each(store, settings, sites, placement.workers)
@@ -57,7 +60,10 @@ def live_pass(
     data = LiveData(plan, tuple(sites), keep.keep, computing, epochs)
     seeds = len(settings.seeds)  # each reads a pass of its own, at the pace of the others
     with serving(divided.memory, together * seeds, 1, None) as service:
-        service.expect.remote(together * seeds, each * seeds)
+        readers = service.expect.remote(together * seeds, each * seeds)
+        ray.get(readers)  # else ``begin`` may overtake it
+        if fresh:
+            service.begin.remote(data.scan(0, service))  # while the workers start
         yield LivePass(groups, placement, live_sites(data, divided, service))
         console.print(passes_in_words(store, service))
 

@@ -51,7 +51,7 @@ def train_atlas(
             records[site] = record
             emit(_event(job, site, record))
     rows = [_row(site, records[site]) for site in sites]
-    job.run.write_table(job.run.atlas_metrics_file, rows)
+    job.run.write_atlas_metrics(rows)
     return rows
 
 
@@ -134,7 +134,8 @@ def _passing(job: AtlasJob, sites: list[Site], placement: Placement) -> Iterator
         return
     assert job.live is not None
     recipe = job.run.recipe
-    with live_pass(recipe, job.store, job.live, job.settings, sites, placement) as one:
+    fresh = not job.run.holds("atlas")
+    with live_pass(recipe, job.store, job.live, job.settings, sites, placement, fresh) as one:
         yield one
 
 
@@ -187,9 +188,9 @@ def _event(job: AtlasJob, site: Site, record: Record) -> Event:
 
 
 def _row(site: Site, record: Record) -> SiteRow:
-    if "failed" in record:
-        return SiteRow(site.layer, str(site.position), "failed", record["failed"])
-    ended = state_of(record)
+    ended, figures = {"state": "failed", "reason": record.get("failed", "")}, {}
+    if "failed" not in record:
+        ended, figures = state_of(record), figures_of(record)
     return SiteRow(
-        site.layer, str(site.position), ended["state"], ended["reason"], figures_of(record)
+        site.layer, str(site.position), ended["state"], ended["reason"], figures, site.hookpoint
     )

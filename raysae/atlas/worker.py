@@ -47,8 +47,7 @@ class SiteSettings:
 
     def of(self, site: Site) -> Record:
         """The site, its settings and what makes its SAE, as its committed record has them."""
-        place = {"layer": site.layer, "position": site.position}
-        return {**place, "parameters": dict(self.parameters), "made": self.made(site)}
+        return {**site.columns, "parameters": dict(self.parameters), "made": self.made(site)}
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,9 @@ def place_streaming(resources: ResourcesConfig) -> Placement:
 def beside_live(resources: ResourcesConfig) -> tuple[Placement, Placement]:
     """The trials, and the workers that compute live rows for them: half of what fits is theirs.
 
-    On GPUs one worker computes, on the fraction of a GPU that a trial has. Raises UserError when not
-    even one of each fits.
+    On CPUs each of these reserves half of what a trial does, so that they use the trials' CPUs too while
+    the trials wait for rows. On GPUs one worker computes, on the fraction of a GPU that a trial has.
+    Raises UserError when not even one of each fits.
     """
     every = place(resources)
     computing = 1 if every.gpus else max(every.workers // 2, 1)
@@ -154,7 +155,9 @@ def beside_live(resources: ResourcesConfig) -> tuple[Placement, Placement]:
             "resources.gpus_per_trial, raise resources.cpus, or set source.live to false"
         )
     trials = replace(every, workers=every.workers - computing)
-    return trials, replace(every, workers=computing)
+    if every.gpus:
+        return trials, replace(every, workers=computing)
+    return trials, replace(every, cpus=every.cpus / 2, workers=2 * computing)
 
 
 def scan_cpus() -> float:

@@ -25,6 +25,9 @@ MAX_PRELOADED = 8
 IDLE_MS = 5_000
 """Milliseconds that an idle worker lives; Ray's default, one second, ends before the first trial."""
 
+MANY_WORKERS = 1_000_000
+"""More than there are."""
+
 T = TypeVar("T")
 
 
@@ -136,13 +139,14 @@ def fewer_processes(resources: ResourcesConfig) -> Iterator[None]:
 
 @contextmanager
 def fewer_tune_steps() -> Iterator[None]:
-    """Inside the block, a sweep skips three steps of Tune.
+    """Inside the block, a sweep skips four steps of Tune.
 
     First, Tune sets an environment variable for its workers that stops PyTorch Lightning from forking;
     Ray then starts new workers although some are ready. Second, Tune imports MLflow and every other
     library that has a logger for Tune, to count their users. Third, it hands AWS's secret keys to its
-    workers through Ray, which writes them to its logs; workers have those of their node. Raises the same
-    errors as ``fewer_processes``.
+    workers through Ray, which writes them to its logs; workers have those of their node. Fourth, it stops
+    all workers but one when no trial waits, as at the end of a wave, and starts new ones for the next.
+    Raises the same errors as ``fewer_processes``.
     """
     with ExitStack() as stack:
         stack.enter_context(
@@ -152,6 +156,9 @@ def fewer_tune_steps() -> Iterator[None]:
             _replaced("ray.tune.execution.class_cache", "DEFAULT_ENV_VARS", _without_fork_variable)
         )
         stack.enter_context(_replaced("ray.air._internal.usage", "tag_callbacks", _no_counting))
+        stack.enter_context(
+            _replaced("ray.tune.execution.tune_controller", "_ObjectCache", _keeping_workers)
+        )
         yield
 
 
@@ -182,6 +189,25 @@ def _without_keys(variables: Any) -> Any:
 def _no_counting(tag: Any) -> Any:
     _check_callable(tag)
     return lambda *args, **kwargs: False
+
+
+def _keeping_workers(cache: Any) -> Any:
+    """Tune's cache of idle workers, which gives one up only when all of them go: at the sweep's end."""
+    signature(cache.cache_object).bind(None, "key", "worker")  # raise what ``_replaced`` may
+    signature(cache.flush_cached_objects).bind(None, force_all=True)
+    signature(cache.increase_max).bind(None, "key", by=1)
+
+    class Keeping(cache):
+        def cache_object(self, key: Any, worker: Any) -> Any:
+            self.increase_max(key, by=MANY_WORKERS)
+            kept = super().cache_object(key, worker)
+            self.decrease_max(key, by=MANY_WORKERS)
+            return kept
+
+        def flush_cached_objects(self, force_all: bool = False) -> Any:
+            return super().flush_cached_objects(force_all=True) if force_all else iter(())
+
+    return Keeping
 
 
 def _check_callable(value: Any) -> None:

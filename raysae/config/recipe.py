@@ -33,7 +33,7 @@ from raysae.config.source import SourceConfig
 from raysae.errors import UserError
 from raysae.printable import printable
 from raysae.sae.config import CONFIGS, DEFAULT_VARIANT, SAEConfig, TopKConfig
-from raysae.sites import Position, Site
+from raysae.sites import Position, Site, chosen_hookpoints
 from raysae.storage.remote import is_uri, join, local_copy
 from raysae.training.config import TrainingConfig
 
@@ -91,6 +91,8 @@ class AtlasConfig(Section):
     """Layers of the store; null takes every one."""
     positions: tuple[PositionKey, ...] | None = None
     """Positions of the store; null takes every one."""
+    hookpoints: tuple[str, ...] | None = None
+    """Hookpoints of the store; null takes every one."""
     seeds_per_site: Positive = 1
     """Seeds each site is trained with; figures are their means, ``stability`` says how far they found the
     same latents, and the SAEs of the further seeds lie beside the first one's."""
@@ -321,13 +323,32 @@ class Recipe(Section):
             self.dump(), sort_keys=False
         )  # invisible characters as YAML's escapes
 
-    def sites_of(self, layers: Sequence[int], positions: Sequence[Position]) -> list[Site]:
-        """The sites that the sweep runs at, given the store's layers and positions."""
-        if self.sweep.sites:
-            return [Site(site.layer, site.position) for site in self.sweep.sites]
-        layer = layers[(len(layers) - 1) // 2] if self.sweep.layer is None else self.sweep.layer
-        position = positions[-1] if self.sweep.position is None else self.sweep.position
-        return [Site(layer, position)]
+    def sites_of(
+        self,
+        layers: Sequence[int],
+        positions: Sequence[Position],
+        hookpoints: Sequence[str],
+    ) -> list[Site]:
+        """The sites that the sweep runs at, given the store's layers, positions and hookpoints.
+
+        Raises UserError when it names a hookpoint that the store lacks, or one site twice.
+        """
+        sweep = self.sweep
+        if sweep.sites:
+            named = [_hookpoint(one.hookpoint, hookpoints, "sweep.sites") for one in sweep.sites]
+            pairs = zip(sweep.sites, named, strict=True)
+            sites = [Site(one.layer, one.position, name) for one, name in pairs]
+            if len(set(sites)) < len(sites):
+                raise UserError(f"sweep.sites names one site twice: {'; '.join(map(str, sites))}")
+            return sites
+        layer = layers[(len(layers) - 1) // 2] if sweep.layer is None else sweep.layer
+        position = positions[-1] if sweep.position is None else sweep.position
+        return [Site(layer, position, _hookpoint(sweep.hookpoint, hookpoints, "sweep.hookpoint"))]
+
+
+def _hookpoint(wanted: str | None, there: Sequence[str], key: str) -> str | None:
+    """How the sites of the sweep name their hookpoint: by default the first that is there."""
+    return chosen_hookpoints(None if wanted is None else [wanted], there, key)[0]
 
 
 def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:

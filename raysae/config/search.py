@@ -87,6 +87,8 @@ class SiteKey(Section):
     """The layer."""
     position: PositionKey
     """The position."""
+    hookpoint: str | None = None
+    """The hookpoint; null takes the store's first."""
 
 
 class Objective(Section):
@@ -139,10 +141,12 @@ class SweepConfig(Section):
     """The layer swept; null takes the middle of the store's layers."""
     position: PositionKey | None = None
     """The position swept; null takes the store's last."""
+    hookpoint: str | None = None
+    """The hookpoint swept, of a store of several; null takes the first of ``source.hookpoint``."""
     sites: tuple[SiteKey, ...] = ()
-    """Several sites to sweep at once, such as ``{layer: 8, position: -1}``, instead of ``layer`` and
-    ``position``: each config is trained at every one, and figures are their means;
-    ``explained_variance_worst`` is that of the worst."""
+    """Several sites to sweep at once, such as ``{layer: 8, position: -1}`` (and ``hookpoint``), instead
+    of ``layer``, ``position`` and ``hookpoint``: each config is trained at every one, and figures are
+    their means; ``explained_variance_worst`` is that of the worst."""
     per_layer: Literal["all"] | Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     """Layers (or all of the store) that each get a search and a sweet spot of their own, by which the
     atlas of that layer is trained; a run for each, in a folder of this one."""
@@ -244,8 +248,10 @@ class SweepConfig(Section):
             )
         if "explained_variance_worst" in metrics and len(self.sites) < 2:
             raise ValueError("explained_variance_worst compares sites; list several in sweep.sites")
-        if self.sites and not (self.layer is None and self.position is None):
-            raise ValueError("sites stands instead of layer and position; leave those out")
+        if self.sites and (self.layer, self.position, self.hookpoint) != (None, None, None):
+            raise ValueError(
+                "sites stands instead of layer, position and hookpoint; leave those out"
+            )
         if self.per_layer is not None and (self.sites or self.layer is not None):
             raise ValueError("per_layer stands instead of layer and sites; leave those out")
         if len(set(self.sites)) < len(self.sites):

@@ -5,7 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
+    Discriminator,
     Field,
+    Tag,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -23,6 +25,23 @@ def _yes_or_no(value: Any) -> Any:
     """YAML reads ``yes`` and ``no`` as true and false."""
     return ("yes" if value else "no") if isinstance(value, bool) else value
 
+
+Hookpoint = Literal["resid_pre", "resid_post", "mlp_out", "attn_out"]
+
+
+def _one_or_several(value: Any) -> Any:
+    """A list of one is that one, so that it stands for the same store."""
+    several = isinstance(value, list | tuple)
+    if several and not value:
+        raise ValueError("names nothing; give at least one")
+    return value[0] if several and len(value) == 1 else value
+
+
+Hookpoints = Annotated[
+    Annotated[Hookpoint, Tag("str")] | Annotated[tuple[Hookpoint, ...], Tag("tuple[str]")],
+    Discriminator(lambda value: "tuple[str]" if isinstance(value, list | tuple) else "str"),
+    BeforeValidator(_one_or_several),
+]
 
 Keep = Annotated[
     Literal["auto", "yes", "no"],
@@ -79,8 +98,9 @@ class SourceConfig(Section):
     packing: bool = False
     """Whether texts are joined, with the model's separator between, into sequences of full length;
     texts of different splits never meet in one."""
-    hookpoint: Literal["resid_pre", "resid_post", "mlp_out", "attn_out"] = "resid_post"
-    """Where in each layer the activations are taken."""
+    hookpoint: Hookpoints = "resid_post"
+    """Where in each layer the activations are taken: ``resid_pre``, ``resid_post``, ``mlp_out``,
+    ``attn_out``, or a list of them, which one forward pass reads into one store."""
     layers: Literal["all"] | tuple[int, ...] = "all"
     """Layers to read, counted from 0."""
     positions: tuple[PositionKey, ...] = (-6, -5, -4, -3, -2, -1)
@@ -130,7 +150,7 @@ class SourceConfig(Section):
     def _one_alone(cls, value: Any) -> Any:
         return (value,) if isinstance(value, int | str) else value
 
-    @field_validator("layers", "positions")
+    @field_validator("hookpoint", "layers", "positions")
     @classmethod
     def _some_and_once(cls, value: Any) -> Any:
         if not value:
@@ -197,6 +217,11 @@ class SourceConfig(Section):
         if not self.validation:
             raise ValueError("validation is 0; every figure is measured on held-out sequences")
         return self
+
+    @property
+    def hookpoints(self) -> tuple[str, ...]:
+        """The hookpoints, in the order given."""
+        return (self.hookpoint,) if isinstance(self.hookpoint, str) else self.hookpoint
 
     @property
     def used_patterns(self) -> dict[str, str]:

@@ -65,10 +65,11 @@ def extract_with(plan: "ExtractionPlan", recipe: "Recipe") -> "Store":
     from raysae.extraction.run import extract
 
     source, placement = plan.source, place_extraction(recipe.resources)
+    several = f" x {len(plan.hookpoints)} hookpoints" if len(plan.hookpoints) > 1 else ""
     console.print(
-        f"Extracting {source.hookpoint} of {source.model} ({plan.architecture}) over "
-        f"{source.dataset}: {len(plan.layers)} layers x {len(plan.positions)} positions; workers: "
-        f"{placement}"
+        f"Extracting {', '.join(source.hookpoints)} of {source.model} ({plan.architecture}) over "
+        f"{source.dataset}: {len(plan.layers)} layers x {len(plan.positions)} positions{several}; "
+        f"workers: {placement}"
     )
     return extract(plan, placement, recipe.resources)
 

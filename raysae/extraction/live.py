@@ -5,7 +5,7 @@ D d_in.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,26 +30,34 @@ def nothing() -> None:
     """Report to nobody."""
 
 
+Load = Callable[[ExtractionPlan, str], "tuple[Capturer, str]"]
+"""Gives the plan's transformer on a device, and the hash of its weights."""
+
+
 class LiveExtractor:
     """Computes the training rows of a live store, shard by shard, at ``sites``.
 
-    It holds the transformer, on ``device``. With ``keep`` it also writes the training rows of all the
-    store's sites, and reads those of a shard that is written already. Raises UserError when the model
-    cannot be loaded, is another one than that of the store, or the store is not live.
+    It holds the transformer, on ``device``, as ``load`` gives it. With ``keep`` it also writes the
+    training rows of all the store's sites, and reads those of a shard that is written already. Raises
+    UserError when the model cannot be loaded, is another one than that of the store, or the store is not
+    live.
     """
 
     def __init__(
-        self, plan: ExtractionPlan, sites: tuple[Site, ...], device: str = "cpu", keep: bool = False
-    ):
+        self, plan: ExtractionPlan, sites: tuple[Site, ...], device: str = "cpu",
+        keep: bool = False, load: Load = load_capturer,
+    ):  # fmt: skip
         self.plan, self.sites, self.keep = plan, sites, keep
         self.store = live_store(plan)
         for site in sites:
             self.store.entry(site)
         self.read = tuple(self.store.sites) if keep else sites
         """The sites that are forwarded."""
-        self.capturer, self.weights_sha256 = load_capturer(plan, device)
+        self.capturer, self.weights_sha256 = load(plan, device)
         self._check_weights()
-        self.capturer.only({site.layer for site in self.read})
+        self.capturer.only(
+            {site.layer for site in self.read}, {site.hookpoint for site in self.read}
+        )
         self.left_out: dict[Site, int] = {}
         """Rows of the last shard that were left out, and others took the place of."""
 
@@ -88,7 +96,7 @@ class LiveExtractor:
         return torch.empty(0, self.plan.d_in, dtype=getattr(torch, self.plan.source.dtype))
 
     def _check_weights(self) -> None:
-        there = (self.store.manifest.model or {}).get("weights_sha256")
+        there = weights_of(self.store)
         if there != self.weights_sha256:
             raise UserError(
                 f"source.model {self.plan.source.model!r}: its weights are not those that made the "
@@ -103,6 +111,28 @@ def live_store(plan: ExtractionPlan) -> Store:
     if store.live is None:
         raise UserError(f"{plan.folder}: is no live store; name another folder with store=FOLDER")
     return store
+
+
+def weights_of(store: Store) -> Any:
+    """The hash of the weights that made the store's rows."""
+    return (store.manifest.model or {}).get("weights_sha256")
+
+
+class HeldTransformer:
+    """The last transformer that this process has loaded, for all sites and passes: one at a time reads
+    with it."""
+
+    def __init__(self) -> None:
+        self._plan: tuple[ExtractionPlan, str] | None = None
+        self._held: tuple[Capturer, str] | None = None
+
+    def __call__(self, plan: ExtractionPlan, device: str) -> "tuple[Capturer, str]":
+        """As ``load_capturer``. It is loaded anew where the store was made with other weights since."""
+        wanted = weights_of(live_store(plan))
+        if self._held is None or self._plan != (plan, device) or self._held[1] != wanted:
+            self._held = None  # its memory may go
+            self._plan, self._held = (plan, device), load_capturer(plan, device)
+        return self._held
 
 
 def training_rows(

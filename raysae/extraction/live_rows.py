@@ -20,7 +20,7 @@ from raysae.cluster.scan.reader import Reader, arrived
 from raysae.cluster.scan.rows import VALIDATION, ScannedRows
 from raysae.cluster.scan.store_scan import opened
 from raysae.cluster.sharing import SharedSite, share_site
-from raysae.extraction.live_scan import LiveData, LiveScan, rows_in
+from raysae.extraction.live_scan import LiveData, rows_in
 from raysae.sites import Site
 from raysae.training.headed_rows import HeadedRows
 from raysae.training.rows import EVALUATION_BATCH, IndexedRows, Rows, rebatched
@@ -88,8 +88,8 @@ class LiveRows(IndexedRows):
 
         A reader of one epoch is that of the next: it lets go after the last, or when reading ends early.
         """
-        epoch, epochs = first.among.epoch, 1 if self.data.keep else self.data.epochs
-        chained = 0 <= epoch < epochs and epochs > 1
+        epoch = first.among.epoch
+        chained = self.data.is_chained(epoch)
         before = epoch * (len(self._starts) - 1) if chained else 0
         fetch = _Filling(self.store, self.site, self._starts, before)
         reader, self._reader = self._reader, None
@@ -97,16 +97,14 @@ class LiveRows(IndexedRows):
             reader.leave()
             reader = None
         if reader is None:
-            scan = LiveScan(
-                self.data, 0 if chained else epoch, epochs if chained else 1, self.service
-            )
+            scan = self.data.scan(epoch, self.service)
             reader = Reader(self.service, scan, fetch.piece_of(first.start))
         whole = False
         try:
             yield reader, fetch
             whole = True
         finally:
-            if whole and chained and epoch + 1 < epochs:
+            if whole and chained and epoch + 1 < self.data.chained:
                 reader.pause(before + len(self._starts) - 1)
                 self._reader = reader
             else:

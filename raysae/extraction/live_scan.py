@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ from raysae.sites import Site
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+    from raysae.extraction.live import HeldTransformer, Load
+
 
 @dataclass(frozen=True)
 class LiveData:
@@ -41,6 +44,21 @@ class LiveData:
     def place(self) -> str:
         """The live store's folder."""
         return str(self.plan.folder)
+
+    def scan(self, epoch: int, service: Any) -> "LiveScan":
+        """The scan that ``epoch`` is read from."""
+        if self.is_chained(epoch):
+            return LiveScan(self, 0, self.chained, service)
+        return LiveScan(self, epoch, 1, service)
+
+    @property
+    def chained(self) -> int:
+        """Epochs from the first on that are one scan: all, unless they are kept, and then read."""
+        return 1 if self.keep else self.epochs
+
+    def is_chained(self, epoch: int) -> bool:
+        """Whether an epoch is in one scan with others."""
+        return self.chained > 1 and 0 <= epoch < self.chained
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,14 @@ class LiveScan:
             sizes = [metadata.size_bytes or 0 for metadata in bundle.metadata]
             yield from zip(bundle.block_refs, sizes, strict=True)
 
+    @property
+    def _by(self) -> dict[str, Any]:
+        """What computes. On GPUs an actor, which gives the GPU's memory back when the scan has ended; on
+        CPUs tasks, whose processes are there for the next scan, with the transformer loaded."""
+        if self.data.placement.gpus:
+            return {"fn": Forward, "fn_constructor_args": (self,)}
+        return {"fn": forward, "fn_kwargs": {"scan": self}}
+
     def _dataset(self, first: int) -> "Dataset":
         import ray
         from ray.data import ExecutionResources
@@ -98,9 +124,8 @@ class LiveScan:
         shards = [{"shard": number} for number in self.pieces()][first:]
         placement = self.data.placement
         dataset = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
-            _Forward, fn_constructor_args=(self,), batch_size=None, batch_format="pyarrow",
-            num_cpus=placement.cpus, num_gpus=placement.gpus or None,
-            concurrency=min(placement.workers, len(shards)),
+            **self._by, batch_size=None, batch_format="pyarrow", num_cpus=placement.cpus,
+            num_gpus=placement.gpus or None, concurrency=min(placement.workers, len(shards)),
         )  # fmt: skip
         context = dataset.context
         context.target_max_block_size = None
@@ -112,17 +137,21 @@ class LiveScan:
         return dataset
 
 
-class _Forward:
-    """A worker that computes shards: it holds the transformer."""
+class Forward:
+    """Computes shards in the process that made it: it holds the transformer, as ``load`` gives it."""
 
-    def __init__(self, scan: LiveScan):
+    def __init__(self, scan: LiveScan, load: "Load | None" = None):
         from raysae.cluster.worker import prepare_worker
         from raysae.extraction.live import LiveExtractor
+        from raysae.extraction.shards import load_capturer
 
         self.scan, self._batches = scan, 0
         with _told(scan):
             device = prepare_worker()
-            self.extractor = LiveExtractor(scan.data.plan, scan.data.sites, device, scan.data.keep)
+            data = scan.data
+            self.extractor = LiveExtractor(
+                data.plan, data.sites, device, data.keep, load or load_capturer
+            )
 
     def __call__(self, table: pa.Table) -> pa.Table:
         (shard,) = table["shard"].to_pylist()
@@ -137,6 +166,23 @@ class _Forward:
 
     def _count(self) -> None:
         self._batches += 1
+
+
+def forward(table: pa.Table, scan: LiveScan) -> pa.Table:
+    """Compute a shard in a process that goes on to the next scan, with the transformer that it holds."""
+    return _forward_of(scan, scan.service)(table)
+
+
+@lru_cache(maxsize=1)
+def _forward_of(scan: LiveScan, service: Any) -> Forward:
+    return Forward(scan, _held_transformer())
+
+
+@cache
+def _held_transformer() -> "HeldTransformer":
+    from raysae.extraction.live import HeldTransformer
+
+    return HeldTransformer()
 
 
 @contextmanager

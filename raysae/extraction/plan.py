@@ -3,6 +3,7 @@
 import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from raysae.config.source import SourceConfig
 from raysae.console.board import console
 from raysae.errors import UserError
 from raysae.identity import differences, flat
-from raysae.sites import Position, Site
+from raysae.sites import Position, Site, hookpoints_in_sites
 from raysae.storage.file_systems import place_of
 from raysae.storage.files import json_from, refuse_links_outside, remove_folder
 from raysae.storage.remote import bind, discard
@@ -94,9 +95,21 @@ class ExtractionPlan:
         return [site.position for site in sorted(Site(0, p) for p in self.source.positions)]
 
     @property
+    def hookpoints(self) -> tuple[str, ...]:
+        """The hookpoints, in the order of the recipe."""
+        return self.source.hookpoints
+
+    @property
     def sites(self) -> list[Site]:
-        """The sites, by layer and position."""
-        return [Site(layer, position) for layer in self.layers for position in self.positions]
+        """The sites, by layer, position and hookpoint."""
+        names = hookpoints_in_sites(self.hookpoints)
+        pairs = product(self.layers, self.positions, names)
+        return sorted(Site(layer, position, name) for layer, position, name in pairs)
+
+    @property
+    def sites_at_a_position(self) -> int:
+        """How many sites have rows of the same tokens: layers times hookpoints."""
+        return len(self.layers) * len(self.hookpoints)
 
     @property
     def work(self) -> Path:

@@ -9,7 +9,14 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from raysae.activations.manifest import FORMAT_VERSION, MANIFEST_FILE, SEQUENCES_FOLDER, Manifest
+from raysae.activations.manifest import (
+    FORMAT_VERSION,
+    HOOKPOINT_SEPARATOR,
+    HOOKPOINTS_VERSION,
+    MANIFEST_FILE,
+    SEQUENCES_FOLDER,
+    Manifest,
+)
 from raysae.activations.store import Store
 from raysae.activations.store_files import StoreFiles
 from raysae.cluster.placement import Placement
@@ -33,6 +40,7 @@ from raysae.extraction.shards import (
     report_file,
     site_entries,
 )
+from raysae.sites import site_folders
 from raysae.storage.files import (
     locked,
     refuse_links_outside,
@@ -135,7 +143,7 @@ def _empty(plan: ExtractionPlan) -> None:
 def _empty_there(plan: ExtractionPlan) -> None:
     """Remove, at the URI, what an extraction writes."""
     for name in {name.partition("/")[0] for name in plan.files().names()}:
-        if name in (WORK_FOLDER, SEQUENCES_FOLDER) or name.startswith("layer="):
+        if name in (WORK_FOLDER, SEQUENCES_FOLDER) or name.startswith(("layer=", "hookpoint=")):
             discard(plan.folder / name)
 
 
@@ -157,7 +165,7 @@ def _removed_on_refusal(plan: ExtractionPlan) -> Iterator[None]:
 def _refuse_full_disk(plan: ExtractionPlan, tokens: TokenPlan) -> None:
     if plan.uri is not None:  # here lie only the shards in work
         return
-    written = sum(f.stat().st_size for f in plan.folder.glob("layer=*/position=*/*.parquet"))
+    written = sum(f.stat().st_size for f in site_folders(plan.folder, "*.parquet"))
     needed = tokens.bytes(plan) - written
     free = shutil.disk_usage(plan.folder).free
     if needed > free:
@@ -228,7 +236,7 @@ def _manifest(plan: ExtractionPlan, tokens: TokenPlan) -> Manifest:
         )
     sites = live_fields(tokens, done) if source.live else {"sites": site_entries(done)}
     return Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=FORMAT_VERSION if len(plan.hookpoints) == 1 else HOOKPOINTS_VERSION,
         provenance="model",
         source=plan.identity(),
         model={
@@ -240,7 +248,7 @@ def _manifest(plan: ExtractionPlan, tokens: TokenPlan) -> Manifest:
             "tokenizer_sha256": tokens.tokenizer_sha256,
         },
         dataset=_dataset(plan, tokens),
-        hookpoint=source.hookpoint,
+        hookpoint=HOOKPOINT_SEPARATOR.join(plan.hookpoints),
         dtype=source.dtype,
         d_in=plan.d_in,
         context_length=source.context_length,

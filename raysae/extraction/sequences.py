@@ -103,12 +103,12 @@ class TokenPlan:
     def bytes(self, plan: ExtractionPlan) -> int:
         """Estimated bytes of all sites on disk, as the extraction writes them."""
         later = sum(sum(shard.rows.values()) for shard in self.live_shards[self.head :])
-        return self.whole_bytes(plan) - later * len(plan.layers) * _row_bytes(plan)
+        return self.whole_bytes(plan) - later * plan.sites_at_a_position * _row_bytes(plan)
 
     def whole_bytes(self, plan: ExtractionPlan) -> int:
         """Estimated bytes of all sites on disk, with every training row."""
         rows = sum(sum(splits.values()) for splits in self.rows.values())
-        return rows * len(plan.layers) * _row_bytes(plan)
+        return rows * plan.sites_at_a_position * _row_bytes(plan)
 
 
 Report = Callable[[int, int], None]
@@ -261,7 +261,7 @@ class _Writing:
     def _exceeds(self, more_tokens: int) -> bool:
         source = self.plan.source
         rows = [sum(splits.values()) for splits in self.rows.values()]
-        size = sum(rows) * len(self.plan.layers) * _row_bytes(self.plan)
+        size = sum(rows) * self.plan.sites_at_a_position * _row_bytes(self.plan)
         limits = (
             (source.max_tokens, self.tokens + more_tokens),
             (source.max_rows, max(rows)),
@@ -280,7 +280,7 @@ class _Writing:
             shard, size, tokens = list[TokenSequence](), 0, 0
             for sequence in window:
                 rows = sum(len(sequence.places(p, names)) for p in self.rows)
-                more = rows * len(self.plan.layers) * _row_bytes(self.plan)
+                more = rows * self.plan.sites_at_a_position * _row_bytes(self.plan)
                 full = len(shard) == source.sequences_per_shard or tokens >= limit
                 if shard and (full or size + more > source.shard_bytes):
                     yield shard

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +71,15 @@ def _is_there(store: StoreFiles, site: dict[str, Any]) -> bool:
     """Whether a shard's file at a site is there as its report says. Raises KeyError, TypeError or
     ValueError when the report does not say it."""
     entry = ShardEntry.model_validate(site["entry"])
-    Site(site["layer"], site["position"])
+    _site_of(site)
     float(site["square_sum"]), int(site["dropped"]), list(site["sum"])
     int(site.get("too_large", 0))
     path = store.file(entry.file)
     return path.is_file() and path.size() == entry.bytes
+
+
+def _site_of(row: dict[str, Any]) -> Site:
+    return Site(row["layer"], row["position"], row.get("hookpoint"))
 
 
 def site_entries(reports: list[dict[str, Any]]) -> list[SiteEntry]:
@@ -93,7 +96,7 @@ def written_shards(reports: list[dict[str, Any]]) -> dict[Site, list[WrittenShar
                 ShardEntry.model_validate(row["entry"]), np.array(row["sum"]), row["square_sum"],
                 row["dropped"], row.get("too_large", 0),
             )  # fmt: skip
-            shards.setdefault(Site(row["layer"], row["position"]), []).append(written)
+            shards.setdefault(_site_of(row), []).append(written)
     return shards
 
 
@@ -155,7 +158,7 @@ def load_capturer(plan: ExtractionPlan, device: str) -> "tuple[Capturer, str]":
     source, model = plan.source, load_model(model_spec(plan.readable))
     sha256 = weights_hash(model)
     capturer = Capturer(
-        model.to(device), hookpoint=source.hookpoint, layers=plan.layers, dtype=source.dtype
+        model.to(device), hookpoint=source.hookpoints, layers=plan.layers, dtype=source.dtype
     )
     return capturer, sha256
 
@@ -183,7 +186,7 @@ def chosen_format(plan: ExtractionPlan) -> ShardFormat:
 def record_of(site: Site, written: WrittenShard, left_out: int = 0) -> dict[str, Any]:
     """A written shard's record in a report; ``left_out`` are rows that others took the place of."""
     return {
-        **asdict(site),
+        **site.columns,
         "entry": written.entry.model_dump(),
         "sum": written.sum_D.tolist(),
         "square_sum": written.square_sum,

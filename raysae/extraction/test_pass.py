@@ -1,6 +1,6 @@
 """One test pass of one short text in the driver, before any text is read: the real reason, at once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,8 @@ from raysae.errors import UserError
 from raysae.extraction.plan import ExtractionPlan, model_spec
 
 if TYPE_CHECKING:
+    from raysae.activations.writer import SiteRows
+    from raysae.sites import Site
     from raysae.transformer.sequence import TokenSequence
 
 TEXT = "The quick brown fox jumps over the lazy dog, and 12 + 30 = 42."
@@ -35,12 +37,12 @@ def test_pass(plan: ExtractionPlan) -> None:
         with _no_bars():
             model = load_model(spec)
         capturer = Capturer(
-            model, hookpoint=source.hookpoint, layers=plan.layers, dtype=source.dtype
+            model, hookpoint=source.hookpoints, layers=plan.layers, dtype=source.dtype
         )
         _check_vocabulary(capturer.embedding_rows, len(tokenizer), plan)
         _check_reach(capturer.reach, plan)
         ids = tokenizer(TEXT, truncation=True, max_length=source.context_length)["input_ids"]
-        capturer.rows([_sequence(ids)], ["all"])
+        _check_widths(capturer.rows([_sequence(ids)], ["all"]), plan)
     except UserError as error:
         raise UserError(_with_model(str(error), plan)) from None
     except MemoryError as error:
@@ -99,6 +101,17 @@ def _check_reach(reach: int | None, plan: ExtractionPlan) -> None:
         raise UserError(
             f"source.context_length is {plan.source.context_length}; its embedding of positions "
             f"reaches {reach} tokens"
+        )
+
+
+def _check_widths(rows: "Mapping[Site, SiteRows]", plan: ExtractionPlan) -> None:
+    """Raise UserError when the rows of some hookpoints have another width than the store's."""
+    widths = {site.hookpoint: one.activation_ND.shape[1] for site, one in rows.items()}
+    if any(width != plan.d_in for width in widths.values()):
+        found = ", ".join(f"{name or plan.source.hookpoint} {n}" for name, n in widths.items())
+        raise UserError(
+            f"source.hookpoint: the rows have other widths than the model's d_in {plan.d_in:,}: {found}; "
+            "a store holds rows of one width, so extract these hookpoints into stores of their own"
         )
 
 

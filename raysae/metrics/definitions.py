@@ -58,8 +58,9 @@ def _reconstruction() -> list[Metric]:
             label="sinks", form="{:.2%}", beside="sink_fraction",
         ),
         Metric(
-            "l0", "mean number of active latents a row", "latents", "minimize", COUNT, BEST,
-            objective=True, label="L0", form="{:.2f}", axis="L0 (active latents a row)",
+            "l0", "mean number of active latents a row", "latents", "minimize", COUNT,
+            BEST | {HEATMAP}, objective=True, label="L0", form="{:.2f}",
+            axis="L0 (active latents a row)", cell="{:.1f}",
         ),
         Metric(
             "sparsity", "l0 / d_sae", "", "minimize", FRACTION, RECORDED | {PAGE},
@@ -68,7 +69,7 @@ def _reconstruction() -> list[Metric]:
         Metric(
             "dead_fraction", "fraction of latents that did not fire in the last "
             "`dead_window_tokens` training tokens", "", "minimize", FRACTION, BEST | {HEATMAP},
-            objective=True, label="dead", form="{:.1%}", axis="dead latents", cell="{:.0%}",
+            objective=True, label="dead", form="{:.1%}", axis="share of dead latents", cell="{:.0%}",
         ),
         Metric(
             "dead_fraction_validation", "fraction of latents that did not fire on the validation "
@@ -90,7 +91,8 @@ def _errors() -> list[Metric]:
         ),
         Metric(
             "mse", "mean over rows of ‖x−x̂‖² / d_in", "squared activation", "minimize", COUNT,
-            RECORDED | {CANDIDATES, MODELS}, objective=True, form="{:.4g}",
+            RECORDED | {CANDIDATES, MODELS, HEATMAP}, objective=True, form="{:.4g}",
+            axis="MSE (squared error a dimension)", cell="{:.3g}",
         ),
         Metric(
             "cosine", "mean over rows of the cosine of x and x̂", "", "maximize", (-1.0, 1.0),
@@ -107,8 +109,14 @@ def _agreement() -> list[Metric]:
     return [
         Metric(
             "stability", "mean cosine of the best one-to-one match (Hungarian) between the live "
-            "decoder rows of two seeds", "", "maximize", (-1.0, 1.0), BEST,
-            objective=True, form="{:.3f}", merge="none",
+            "decoder rows of two seeds", "", "maximize", (-1.0, 1.0), BEST | {HEATMAP},
+            objective=True, form="{:.3f}", axis="stability (agreement of two seeds)",
+            merge="none",
+        ),
+        Metric(
+            "stability_latents", "number of live latents of one seed that were matched with the "
+            "other's, where there are more than 4,096: a sample", "latents", None, COUNT,
+            form="{:,.0f}", merge="none",
         ),
         Metric(
             "explained_variance_worst", "explained_variance at the worst of several sites", "",
@@ -138,6 +146,11 @@ def _agreement() -> list[Metric]:
         Metric(
             "decoder_cosine_nearest_max", "the largest cosine of two decoder rows", "", "minimize",
             (-1.0, 1.0),
+        ),
+        Metric(
+            "decoder_cosine_nearest_latents", "number of decoder rows that both figures of nearest "
+            "rows are of, where d_sae is above 8,192: a sample, each compared with all other rows",
+            "latents", None, COUNT, form="{:,.0f}",
         ),
     ]  # fmt: skip
 

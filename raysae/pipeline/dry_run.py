@@ -18,6 +18,7 @@ from raysae.pipeline.admission import Admission, admit
 from raysae.pipeline.atlas_words import config_in_words
 from raysae.pipeline.estimate import Needs, configs_of, existing_parent
 from raysae.pipeline.extraction_forecast import ExtractionSpeed, measure_extraction
+from raysae.pipeline.floor import H100, rows_at_most, run_work
 from raysae.pipeline.forecast import Basis, Forecast, forecast
 from raysae.pipeline.live_forecast import live_row, live_share
 from raysae.pipeline.plan import RunPlan
@@ -31,12 +32,21 @@ LISTED = 12
 
 
 def dry_run(recipe: Recipe, started: float | None = None) -> None:
-    """Print the resolved recipe and what its run would do.
+    """Print the resolved recipe and what its run would do; with several models, that of each.
 
     ``started`` is when the command began, in seconds since the epoch; by default it begins now.
     Raises UserError on everything that a run would refuse before any work.
     """
     started = time.monotonic() if started is None else started
+    for name in recipe.models:
+        console.rule(name, style="dim")
+        dry_run(recipe.of_model(name), started)
+    if not recipe.models:
+        _dry_run(recipe, started)
+
+
+def _dry_run(recipe: Recipe, started: float) -> None:
+    """The dry run of a recipe of one model."""
     plan = preflight(recipe)
     print(recipe.to_yaml())
     with trial_session(recipe.resources):
@@ -62,6 +72,7 @@ def dry_run(recipe: Recipe, started: float | None = None) -> None:
             **({"Live": _live(plan, placement, speed)} if _computes(plan) else {}),
             **_data(plan),
             "Time": _time(told, extract, plan),
+            **_elsewhere(plan, wanted.d_in),
         }
         for name, text in rows.items():
             table.add_row(name, text)
@@ -177,6 +188,20 @@ def _data(plan: RunPlan) -> dict[str, str]:
     if not plan.recipe.sweep.enabled:
         few = few_rows(plan.store, plan.recipe.with_parameters({})[0], plan.atlas_sites)
     return {"Data": "\n".join([*found.notes, found.how, *([few] if few else [])])}
+
+
+def _elsewhere(plan: RunPlan, d_in: int) -> dict[str, str]:
+    """A row on the least time of the training on a GPU that need not be here."""
+    where = plan.store or plan.extraction
+    rows = rows_at_most(where, plan.sites[0]) if where is not None else None
+    if rows is None:
+        return {}
+    work = run_work(plan.recipe, d_in, rows, len(plan.atlas_sites))
+    text = (
+        f"its training is {work.flop / 1e15:,.3g} PFLOP; arithmetic and memory alone take one "
+        f"{H100.name} at least {seconds(work.seconds)} (not measured here)"
+    )
+    return {"Elsewhere": text}
 
 
 def _time(told: tuple[Forecast, Basis] | None, extract: float | None, plan: RunPlan) -> str:

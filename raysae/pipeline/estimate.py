@@ -99,7 +99,7 @@ def whole_store_bytes(plan: ExtractionPlan) -> int:
     source = plan.source
     if source.sequences is None:
         return 0
-    rows = source.sequences * len(plan.layers) * sum(
+    rows = source.sequences * plan.sites_at_a_position * sum(
         source.context_length if position == ALL else 1 for position in plan.positions
     )  # fmt: skip
     return rows * plan.d_in * ITEM_BYTES.get(source.dtype, 4)

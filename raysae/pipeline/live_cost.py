@@ -70,6 +70,7 @@ class Texts:
     d_in: int
     dtype: str
     layers: int
+    """Layers times hookpoints: sites that have rows of the same tokens."""
 
     @property
     def store_bytes(self) -> float:

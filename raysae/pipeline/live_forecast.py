@@ -86,7 +86,8 @@ def _texts(plan: RunPlan, live: ExtractionPlan, speed: ExtractionSpeed | None) -
     if plan.store is not None:
         tokens = sum(part.tokens for part in plan.store.manifest.sequences)
         layer = plan.store.layers[0]
-        rows = sum(plan.store.entry(s).rows.total for s in plan.store.sites if s.layer == layer)
+        sites = {site.position: site for site in plan.store.sites if site.layer == layer}
+        rows = sum(plan.store.entry(site).rows.total for site in sites.values())
     elif speed is not None:
         tokens, rows = speed.tokens, speed.rows
     elif source.max_tokens is not None:
@@ -96,7 +97,7 @@ def _texts(plan: RunPlan, live: ExtractionPlan, speed: ExtractionSpeed | None) -
         return None
     if source.max_tokens is not None and tokens > source.max_tokens:
         rows, tokens = rows * source.max_tokens / tokens, source.max_tokens
-    positions, layers = len(live.positions), len(live.layers)
+    positions, layers = len(live.positions), live.sites_at_a_position
     return Texts(tokens, rows, positions, training, live.d_in, source.dtype, layers)
 
 

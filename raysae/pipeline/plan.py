@@ -11,6 +11,7 @@ from raysae.errors import UserError
 from raysae.extraction.plan import ExtractionPlan
 from raysae.pipeline.estimate import Needs
 from raysae.records.folder import Data
+from raysae.sites import chosen_hookpoints
 from raysae.sweep.search.proposals import Known, Proposer
 
 
@@ -40,9 +41,11 @@ class RunPlan:
     def data(self) -> Data:
         """What is known of the activations."""
         if self.store is not None:
-            return Data(self.store.digest, self.store.layers, self.store.positions)
-        assert self.extraction is not None
-        return Data(None, self.extraction.layers, self.extraction.positions)
+            there = self.store
+            return Data(there.digest, there.layers, there.positions, there.hookpoints)
+        plan = self.extraction
+        assert plan is not None
+        return Data(None, plan.layers, plan.positions, plan.hookpoints)
 
     def with_store(self, store: Store) -> "RunPlan":
         """This plan with the extracted store; the sites of the atlas are then those of the store.
@@ -67,7 +70,7 @@ def sites_of_sweep(recipe: Recipe, where: Store | ExtractionPlan, atlas: list[Si
     Raises UserError when the atlas has no sites.
     """
     if recipe.sweep.enabled:
-        return recipe.sites_of(where.layers, where.positions)
+        return recipe.sites_of(where.layers, where.positions, where.hookpoints)
     if not atlas:
         raise UserError("atlas.layers, atlas.positions: name no site; nothing is left to train")
     if not isinstance(where, Store):
@@ -83,8 +86,10 @@ def sites_of_atlas(recipe: Recipe, where: Store | ExtractionPlan) -> list[Site]:
     """
     if not recipe.atlas.enabled:
         return []
+    wanted = recipe.atlas
     if isinstance(where, Store):
-        return atlas_sites(where, recipe.atlas.layers, recipe.atlas.positions)
-    layers = where.layers if recipe.atlas.layers is None else recipe.atlas.layers
-    positions = where.positions if recipe.atlas.positions is None else recipe.atlas.positions
-    return [Site(layer, position) for layer in layers for position in positions]
+        return atlas_sites(where, wanted.layers, wanted.positions, wanted.hookpoints)
+    layers = where.layers if wanted.layers is None else wanted.layers
+    positions = where.positions if wanted.positions is None else wanted.positions
+    names = chosen_hookpoints(wanted.hookpoints, where.hookpoints, "atlas.hookpoints")
+    return [Site(layer, p, name) for layer in layers for p in positions for name in names]

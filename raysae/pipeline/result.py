@@ -80,11 +80,7 @@ class SweepResult:
     @property
     def failed_sites(self) -> list[str]:
         """Sites of the atlas that failed, a line each."""
-        return [
-            f"layer {row.layer}, position {row.position}: {_undone(row)}"
-            for row in self.atlas
-            if _undone(row)
-        ]
+        return [f"{row.site}: {_undone(row)}" for row in self.atlas if _undone(row)]
 
     @property
     def failures(self) -> list[str]:

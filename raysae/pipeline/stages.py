@@ -180,7 +180,7 @@ class Atlas(Stage):
     def prepare(self, attempt: Attempt) -> None:
         """Set aside the sites of another choice, and remove its table."""
         run, wanted = attempt.run, self.made(attempt)
-        run.remove(run.atlas_metrics_file)
+        run.remove_atlas_metrics()
         aside = 0
         for folder in run.committed_sites():
             site = folder.relative_to(run.path / "atlas").as_posix()

@@ -10,6 +10,7 @@ from raysae.pipeline.result import SweepResult
 from raysae.records.folder import STAGES
 from raysae.records.rows import SiteRow, TrialRow
 from raysae.redaction import redacted
+from raysae.report.claims import in_brief
 
 
 def print_summary(result: SweepResult, total_seconds: float, short: bool = False) -> None:
@@ -95,6 +96,8 @@ def _print_atlas(atlas: list[SiteRow]) -> None:
             f"Atlas: {len(done)} sites, explained variance {sum(done) / len(done):.3f} on average, "
             f"{min(done):.3f} to {max(done):.3f}"
         )
+    for sentence in in_brief(atlas):
+        console.print(f"       {sentence}", style="dim")
     name = "explained_variance_ordinary"
     apart = [row[name] for row in atlas if row.measured and row.get("sink_fraction")]
     if apart:

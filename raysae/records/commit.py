@@ -55,13 +55,9 @@ def commit(
     own = trainer.final_metrics()
     for name, (other, its_provenance) in beside.items():
         other.release()
-        figures = other.final_metrics()
-        described = {
-            **its_provenance,
-            "training": other.sae().metadata["training"],
-            "metrics": figures,
-        }
-        save_sae(other.sae(), folder.with_suffix(MEMBERS) / name, described, metrics=figures)
+        figures, sae = other.final_metrics(), other.sae()
+        described = {**its_provenance, **sae.metadata, "metrics": figures}
+        save_sae(sae, folder.with_suffix(MEMBERS) / name, described, metrics=figures)
     record = {
         **job,
         "metrics": own if metrics is None else metrics,
@@ -111,7 +107,7 @@ def provenance(store: Store, site: Site) -> dict[str, Any]:
         "provenance": manifest.provenance,
         "model": redacted_values(manifest.model),
         "dataset": redacted_values(manifest.dataset),
-        "hookpoint": manifest.hookpoint,
+        "hookpoint": site.hookpoint or manifest.hookpoint,
         "context_length": manifest.context_length,
         "layer": site.layer,
         "position": site.position,

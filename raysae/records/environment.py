@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import raysae
+from raysae._version import __version__
 from raysae.errors import UserError
 from raysae.records.damage import read_object
 from raysae.records.run_files import RunFiles
@@ -23,7 +23,7 @@ def write_environment(files: RunFiles, store_digest: str, seed: int, run: str) -
         files.path / "environment.json",
         {
             "run": run,
-            "raysae": raysae.__version__,
+            "raysae": __version__,
             "commit": _commit(),
             "command": _command(),
             "python": platform.python_version(),
@@ -87,7 +87,7 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The git commit of raysae's checkout, with ``-dirty`` if it has uncommitted changes."""
-    root = Path(raysae.__file__).parents[1]
+    root = Path(__file__).parents[2]
     git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     if not (root / ".git").exists():
         return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import raysae
+from raysae._version import __version__
 from raysae.config import Recipe
 from raysae.config.loading import holds_secrets, load_run
 from raysae.console.board import console
@@ -59,12 +59,13 @@ class Data:
     """The store's digest; None before the store exists."""
     layers: Sequence[int] = ()
     positions: Sequence[Position] = ()
+    hookpoints: Sequence[str] = ()
 
     def sites(self, recipe: Recipe) -> list[Site]:
         """The sites of the recipe's sweep; empty while layers and positions are not known."""
         if not self.layers or not self.positions:
             return []
-        return recipe.sites_of(self.layers, self.positions)
+        return recipe.sites_of(self.layers, self.positions, self.hookpoints)
 
 
 class RunFolder(RunFiles):
@@ -119,7 +120,7 @@ class RunFolder(RunFiles):
         self.status["same"] = union(self.status.get("same", {}), found)
         forced = self.status.setdefault("forced", [])
         change = redacted(lines(found))
-        forced.append({"at": time.time(), "version": raysae.__version__, "change": change})
+        forced.append({"at": time.time(), "version": __version__, "change": change})
         self._write()
 
     def trial_item(

@@ -4,15 +4,13 @@ A trial's figures are means over its members. ``raysae.training.ensemble`` train
 atlas has members, too, one for each seed.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from raysae.metrics import mean, merged
-from raysae.sae.dictionary import best_match
+from raysae.sae.dictionary import agreement
 from raysae.sites import Site
 from raysae.training import NonFiniteLossError, Trainer
 from raysae.training.ensemble import Budget, Member
@@ -21,7 +19,6 @@ Record = dict[str, Any]
 Key = tuple[Site, int]
 """A site and a seed."""
 WORST = "explained_variance_worst"
-STABILITY = "stability"
 
 
 class OutOfTimeError(Exception):
@@ -94,8 +91,7 @@ class Members:
         """The trial's figures at its end: means, the worst site's explained variance, and the agreement
         of seeds (``stability``)."""
         metrics = self._record([trainer.final_metrics() for trainer in self.trainers.values()])
-        agreement = self._stability()
-        return metrics if agreement is None else {**metrics, STABILITY: agreement}
+        return {**metrics, **self._agreement()}
 
     def beside(
         self, provenance: Callable[[Site], dict[str, Any]]
@@ -140,17 +136,16 @@ class Members:
             together[WORST] = min(means, key=_nan_first)
         return together
 
-    def _stability(self) -> float | None:
-        """The mean agreement of two seeds at one site, over live latents; None with one seed."""
+    def _agreement(self) -> dict[str, float]:
+        """The mean agreement of two seeds at one site, over live latents; empty with one seed."""
         by_site: dict[Site, list[Trainer]] = {}
         for (site, _), trainer in self.trainers.items():
             by_site.setdefault(site, []).append(trainer)
-        matches = [
-            best_match(one.live_decoder(), other.live_decoder())
-            for trainers in by_site.values()
-            for one, other in itertools.combinations(trainers, 2)
-        ]
-        return fmean(matches) if matches else None
+        if max(map(len, by_site.values())) < 2:
+            return {}
+        return agreement(
+            [trainer.live_decoder() for trainer in trainers] for trainers in by_site.values()
+        )
 
 
 def _nan_first(value: float) -> float:

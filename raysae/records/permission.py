@@ -5,9 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from raysae.errors import UserError
+from raysae.sites import LAYER_FOLDERS
 from raysae.storage.trouble import user
 
-WRITTEN = ("trials", "trials/aside", "atlas", "atlas/layer=*", "report", "sweet_spot", ".ray")
+WRITTEN = (
+    "trials", "trials/aside", "atlas", "atlas/hookpoint=*",
+    *(f"atlas/{folder}" for folder in LAYER_FOLDERS), "report", "sweet_spot", ".ray",
+)  # fmt: skip
 """Folders in which a run writes, or that it replaces."""
 
 

@@ -29,7 +29,7 @@ STEERING = ("objectives", "constraints")
 """Settings that affect both the search, from the first trials on, and the choice."""
 NOT_SEARCH = (
     "trials", "max_seconds", "max_tokens", "max_seconds_per_trial", "early_stopping", "grace",
-    "warm_start", "layer", "position", "sites", "seeds_per_trial", "enabled",
+    "warm_start", "layer", "position", "hookpoint", "sites", "seeds_per_trial", "enabled",
     "per_layer",
 )  # fmt: skip
 """Settings of ``sweep`` that affect the extent or the sites of a search, not which configs it tries."""

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from raysae.sae.config import CONFIGS, DEFAULT_VARIANT
+from raysae.sites import Site
 
 SPARSITY_LABELS = {"k": "K", "l0_coefficient": "L0 coefficient", "l1_coefficient": "L1 coefficient"}
 """The settings that control the sparsity of the variants, with their labels."""
@@ -149,20 +150,30 @@ class SiteRow(Row):
     state: str
     reason: str
     figures: Mapping[str, Any] = field(default_factory=dict)
+    hookpoint: str | None = None
+    """Where the atlas has several hookpoints; else None, and no column."""
+
+    @property
+    def site(self) -> Site:
+        """The row's site."""
+        return Site.of_columns(self.layer, self.position, self.hookpoint)
 
     @cached_property
     def columns(self) -> dict[str, Any]:
-        """``layer``, ``position``, ``state``, ``reason``, then figures."""
-        head = {"layer": self.layer, "position": self.position}
+        """``layer``, ``position``, where there is one ``hookpoint``, ``state``, ``reason``, then
+        figures."""
+        named = {} if self.hookpoint is None else {"hookpoint": self.hookpoint}
+        head = {"layer": self.layer, "position": self.position, **named}
         return {**head, "state": self.state, "reason": self.reason, **self.figures}
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, Any]) -> "SiteRow":
         """The site of a table's row. Raises KeyError when a column is missing."""
-        _, figures = _split(columns, ("layer", "position", "state", "reason"))
+        _, figures = _split(columns, ("layer", "position", "hookpoint", "state", "reason"))
         return cls(
-            columns["layer"], columns["position"], columns["state"], columns["reason"], figures
-        )
+            columns["layer"], columns["position"], columns["state"], columns["reason"], figures,
+            columns.get("hookpoint"),
+        )  # fmt: skip
 
 
 def _split(

@@ -15,9 +15,9 @@ from raysae.errors import UserError
 from raysae.identity import Made, identifier
 from raysae.records.damage import check_commit, read_object, read_record
 from raysae.records.products import Identities
-from raysae.records.tables import write_table
+from raysae.records.tables import write_csv, write_table
 from raysae.sae.checkpoint import METRICS_FILE
-from raysae.sites import Site
+from raysae.sites import Site, site_folders
 from raysae.storage.files import remove_folder, replacing_folder, write_json, write_text
 from raysae.storage.remote import (
     CHECKPOINT,
@@ -117,6 +117,11 @@ class RunFiles:
         return self.path / "atlas" / "metrics.parquet"
 
     @property
+    def atlas_metrics_csv(self) -> Path:
+        """The same table as text."""
+        return self.atlas_metrics_file.with_suffix(".csv")
+
+    @property
     def report_page(self) -> Path:
         """The page of the report."""
         return self.path / "report" / "index.html"
@@ -131,7 +136,7 @@ class RunFiles:
 
     def committed_sites(self) -> list[Path]:
         """The folders of the sites that the atlas has committed."""
-        markers = (self.path / "atlas").glob(f"layer=*/position=*/{METRICS_FILE}")
+        markers = site_folders(self.path / "atlas", METRICS_FILE)
         return sorted(marker.parent for marker in markers)
 
     def write_json(self, file: Path, content: Any) -> None:
@@ -151,6 +156,18 @@ class RunFiles:
         self.check_there()
         write_table(file, rows)
         push(file)
+
+    def write_atlas_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the atlas's table as CSV and as Parquet. Raises what ``write_table`` raises."""
+        self.check_there()
+        write_csv(self.atlas_metrics_csv, rows)
+        push(self.atlas_metrics_csv)
+        self.write_table(self.atlas_metrics_file, rows)
+
+    def remove_atlas_metrics(self) -> None:
+        """Remove the atlas's table, here and at the run's URI."""
+        self.remove(self.atlas_metrics_file)
+        self.remove(self.atlas_metrics_csv)
 
     @contextmanager
     def replacing_folder(self, folder: Path) -> Iterator[Path]:
@@ -199,7 +216,7 @@ class RunFiles:
     def set_damaged_aside(self) -> list[str]:
         """Rename each damaged commit to ``NAME.damaged``, so that it is made again; what was found, a
         line each."""
-        sites = (self.path / "atlas").glob("layer=*/position=*")
+        sites = site_folders(self.path / "atlas")
         folders = [*self._trial_folders(), *(site for site in sorted(sites) if not site.suffix)]
         return [
             f"{error}; it is made again, and what was there is now in {self._set_damaged_aside(folder)}"
@@ -243,6 +260,11 @@ class RunFiles:
         pull(file)
         record = _stopped_record(file)
         return record if record is not None and self.identities.is_wanted(record, wanted) else None
+
+    def holds(self, *products: str) -> bool:
+        """Whether anything is in a folder of products, such as ``trials``, in work or committed."""
+        folder = self.path.joinpath(*products)
+        return folder.is_dir() and any(folder.iterdir())
 
     def checkpoint(self, folder: Path) -> Path:
         """The checkpoint of a training that will be committed in ``folder``; fetched if not here."""

@@ -8,13 +8,14 @@ from typing import Any
 
 from raysae.errors import UserError
 from raysae.sae.checkpoint import METRICS_FILE
+from raysae.sites import SITE_FOLDERS
 from raysae.storage.files import read_json
 
 STAGES = ("extract", "sweep", "select", "atlas", "report")
 STATES = ("pending", "running", "done", "partial", "failed")
 PENDING = {"state": "pending"}
 STATUS_FILE, ENVIRONMENT_FILE = "status.json", "environment.json"
-STARTED = ("trials/[0-9]*", "atlas/layer=*/position=*")
+STARTED = ("trials/[0-9]*", *(f"atlas/{folder}" for folder in SITE_FOLDERS))
 """Where the committed records are that say when a run began."""
 
 

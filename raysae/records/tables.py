@@ -1,5 +1,8 @@
 """Tables of a run: Parquet files, one row a trial or a site."""
 
+import csv
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,7 +68,27 @@ def _rows(
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as Parquet; the columns are in the order in which they first appear in the rows."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = pa.table({name: [row.get(name) for row in rows] for name in columns})
+    table = pa.table({name: [row.get(name) for row in rows] for name in _columns(rows)})
     with replacing(path) as temporary:
         pq.write_table(table, temporary)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV with the columns of ``write_table``; what a row lacks is empty, never a zero."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns := _columns(rows))
+        writer.writerows([_cell(row.get(name)) for name in columns] for row in rows)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _cell(value: Any) -> Any:
+    """A value as text that pandas, R and spreadsheets read as what it is; numbers lose no digit."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple | dict):
+        return json.dumps(value)
+    return "" if isinstance(value, float) and math.isnan(value) else value

@@ -15,7 +15,7 @@ from raysae.activations import Site, Store
 from raysae.activations.health import HEADS, StoreHealth, health_of_store
 from raysae.console.board import seconds
 from raysae.console.shell import look_at_records
-from raysae.metrics import HEATMAP, PAGE, Metric, labels, shown
+from raysae.metrics import PAGE, labels
 from raysae.printable import printable, shortened
 from raysae.records.choice import read_choice
 from raysae.records.damage import read_record
@@ -26,6 +26,7 @@ from raysae.records.rows import SPARSITY_LABELS, Row, SiteRow, TrialRow
 from raysae.records.status import ENVIRONMENT_FILE
 from raysae.records.tables import read_sites, read_trials
 from raysae.redaction import redacted
+from raysae.report.atlas_section import AtlasSection, draw_atlas, pictures
 
 SomeRow = TypeVar("SomeRow", bound=Row)
 PNG = "data:image/png;base64,"
@@ -52,12 +53,13 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
             store=store,
             manifest=store.manifest,
             environment=read_environment(run.path / ENVIRONMENT_FILE),
-            site=", ".join(map(str, run.recipe.sites_of(store.layers, store.positions))),
+            site=", ".join(map(str, _swept(run, store))),
             trials=trials,
             finished=[row for row in trials if row.done],
             measured=measured(trials),
             metrics=labels(PAGE, trials),
             atlas=atlas,
+            section=AtlasSection(atlas, pictures(plots, folder)),
             atlas_summary=_atlas_summary(atlas),
             selection=selection,
             chosen=_chosen(trials, selection),
@@ -77,10 +79,15 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
 
 def _health(run: RunFolder, store: Store, atlas: list[SiteRow]) -> StoreHealth:
     """What is unusual about the rows at the sites of the sweep and of the atlas."""
-    searched = run.recipe.sweep.enabled
-    swept = run.recipe.sites_of(store.layers, store.positions) if searched else []
-    trained = {Site.of_columns(row.layer, str(row.position)) for row in atlas}
-    return health_of_store(store, sorted({*swept, *trained}))
+    swept = _swept(run, store)
+    return health_of_store(store, sorted({*swept, *(row.site for row in atlas)}))
+
+
+def _swept(run: RunFolder, store: Store) -> list[Site]:
+    """The sites of the sweep; none without one."""
+    if not run.recipe.sweep.enabled:
+        return []
+    return run.recipe.sites_of(store.layers, store.positions, store.hookpoints)
 
 
 def _searched(run: RunFolder, trials: list[TrialRow]) -> list[str]:
@@ -131,18 +138,8 @@ def _plots(
         sizes = [row.d_sae for row in finished]
         plots.training_curves(histories, sizes, source, folder / "training_curves.png")
     if measured(atlas):
-        for metric in shown(HEATMAP):
-            file = folder / f"atlas_{metric.name}.png"
-            plots.heatmap(atlas, metric, _heatmap_title(metric, atlas), source, file)
+        draw_atlas(run, atlas, source, folder)
     return embedded(folder)
-
-
-def _heatmap_title(metric: Metric, atlas: list[SiteRow]) -> str:
-    """What the plot shows; of dead latents also over how many tokens they did not fire."""
-    title = metric.axis[:1].upper() + metric.axis[1:]
-    if metric.name != "dead_fraction":
-        return title
-    return f"{title} (last {measured(atlas)[0]['dead_window_tokens']:,} training tokens)"
 
 
 def measured(rows: list[SomeRow]) -> list[SomeRow]:

@@ -1,40 +1,24 @@
-"""The report's plots. Each names the data that it shows."""
+"""The report's plots of trials and of several models. Each names the data that it shows."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")  # before pyplot: a report needs no display
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
-from matplotlib.figure import Figure
 
-from raysae.metrics import Metric, registered
-from raysae.printable import printable, shortened
-
-Row = Mapping[str, Any]
-"""A row of a table, by column."""
-
-STYLE: dict[str, Any] = {
-    "figure.dpi": 144,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "text.usetex": False,
-}
-COLOURS = "viridis"
-LONGEST, LONGEST_LABEL, LONGEST_TICK = 110, 48, 24
-"""Characters of a text of the user, of its name in a legend, and of its name at an axis, at most."""
-CHOICE_COLOUR = "#d1495b"
+from raysae.metrics import registered
+from raysae.report.atlas_rows import Row
+from raysae.report.drawing import (
+    CHOICE_COLOUR,
+    COLOURS,
+    LONGEST_LABEL,
+    new_figure,
+    plot_text,
+    save,
+)
 
 
 def ev_against_l0(trials: Sequence[Row], chosen: int | None, source: str, path: Path) -> None:
@@ -42,7 +26,7 @@ def ev_against_l0(trials: Sequence[Row], chosen: int | None, source: str, path: 
 
     The chosen trial has a ring. ``source`` is the line at the foot; ``path`` is the PNG.
     """
-    figure, axes = _figure(6.4, 4.2, source)
+    figure, axes = new_figure(6.4, 4.2, source)
     sizes = [row["sae.d_sae"] for row in trials]
     points = axes.scatter(
         [row["l0"] for row in trials],
@@ -65,7 +49,7 @@ def ev_against_l0(trials: Sequence[Row], chosen: int | None, source: str, path: 
     bar = figure.colorbar(points, ax=axes, label="d_sae", ticks=sorted(set(sizes)))
     bar.ax.yaxis.set_major_formatter("{x:g}")
     bar.ax.minorticks_off()
-    _save(figure, path)
+    save(figure, path)
 
 
 def training_curves(
@@ -76,7 +60,7 @@ def training_curves(
     ``histories`` are the trials' records at each evaluation, by the trials' labels; ``sizes`` are their
     d_sae in the same order.
     """
-    figure, axes = _figure(6.4, 4.2, source)
+    figure, axes = new_figure(6.4, 4.2, source)
     norm, colours = _size_norm(sizes), plt.get_cmap(COLOURS)
     for (name, history), size in zip(histories.items(), sizes, strict=True):
         tokens = [row["tokens"] for row in history]
@@ -87,34 +71,7 @@ def training_curves(
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
     axes.set_title("Training curves")
     axes.legend(fontsize=7, frameon=False, ncols=2 if len(sizes) > 6 else 1, loc="lower right")
-    _save(figure, path)
-
-
-def heatmap(rows: Sequence[Row], metric: Metric, title: str, source: str, path: Path) -> None:
-    """Draw a metric over layers (down) and positions (across), with the value in each cell.
-
-    Bright is better; the metric says which way that is, and how values are written.
-    """
-    layers = sorted({row["layer"] for row in rows})
-    positions = list(dict.fromkeys(row["position"] for row in rows))
-    grid = np.full((len(layers), len(positions)), np.nan)
-    for row in rows:
-        value = row.get(metric.name)
-        place = layers.index(row["layer"]), positions.index(row["position"])
-        grid[place] = np.nan if value is None else value
-    width = min(2.6 + 0.62 * len(positions), 16)
-    figure, axes = _figure(width, 1.7 + 0.36 * len(layers), source)
-    axes.grid(visible=False)
-    colours = f"{COLOURS}_r" if metric.direction == "minimize" else COLOURS
-    image = axes.imshow(grid, cmap=colours, aspect="auto")
-    _write_values(axes, grid, image.cmap(image.norm(grid)), metric.cell)
-    names = [plot_text(str(position), LONGEST_TICK) for position in positions]
-    axes.set_xticks(range(len(positions)), names)
-    axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
-    axes.set(xlabel="position", ylabel="layer")
-    axes.set_title(plot_text(title))
-    figure.colorbar(image, ax=axes, format=metric.cell.replace("{:", "{x:"))
-    _save(figure, path)
+    save(figure, path)
 
 
 def ev_by_model(
@@ -125,7 +82,7 @@ def ev_by_model(
     ``trials`` and ``chosen`` (a trial's number or None) are by the models' names; chosen trials have a
     ring.
     """
-    figure, axes = _figure(6.4, 4.2, "each model on its own activations")
+    figure, axes = new_figure(6.4, 4.2, "each model on its own activations")
     for number, (name, rows) in enumerate(trials.items()):
         colour = _colour(number)
         places = [(row["l0"], row["explained_variance"]) for row in rows]
@@ -141,7 +98,7 @@ def ev_by_model(
     axes.set(xlabel=_axis("l0"), ylabel=_axis("explained_variance"))
     axes.set_title("Trials of each model; sweet spots ringed")
     axes.legend(frameon=False, fontsize=7)
-    _save(figure, path)
+    save(figure, path)
 
 
 def atlas_by_depth(
@@ -153,7 +110,7 @@ def atlas_by_depth(
     else the layer divided by the number of layers.
     """
     relative = all(depths[name] for name in atlases)
-    figure, axes = _figure(6.4, 4.2, "mean over positions; the band is their range")
+    figure, axes = new_figure(6.4, 4.2, "mean over positions; the band is their range")
     for number, (name, rows) in enumerate(atlases.items()):
         layers = sorted({row["layer"] for row in rows})
         values = [
@@ -177,18 +134,7 @@ def atlas_by_depth(
     axes.set_ylabel(_axis("explained_variance"))
     axes.set_title("Atlases by depth")
     axes.legend(frameon=False, fontsize=7)
-    _save(figure, path)
-
-
-def plot_text(text: str, longest: int = LONGEST) -> str:
-    """A name or text of the user for any place of a plot: shown as it is, in one line.
-
-    ``$`` begins no formula, control characters are escapes, and a text longer than ``longest``
-    characters is cut in its middle.
-    """
-    shown = shortened(printable(text), longest).replace("$", r"\$")
-    # matplotlib leaves a label that begins with "_" out of the legend
-    return f" {shown}" if shown.startswith("_") else shown
+    save(figure, path)
 
 
 def _axis(metric: str) -> str:
@@ -210,33 +156,6 @@ def _labels(trials: Sequence[Row]) -> dict[tuple[float, float], str]:
     return labels
 
 
-def _write_values(axes: Axes, grid: np.ndarray, colours: Any, form: str) -> None:
-    """Write each cell's value, in white where its colour ``[row, column, rgba]`` is dark."""
-    if grid.size > 400:
-        return
-    for (row, column), value in np.ndenumerate(grid):
-        red, green, blue, _ = colours[row, column]
-        dark = not np.isnan(value) and 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-        text = "failed" if np.isnan(value) else form.format(value)
-        colour = "white" if dark else "black"
-        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-
-
 def _size_norm(sizes: Sequence[int]) -> Normalize:
     low, high = min(sizes), max(sizes)
     return LogNorm(low, high) if low < high else LogNorm(low / 2, high * 2)
-
-
-def _figure(width: float, height: float, source: str) -> tuple[Figure, Axes]:
-    plt.rcParams.update(cast(Any, STYLE))
-    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
-    figure.supxlabel(plot_text(source), fontsize=6.5, color="#666666")
-    return figure, axes
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with warnings.catch_warnings():
-        # a character that no font has is drawn as a box; the page has the text itself
-        warnings.filterwarnings("ignore", message=r"(?s).*missing from.*font")
-        figure.savefig(path)
-    plt.close(figure)

@@ -4,15 +4,19 @@
   least value is (F - D) / (D (F - 1)) when F > D (Welch 1974);
   ``decoder_cosine_mean_square_excess`` is the difference from that.
 - ``decoder_cosine_nearest_mean``, ``decoder_cosine_nearest_max`` = mean and maximum over rows of
-  the largest cosine with another row.
-- ``stability`` = mean cosine of the best one-to-one match between the live rows of two SAEs.
+  the largest cosine with another row. Of more than ``ALL_PAIRS`` rows, ``NEAREST_SAMPLE`` are looked
+  at, each compared with all the others; ``decoder_cosine_nearest_latents`` then is their number.
+- ``stability`` = mean cosine of the best one-to-one match between the live rows of two SAEs. Of more
+  than ``ALL_MATCHED`` rows, ``MATCH_SAMPLE`` are matched; ``stability_latents`` then is their number.
 - ``mmcs`` = mean over true atoms of the largest absolute cosine with a decoder row; ``recovered`` =
   fraction of atoms for which it is above 0.9.
 
 Shapes: D d_in, F d_sae, G true atoms.
 """
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +27,17 @@ if TYPE_CHECKING:
     from raysae.sae.base import SAE
 
 COSINES_AT_ONCE = 2**20
+ROWS_AT_ONCE = 4096
 RECOVERED_ABOVE = 0.9
+ALL_PAIRS = 8192
+"""Up to so many rows all pairs are compared, which costs rows² d_in. Beyond, time grows with rows
+alone: it stays below a tenth of 1,000 training steps (``scripts/bench_after_training.py``)."""
+NEAREST_SAMPLE = 4096
+"""Of more rows than ``ALL_PAIRS``, the number whose nearest other row is looked for."""
+ALL_MATCHED = 4096
+"""Up to so many rows all are matched, in seconds; the time grows with their cube."""
+MATCH_SAMPLE = 1024
+"""Where one side has more rows than ``ALL_MATCHED``, the rows of the smaller one that are matched."""
 
 
 def mean_square_cosine(W_dec_FD: Tensor) -> Tensor:
@@ -49,16 +63,58 @@ def least_mean_square_cosine(d_sae: int, d_in: int) -> float:
 @torch.no_grad()
 def decoder_statistics(W_dec_FD: Tensor) -> dict[str, float]:
     """The ``decoder_`` metrics of rows ``[d_sae, d_in]``, by name; see this module's docstring."""
-    rows = len(W_dec_FD)
-    squares, nearest_F = _cosines(normalize(W_dec_FD.float(), dim=1))
-    correlation = squares / max(rows * (rows - 1), 1)
+    rows_FD = normalize(W_dec_FD.float(), dim=1)
+    correlation, nearest, sampled = _similarities(rows_FD)
     return {
         "decoder_cosine_mean_square": correlation,
         "decoder_cosine_mean_square_excess": correlation
         - least_mean_square_cosine(*W_dec_FD.shape),
-        "decoder_cosine_nearest_mean": float(nearest_F.double().mean()),
-        "decoder_cosine_nearest_max": float(nearest_F.max()),
+        "decoder_cosine_nearest_mean": float(nearest.double().mean()),
+        "decoder_cosine_nearest_max": float(nearest.max()),
+        **({"decoder_cosine_nearest_latents": float(len(nearest))} if sampled else {}),
     }
+
+
+def _similarities(rows_FD: Tensor) -> tuple[float, Tensor, bool]:
+    """The mean squared cosine of two rows, largest cosines with another row, and whether those are of
+    a sample of the rows."""
+    rows, width = rows_FD.shape
+    if rows <= max(ALL_PAIRS, width):
+        squares, nearest_F = _cosines(rows_FD)
+        return squares / max(rows * (rows - 1), 1), nearest_F, False
+    return _mean_square_by_gram(rows_FD), _nearest(rows_FD, _sample(rows, NEAREST_SAMPLE)), True
+
+
+def _mean_square_by_gram(rows_FD: Tensor) -> float:
+    """``mean_square_cosine`` of more rows than dimensions, summed in float64 over blocks of rows."""
+    rows, width = rows_FD.shape
+    gram_DD = rows_FD.new_zeros(width, width, dtype=torch.float64)
+    themselves = 0.0
+    for block_BD in rows_FD.split(ROWS_AT_ONCE):
+        gram_DD += block_BD.T @ block_BD
+        themselves += float(block_BD.double().square().sum(dim=1).square().sum())
+    return (float(gram_DD.square().sum()) - themselves) / (rows * (rows - 1))
+
+
+def _nearest(rows_FD: Tensor, chosen_S: Tensor) -> Tensor:
+    """The largest cosine with another row of each of the rows ``chosen_S``: ``[chosen]``."""
+    chosen_S = chosen_S.to(rows_FD.device)
+    chosen_SD, places_S = rows_FD[chosen_S], torch.arange(len(chosen_S), device=rows_FD.device)
+    nearest_S = rows_FD.new_full((len(chosen_S),), -1.0)
+    for start in range(0, len(rows_FD), ROWS_AT_ONCE):
+        block_BD = rows_FD[start : start + ROWS_AT_ONCE]
+        cosine_SB = chosen_SD @ block_BD.T
+        own_S = chosen_S - start
+        inside_S = (own_S >= 0) & (own_S < len(block_BD))
+        cosine_SB[places_S[inside_S], own_S[inside_S]] = -2  # not its own nearest
+        nearest_S = torch.maximum(nearest_S, cosine_SB.amax(dim=1))
+    return nearest_S
+
+
+def _sample(rows: int, count: int) -> Tensor:
+    """``count`` of the numbers below ``rows``, always the same ones, in order."""
+    drawn = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
+    return drawn[:count].sort().values
 
 
 def _cosines(rows_FD: Tensor) -> tuple[float, Tensor]:
@@ -95,24 +151,53 @@ def best_match(first_FD: Tensor, second_FD: Tensor) -> float:
     """The mean cosine of the best one-to-one match of two sets of rows ``[*, d_in]`` (Hungarian
     method).
 
-    When the sets differ in size, every row of the smaller is matched. NaN when one is empty.
+    When the sets differ in size, every row of the smaller is matched; of large sets, a sample of them
+    (see ``matches``). As the others then compete for no row, the result errs high, by 0.004 where the
+    two have nothing in common, and by less than the sample's own error where half is shared. NaN when
+    one is empty.
     """
     from scipy.optimize import linear_sum_assignment
 
     if not (len(first_FD) and len(second_FD)):
         return float("nan")
-    first, second = normalize(first_FD.double(), dim=1), normalize(second_FD.double(), dim=1)
+    dtype, count = torch.float64, matches(len(first_FD), len(second_FD))
+    if count < min(len(first_FD), len(second_FD)):
+        first_FD, second_FD = sorted((first_FD, second_FD), key=len)
+        chosen_S = _sample(len(first_FD), count).to(first_FD.device)
+        dtype, first_FD = torch.float32, first_FD[chosen_S]
+    first, second = normalize(first_FD.to(dtype), dim=1), normalize(second_FD.to(dtype), dim=1)
     cosine = (first @ second.T).cpu().numpy()
     matched = linear_sum_assignment(cosine, maximize=True)
-    return float(cosine[matched].mean())
+    return float(cosine[matched].mean(dtype="float64"))
+
+
+def matches(first: int, second: int) -> int:
+    """The number of rows that ``best_match`` matches, of sets of ``first`` and ``second`` rows."""
+    fewer, more = sorted((first, second))
+    return fewer if more <= ALL_MATCHED else min(fewer, MATCH_SAMPLE)
+
+
+def agreement(decoders: Iterable[Sequence[Tensor]]) -> dict[str, float]:
+    """``stability``: the mean of ``best_match`` over all pairs within each group of decoder rows
+    ``[live, d_in]``, such as those of the seeds at one site; empty without a pair.
+
+    ``stability_latents`` is there where not all rows were matched: the least number that were.
+    """
+    pairs = [pair for group in decoders for pair in itertools.combinations(group, 2)]
+    if not pairs:
+        return {}
+    counts = [(len(one), len(other)) for one, other in pairs]
+    sampled = [matches(*sizes) for sizes in counts if matches(*sizes) < min(sizes)]
+    found = {"stability": fmean(best_match(*pair) for pair in pairs)}
+    return {**found, "stability_latents": float(min(sampled))} if sampled else found
 
 
 def stability(first: "SAE", second: "SAE", rows: Tensor | Iterable[Tensor]) -> float:
     """How similar the dictionaries of two SAEs are, such as of two seeds, from -1 to 1.
 
     It is ``best_match`` of the decoder rows of the latents that fire on ``rows`` (``[rows, d_in]``,
-    or batches of them). NaN when one SAE has no live latent. The time grows with the cube of the
-    number of live latents: seconds for 2,000, minutes for 10,000.
+    or batches of them). NaN when one SAE has no live latent. It takes seconds: of more than 4,096 live
+    latents a sample is matched.
     """
     batches = [rows] if isinstance(rows, Tensor) else list(rows)
     live = [sae.W_dec[live_latents(sae, batches)] for sae in (first, second)]

@@ -81,6 +81,7 @@ class Trainer:
         self.tokens_since_fired_F = torch.zeros(sae_config.d_sae, dtype=torch.int64, device=device)
         """Training tokens since each latent last fired."""
         self._evaluation: tuple[int, ReconstructionSums] | None = None
+        self._dictionary: tuple[int, dict[str, float]] | None = None
 
     def read_as(self, mean_D: Tensor, scale: float) -> None:
         """Train the SAE on ``scale * (x - mean_D)``; the SAE of ``sae()`` reads ``x`` itself."""
@@ -191,11 +192,17 @@ class Trainer:
     def final_metrics(self) -> dict[str, Any]:
         """``metrics()``, the similarity of the decoder's rows to each other, and, when the true
         atoms are known, to those."""
-        W_dec_FD = self.model.W_dec.detach()
-        metrics = {**self.metrics(), **decoder_statistics(W_dec_FD)}
-        if self.truth is not None:
-            metrics["mmcs"], metrics["recovered"] = mmcs(self.truth.to(W_dec_FD), W_dec_FD)
-        return metrics
+        return {**self.metrics(), **self._compared()}
+
+    def _compared(self) -> dict[str, float]:
+        """The metrics of the decoder's rows at this step, computed once."""
+        if self._dictionary is None or self._dictionary[0] != self.step:
+            W_dec_FD = self.model.W_dec.detach()
+            found = decoder_statistics(W_dec_FD)
+            if self.truth is not None:
+                found["mmcs"], found["recovered"] = mmcs(self.truth.to(W_dec_FD), W_dec_FD)
+            self._dictionary = self.step, found
+        return self._dictionary[1]
 
     def live_decoder(self) -> Tensor:
         """The decoder rows ``[live, d_in]`` of the latents that fire on the validation rows."""

@@ -4,7 +4,7 @@ Shapes: S sequences, T tokens, D d_in, N rows.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from raysae.activations.writer import SiteRows, to_storage
 from raysae.errors import UserError
-from raysae.sites import Position, Site
-from raysae.transformer.hookpoints import Tap, check_sums, find_taps
+from raysae.sites import Position, Site, hookpoints_in_sites
+from raysae.transformer.hookpoints import Tap, Taps, check_sums, find_taps
 from raysae.transformer.layouts import Batch, batch_first, layouts_of, tensors_of, tensors_taken
 from raysae.transformer.sequence import TokenSequence
-from raysae.transformer.steadiness import check_same_rows, settle_padding
+from raysae.transformer.steadiness import AllRows, check_same_rows, settle_padding
 from raysae.transformer.towers import find_tower, input_embedding, longest_text, run_tower, test_ids
 from raysae.transformer.vocabulary import check_token_ids
 
@@ -30,21 +30,32 @@ CHECKED_TOKENS = 64
 
 Index = tuple[Tensor, Tensor]
 """The row and column index of some tokens of a batch."""
+Place = tuple[str | None, int]
+"""A hookpoint, as sites name it, and a layer."""
 
 
 class Capturer:
-    """A loaded transformer that captures activations at ``hookpoint`` of ``layers``.
+    """A loaded transformer that captures activations at ``hookpoint`` of ``layers``, or at several.
 
-    The rows have the store's ``dtype``. Short test passes find where the hookpoint is read. Raises
+    The rows have the store's ``dtype``. Short test passes find where each hookpoint is read. Raises
     UserError when the model has no such hookpoint, or its rows change with the other texts of a batch.
     """
 
-    def __init__(self, model: Any, *, hookpoint: str, layers: Iterable[int], dtype: str):
+    def __init__(
+        self, model: Any, *, hookpoint: str | Sequence[str], layers: Iterable[int], dtype: str
+    ):
         self.model = model.eval().requires_grad_(False)
-        self.hookpoint, self.dtype = hookpoint, dtype
+        names = (hookpoint,) if isinstance(hookpoint, str) else tuple(hookpoint)
+        self.hookpoint, self.dtype = ", ".join(names), dtype
         self.tower = find_tower(model)
-        self._taps = find_taps(model, self.tower, hookpoint, list(layers))
-        self._layers, self._last = tuple(self._taps.by_layer), False
+        self._every_layer = self._layers = tuple(layers)
+        self._last = False
+        self._hookpoints = hookpoints_in_sites(names)
+        """How sites name the hookpoints: the only one has no name in them."""
+        self._taps: dict[str | None, Taps] = {
+            named: find_taps(model, self.tower, name, self._layers)
+            for named, name in zip(self._hookpoints, names, strict=True)
+        }
         self._device = next(model.parameters()).device
         self._checked = False
         weight = getattr(input_embedding(model), "weight", None)
@@ -52,16 +63,24 @@ class Capturer:
         self.reach = longest_text(model, self.tower)
         """The tokens that the model's embeddings of positions reach; None when it has none."""
         self._computes = next(model.parameters()).dtype
-        self.padding = settle_padding(self._all_rows, test_ids(model), self._computes)
+        held = [
+            settle_padding(self._rows_of_texts(one), test_ids(model), self._computes)
+            for one in self._hookpoints
+        ]
+        self.padding = all(held)
         """Whether texts of several lengths may run in one batch."""
 
-    def only(self, layers: Iterable[int]) -> "Capturer":
+    def only(
+        self, layers: Collection[int], hookpoints: Collection[str | None] | None = None
+    ) -> "Capturer":
         """Read these layers alone from now on, and compute no block above the highest of them.
 
-        Their rows are the same to the bit. Returns itself.
+        ``hookpoints`` are those to read, as sites name them; None: all. The rows are the same to the
+        bit. Returns itself.
         """
-        wanted = set(layers)
-        self._layers = tuple(layer for layer in self._taps.by_layer if layer in wanted)
+        named = self._taps if hookpoints is None else hookpoints
+        self._hookpoints = tuple(name for name in self._taps if name in named)
+        self._layers = tuple(layer for layer in self._every_layer if layer in layers)
         self._last = True
         return self
 
@@ -73,7 +92,8 @@ class Capturer:
         patterns: Iterable[str] = (),
         report: Callable[[int], None] = lambda tokens: None,
     ) -> dict[Site, SiteRows]:
-        """The rows ``[N, d_in]`` of every layer at every position, in the order of ``sequences``.
+        """The rows ``[N, d_in]`` of every hookpoint and layer at every position, in the order of
+        ``sequences``: one forward pass reads them all.
 
         Sequences run in right-padded batches of similar length. Only the rows at ``positions`` stay in
         memory. ``patterns`` are the names of the patterns that the sequences were made with. ``report``
@@ -86,7 +106,12 @@ class Capturer:
                 check_token_ids(sequence.token_id, self.embedding_rows, sequence.sequence)
         names = list(patterns)
         picks = {p: [sequence.places(p, names) for sequence in sequences] for p in positions}
-        sites = [Site(layer, position) for layer in self._layers for position in picks]
+        sites = [
+            Site(layer, position, hookpoint)
+            for layer in self._layers
+            for position in picks
+            for hookpoint in self._hookpoints
+        ]
         captured: dict[Site, list[Tensor]] = {site: [] for site in sites}
         limit = FORWARD_TOKENS[self._device.type]
         batches = list(_batches(sequences, limit, self.padding))
@@ -96,8 +121,7 @@ class Capturer:
             rows = self._capture(ids, where)
             self._check_first(ids, where, rows)
             for site in sites:
-                picked_ND = rows[site.layer, site.position]
-                captured[site].append(to_storage(picked_ND, self.dtype, site).cpu())
+                captured[site].append(to_storage(rows[site], self.dtype, site).cpu())
             report(sum(len(sequences[i]) for i in batch))
         order = [i for batch in batches for i in batch]
         return {
@@ -107,15 +131,15 @@ class Capturer:
 
     def _capture(
         self, ids: list[NDArray[np.int32]], where: Mapping[Position, Index]
-    ) -> dict[tuple[int, Position], Tensor]:
-        """One forward pass: the rows ``[N, D]`` of every layer at the tokens ``where``."""
+    ) -> dict[Site, Tensor]:
+        """One forward pass: the rows ``[N, D]`` of every hookpoint and layer at the tokens ``where``."""
         width = max(map(len, ids))
         input_ids = np.zeros((len(ids), width), dtype=np.int64)  # the padding is masked
         mask = np.zeros_like(input_ids)
         for number, row in enumerate(ids):
             input_ids[number, : len(row)] = row
             mask[number, : len(row)] = 1
-        rows: dict[tuple[int, Position], Tensor] = {}
+        rows: dict[Site, Tensor] = {}
         batch = Batch(len(ids), width)
         with torch.inference_mode(), self._hooks(batch, where, rows), suppress(_Reached):
             run_tower(self.tower.forward, torch.from_numpy(input_ids), torch.from_numpy(mask))
@@ -123,24 +147,27 @@ class Capturer:
 
     @contextmanager
     def _hooks(
-        self,
-        batch: Batch,
-        where: Mapping[Position, Index],
-        rows: dict[tuple[int, Position], Tensor],
+        self, batch: Batch, where: Mapping[Position, Index], rows: dict[Site, Tensor]
     ) -> Iterator[None]:
         """Within the block, the taps add their rows to ``rows``."""
 
-        def add(layer: int, tap: Tap, given: Tensor) -> None:
-            activation_BTD = self._read(given, tap, batch)
+        def add(place: Place, tap: Tap, given: Tensor) -> None:
+            hookpoint, layer = place
+            activation_BTD = self._read(given, tap, batch, hookpoint or self.hookpoint)
             for position, index in where.items():
                 picked_ND = activation_BTD[index]  # a copy: later code may change the tensor
                 if tap.factor != 1.0:
                     picked_ND = picked_ND.float() * tap.factor
-                before = rows.get((layer, position))
-                rows[layer, position] = picked_ND if before is None else before + picked_ND
+                site = Site(layer, position, hookpoint)
+                before = rows.get(site)
+                rows[site] = picked_ND if before is None else before + picked_ND
 
-        taps = self._taps.by_layer
-        handles = [_attach(tap, layer, add) for layer in self._layers for tap in taps[layer]]
+        handles = [
+            _attach(tap, (hookpoint, layer), add)
+            for hookpoint in self._hookpoints
+            for layer in self._layers
+            for tap in self._taps[hookpoint].by_layer[layer]
+        ]
         if self._last:
             handles.append(self.tower.blocks[max(self._layers)].register_forward_hook(_stop))
         try:
@@ -149,30 +176,37 @@ class Capturer:
             for handle in handles:
                 handle.remove()
 
-    def _read(self, given: Tensor, tap: Tap, batch: Batch) -> Tensor:
+    def _read(self, given: Tensor, tap: Tap, batch: Batch, hookpoint: str) -> Tensor:
         if tap.layout not in layouts_of(given, batch, self.tower.d_in):
             raise UserError(
                 f"{type(self.model).__name__}: over {batch.sequences} texts of {batch.tokens} tokens, "
-                f"{self.hookpoint} has shape {tuple(given.shape)}; in the test pass it was {tap.layout}, "
+                f"{hookpoint} has shape {tuple(given.shape)}; in the test pass it was {tap.layout}, "
                 "so raysae cannot tell which row is which token"
             )
         return batch_first(given, tap.layout, batch)
 
-    def _all_rows(self, ids_BT: list[Tensor]) -> list[Tensor]:
-        """All rows of each text in one batch, of all layers: ``[layers * T, D]`` a text."""
-        ids = [row.numpy().astype(np.int32) for row in ids_BT]
-        where: dict[Position, Index] = {
-            number: _flat([np.arange(len(row) * (number == n)) for n, row in enumerate(ids)])
-            for number in range(len(ids))
-        }
-        rows = self._capture(ids, where)
-        return [torch.cat([rows[layer, n] for layer in self._layers]) for n in range(len(ids))]
+    def _rows_of_texts(self, hookpoint: str | None) -> AllRows:
+        """What gives all rows of each text in one batch, of all layers: ``[layers * T, D]`` a text."""
+
+        def run(ids_BT: list[Tensor]) -> list[Tensor]:
+            ids = [row.numpy().astype(np.int32) for row in ids_BT]
+            where: dict[Position, Index] = {
+                number: _flat([np.arange(len(row) * (number == n)) for n, row in enumerate(ids)])
+                for number in range(len(ids))
+            }
+            rows = self._capture(ids, where)
+            return [
+                torch.cat([rows[Site(layer, n, hookpoint)] for layer in self._layers])
+                for n in range(len(ids))
+            ]
+
+        return run
 
     def _check_first(
         self,
         ids: list[NDArray[np.int32]],
         where: Mapping[Position, Index],
-        rows: Mapping[tuple[int, Position], Tensor],
+        rows: Mapping[Site, Tensor],
     ) -> None:
         """On the first batch: the shortest text has the same rows alone, and the blocks' parts add up."""
         if self._checked:
@@ -180,15 +214,23 @@ class Capturer:
         self._checked = True
         longest = ids[-1][:CHECKED_TOKENS].astype(np.int64)
         if len(longest) > 3:
-            other = np.roll(longest, 1)
-            check_sums(
-                self.tower, self._taps, torch.from_numpy(np.stack([longest, other, longest]))
-            )
+            texts = torch.from_numpy(np.stack([longest, np.roll(longest, 1), longest]))
+            sublayers = {
+                layer: x for taps in self._taps.values() for layer, x in taps.sublayers.items()
+            }
+            check_sums(self.tower, sublayers, texts)
         here = {p: (row[row == 0], column[row == 0]) for p, (row, column) in where.items()}
         alone = self._capture(ids[:1], here)
         first = {p: row == 0 for p, (row, _) in where.items()}
-        batch = [rows[key][first[key[1]].to(rows[key].device)] for key in alone]
-        check_same_rows(torch.cat(list(alone.values())), torch.cat(batch), len(ids), self._computes)
+        batch = {site: rows[site][first[site.position].to(rows[site].device)] for site in alone}
+        for hookpoint in self._hookpoints:
+            sites = [site for site in alone if site.hookpoint == hookpoint]
+            check_same_rows(
+                torch.cat([alone[site] for site in sites]),
+                torch.cat([batch[site] for site in sites]),
+                len(ids),
+                self._computes,
+            )
 
 
 class _Reached(Exception):
@@ -208,16 +250,16 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _attach(tap: Tap, layer: int, add: Callable[[int, Tap, Tensor], None]) -> Any:
+def _attach(tap: Tap, place: Place, add: Callable[[Place, Tap, Tensor], None]) -> Any:
     if tap.is_input:
 
         def take_input(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            add(layer, tap, tensors_taken(args, kwargs)[tap.index])
+            add(place, tap, tensors_taken(args, kwargs)[tap.index])
 
         return tap.module.register_forward_pre_hook(take_input, with_kwargs=True)
 
     def take_output(_module: nn.Module, _args: tuple, output: Any) -> None:
-        add(layer, tap, list(tensors_of(output))[tap.index])
+        add(place, tap, list(tensors_of(output))[tap.index])
 
     return tap.module.register_forward_hook(take_output)
 

@@ -71,14 +71,15 @@ def find_taps(model: nn.Module, tower: Tower, hookpoint: str, layers: Iterable[i
     return Taps(found, sublayers)
 
 
-def check_sums(tower: Tower, taps: Taps, ids_BT: Tensor) -> None:
-    """Check on ``ids_BT`` that each block's output is its input plus what was found in the test pass.
+def check_sums(tower: Tower, sublayers: dict[int, Sublayers], ids_BT: Tensor) -> None:
+    """Check on ``ids_BT`` that each block's output is its input plus what was found in the test pass:
+    ``sublayers`` by layer.
 
     The first and the last sequence must be the same. Raises UserError with the figure where it is not.
     """
 
     def check(layer: int, record: BlockRecord) -> None:
-        rest = rest_of_sum(record, taps.sublayers[layer])
+        rest = rest_of_sum(record, sublayers[layer])
         if rest is not None:
             raise UserError(
                 f"{type(tower.blocks[layer]).__name__} (layer {layer}): over these texts its output is "
@@ -86,8 +87,8 @@ def check_sums(tower: Tower, taps: Taps, ids_BT: Tensor) -> None:
                 "over. attn_out and mlp_out cannot be read here; use resid_pre or resid_post"
             )
 
-    if taps.sublayers:
-        record_blocks(tower, taps.sublayers, ids_BT, check)
+    if sublayers:
+        record_blocks(tower, sublayers, ids_BT, check)
 
 
 def record_blocks(tower: Tower, layers: Iterable[int], ids_BT: Tensor, use: Any) -> None:

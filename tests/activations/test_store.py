@@ -167,7 +167,7 @@ def break_json(store):
         (truncate, "truncated"),
         (remove_shard, "missing"),
         (flip_byte, "altered"),
-        (newer_format, "format_version 9; this raysae reads 2; upgrade raysae"),
+        (newer_format, "format_version 9; this raysae reads 2 and 3; upgrade raysae"),
         (list_twice, "listed twice"),
         (escape, "outside"),
         (break_json, "JSON"),
@@ -219,6 +219,7 @@ def test_a_store_is_not_overwritten(world_store):
         (Site(8, 3), "layer=08/position=03"),
         (Site(0, -1), "layer=00/position=-1"),
         (Site(11, "all"), "layer=11/position=all"),
+        (Site(8, 3, "mlp_out"), "hookpoint=mlp_out/layer=08/position=03"),
     ],
 )
 def test_sites_name_folders_and_back(site, folder):

@@ -107,15 +107,16 @@ def test_no_cpu_left_for_reading_is_refused_with_what_to_do(monkeypatch, two_nod
 @pytest.mark.parametrize(
     ("there", "asked", "trials", "computing"),
     [
-        ({"CPU": 2}, {}, 1, 1), ({"CPU": 5}, {}, 3, 2), ({"CPU": 8}, {"max_concurrent": 3}, 2, 1),
-        ({"CPU": 16, "GPU": 1}, {}, 3, 1),
+        ({"CPU": 2}, {}, (1, 1.0), (2, 0.5)), ({"CPU": 5}, {}, (3, 1.0), (4, 0.5)),
+        ({"CPU": 8}, {"max_concurrent": 3}, (2, 1.0), (2, 0.5)),
+        ({"CPU": 16, "GPU": 1}, {}, (3, 1.0), (1, 1.0)),
     ],
 )  # fmt: skip
 def test_live_rows_have_workers_of_their_own(monkeypatch, there, asked, trials, computing):
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
     monkeypatch.setattr(placement_module, "_gpu_memory", lambda: None)
     found = beside_live(ResourcesConfig(**asked))
-    assert [one.workers for one in found] == [trials, computing]
+    assert [(one.workers, one.cpus) for one in found] == [trials, computing]
 
 
 def test_one_cpu_is_too_little_for_live_rows(monkeypatch):

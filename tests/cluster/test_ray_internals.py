@@ -1,14 +1,18 @@
 """What a sweep's own Ray leaves out; and another release of Ray, which is then started plainly."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from ray import tune
 from ray._private import parameter, services
 from ray.air._internal import usage
-from ray.tune.execution import class_cache
+from ray.tune.execution import class_cache, tune_controller
+from ray.tune.search import Searcher
 
 from raysae.cluster.ray_internals import (
     MAX_PRELOADED,
@@ -160,13 +164,71 @@ def test_a_trial_that_has_begun_is_not_begun_again(connected_ray, caplog):
 def test_what_was_replaced_is_put_back():
     def names():
         start = parameter.RayParams, services.start_api_server
-        return *start, class_cache.DEFAULT_ENV_VARS, usage.tag_callbacks
+        workers = tune_controller._ObjectCache
+        return *start, class_cache.DEFAULT_ENV_VARS, usage.tag_callbacks, workers
 
     before = names()
     with pytest.raises(KeyError), fewer_processes(ResourcesConfig()), fewer_tune_steps():
         assert not {id(one) for one in names()} & {id(one) for one in before}
         raise KeyError
     assert names() == before and "PL_DISABLE_FORK" in class_cache.DEFAULT_ENV_VARS
+
+
+class InWaves(Searcher):
+    """Two trials at a time: the next two once both have ended."""
+
+    def __init__(self):
+        super().__init__(metric="worker", mode="max")
+        self.begun, self.ended = 0, 0
+
+    def suggest(self, trial_id):
+        if self.begun == 2 and self.ended < 2:
+            return None
+        self.begun += 1
+        return {"number": self.begun}
+
+    def on_trial_complete(self, trial_id, result=None, error=False):
+        self.ended += 1
+
+
+class Together(tune.Trainable):
+    """Ends when the other trial of its wave has begun too."""
+
+    def setup(self, config, folder):
+        self.folder = folder
+        self.reset_config(config)
+
+    def step(self):
+        (self.folder / str(self.number)).touch()
+        other = self.folder / str((self.number - 1 ^ 1) + 1)
+        until = time.monotonic() + 100
+        while not other.exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        return {"worker": os.getpid(), "done": True}
+
+    def reset_config(self, new_config):
+        self.number = new_config["number"]
+        return True
+
+
+def test_the_workers_of_a_wave_are_those_of_the_next(connected_ray, tmp_path):
+    together = tune.with_parameters(Together, folder=tmp_path)
+
+    def fit():
+        return tune.Tuner(
+            tune.with_resources(together, {"cpu": 1}),
+            tune_config=tune.TuneConfig(
+                search_alg=InWaves(), num_samples=4, max_concurrent_trials=2, reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                storage_path=str(tmp_path), verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        ).fit()  # fmt: skip
+
+    results = run_tune(fit, ResourcesConfig(), lambda: False)
+    assert len(results) == 4
+    assert len({result.metrics["worker"] for result in results}) == 2
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def computing():
     """The processes that compute live rows, once there is one."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        found = processes_below(b"ray::MapWorker(MapBatches(_Forward))")
+        found = processes_below(b"ray::MapBatches(forward)")
         if found:
             return found
         time.sleep(0.01)

@@ -28,7 +28,10 @@ from raysae.records.folder import open_run
 from raysae.records.mlflow_listener import MLflowRecorder
 from raysae.records.tables import read_table, write_table
 from raysae.report import plots
+from raysae.report.heatmaps import heatmap
 from raysae.report.page import template
+from raysae.report.profiles import profiles
+from raysae.report.site_curves import Curve, site_curves
 from raysae.transformer.texts import TextSpec, read_documents
 
 STEERING = {
@@ -233,12 +236,16 @@ def test_plots_show_names_as_text(name):
 def test_every_plot_is_drawn_whatever_the_names(name, tmp_path):
     file = tmp_path / "x.png"
     sites = [{"layer": 0, "position": name, "explained_variance": 0.5}]
+    grid = [{**sites[0], "layer": layer, "position": at} for layer in (0, 1) for at in (name, "0")]
     history = [{"tokens": 1, "explained_variance": 0.1}, {"tokens": 2, "explained_variance": 0.2}]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plots.ev_against_l0(ROWS, 0, name, file)
         plots.training_curves({name: history, f"{name}2": history}, [8, 16], name, file)
-        plots.heatmap(sites, registered()["explained_variance"], name, name, file)
+        for rows in (sites, grid):
+            heatmap(rows, registered()["explained_variance"], name, name, file)
+        profiles(grid, name, name, file)
+        site_curves([Curve(name, history)], 1, name, file)
         plots.ev_by_model({name: ROWS}, {name: 1}, file)
         plots.atlas_by_depth({name: sites}, {name: None}, file)
     assert file.stat().st_size > 1000

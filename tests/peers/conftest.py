@@ -12,9 +12,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from raysae.sae import SAE, export_sae, load_sae
+from raysae import Site, export_atlas
+from raysae.sae import SAE, export_sae, load_sae, save_sae
 from raysae.sae.variants import VARIANTS
-from tests.sae.lively import lively, rows
+from tests.sae.lively import METADATA, lively, rows
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).parent / "peer_program.py"
@@ -31,6 +32,8 @@ TAKEN = {
     "dictionary_learning": list(OURS),
 }
 """Which of them each format takes."""
+ATLAS = {Site(0, -1): "topk", Site(0, "all"): "gated", Site(11, "all"): "batch_topk"}
+"""The sites of an atlas that is exported to SAELens whole, each with its variant."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,9 @@ def exchange(peer_python, tmp_path_factory) -> Exchange:
     for format, names in TAKEN.items():
         for name in names:
             export_sae(lively(*OURS[name]), folder / "ours" / format / name, format)
+    for site, variant in ATLAS.items():
+        save_sae(lively(variant), folder / "own" / site.folder, {**METADATA, "layer": site.layer})
+    export_atlas(folder / "own", folder / "atlas" / "saelens", "saelens")
     done = subprocess.run(
         [peer_python, PROGRAM, folder],
         env={

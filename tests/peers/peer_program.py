@@ -1,9 +1,10 @@
 """What SAELens, sparsify and dictionary_learning make of our SAEs, and SAEs of their own making.
 
 ``python peer_program.py FOLDER``, in the environment of scripts/peers.sh, where raysae is not. Reads
-``x.safetensors`` and the SAEs in ``ours/FORMAT/NAME``; saves its own in ``theirs/FORMAT/NAME``. For all
-of them, loaded by the library itself, it writes ``features`` and ``reconstruction`` of x into
-``answers/WHOSE/FORMAT/NAME.safetensors`` and the library's own figures beside them, into ``NAME.json``.
+``x.safetensors``, the SAEs in ``ours/FORMAT/NAME`` and those of atlases in ``atlas/FORMAT/NAME``; saves
+its own in ``theirs/FORMAT/NAME``. For all of them, loaded by the library itself, it writes ``features``
+and ``reconstruction`` of x into ``answers/WHOSE/FORMAT/NAME.safetensors`` and the library's own figures
+beside them, into ``NAME.json``.
 
 Tests read the names of the cases from here, so that nothing above a function imports a peer.
 """
@@ -90,7 +91,8 @@ def main(folder: Path) -> None:
         for number, name in enumerate(CASES[format]):
             torch.manual_seed(number)
             save(name, folder / "theirs" / format / name)
-    for sae in [*folder.glob("ours/*/*"), *folder.glob("theirs/*/*")]:
+    atlas = [config.parent for config in folder.glob("atlas/*/*/cfg.json")]
+    for sae in [*folder.glob("ours/*/*"), *folder.glob("theirs/*/*"), *atlas]:
         loaded = LOAD[sae.parent.name](sae)
         answer = folder / "answers" / sae.relative_to(folder)
         answer.parent.mkdir(parents=True, exist_ok=True)
@@ -148,6 +150,8 @@ def load_saelens(folder: Path) -> Loaded:
             "architecture": sae.cfg.architecture(),
             "hook_name": sae.cfg.metadata.hook_name,
             "model_name": sae.cfg.metadata.model_name,
+            "context_size": sae.cfg.metadata.context_size,
+            "dataset_path": sae.cfg.metadata.dataset_path,
             "evaluation": saelens_evaluation(sae, x),
             "training": saelens_training_log(sae, x),
             "constant": saelens_evaluation_of_constant_rows(x),

@@ -6,9 +6,11 @@ import math
 import pytest
 import torch
 
+from raysae import open_atlas
 from raysae.sae.metrics import evaluate, mean_of_rows
-from tests.peers.conftest import TAKEN
+from tests.peers.conftest import ATLAS, TAKEN
 from tests.peers.peer_program import BATCHES, CASES
+from tests.sae.lively import lively
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
@@ -74,6 +76,20 @@ def test_saelens_knows_where_our_activations_came_from(exchange):
 def test_we_know_where_their_activations_came_from(exchange):
     assert exchange.sae("theirs", "saelens", "gated").metadata["model"] == {"id": "m"}
     assert exchange.sae("theirs", "dictionary_learning", "AutoEncoder").metadata["layer"] == 8
+
+
+@pytest.mark.parametrize("site", ATLAS, ids=str)
+def test_an_atlas_goes_to_saelens_and_comes_back(exchange, site):
+    atlas = open_atlas(exchange.folder / "atlas" / "saelens")
+    name = atlas.files.saes[site].name
+    features = lively(ATLAS[site])(exchange.x).features
+    told = exchange.figures("atlas", "saelens", name)
+    assert told["hook_name"] == f"blocks.{site.layer}.hook_resid_post"
+    assert (told["model_name"], told["context_size"]) == ("gpt2", 128)
+    assert told["dataset_path"] == "some/texts"
+    answer = exchange.answer("atlas", "saelens", name)
+    torch.testing.assert_close(features, answer["features"], **CLOSE)
+    torch.testing.assert_close(features, atlas[site](exchange.x).features, **CLOSE)
 
 
 # Where the definitions differ

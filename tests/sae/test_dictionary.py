@@ -7,11 +7,13 @@ import torch
 from torch.nn.functional import normalize
 
 import raysae
-from raysae.sae import build_sae, sae_config
+from raysae.sae import build_sae, dictionary, sae_config
 from raysae.sae.dictionary import (
+    agreement,
     best_match,
     decoder_statistics,
     least_mean_square_cosine,
+    matches,
     mean_square_cosine,
     mmcs,
 )
@@ -60,6 +62,47 @@ def test_decoder_statistics_do_not_see_norms_and_look_at_other_rows_only():
     assert found["decoder_cosine_nearest_mean"] == pytest.approx(float(nearest.mean()), abs=1e-6)
     assert found["decoder_cosine_nearest_max"] == pytest.approx(float(nearest.max()), abs=1e-6)
     assert set(decoder_statistics(rows[:1]).values()) == {0.0}
+
+
+def test_of_wide_dictionaries_the_mean_square_is_exact_and_the_nearest_of_a_sample(monkeypatch):
+    rows = unit_rows(700, 24).float()
+    exact = decoder_statistics(rows)
+    monkeypatch.setattr(dictionary, "ALL_PAIRS", 600)
+    monkeypatch.setattr(dictionary, "ROWS_AT_ONCE", 128)
+    monkeypatch.setattr(dictionary, "NEAREST_SAMPLE", 700)
+    whole = decoder_statistics(rows)
+    assert whole.pop("decoder_cosine_nearest_latents") == 700
+    assert whole == pytest.approx(exact, rel=1e-5, abs=1e-9)
+    monkeypatch.setattr(dictionary, "NEAREST_SAMPLE", 300)
+    sampled = decoder_statistics(rows)
+    assert sampled == decoder_statistics(rows)  # always the same sample
+    assert sampled["decoder_cosine_nearest_latents"] == 300
+    assert sampled["decoder_cosine_mean_square"] == whole["decoder_cosine_mean_square"]
+    close = {name: whole[name] for name in exact}
+    assert {name: sampled[name] for name in exact} == pytest.approx(close, abs=0.03)
+    assert sampled["decoder_cosine_nearest_max"] <= whole["decoder_cosine_nearest_max"]
+
+
+def test_of_more_dimensions_than_rows_all_pairs_are_compared(monkeypatch):
+    monkeypatch.setattr(dictionary, "ALL_PAIRS", 10)
+    assert "decoder_cosine_nearest_latents" not in decoder_statistics(unit_rows(30, 40))
+    assert "decoder_cosine_nearest_latents" in decoder_statistics(unit_rows(41, 40))
+
+
+def test_of_many_latents_a_sample_is_matched_and_the_figure_says_so(monkeypatch):
+    rows, others = unit_rows(400, 32), unit_rows(400, 32, seed=1)
+    half = torch.cat([rows[:200], others[:200]])
+    exact = agreement([[rows, half]])
+    assert set(exact) == {"stability"} and agreement([[rows], [half]]) == {}
+    monkeypatch.setattr(dictionary, "ALL_MATCHED", 300)
+    assert agreement([[rows, half]]) == exact  # the sample would hold all rows
+    monkeypatch.setattr(dictionary, "MATCH_SAMPLE", 100)
+    found = agreement([[rows, half, half.flip(0)]])
+    assert found["stability_latents"] == 100
+    assert best_match(rows, half) == best_match(rows, half)
+    assert best_match(rows, half) == pytest.approx(exact["stability"], abs=0.1)
+    assert best_match(rows, rows.flip(0)) == pytest.approx(1)
+    assert best_match(rows, half[:80]) > 0.8 and matches(400, 80) == 80
 
 
 def test_mmcs_of_the_truth_itself_is_one_and_of_noise_is_not():

@@ -75,12 +75,14 @@ def plan_scans(store: Store, sites: list[Site], recipe: Recipe) -> ScanPlan:
 
 @contextmanager
 def serving(memory: int, workers: int, each: int, patience: float | None) -> Iterator[Any]:
-    """The service for ``workers`` of ``each`` readers, while the block runs; see ``ScanSettings``."""
+    """The service for ``workers`` of ``each`` readers, while the block runs; see ``ScanSettings``.
+
+    A scan has a reader in each of the workers, unless the service is told otherwise.
+    """
     import ray
 
-    service = start_service(ScanSettings(memory, scan_cpus(), workers * each, patience))
+    service = start_service(ScanSettings(memory, scan_cpus(), workers * each, workers, patience))
     try:
-        ray.get(service.expect.remote(workers))
         yield service
     finally:
         ray.kill(service)

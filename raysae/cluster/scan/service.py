@@ -41,6 +41,8 @@ class ScanSettings:
     """CPUs that the reads of a scan may use."""
     readers: int
     """Workers that read at the same time."""
+    expected: int
+    """Readers of one scan, until ``expect`` is called, and after the service was lost and began anew."""
     patience: float | None
     """Seconds that readers wait for a slower one before it gets a scan of its own; None: they always
     wait, as when all must be at the end before anything goes on."""
@@ -63,7 +65,7 @@ class ScanService:
         quiet_libraries()
         self.settings = settings
         self.memory = Memory(settings.memory)
-        self._expected, self._each, self._turn = 1, 1, 0
+        self._expected, self._each, self._turn = settings.expected, 1, 0
         self._running: dict[str, _Running] = {}
         self._actors: dict[str, str] = {}
         """The actor of each reader, as Ray names it."""
@@ -84,6 +86,12 @@ class ScanService:
             self._expected, self._each, self._turn = readers, each, turn
             for running in self._running.values():
                 running.buffer.expect_at_most(readers)
+
+    def begin(self, scan: Scan) -> None:
+        """Begin a scan whose readers are about to come."""
+        with self._lock:
+            if all(running.scan != scan for running in self._running.values()):
+                self._begin(scan, 0)
 
     def join(self, scan: Scan, reader: str, number: int, worker: str, actor: str) -> str:
         """Let ``reader`` take pieces of ``scan`` from ``number`` on; the name of the running scan.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from raysae.errors import UserError
+from raysae.redaction import redacted_values
 from raysae.sae.base import SAE
 from raysae.sae.checkpoint import (
     CONFIG_FILE,
@@ -167,6 +168,20 @@ def read(folder: Path) -> SAE:
         _read_x_minus_b_dec(sae)
     sae.metadata = {"imported_from": "saelens", **_origin(metadata)}
     return sae
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """Where the SAE in ``folder`` comes from, and its d_in, without reading its weights: ``layer``,
+    ``hookpoint``, ``model``, ``dataset``, ``context_length``; None for what is not known.
+
+    Raises UserError when ``cfg.json`` is missing, damaged, or not SAELens's.
+    """
+    path = folder / CONFIG_FILE
+    settings = read_settings(path)
+    require(path, settings, "architecture")
+    (d_in,) = whole_numbers(path, settings, "d_in")
+    metadata = keys_and_values(f"{path}: metadata", settings.get("metadata") or {})
+    return {**redacted_values(_origin(metadata)), "d_in": d_in}
 
 
 def _check(path: Path, settings: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:

@@ -54,6 +54,8 @@ class Demand:
     trials: int
     live: ExtractionPlan | None = None
     """How live rows are computed; None of other stores."""
+    fresh: bool = False
+    """Whether no trial was begun before, so that all begin with the first row."""
 
     def together(self, placement: Placement) -> int:
         """Gangs that are trained at the same time."""
@@ -162,6 +164,8 @@ def _scanned(demand: Demand, reading: Reading) -> Iterator[TrialRows]:
 
 @contextmanager
 def _live(demand: Demand) -> Iterator[TrialRows]:
+    import ray
+
     recipe, store, sites = demand.recipe, demand.store, demand.sites
     assert demand.live is not None and store.live is not None
     trials, computing = beside_live(recipe.resources)
@@ -179,7 +183,10 @@ def _live(demand: Demand) -> Iterator[TrialRows]:
     plan = divide(store, sites, recipe.resources)
     data = LiveData(demand.live, tuple(sites), keep.keep, computing, demand.epochs)
     with serving(plan.memory, workers, each, _patience(recipe)) as service:
+        ray.get(service.expect.remote(workers * each, each))  # else ``begin`` may overtake it
         found = live_sites(data, plan, service)
+        if demand.fresh:
+            service.begin.remote(data.scan(0, service))  # while the trials' workers start
         _print_health(found)
         wave = _wave(demand, placement)
         yield TrialRows(found, placement, wave, _expecting(service, each))

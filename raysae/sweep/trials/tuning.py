@@ -59,7 +59,7 @@ class SweepJob:
         """What the trials read."""
         return Demand(
             self.run.recipe, self.store, self.sites, self.placement, self.proposer.lag,
-            self.proposer.trials, self.live,
+            self.proposer.trials, self.live, fresh=not self.run.holds("trials"),
         )  # fmt: skip
 
     def made(self, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import raysae.cluster.worker as worker_module
 from raysae.cluster.scan.service import ScanService, ScanSettings
 from raysae.cluster.scan.source import PieceSource
 from raysae.cluster.scan.store_scan import StoreScan
-from raysae.extraction.live_scan import LiveScan, _Forward
+from raysae.extraction.live_scan import Forward, LiveScan
 
 
 class Said:
@@ -45,7 +45,7 @@ def read_here(scan, first, cpus):
 
 def computed_here(scan, first):
     """The blocks of a live scan, by its own worker."""
-    worker = _Forward(scan)
+    worker = Forward(scan)
     for shard in islice(scan.pieces(), first, None):
         table = worker(pa.table({"shard": [shard]}))
         yield table, table.nbytes
@@ -63,7 +63,7 @@ def serve_here(patch, memory, readers=1, each=1, patience=None, apart=False):
     patch.setattr(worker_module, "prepare_worker", lambda: "cpu")
     patch.setattr(StoreScan, "blocks", read_here)
     patch.setattr(LiveScan, "_computed", computed_here)
-    service = ScanService(ScanSettings(memory, 1.0, readers, patience))
+    service = ScanService(ScanSettings(memory, 1.0, readers, readers, patience))
     service.expect(readers, each)
     return Here(service, apart)
 

@@ -60,8 +60,8 @@ def live_pass(
     data = LiveData(plan, tuple(sites), keep.keep, computing, epochs)
     seeds = len(settings.seeds)  # each reads a pass of its own, at the pace of the others
     with serving(divided.memory, together * seeds, 1, None) as service:
-        expected = together * seeds, each * seeds
-        ray.get(service.expect.remote(*expected))  # else ``begin`` may overtake it
+        readers = service.expect.remote(together * seeds, each * seeds)
+        ray.get(readers)  # else ``begin`` may overtake it
         if fresh:
             service.begin.remote(data.scan(0, service))  # while the workers start
         yield LivePass(groups, placement, live_sites(data, divided, service))

@@ -84,7 +84,7 @@ def _health(run: RunFolder, store: Store, atlas: list[SiteRow]) -> StoreHealth:
 
 
 def _swept(run: RunFolder, store: Store) -> list[Site]:
-    """The sites of the sweep; none where nothing was searched."""
+    """The sites of the sweep; none without one."""
     if not run.recipe.sweep.enabled:
         return []
     return run.recipe.sites_of(store.layers, store.positions, store.hookpoints)

@@ -8,6 +8,7 @@ from raysae.console.command_line import REFUSED, run_command
 VERBS = {
     "extract": "raysae.extraction.extract_command",
     "sweep": "raysae.pipeline.sweep_command",
+    "atlas": "raysae.pipeline.atlas_command",
     "report": "raysae.report.report_command",
     "store": "raysae.activations.store_command",
     "export": "raysae.export",

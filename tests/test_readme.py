@@ -22,10 +22,11 @@ COMMANDS = [
     for line in block.splitlines()
 ]
 SWEEPS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "raysae.sweep"]]
+ATLASES = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "raysae.atlas"]]
 EXTRACTS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "raysae.extract"]]
 STORES = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "raysae.store"]]
 EXPORTS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "raysae.export"]]
-RUN_BELOW = ("raysae.sweep", "raysae.extract", "raysae.store", "raysae.export")
+RUN_BELOW = ("raysae.atlas", "raysae.sweep", "raysae.extract", "raysae.store", "raysae.export")
 OTHERS = [words for words in COMMANDS if " ".join(words[2:3]) not in RUN_BELOW]
 
 
@@ -132,6 +133,20 @@ def test_sweep_commands(arguments, connected_ray, small_run, tmp_path, capsys):
         filled += sizes
     assert main(filled) == 0
     assert capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_atlas_commands(connected_ray, small_run, tmp_path, capsys):
+    from raysae.pipeline.atlas_command import main
+
+    given, chosen = ATLASES
+    place = [f"store={small_run.run.recipe.store_folder}", "source=null", "records.mlflow=false"]
+    sizes = ["training.epochs=1", f"runs_dir={tmp_path / 'runs'}", "atlas.layers=[1]"]
+    assert main([*given, *place, *sizes]) == 0
+    shutil.copytree(small_run.folder, tmp_path / "small")
+    filled = [word.replace("runs/quickstart", str(tmp_path / "small")) for word in chosen]
+    assert main([word.replace("[0,1]", "[1]") for word in filled]) == 0
+    assert capsys.readouterr().out.count("Atlas:") == 2
 
 
 def test_export_commands(small_run, tmp_path, monkeypatch, capsys):

@@ -58,8 +58,10 @@ def live_pass(
     divided = divide(store, sites, recipe.resources)
     epochs = min(settings.training.passes(store.entry(site).rows.train) for site in sites)
     data = LiveData(plan, tuple(sites), keep.keep, computing, epochs)
-    with serving(divided.memory, together, 1, None) as service:
-        ray.get(service.expect.remote(together, each))  # else ``begin`` may overtake it
+    seeds = len(settings.seeds)  # each reads a pass of its own, at the pace of the others
+    with serving(divided.memory, together * seeds, 1, None) as service:
+        readers = service.expect.remote(together * seeds, each * seeds)
+        ray.get(readers)  # else ``begin`` may overtake it
         if fresh:
             service.begin.remote(data.scan(0, service))  # while the workers start
         yield LivePass(groups, placement, live_sites(data, divided, service))
@@ -78,15 +80,18 @@ def sites_each(store: Store, settings: SiteSettings, sites: list[Site], workers:
     rows = max(store.entry(site).rows.train for site in sites)
     shuffle = settings.training.shuffle_rows
     windows = live_memory(shuffle, rows, store.row_bytes, 1)
-    one = windows + training_bytes(store.d_in, settings.sae.d_sae, settings.training)
+    training = training_bytes(store.d_in, settings.sae.d_sae, settings.training)
+    one = len(settings.seeds) * (windows + training)
     there = memory_there() / workers
     if windows > there:
         check_live_memory(windows, there, shuffle, 1)
     if one > there:
+        seeds = len(settings.seeds)
+        saes = "an SAE" if seeds == 1 else f"a site with {seeds} SAEs"
         raise UserError(
-            f"source.live: an SAE of d_sae {settings.sae.d_sae:,} takes {one / 1e9:.2f} GB, "
-            f"and a worker may take {there / 1e9:.2f} GB; lower training.shuffle_rows or "
-            "resources.max_concurrent"
+            f"source.live: {saes} of d_sae {settings.sae.d_sae:,} takes {one / 1e9:.2f} GB, "
+            f"and a worker may take {there / 1e9:.2f} GB; lower training.shuffle_rows, "
+            "atlas.seeds_per_site or resources.max_concurrent"
         )
     return min(int(there / one), -(-len(sites) // workers))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from raysae.activations import Site, Store
 from raysae.activations.health import LISTED, StoreHealth, health_of_site
+from raysae.atlas.data import nothing_to_train
 from raysae.atlas.live import LivePass, live_pass
 from raysae.atlas.worker import AtlasWork, AtlasWorker, Record, Sites, SiteSettings
 from raysae.cluster.placement import Placement
@@ -61,10 +62,12 @@ def _records(
     missing = []
     for site in sites:
         record = _committed(job, site)
-        if record is None:
-            missing.append(site)
-        else:
+        if record is not None:
             yield site, record
+        elif (reason := nothing_to_train(job.store, site)) is not None:
+            yield site, {"failed": reason}
+        else:
+            missing.append(site)
     outcomes = _trained(job, missing, placement, events)
     with ThreadPoolExecutor(1) as pool, closing(outcomes):
         health = pool.submit(_print_health, job.store, missing)  # while the workers start

@@ -1,7 +1,7 @@
 """The atlas's worker: trains groups of sites, from their checkpoints on, and commits each site."""
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from raysae.cluster.worker import prepare_worker
 from raysae.errors import UserError
 from raysae.extraction.live_rows import LiveSite, ordered
 from raysae.records.commit import commit, provenance
+from raysae.records.members import Key, Members
 from raysae.records.products import trained
 from raysae.records.run_files import RunFiles
 from raysae.redaction import traceback_of
@@ -33,7 +34,8 @@ class SiteSettings:
 
     store: str
     """The store's digest."""
-    seed: int
+    seeds: tuple[int, ...]
+    """The seeds of each site; the SAE of the first is in the site's folder."""
     sae: SAEConfig
     training: TrainingConfig
     parameters: Mapping[str, Any]
@@ -41,7 +43,7 @@ class SiteSettings:
 
     def made(self, site: Site) -> dict[str, Any]:
         """What makes the SAE of a site."""
-        return trained("site", self.store, [site], [self.seed], self.sae, self.training)
+        return trained("site", self.store, [site], self.seeds, self.sae, self.training)
 
     def of(self, site: Site) -> Record:
         """The site, its settings and what makes its SAE, as its committed record has them."""
@@ -92,18 +94,19 @@ class AtlasWorker:
         Yields the sites' reports at each evaluation; ``alive`` is called after every batch.
         """
         started, records = (time.time(), time.monotonic()), self._committed(sites)
-        members = {site: self._member(site, len(sites)) for site in sites if site not in records}
+        trained = {site: self._members(site, len(sites)) for site in sites if site not in records}
         ensemble = Ensemble(
-            list(members.values()), self.device, pack=self.work.pack,
-            checkpoint_seconds=self.work.checkpoint_seconds, on_saved=self._send_checkpoints,
-            after_batch=lambda tokens: alive(),
+            [one for members in trained.values() for one in members.members.values()],
+            self.device, pack=self.work.pack, checkpoint_seconds=self.work.checkpoint_seconds,
+            on_saved=self._send_checkpoints, after_batch=lambda tokens: alive(),
+            on_end=lambda member: _end_site(trained.values(), member),
         )  # fmt: skip
         for _ in ensemble.rounds():
             self.files.check_there()
-            yield {site: _report(member) for site, member in members.items() if member.history}
-            for site, member in members.items():
-                if site not in records and not member.active:
-                    records[site] = self._ended(site, member, started)
+            yield {site: _report(members) for site, members in trained.items() if members.history}
+            for site, members in trained.items():
+                if site not in records and not members.active:
+                    records[site] = self._ended(site, members, started)
         return records
 
     def _committed(self, sites: Sites) -> dict[Site, Record]:
@@ -114,14 +117,18 @@ class AtlasWorker:
         }
         return {site: record for site, record in found.items() if record is not None}
 
-    def _member(self, site: Site, together: int) -> Member:
-        folder = self.files.atlas_site(site)
+    def _members(self, site: Site, together: int) -> Members:
+        """The trainings of a site, one a seed, on the same rows."""
+        folder, settings = self.files.atlas_site(site), self.settings
         remove_leftovers_of(folder)  # of a killed worker
-        rows = self._rows(site, together)
-        return Member(
-            self.settings.sae, self.settings.training, rows.train, rows.validation,
-            self.settings.seed, rows.truth, checkpoint=self.files.checkpoint(folder),
-        )  # fmt: skip
+        rows, members = self._rows(site, together), dict[Key, Member]()
+        for seed in settings.seeds:
+            # live rows pass by, each seed at its own place in them
+            own = self._rows(site, together) if self.work.live and members else rows
+            members[site, seed] = Member(
+                settings.sae, settings.training, own.train, own.validation, seed, own.truth
+            )
+        return Members(members, self.files.checkpoint(folder), apart=len(settings.seeds) > 1)
 
     def _rows(self, site: Site, together: int) -> Splits:
         if self.work.live is None:
@@ -131,26 +138,30 @@ class AtlasWorker:
         return Splits(live.rows("train"), live.rows("validation"))
 
     def _send_checkpoints(self, saved: Sequence[Member]) -> None:
-        for member in saved:
-            assert member.checkpoint is not None
-            self.files.send_checkpoint(member.checkpoint)
+        several = len(self.settings.seeds) > 1
+        places = [member.checkpoint for member in saved if member.checkpoint is not None]
+        for place in dict.fromkeys(place.parent if several else place for place in places):
+            self.files.send_checkpoint(place)
 
-    def _ended(self, site: Site, member: Member, started: tuple[float, float]) -> Record:
+    def _ended(self, site: Site, members: Members, started: tuple[float, float]) -> Record:
         """Commit a site whose training has ended; its record, or why there is none."""
         folder = self.files.atlas_site(site)
         try:
-            if member.failure is not None:
-                raise member.failure
+            if members.failure is not None:
+                raise members.failure
+            source = provenance(self.store, site)
             record = commit(
-                self.files, member.trainer, folder, self.settings.of(site),
-                provenance(self.store, site), member.history, started[0],
-                seconds=time.monotonic() - started[1],
+                self.files, members.first, folder, self.settings.of(site), source, members.history,
+                started[0], seconds=time.monotonic() - started[1], metrics=members.final_metrics(),
+                cost=members.cost if len(members.members) > 1 else {},
+                beside=members.beside(lambda _: source),
             )  # fmt: skip
         except Exception as error:  # one failed site must not end the others
             return {"failed": failure_reason(self.files, folder, error)}
-        member.discard_checkpoint()
+        members.discard_checkpoints()
         self.files.remove_checkpoint(self.files.checkpoint(folder))
-        member.release()
+        for member in members.members.values():
+            member.release()
         return record
 
 
@@ -168,5 +179,12 @@ def failure_reason(files: RunFiles, folder: Path, error: Exception) -> str:
     return reason + hint
 
 
-def _report(member: Member) -> Record:
-    return {**member.history[-1], "steps": member.trainer.steps if member.begun else 0}
+def _end_site(sites: Iterable[Members], ended: Member) -> None:
+    """End the other seeds of a member's site: without one of them it has no figures."""
+    for members in sites:
+        members.end_with(ended)
+
+
+def _report(members: Members) -> Record:
+    begun = members.trainers
+    return {**members.history[-1], "steps": members.first.steps if begun else 0}

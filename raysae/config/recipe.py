@@ -28,7 +28,7 @@ from raysae.config.places import path_in, tracking_in
 from raysae.config.resources import ResourcesConfig
 from raysae.config.search import Choices, SelectConfig, SweepConfig
 from raysae.config.searched import as_number, with_searched_defaults
-from raysae.config.section import PositionKey, Section
+from raysae.config.section import PositionKey, Positive, Section
 from raysae.config.source import SourceConfig
 from raysae.errors import UserError
 from raysae.printable import printable
@@ -93,6 +93,9 @@ class AtlasConfig(Section):
     """Positions of the store; null takes every one."""
     hookpoints: tuple[str, ...] | None = None
     """Hookpoints of the store; null takes every one."""
+    seeds_per_site: Positive = 1
+    """Seeds each site is trained with; figures are their means, ``stability`` says how far they found the
+    same latents, and the SAEs of the further seeds lie beside the first one's."""
 
 
 class RecordsConfig(Section):
@@ -162,8 +165,17 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _seeds(self) -> "Recipe":
-        if self.seed + self.sweep.seeds_per_trial - 1 > LARGEST_SEED:
+        most = max(self.sweep.seeds_per_trial, self.atlas.seeds_per_site)
+        if self.seed + most - 1 > LARGEST_SEED:
             raise ValueError(f"seed is {self.seed}; the seeds of a run are below 2^32")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> "Recipe":
+        if not (self.sweep.enabled or self.atlas.enabled):
+            raise ValueError(
+                "sweep.enabled and atlas.enabled are both false; nothing is left to train"
+            )
         return self
 
     @model_validator(mode="after")
@@ -184,6 +196,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _models(self) -> "Recipe":
+        if self.models and self.sweep.per_layer is not None:
+            raise ValueError(
+                "models and sweep.per_layer are both given; make a recipe with per_layer for each model"
+            )
         for name in self.models:
             try:
                 self.of_model(name)
@@ -207,6 +223,20 @@ class Recipe(Section):
         if reserved:
             raise UserError(f"models.{name}: {', '.join(reserved)} cannot be a model's own")
         return parse_recipe(merged(data, own), f"models.{name}")
+
+    def of_layer(self, layer: int) -> "Recipe":
+        """The recipe of one of the layers of ``sweep.per_layer``: its search and its atlas."""
+        data = self.dump()
+        data |= {"name": f"layer-{layer:02d}", "runs_dir": self.run_uri or str(self.run_folder)}
+        data["store"] = self.store_uri or str(self.store_folder)
+        data["sweep"] |= {"per_layer": None, "layer": layer}
+        data["atlas"] |= {"layers": [layer]}
+        return parse_recipe(data, f"sweep.per_layer: layer {layer}")
+
+    @property
+    def several(self) -> bool:
+        """Whether it stands for several runs: one for each model, or for each layer."""
+        return bool(self.models) or self.sweep.per_layer is not None
 
     @property
     def base(self) -> Path:

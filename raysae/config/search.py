@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
@@ -133,6 +134,9 @@ class Constraint(Section):
 class SweepConfig(Section):
     """Which SAE configs are tried, and where."""
 
+    enabled: bool = True
+    """Whether to search. False trains the atlas with ``sae`` and ``training`` as they are given, as
+    ``python -m raysae.atlas`` does; the other keys of the search then have no effect."""
     layer: int | None = None
     """The layer swept; null takes the middle of the store's layers."""
     position: PositionKey | None = None
@@ -143,6 +147,9 @@ class SweepConfig(Section):
     """Several sites to sweep at once, such as ``{layer: 8, position: -1}`` (and ``hookpoint``), instead
     of ``layer``, ``position`` and ``hookpoint``: each config is trained at every one, and figures are
     their means; ``explained_variance_worst`` is that of the worst."""
+    per_layer: Literal["all"] | Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    """Layers (or all of the store) that each get a search and a sweet spot of their own, by which the
+    atlas of that layer is trained; a run for each, in a folder of this one."""
     sampler: Sampler = "tpe"
     """How configs are proposed: Optuna's TPE or NSGA-II, at random, every combination, or
     ``configs``."""
@@ -191,6 +198,15 @@ class SweepConfig(Section):
     """Whether proposals wait for the trials they follow from; false never waits for a straggler, and
     two runs of one recipe then try different configs."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _given_config(cls, data: Any) -> Any:
+        """Without a search there is one config, which replaces nothing; unknown keys are refused."""
+        if not isinstance(data, Mapping) or data.get("enabled") is not False:
+            return data
+        unknown = {key: value for key, value in data.items() if key not in cls.model_fields}
+        return {**unknown, "enabled": False, "sampler": "list", "configs": ({},), "space": {}}
+
     @model_validator(mode="after")
     def _coherent(self) -> "SweepConfig":
         if self.sampler == "list" and not self.configs:
@@ -236,6 +252,8 @@ class SweepConfig(Section):
             raise ValueError(
                 "sites stands instead of layer, position and hookpoint; leave those out"
             )
+        if self.per_layer is not None and (self.sites or self.layer is not None):
+            raise ValueError("per_layer stands instead of layer and sites; leave those out")
         if len(set(self.sites)) < len(self.sites):
             raise ValueError("sites names one site twice")
         return self

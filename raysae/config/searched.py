@@ -56,6 +56,8 @@ def _in_every_trial(sweep: Any) -> set[str]:
     if isinstance(sweep, SweepConfig):
         sweep = sweep.model_dump()
     sweep = sweep if isinstance(sweep, Mapping) else {}
+    if sweep.get("enabled") is False:
+        return set()
     if sweep.get("sampler") == "list":
         configs = [set(one) for one in sweep.get("configs") or () if isinstance(one, Mapping)]
         return set.intersection(*configs) if configs else set()

@@ -40,9 +40,15 @@ def told_if_begun(recipe: Recipe) -> Iterator[Begun]:
         raise UnfinishedError(f"{reason}{_continues(recipe)}") from error
 
 
+def continuing(recipe: Recipe) -> str:
+    """The command that continues a recipe's run."""
+    verb = ("sweep", "--resume") if recipe.sweep.enabled else ("atlas", "--run")
+    return raysae_command(*verb, recipe.run_place)
+
+
 def _continues(recipe: Recipe) -> str:
     folder = RunFiles.of(recipe).path
     if not (folder / RECIPE_FILE).is_file():
         return ""  # the folder is gone, and the reason says so
-    again = raysae_command("sweep", "--resume", recipe.run_place)
+    again = continuing(recipe)
     return f"\nwhat is finished stays in {folder}; then {again} continues it"

@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 
 import torch
 
-from raysae.activations import Site
 from raysae.activations.health import health_of_store
+from raysae.atlas.data import few_rows
 from raysae.cluster.placement import Placement, beside_live, beside_scans, place_extraction
 from raysae.cluster.reading import choose_reading
 from raysae.config import Recipe
@@ -15,6 +15,7 @@ from raysae.config.search import Choices
 from raysae.console.board import console, emit, seconds
 from raysae.console.output import Table
 from raysae.pipeline.admission import Admission, admit
+from raysae.pipeline.atlas_words import config_in_words
 from raysae.pipeline.estimate import Needs, configs_of, existing_parent
 from raysae.pipeline.extraction_forecast import ExtractionSpeed, measure_extraction
 from raysae.pipeline.floor import H100, rows_at_most, run_work
@@ -62,11 +63,12 @@ def _dry_run(recipe: Recipe, started: float) -> None:
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         rows = {
             "Trials": _trials(recipe, wanted.d_in),
-            "Sites": _sites(plan.sites, plan.atlas_sites),
+            "Sites": _sites(plan),
             "Placement": f"{placement}",
             "Memory": _memory(wanted, admitted),
             "Disk": _disk(recipe, wanted),
             "Reading": _reading(plan, placement),
+            **_layers(recipe, plan),
             **({"Live": _live(plan, placement, speed)} if _computes(plan) else {}),
             **_data(plan),
             "Time": _time(told, extract, plan),
@@ -100,6 +102,10 @@ def _speed(plan: RunPlan) -> ExtractionSpeed | None:
 
 def _trials(recipe: Recipe, d_in: int) -> str:
     sweep = recipe.sweep
+    if not sweep.enabled:
+        return (
+            f"none: the atlas of a given config ({config_in_words(recipe.with_parameters({})[0])})"
+        )
     members = f", {sweep.seeds_per_trial} seeds each" if sweep.seeds_per_trial > 1 else ""
     if sweep.sampler in ("list", "grid"):
         configs = configs_of(recipe, d_in)
@@ -118,9 +124,22 @@ def _trials(recipe: Recipe, d_in: int) -> str:
     return "\n".join([f"{sweep.trials} by {sweep.sampler}{members}: {goals}", *limits, *ranges])
 
 
-def _sites(sites: list[Site], atlas: list[Site]) -> str:
-    swept = "; ".join(map(str, sites))
-    return f"{swept}; then the atlas at {len(atlas)}" if atlas else f"{swept}; no atlas"
+def _layers(recipe: Recipe, plan: RunPlan) -> dict[str, str]:
+    """A row on the runs of the layers, where each has its own."""
+    asked = recipe.sweep.per_layer
+    if asked is None:
+        return {}
+    count = len(plan.data.layers) if asked == "all" else len(asked)
+    return {"Layers": f"a sweep as this, with an atlas of one layer, at each of {count} layers"}
+
+
+def _sites(plan: RunPlan) -> str:
+    swept, count = "; ".join(map(str, plan.sites)), len(plan.atlas_sites)
+    seeds = plan.recipe.atlas.seeds_per_site
+    atlas = f"the atlas at {count}" + (f", {seeds} seeds each" if seeds > 1 else "")
+    if not plan.recipe.sweep.enabled:
+        return atlas
+    return f"{swept}; then {atlas}" if count else f"{swept}; no atlas"
 
 
 def _memory(wanted: Needs, admitted: Admission) -> str:
@@ -148,6 +167,8 @@ def _reading(plan: RunPlan, placement: Placement) -> str:
         return f"live: computed from the texts in {plan.recipe.store_folder} while training"
     if plan.store is None:
         return f"extracted first, to {str(plan.recipe.store_place).partition('?')[0]}"
+    if not plan.recipe.sweep.enabled:
+        return "each site by the worker that trains it, once"
     resources, together = plan.recipe.resources, at_once(plan.recipe, placement, plan.proposer.lag)
     reading = choose_reading(plan.store, plan.sites, resources, together)
     if reading.how == "scan":
@@ -163,7 +184,10 @@ def _data(plan: RunPlan) -> dict[str, str]:
     found = health_of_store(plan.store, sorted({*plan.sites, *plan.atlas_sites}))
     for one in found.sites:
         emit("health", **one.record())
-    return {"Data": "\n".join([*found.notes, found.how])}
+    few = None
+    if not plan.recipe.sweep.enabled:
+        few = few_rows(plan.store, plan.recipe.with_parameters({})[0], plan.atlas_sites)
+    return {"Data": "\n".join([*found.notes, found.how, *([few] if few else [])])}
 
 
 def _elsewhere(plan: RunPlan, d_in: int) -> dict[str, str]:
@@ -193,13 +217,14 @@ def _time(told: tuple[Forecast, Basis] | None, extract: float | None, plan: RunP
         extraction = (
             f"extract {seconds(extract)}, " if extract is not None else "extract not known, "
         )
+    sweep = f"sweep {seconds(expected.sweep)}, " if plan.recipe.sweep.enabled else ""
     speeds = " and ".join(
         f"{cost.tokens_per_second:,.0f} at d_sae {d_sae:,}"
         for d_sae, cost in zip(basis.d_saes, basis.measured.costs, strict=True)
     )
     return (
         f"about {seconds(expected.total + (extract or 0.0))}: start {seconds(expected.start)}, "
-        f"{extraction}sweep {seconds(expected.sweep)}, atlas {seconds(expected.atlas)}, choice, report "
+        f"{extraction}{sweep}atlas {seconds(expected.atlas)}, choice, report "
         f"and end {seconds(expected.report)} (measured here: {speeds} tokens/s in each worker on "
         f"{basis.rows}; a worker's start {seconds(basis.measured.worker_start)}{passes})"
     )

@@ -60,10 +60,13 @@ def needs(recipe: Recipe, where: Store | ExtractionPlan, atlas_sites: int) -> Ne
     largest = max(configs, key=lambda pair: training_bytes(where.d_in, pair[0].d_sae, pair[1]))
     if not listed:  # the largest config may lie inside the ranges
         largest = _within(recipe, where.d_in, *largest)
+    seeds, trials = recipe.atlas.seeds_per_site, recipe.sweep.trials
     members = recipe.sweep.seeds_per_trial * max(len(recipe.sweep.sites), 1)
-    together = members * recipe.resources.gang
+    together = max(members * recipe.resources.gang, seeds if atlas_sites else 1)
+    if not recipe.sweep.enabled:
+        trials, together = 0, seeds
     sae_bytes = 2 * where.d_in * largest[0].d_sae * FLOAT
-    written = recipe.sweep.trials * members + CHECKPOINT_COPIES * together + 1 + atlas_sites
+    written = trials * members + CHECKPOINT_COPIES * together + 1 + atlas_sites * seeds
     return Needs(
         where.d_in, largest, together,
         together * training_bytes(where.d_in, largest[0].d_sae, largest[1]),
@@ -118,7 +121,8 @@ def check_disk(recipe: Recipe, wanted: Needs) -> None:
     """Raise UserError when the disks have too little space for what the run writes."""
     asked: dict[int, tuple[Path, int]] = {}
     stored = 0 if recipe.store_uri else wanted.store_bytes  # to a URI it goes shard by shard
-    folders = (recipe.run_folder, wanted.run_bytes), (recipe.store_folder, stored)
+    left = max(wanted.run_bytes - bytes_in(recipe.run_folder), 0)
+    folders = (recipe.run_folder, left), (recipe.store_folder, stored)
     for folder, size in folders:
         there = existing_parent(folder)
         device = there.stat().st_dev
@@ -131,6 +135,11 @@ def check_disk(recipe: Recipe, wanted: Needs) -> None:
                 f"{wanted.largest[0].d_sae:,}), and {free / 1e9:.2f} GB are free; free some space, name "
                 "other folders (runs_dir=, store=), or search less"
             )
+
+
+def bytes_in(folder: Path) -> int:
+    """Bytes of the weights that a run has written already; 0 for a folder that does not exist."""
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors") if file.is_file())
 
 
 def existing_parent(folder: Path) -> Path:

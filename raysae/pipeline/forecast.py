@@ -103,6 +103,7 @@ def forecast(plan: RunPlan, placement: Placement, start: float) -> tuple[Forecas
     tokens, evaluations = training.training_tokens(count), training.evaluations
     sweep = _sweep(plan, measured, _cost_at(middle, d_saes, measured), tokens, workers)
     chosen = _cost_at((middle + d_saes[1]) / 2, d_saes, measured).seconds(tokens, evaluations)
+    chosen *= plan.recipe.atlas.seeds_per_site
     atlas = _atlas(len(plan.atlas_sites), measured, chosen, placement.workers)
     unit = measured.worker_start
     report = (OVERHEADS.report + OVERHEADS.end) * unit
@@ -111,6 +112,8 @@ def forecast(plan: RunPlan, placement: Placement, start: float) -> tuple[Forecas
 
 def _sweep(plan: RunPlan, measured: Calibration, cost: Cost, tokens: int, workers: int) -> float:
     recipe, unit = plan.recipe, measured.worker_start
+    if not recipe.sweep.enabled:
+        return 0.0
     sweep, evaluations = recipe.sweep, recipe.training.evaluations
     members = sweep.seeds_per_trial * max(len(plan.sites), 1)
     each = members * cost.seconds(tokens, evaluations)

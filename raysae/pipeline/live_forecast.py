@@ -47,7 +47,8 @@ def live_passes(plan: RunPlan, placement: Placement, keep: bool) -> Passes:
     wave = at_once(recipe, placement, plan.proposer.lag) * recipe.resources.gang
     sites = len(plan.atlas_sites)
     together = sites_per_pass(recipe, plan.needs, sites, rows)
-    return passes(plan.proposer.trials, wave, epochs, sites, together, keep)
+    trials = plan.proposer.trials if recipe.sweep.enabled else 0
+    return passes(trials, wave, epochs, sites, together, keep)
 
 
 def sites_per_pass(recipe: Recipe, wanted: Needs, sites: int, rows: int | None) -> int:
@@ -66,6 +67,7 @@ def sites_per_pass(recipe: Recipe, wanted: Needs, sites: int, rows: int | None) 
         1,
     )
     each = training_bytes(wanted.d_in, sae.d_sae, training) + windows
+    each *= recipe.atlas.seeds_per_site
     return max(min(sites, free // each), 1)
 
 

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from raysae.activations import Site, Store
+from raysae.atlas.data import nothing_to_train
 from raysae.atlas.sites import atlas_sites
 from raysae.config import Recipe
+from raysae.errors import UserError
 from raysae.extraction.plan import ExtractionPlan
 from raysae.pipeline.estimate import Needs
 from raysae.records.folder import Data
@@ -23,7 +25,7 @@ class RunPlan:
     extraction: ExtractionPlan | None
     """How to make the store; None when it exists."""
     sites: list[Site]
-    """The sites of the sweep."""
+    """The sites of the sweep; without one, a site of the atlas that stands for all of them."""
     atlas_sites: list[Site]
     """The sites of the atlas; empty without an atlas."""
     known: Known
@@ -50,14 +52,31 @@ class RunPlan:
 
         Raises UserError when the store lacks a site that the recipe names.
         """
-        return replace(
-            self, store=store, extraction=None, atlas_sites=sites_of_atlas(self.recipe, store)
+        atlas = sites_of_atlas(self.recipe, store)
+        sites = (
+            self.sites if self.recipe.sweep.enabled else sites_of_sweep(self.recipe, store, atlas)
         )
+        return replace(self, store=store, extraction=None, sites=sites, atlas_sites=atlas)
 
     def all_sites(self) -> Iterator[Site]:
         """The sites of the sweep, then those of the atlas."""
         yield from self.sites
         yield from self.atlas_sites
+
+
+def sites_of_sweep(recipe: Recipe, where: Store | ExtractionPlan, atlas: list[Site]) -> list[Site]:
+    """The sites of the sweep; without one, the first site of the atlas at which something can be trained.
+
+    Raises UserError when the atlas has no sites.
+    """
+    if recipe.sweep.enabled:
+        return recipe.sites_of(where.layers, where.positions, where.hookpoints)
+    if not atlas:
+        raise UserError("atlas.layers, atlas.positions: name no site; nothing is left to train")
+    if not isinstance(where, Store):
+        return atlas[:1]
+    usable = (site for site in atlas if nothing_to_train(where, site) is None)
+    return [next(usable, atlas[0])]
 
 
 def sites_of_atlas(recipe: Recipe, where: Store | ExtractionPlan) -> list[Site]:

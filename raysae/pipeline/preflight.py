@@ -1,18 +1,16 @@
 """All checks before any work; their result is the run's plan."""
 
 from raysae.activations import Site, Store, open_store
+from raysae.atlas.data import nothing_to_train
 from raysae.cluster.session import check_address, check_dashboard, check_job_folders
 from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.extraction.plan import ExtractionPlan, existing_store, plan_extraction
 from raysae.pipeline.estimate import check_disk, needs
 from raysae.pipeline.live_checks import check_live, check_live_store, is_live, refuse_without_source
-from raysae.pipeline.plan import RunPlan, sites_of_atlas
+from raysae.pipeline.plan import RunPlan, sites_of_atlas, sites_of_sweep
 from raysae.sweep.search.earlier_trials import known_trials
 from raysae.sweep.search.proposals import check_search, make_proposer
-
-NO_VARIANCE = 1e-10
-"""A variance up to this fraction of the mean square norm is only rounding error."""
 
 
 def preflight(recipe: Recipe) -> RunPlan:
@@ -31,8 +29,8 @@ def preflight(recipe: Recipe) -> RunPlan:
     where = store or extraction
     assert where is not None
     refuse_without_source(recipe, store)
-    sites = recipe.sites_of(where.layers, where.positions, where.hookpoints)
     atlas = sites_of_atlas(recipe, where)
+    sites = sites_of_sweep(recipe, where, atlas)
     _check_sites(where, sites, atlas)
     proposer = make_proposer(recipe, known, where.d_in)
     check_live(recipe, where, sites)
@@ -74,14 +72,6 @@ def _check_in_plan(plan: ExtractionPlan, site: Site) -> None:
 
 def check_site(store: Store, site: Site) -> None:
     """Raise UserError when nothing can be trained at ``site``: a split is empty or all rows are equal."""
-    entry = store.entry(site)
-    for split in ("train", "validation"):
-        if not getattr(entry.rows, split):
-            raise UserError(
-                f"{store.place}: {site} has no {split} rows; nothing can be trained there"
-            )
-    if entry.total_variance <= NO_VARIANCE * entry.mean_square_norm:
-        raise UserError(
-            f"{store.place}: at {site} all {entry.rows.total} rows are the same, so there is nothing "
-            "to explain; are the texts alike up to that token?"
-        )
+    reason = nothing_to_train(store, site)
+    if reason is not None:
+        raise UserError(reason)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysae.activations import open_store
 from raysae.errors import UserError
+from raysae.records.choice import GIVEN
 from raysae.records.folder import RunFolder
 from raysae.records.mlflow_listener import tracking_uri
 from raysae.records.rows import Row, SiteRow, TrialRow
@@ -71,8 +72,8 @@ class SweepResult:
             return []
         if "select" in self.broken:
             return []
-        if self.selection["rule"] == "pareto":
-            return []  # this rule leaves the choice to the user
+        if self.selection["rule"] in ("pareto", GIVEN):
+            return []  # the choice is left to the user, or was made before
         choice = self.selection["choice"]
         return [f"rule {self.selection['rule']} chose nothing: {choice['reason']}"]
 

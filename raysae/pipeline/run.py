@@ -25,7 +25,9 @@ from raysae.pipeline.stages import (
     run_stage,
     run_stages,
     set_damaged_aside,
+    stages_of,
 )
+from raysae.records.choice import given_config
 from raysae.records.console_listener import ConsoleListener
 from raysae.records.damage import rebuilt_by
 from raysae.records.events import Events
@@ -63,7 +65,8 @@ def run_plan(plan: RunPlan, *, force: bool = False) -> SweepResult:
     ):
         set_damaged_aside(run)
         if not is_finished(attempt):
-            if attempt.plan.store is None or SWEEP.is_missing(attempt):
+            first, *_ = stages_of(plan.recipe)
+            if attempt.plan.store is None or first.is_missing(attempt):
                 _ = attempt.placement  # Ray will be needed: start it first
             run_stages(attempt)
         elif run.records_lost:
@@ -131,7 +134,7 @@ def trial_session(resources: ResourcesConfig) -> AbstractContextManager[Callable
 def _attempt(plan: RunPlan, run: RunFolder, begun: Begun) -> Iterator[Attempt]:
     """An attempt at a run. Ray starts on demand; at the end all records are written."""
     recorder = make_recorder(run)
-    result = SweepResult(run)
+    result = SweepResult(run, selection={} if run.recipe.sweep.enabled else given_config())
     with ExitStack() as stack:
         stops: list[Callable[[], None]] = []
 

@@ -1,10 +1,11 @@
-"""Several models in one recipe: a run for each, and one table that compares them."""
+"""Several models or layers in one recipe: a run for each, and one table that compares them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raysae.config import Recipe
+from raysae.config import Recipe, parse_recipe
 from raysae.console.board import console
 from raysae.console.output import Table
 from raysae.errors import UserError
@@ -18,24 +19,30 @@ from raysae.records.run_files import RunFiles
 from raysae.storage.files import refuse_links_outside
 from raysae.storage.trouble import reason_in_words
 
-TABLE_FILE = "models.parquet"
 FIGURES = ("explained_variance", "l0", "dead_fraction")
 """The metrics that the last screen compares."""
 
 
 @dataclass
 class ModelsResult:
-    """The results of the runs of a recipe with ``models``."""
+    """The results of the runs of a recipe with ``models``, or with ``sweep.per_layer``."""
 
     folder: Path
+    kind: str = "model"
+    """What the runs are of: ``model`` or ``layer``."""
     results: dict[str, SweepResult] = field(default_factory=dict)
-    """Each model's own result, by its name."""
+    """The result of each, by its name."""
     refused: dict[str, str] = field(default_factory=dict)
-    """Models that could not be run, and why."""
+    """Those that could not be run, and why."""
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """The rows of ``models.parquet``: each model's sweet spot and atlas."""
+    """The rows of the table: the sweet spot and the atlas of each."""
     broken: str = ""
     """Why the models could not be compared; empty when they could."""
+
+    @property
+    def table(self) -> Path:
+        """The table: ``models.parquet`` or ``layers.parquet``."""
+        return self.folder / f"{self.kind}s.parquet"
 
     @property
     def page(self) -> Path:
@@ -55,38 +62,70 @@ class ModelsResult:
 
 
 def run_models(recipe: Recipe, *, force: bool = False) -> ModelsResult:
-    """Run the main job for each of ``recipe.models``, on one Ray, and compare the outcomes.
+    """Run the main job for each of the recipe's models, or layers, on one Ray, and compare the outcomes.
 
-    Each model has a run of its own in the recipe's folder. A run that fails does not affect the others.
+    Each has a run of its own in the recipe's folder. A run that fails does not affect the others.
     ``force`` is as for ``run_sweep``.
     Raises UserError, before any work, when one of them cannot be run.
     """
     refuse_links_outside(recipe.run_folder, "this run")
-    plans = {}
+    plans = plans_of_models(recipe) if recipe.models else plans_of_layers(recipe)
+    files = RunFiles.of(recipe)
+    files.write_text(files.path / "config.yaml", recipe.anchored().to_yaml())
+    with told_if_begun(recipe) as begun:
+        kind = "model" if recipe.models else "layer"
+        result = _run_each(recipe, plans, ModelsResult(files.path, kind), force, begun)
+        _compare(recipe, files, result)
+    return result
+
+
+def plans_of_models(recipe: Recipe) -> dict[str, RunPlan | Recipe]:
+    """The plan of each model's run. Raises UserError when one of them cannot be run."""
+    plans: dict[str, RunPlan | Recipe] = {}
     for name in recipe.models:
         try:
             plans[name] = preflight(recipe.of_model(name))
         except UserError as error:
             raise UserError(f"models.{name}: {error}") from None
-    files = RunFiles.of(recipe)
-    files.write_text(files.path / "config.yaml", recipe.anchored().to_yaml())
-    with told_if_begun(recipe) as begun:
-        result = _run_each(recipe, plans, ModelsResult(files.path), force, begun)
-        _compare(recipe, files, result)
-    return result
+    return plans
+
+
+def plans_of_layers(recipe: Recipe) -> dict[str, RunPlan | Recipe]:
+    """The plan of each layer's run; or its recipe, if another's run extracts the store that it needs.
+
+    Raises UserError when one of them cannot be run.
+    """
+    asked = recipe.sweep.per_layer
+    if asked == "all" or asked is None:
+        data = recipe.dump()
+        data["sweep"]["per_layer"] = None
+        asked = tuple(preflight(parse_recipe(data)).data.layers)
+    plans: dict[str, RunPlan | Recipe] = {}
+    extracted = False
+    for layer in dict.fromkeys(asked):
+        own = recipe.of_layer(layer)
+        plan = own if extracted else preflight(own)
+        extracted = extracted or (isinstance(plan, RunPlan) and plan.store is None)
+        plans[own.name] = plan
+    return plans
 
 
 def _run_each(
-    recipe: Recipe, plans: dict[str, RunPlan], result: ModelsResult, force: bool, begun: Begun
+    recipe: Recipe,
+    plans: Mapping[str, RunPlan | Recipe],
+    result: ModelsResult,
+    force: bool,
+    begun: Begun,
 ) -> ModelsResult:
-    """Run the models one after the other; one that fails does not affect the others."""
+    """Run one after the other; one that fails does not affect the others."""
     with trial_session(recipe.resources):
         for name, plan in plans.items():
             console.rule(name, style="dim")
             begun.mark()
             try:
-                result.results[name] = run_plan(plan, force=force)
-            except Exception as error:  # one model's failure costs no other model
+                ready = preflight(plan) if isinstance(plan, Recipe) else plan
+                result.results[name] = run_plan(ready, force=force)
+            except Exception as error:  # one's failure costs no other
                 told = str(error) if isinstance(error, UserError) else reason_in_words(error)
                 result.refused[name] = told
                 console.print(f"{name}: {result.refused[name]}", style="red")
@@ -94,46 +133,47 @@ def _run_each(
 
 
 def _compare(recipe: Recipe, files: RunFiles, result: ModelsResult) -> None:
-    """Write the table and the page of all models that have a result."""
-    result.rows = [_row(name, one) for name, one in result.results.items()]
+    """Write the table and the page of all that have a result."""
+    result.rows = [_row(result.kind, name, one) for name, one in result.results.items()]
     if result.rows:
         from raysae.report.comparison import write_comparison
 
-        files.write_table(files.path / TABLE_FILE, result.rows)
+        files.write_table(result.table, result.rows)
         runs = {name: one.run for name, one in result.results.items()}
-        write_comparison(result.page, recipe.name, result.rows, runs, result.refused)
+        write_comparison(result.page, recipe.name, result.rows, runs, result.refused, result.kind)
     files.send()
 
 
 def print_comparison(result: ModelsResult) -> None:
-    """Print a table of all models, what failed, and where the results are."""
-    table = Table(box=None, padding=(0, 2, 0, 0), title="Models", title_justify="left")
+    """Print a table of all models or layers, what failed, and where the results are."""
+    title = f"{result.kind}s".capitalize()
+    table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
     figures = [registered()[key].title for key in FIGURES]
-    for name in ("model", "d_in", "sweet spot", *figures, "atlas EV", "lowest", "sites"):
-        table.add_column(name, justify="left" if name in ("model", "sweet spot") else "right")
+    for name in (result.kind, "d_in", "sweet spot", *figures, "atlas EV", "lowest", "sites"):
+        table.add_column(name, justify="left" if name in (result.kind, "sweet spot") else "right")
     for row in result.rows:
         known = registered()
         cells = [known[key].text(row.get(key)) for key in FIGURES]
         cells += [known[FIGURES[0]].text(row.get(f"atlas.{key}")) for key in ("mean", "lowest")]
         sites = str(row["atlas.sites"])
-        table.add_row(row["model"], str(row["d_in"]), row["config"] or "none", *cells, sites)
+        table.add_row(row[result.kind], str(row["d_in"]), row["config"] or "none", *cells, sites)
     console.print(table)
     for line in result.failures:
         console.print(f"  {line}", style="red")
-    console.print(f"Table    {result.folder / TABLE_FILE}")
+    console.print(f"Table    {result.table}")
     if result.rows and not result.broken:
         console.print(f"Page     {result.page}")
     for name, one in result.results.items():
         console.print(f"Report   {name}: {one.run.report_page}")
 
 
-def _row(name: str, result: SweepResult) -> dict[str, Any]:
+def _row(kind: str, name: str, result: SweepResult) -> dict[str, Any]:
     number = result.selection["choice"]["trial"]
     chosen = next((row for row in result.trials if row.trial == number), None)
     atlas = [row.explained_variance for row in result.atlas if row.measured]
     columns = {} if chosen is None else chosen.columns
     return {
-        "model": name,
+        kind: name,
         "d_in": result.d_in,
         "trials": len(result.trials),
         "trial": number,

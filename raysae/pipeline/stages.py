@@ -4,15 +4,17 @@ A stage imports slow modules only when it works, so that a finished run is read 
 """
 
 import logging
-from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+from raysae.config import Recipe
 from raysae.console.board import console
 from raysae.errors import UserError, in_one_line
 from raysae.identity import Made
+from raysae.pipeline.atlas_words import tell_aside, tell_atlas
 from raysae.pipeline.attempt import Attempt
 from raysae.pipeline.outcome import emit_outcome
+from raysae.pipeline.stage import Stage
 from raysae.records import products
 from raysae.records.damage import check_commit, check_database, read_record, read_selection
 from raysae.records.environment import read_environment, write_environment
@@ -20,52 +22,7 @@ from raysae.records.folder import RunFolder
 from raysae.records.status import ENVIRONMENT_FILE
 from raysae.records.tables import read_sites, read_trials
 from raysae.sae.checkpoint import METRICS_FILE
-
-
-class Stage(ABC):
-    """One stage: what makes its product, which files it is, how it is made."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def made(self, attempt: Attempt) -> Made:
-        """What makes the product; everything that the stage needs exists when this is called."""
-
-    @abstractmethod
-    def products(self, attempt: Attempt) -> list[Path]:
-        """The files that the stage writes and that must exist when it is done."""
-
-    def prepare(self, attempt: Attempt) -> None:  # noqa: B027  (most have nothing to prepare)
-        """Set aside or remove a product that was made otherwise, before ``work``."""
-
-    @abstractmethod
-    def work(self, attempt: Attempt) -> list[str]:
-        """Make what is missing of the product; returns what could not be made, a line each."""
-
-    @abstractmethod
-    def read(self, attempt: Attempt) -> None:
-        """Read the product of an earlier attempt from the run folder into the result."""
-
-    def is_missing(self, attempt: Attempt) -> bool:
-        """Whether the product, or a part of it, has to be made.
-
-        A product that was damaged or altered counts as missing, and this is printed.
-        """
-        run = attempt.run
-        if not run.has(self.name, self.made(attempt), *self.products(attempt)):
-            return True
-        try:
-            self.check(attempt)
-        except UserError as error:
-            console.print(f"{error}; it is made again from what is committed", style="yellow")
-            run.begin_again(self.name)
-            return True
-        return False
-
-    def check(self, attempt: Attempt) -> None:
-        """Raise UserError when the product of an earlier attempt was damaged or altered."""
-        attempt.run.check_unaltered(self.name)
-        self.read(attempt)
+from raysae.sites import Site
 
 
 class Extract(Stage):
@@ -212,8 +169,8 @@ class Atlas(Stage):
             return products.no_atlas()
         recipe, plan = attempt.recipe, attempt.plan
         settings = recipe.with_parameters(choice)
-        digest = attempt.store.digest
-        return products.trained("site", digest, plan.atlas_sites, [recipe.seed], *settings)
+        digest, seeds = attempt.store.digest, products.site_seeds(recipe)
+        return products.trained("site", digest, plan.atlas_sites, seeds, *settings)
 
     def products(self, attempt: Attempt) -> list[Path]:
         """``atlas/metrics.parquet``; nothing when no atlas is wanted."""
@@ -224,11 +181,15 @@ class Atlas(Stage):
         """Set aside the sites of another choice, and remove its table."""
         run, wanted = attempt.run, self.made(attempt)
         run.remove_atlas_metrics()
+        aside = 0
         for folder in run.committed_sites():
             site = folder.relative_to(run.path / "atlas").as_posix()
             record = run.record(folder)
             if record is None or not run.identities.is_wanted(record, {**wanted, "sites": [site]}):
                 run.set_aside(folder)
+                aside += 1
+        if aside:
+            tell_aside(run, aside)
 
     def work(self, attempt: Attempt) -> list[str]:
         """Train the sites that are not committed; returns those that failed."""
@@ -240,12 +201,12 @@ class Atlas(Stage):
             return []
         store = attempt.checked_store
         settings = SiteSettings(
-            store.digest, recipe.seed, *recipe.with_parameters(choice), parameters=choice
-        )
+            store.digest, tuple(products.site_seeds(recipe)), *recipe.with_parameters(choice),
+            parameters=choice,
+        )  # fmt: skip
         job = AtlasJob(attempt.run, store, settings, attempt.plan.live)
-        sites = attempt.plan.atlas_sites
-        number = attempt.result.selection["choice"]["trial"]
-        console.print(f"Training trial {number}'s config at {len(sites)} sites")
+        sites = sorted({*attempt.plan.atlas_sites, *_committed_sites(attempt.run)})
+        tell_atlas(attempt, settings.sae, sites)
         placement = attempt.placement
         attempt.begun.mark()
         attempt.result.atlas = train_atlas(job, sites, placement, attempt.events)
@@ -257,10 +218,23 @@ class Atlas(Stage):
         attempt.result.atlas = read_sites(file) if self.products(attempt) else []
 
 
+def _committed_sites(run: RunFolder) -> list[Site]:
+    """The sites that are committed with the wanted settings; others are set aside by then."""
+    atlas = run.path / "atlas"
+    return [Site.of_folder(f.relative_to(atlas).as_posix()) for f in run.committed_sites()]
+
+
 def chosen_parameters(attempt: Attempt) -> dict[str, Any] | None:
-    """The parameters of the chosen trial; None when there is no choice, or no atlas is wanted."""
+    """The parameters of the atlas's config: those of the chosen trial, none without a search.
+
+    None when there is no choice, or no atlas is wanted.
+    """
+    if not attempt.recipe.atlas.enabled:
+        return None
+    if not attempt.recipe.sweep.enabled:
+        return {}
     number = attempt.result.selection["choice"]["trial"]
-    if number is None or not attempt.recipe.atlas.enabled:
+    if number is None:
         return None
     parameters = read_record(attempt.run.trial(number)).get("parameters")
     if not isinstance(parameters, dict):
@@ -300,14 +274,22 @@ class Report(Stage):
 EXTRACT, SWEEP, SELECT, ATLAS, REPORT = Extract(), Sweep(), Select(), Atlas(), Report()
 
 
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages of a recipe's run, after the extraction; without a search, only atlas and report."""
+    return (SWEEP, SELECT, ATLAS, REPORT) if recipe.sweep.enabled else (ATLAS, REPORT)
+
+
 def run_stages(attempt: Attempt) -> None:
     """Run the stages in order; each makes only what is missing."""
     ensure_store(attempt)
-    run_stage(SWEEP, attempt)
-    if not attempt.recipe.atlas.enabled:
-        attempt.stop_ray()
-    if try_stage(SELECT, attempt):
+    if not attempt.recipe.sweep.enabled:
         try_stage(ATLAS, attempt)
+    else:
+        run_stage(SWEEP, attempt)
+        if not attempt.recipe.atlas.enabled:
+            attempt.stop_ray()
+        if try_stage(SELECT, attempt):
+            try_stage(ATLAS, attempt)
     attempt.stop_ray()
     end_run(attempt)
 
@@ -369,7 +351,7 @@ def is_finished(attempt: Attempt) -> bool:
     """Whether nothing is missing in the run; its products are then read into the result."""
     if EXTRACT.is_missing(attempt) or is_damaged(attempt.run):
         return False
-    for stage in (SWEEP, SELECT, ATLAS, REPORT):
+    for stage in stages_of(attempt.recipe):
         if stage.is_missing(attempt):
             return False
         stage.read(attempt)

@@ -19,12 +19,16 @@ def print_summary(result: SweepResult, total_seconds: float, short: bool = False
     ``total_seconds`` is how long the command has taken.
     """
     if short:
-        console.print(f"Rule {result.selection['rule']}: {result.selection['choice']['reason']}")
+        if result.run.recipe.sweep.enabled:
+            console.print(
+                f"Rule {result.selection['rule']}: {result.selection['choice']['reason']}"
+            )
         _print_failures(result)
         _print_report(result)
         return
     chosen = result.selection["choice"]["trial"]
-    _print_choice(result)
+    if result.run.recipe.sweep.enabled:
+        _print_choice(result)
     _print_atlas(result.atlas)
     _print_failures(result)
     _print_time(result, total_seconds)

@@ -1,20 +1,21 @@
 """``python -m raysae.sweep``: read the arguments, run the main job, print the last screen."""
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from raysae.console.command_line import DONE, INTERRUPTED, PARTLY, recipe_parser, split_config
 from raysae.console.output import say
-from raysae.console.shell import raysae_command
 from raysae.errors import UserError, in_one_line
 
 if TYPE_CHECKING:
     from raysae.config import Recipe
 
+Log = Literal["auto", "quiet", "json"]
 STARTED = time.monotonic()
 
 
@@ -32,12 +33,7 @@ def main(arguments: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--select", metavar="RULE", help="choose again by RULE, without training")
     parser.add_argument("--run", metavar="RUN", help="the run folder (or URI) for --select")
-    parser.add_argument("--dry-run", action="store_true", help="say what the run would do")
-    parser.add_argument(
-        "--log", choices=["auto", "quiet", "json"], default="auto",
-        help="quiet: only the outcome; json: a JSON line for everything",
-    )  # fmt: skip
-    parser.add_argument("--address", help="a Ray cluster to join; the same as resources.address=")
+    add_run_options(parser)
     args = parser.parse_args(arguments)
     config, overrides = split_config(args)
     if args.address:
@@ -50,36 +46,61 @@ def main(arguments: list[str]) -> int:
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return DONE
-    from raysae.console.board import console, emit, set_log
-    from raysae.pipeline.run import run_sweep, select_again
-    from raysae.pipeline.summary import print_selection, print_summary
-
     if args.select is not None:
-        result = select_again(recipe)
-        shown = _shown(lambda: print_selection(result), result.folder)
-        return DONE if shown and not (result.missing_choice or result.broken) else PARTLY
-    set_log("auto" if args.dry_run and args.log == "quiet" else args.log)
-    if args.dry_run:
+        return _select(recipe)
+    return carry_out(recipe, args.log, dry=args.dry_run, force=args.force)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that all commands have that carry out a recipe."""
+    parser.add_argument("--dry-run", action="store_true", help="say what the run would do")
+    parser.add_argument(
+        "--log", choices=["auto", "quiet", "json"], default="auto",
+        help="quiet: only the outcome; json: a JSON line for everything",
+    )  # fmt: skip
+    parser.add_argument("--address", help="a Ray cluster to join; the same as resources.address=")
+
+
+def carry_out(recipe: "Recipe", log: "Log", *, dry: bool, force: bool) -> int:
+    """Run the main job of ``recipe``, or say what it would do (``dry``); the exit code.
+
+    Raises UserError on unusable input.
+    """
+    from raysae.console.board import console, emit, set_log
+    from raysae.pipeline.begun import continuing
+    from raysae.pipeline.run import run_sweep
+    from raysae.pipeline.summary import print_summary
+
+    set_log("auto" if dry and log == "quiet" else log)
+    if dry:
         from raysae.pipeline.dry_run import dry_run
 
         dry_run(recipe, STARTED)
         return DONE
     try:
-        if recipe.models:
-            return _run_models(recipe, args.force)
-        result = run_sweep(recipe, force=args.force)
+        if recipe.several:
+            return _run_models(recipe, force)
+        result = run_sweep(recipe, force=force)
     except KeyboardInterrupt:
-        again = raysae_command("sweep", "--resume", recipe.run_place)
-        say(f"interrupted; {again} continues it", sys.stderr)
+        say(f"interrupted; {continuing(recipe)} continues it", sys.stderr)
         return INTERRUPTED
     console.quiet = False
 
     def show() -> None:
         choice = result.selection["choice"]
         emit("outcome", run=result.folder, choice=choice, failures=result.failures)
-        print_summary(result, time.monotonic() - STARTED, short=args.log == "quiet")
+        print_summary(result, time.monotonic() - STARTED, short=log == "quiet")
 
     return DONE if _shown(show, result.folder) and not result.failures else PARTLY
+
+
+def _select(recipe: "Recipe") -> int:
+    from raysae.pipeline.run import select_again
+    from raysae.pipeline.summary import print_selection
+
+    result = select_again(recipe)
+    shown = _shown(lambda: print_selection(result), result.folder)
+    return DONE if shown and not (result.missing_choice or result.broken) else PARTLY
 
 
 def _shown(show: Callable[[], None], folder: Path) -> bool:
@@ -114,15 +135,24 @@ def _recipe(
     resume: str | None, config: str | None, overrides: list[str], reading: bool
 ) -> "Recipe":
     from raysae.config import load_recipe
-    from raysae.config.loading import load_run, load_to_continue
-    from raysae.records.run_files import RunFiles
-    from raysae.storage.files import expanded
-    from raysae.storage.remote import is_uri, join, split
 
     if resume is None:
         return load_recipe(config, overrides)
     if config is not None:
         raise UserError("--resume takes its recipe from the run folder; leave out the config file")
+    return recipe_of_run(resume, overrides, reading=reading)
+
+
+def recipe_of_run(resume: str, overrides: list[str], *, reading: bool = False) -> "Recipe":
+    """The recipe of the run at ``resume``, a folder or a URI, to continue it, or for ``reading`` only.
+
+    Raises UserError when it is not a run.
+    """
+    from raysae.config.loading import load_run, load_to_continue
+    from raysae.records.run_files import RunFiles
+    from raysae.storage.files import expanded
+    from raysae.storage.remote import is_uri, join, split
+
     if not is_uri(resume):
         folder = expanded(resume)
         folder = folder.parent if folder.name == "config.yaml" else folder

@@ -13,12 +13,14 @@ from raysae._version import __version__
 from raysae.config import Recipe
 from raysae.config.loading import holds_secrets, load_run
 from raysae.console.board import console
+from raysae.console.shell import raysae_command
 from raysae.errors import UserError, in_one_line
 from raysae.identity import Made, differences, lines, union
 from raysae.records.earlier_version import earlier_version, upgrade
 from raysae.records.events import Item
 from raysae.records.permission import refuse_unwritable
 from raysae.records.products import (
+    SEARCHED,
     Identities,
     defaults_of,
     search_differences,
@@ -359,9 +361,26 @@ def _refuse_unless_empty(path: Path, found: dict[str, tuple[Any, Any]]) -> None:
 
 
 def _other_run(path: Path, found: dict[str, tuple[Any, Any]]) -> UserError:
+    if SEARCHED in found:
+        return UserError(_other_kind(path, found[SEARCHED][0]))
     return UserError(
         f"{path}: holds another run; take another name=NAME, remove the folder, or continue "
         f"with --force, which is recorded (- there, + asked for):\n{lines(found)}"
+    )
+
+
+def _other_kind(path: Path, searched: bool) -> str:
+    """What to do in a folder with a run that has a search where none is asked for, or the other way."""
+    if searched:
+        atlas = raysae_command("atlas", "--run", path)
+        return (
+            f"{path}: holds a run with a search, and its atlas is that of the search's choice; "
+            f"{atlas} trains it at the sites that are asked for; for an atlas of a given config take "
+            "another name=NAME"
+        )
+    return (
+        f"{path}: holds an atlas of a given config, without a search; take another name=NAME for the "
+        "search, or remove the folder"
     )
 
 

@@ -30,6 +30,8 @@ KEY_TAG = "raysae.key"
 SWEEP = "sweep"
 LONGEST_TAG = 5000
 """Characters of a tag, at most: MLflow refuses longer ones."""
+BATCH, PARAMETERS, PAGE = 1000, 100, 1000
+"""Metrics of a call, parameters of a call, runs of an answer: as many as MLflow takes and gives."""
 RETRY_SECONDS = 2.0
 """Seconds between two tries at a server that does not answer."""
 LAST_TRIES_SECONDS = 5.0
@@ -83,6 +85,8 @@ class MLflowRecorder(Recorder):
         self._tried = False
         self._lost = 0
         self._reason = ""
+        self._committed: set[str] = set()
+        """Items whose whole history comes with their last event."""
         self._refused = False
         """Whether MLflow takes no record at all, and waiting does not help."""
         self._away = False
@@ -95,8 +99,9 @@ class MLflowRecorder(Recorder):
         match event:
             case Progressed(item, record) if "step" in record:
                 metrics, step = floats(record, MLFLOW), record["step"]
-                self._put(lambda writer: writer.progress(item, metrics, step))
+                self._put(lambda writer: self._progress(writer, item, metrics, step))
             case Committed(item, record, folder):
+                self._committed.add(item.key)
                 self._put(lambda writer: writer.sae_done(item, dict(record), folder))
             case Failed(item, reason):
                 self._put(lambda writer: writer.ended(item, reason, "FAILED"))
@@ -122,6 +127,13 @@ class MLflowRecorder(Recorder):
     def reason(self) -> str:
         """Why the last record that was lost could not be written, in words."""
         return self._reason
+
+    def _progress(
+        self, writer: "_Writer", item: Item, metrics: dict[str, float], step: int
+    ) -> None:
+        """Write an item's progress, unless the item has ended since: its history is written then."""
+        if item.key not in self._committed:
+            writer.progress(item, metrics, step)
 
     def _put(self, write: "Callable[[_Writer], None]") -> None:
         self._queue.put(write)
@@ -182,6 +194,10 @@ class _Writer:
         self._begun: set[str] = set()
         self._earlier: set[str] = set()
         """Ids of runs that were there before, with some of their records."""
+        self._children: dict[str, Any] = {}
+        """The runs of trials and sites that were there before, by key."""
+        self._finished: set[str] = set()
+        """Ids of runs that this attempt has ended."""
         self._values: dict[tuple[str, str], set[tuple[int, float]]] = {}
         """What the runs have: by run and metric, its steps and values."""
 
@@ -191,6 +207,8 @@ class _Writer:
         self.experiment = self._experiment(self.uri)
         self.parent = self._find_or_create(SWEEP, self.run.recipe.name, {}, self.run.started)
         self._parent_parameters()
+        if self.parent in self._earlier:
+            self._children = self._find_children()
 
     def answers(self) -> bool:
         """Whether the server answers."""
@@ -210,18 +228,15 @@ class _Writer:
     def sae_done(self, item: Item, record: dict[str, Any], folder: Path) -> None:
         """Write a committed record to the child run, unless an earlier attempt did."""
         run_id = self._child(item, record["started"])
-        if self.client.get_run(run_id).info.status == "FINISHED":
+        if run_id in self._finished or self._was_finished(run_id):
             return
-        self._parameters(run_id, record.get("parameters", {}))
-        if item.key not in self._begun:
-            for row in record["history"]:
-                self._metrics(run_id, floats(row, MLFLOW), row["step"])
-        last = floats({**record, **record["metrics"]}, MLFLOW)
-        self._metrics(run_id, last, record["steps"])
-        for file in sorted(folder.iterdir()):
-            self.client.log_artifact(run_id, str(file), "sae")
+        rows = [(floats(row, MLFLOW), row["step"]) for row in record["history"]]
+        rows.append((floats({**record, **record["metrics"]}, MLFLOW), record["steps"]))
+        self._log(run_id, record.get("parameters", {}), rows)
+        self.client.log_artifacts(run_id, str(folder), "sae")
         ended = record["started"] + record["seconds"]
         self.client.set_terminated(run_id, end_time=int(ended * 1000))
+        self._finished.add(run_id)
 
     def ended(self, item: Item, reason: str, status: str) -> None:
         """End the child run of an item that has no SAE."""
@@ -259,23 +274,50 @@ class _Writer:
     ) -> str:
         if key not in self._runs:
             tag = f"{self.run.id}/{key}"
-            found = self.client.search_runs(
-                [self.experiment], f"tags.`{KEY_TAG}` = '{tag}'", max_results=1
-            )
+            found = self._found(key, tag)
             start_time = int((started or time.time()) * 1000)
             made = (
-                found[0]
-                if found
+                found
+                if found is not None
                 else self.client.create_run(
                     self.experiment, start_time, {KEY_TAG: tag, **tags}, run_name=name
                 )
             )
-            if found:
+            if found is not None:
                 self._earlier.add(made.info.run_id)
             if not (made.inputs and made.inputs.dataset_inputs):
                 self._dataset(made.info.run_id)
             self._runs[key] = made.info.run_id
         return self._runs[key]
+
+    def _found(self, key: str, tag: str) -> Any:
+        """The run with this key that was there before; None when it is new."""
+        if key != SWEEP:
+            return self._children.get(tag)
+        found = self.client.search_runs(
+            [self.experiment], f"tags.`{KEY_TAG}` = '{tag}'", max_results=1
+        )
+        return found[0] if found else None
+
+    def _find_children(self) -> dict[str, Any]:
+        """All runs of trials and sites that the parent has, by tag; one search for a thousand."""
+        there: dict[str, Any] = {}
+        page = None
+        while True:
+            found = self.client.search_runs(
+                [self.experiment], f"tags.`mlflow.parentRunId` = '{self.parent}'",
+                max_results=PAGE, page_token=page,
+            )  # fmt: skip
+            there |= {one.data.tags.get(KEY_TAG, ""): one for one in found}
+            page = getattr(found, "token", None)
+            if not page:
+                return there
+
+    def _was_finished(self, run_id: str) -> bool:
+        """Whether the run is one of an earlier attempt that has ended it."""
+        if run_id not in self._earlier:
+            return False
+        return self.client.get_run(run_id).info.status == "FINISHED"
 
     def _dataset(self, run_id: str) -> None:
         """Name the store as the run's input, so that runs on the same data can be found."""
@@ -294,28 +336,33 @@ class _Writer:
         self._parameters(self.parent, {k: v for k, v in settings.items() if k not in known})
 
     def _parameters(self, run_id: str, parameters: dict[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        if parameters:
-            rows = [
-                Param(key, printable(redacted(str(value)))[:500])
-                for key, value in parameters.items()
-            ]
-            self.client.log_batch(run_id, params=rows)
+        self._log(run_id, parameters, [])
 
     def _metrics(self, run_id: str, metrics: dict[str, float], step: int) -> None:
-        from mlflow.entities import Metric
+        self._log(run_id, {}, [(metrics, step)])
 
+    def _log(
+        self, run_id: str, parameters: dict[str, Any], rows: list[tuple[dict[str, float], int]]
+    ) -> None:
+        """Write parameters, and metrics with their steps that the run does not have, in few calls."""
+        from mlflow.entities import Metric, Param
+
+        params = [
+            Param(key, printable(redacted(str(value)))[:500]) for key, value in parameters.items()
+        ]
         now = int(time.time() * 1000)
-        rows = [
+        new = [
             Metric(key, value, now, step)
+            for metrics, step in rows
             for key, value in metrics.items()
             if (step, value) not in self._there(run_id, key)
         ]
-        if rows:
-            self.client.log_batch(run_id, metrics=rows)
-        for row in rows:
-            self._there(run_id, row.key).add((step, row.value))
+        for at in range(max(-(-len(new) // BATCH), -(-len(params) // PARAMETERS))):
+            part = new[at * BATCH : (at + 1) * BATCH]
+            some = params[at * PARAMETERS : (at + 1) * PARAMETERS]
+            self.client.log_batch(run_id, metrics=part, params=some)
+            for row in part:
+                self._there(run_id, row.key).add((row.step, row.value))
 
     def _there(self, run_id: str, key: str) -> set[tuple[int, float]]:
         """Steps and values of a metric that the run has already, from this attempt or an earlier one."""

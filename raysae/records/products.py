@@ -29,11 +29,14 @@ STEERING = ("objectives", "constraints")
 """Settings that affect both the search, from the first trials on, and the choice."""
 NOT_SEARCH = (
     "trials", "max_seconds", "max_tokens", "max_seconds_per_trial", "early_stopping", "grace",
-    "warm_start", "layer", "position", "hookpoint", "sites", "seeds_per_trial",
+    "warm_start", "layer", "position", "hookpoint", "sites", "seeds_per_trial", "enabled",
+    "per_layer",
 )  # fmt: skip
 """Settings of ``sweep`` that affect the extent or the sites of a search, not which configs it tries."""
 STOPPING = ("sweep.early_stopping", "sweep.grace", "sweep.max_seconds_per_trial")
 """Settings by which a trial may be stopped before its end."""
+SEARCHED = "sweep.enabled"
+"""Whether a run has a search; noted where it has none."""
 EXTENT = (*STOPPING, "sweep.max_seconds", "sweep.max_tokens")
 """Settings by which a search or its trials may end early."""
 
@@ -63,6 +66,11 @@ def trained(
 def seeds_of(recipe: Recipe) -> list[int]:
     """The seeds that each config of the search is trained with."""
     return list(range(recipe.seed, recipe.seed + recipe.sweep.seeds_per_trial))
+
+
+def site_seeds(recipe: Recipe) -> list[int]:
+    """The seeds that each site of the atlas is trained with."""
+    return list(range(recipe.seed, recipe.seed + recipe.atlas.seeds_per_site))
 
 
 def stopping(recipe: Recipe) -> dict[str, Any]:
@@ -100,6 +108,8 @@ def shared_settings(recipe: Recipe, store: str | None, sites: Sequence[Site]) ->
     searched = searched_keys(recipe)
     made = trained("trial", store or "", sites, seeds_of(recipe), recipe.sae, recipe.training)
     made["generation.site"] = GENERATIONS["site"]
+    if not recipe.sweep.enabled:
+        made[SEARCHED] = False
     made = {key: value for key, value in made.items() if key not in searched}
     if store is None:
         del made["store"]
@@ -114,6 +124,7 @@ def shared_differences(there: Made, wanted: Made, same: Same) -> dict[str, tuple
     If both name a store, the settings of the source are not compared, since the store depends on them.
     """
     ignored = {"searched", *there.get("searched", []), *wanted.get("searched", [])}
+    there, wanted = {SEARCHED: True, **there}, {SEARCHED: True, **wanted}
     keys = {*there, *wanted}
     stores = "store" in there and "store" in wanted
     if not stores:

@@ -19,11 +19,13 @@ def write_comparison(
     rows: Sequence[Mapping[str, Any]],
     runs: Mapping[str, RunFolder],
     refused: Mapping[str, str],
+    kind: str = "model",
 ) -> None:
     """Write the page and its PNGs into the folder of ``page``; an earlier page is replaced.
 
     ``rows`` are the rows of ``models.parquet``, ``runs`` the models' runs by name, ``refused`` the
-    reasons why other models could not be run, by name. Raises UserError when a store is gone.
+    reasons why other models could not be run, by name; ``kind`` is ``model``, or ``layer`` for runs of
+    the layers of one store. Raises UserError when a store is gone.
     """
     stores = {
         name: open_store(run.recipe.store_place, copy=run.recipe.resources.copy_store)
@@ -32,20 +34,21 @@ def write_comparison(
     shown = [
         {
             **row,
-            "source": source_line(stores[row["model"]]),
-            "report": os.path.relpath(runs[row["model"]].report_page, page.parent),
+            "source": source_line(stores[row[kind]]),
+            "report": os.path.relpath(runs[row[kind]].report_page, page.parent),
         }
         for row in rows
     ]
     with replacing_folder(page.parent) as folder:
         _draw(
-            rows,
+            {row[kind]: row["trial"] for row in rows},
             runs,
             {name: _layers(store.manifest.model) for name, store in stores.items()},
             folder,
         )
         text = template("models.html").render(
             title=title,
+            kind=kind,
             rows=shown,
             refused=refused,
             stability=any(row.get("stability") is not None for row in rows),
@@ -60,17 +63,20 @@ def _layers(model: dict[str, Any] | None) -> int | None:
 
 
 def _draw(
-    rows: Sequence[Mapping[str, Any]],
+    chosen: Mapping[str, int | None],
     runs: Mapping[str, RunFolder],
     depths: Mapping[str, int | None],
     folder: Path,
 ) -> None:
     from raysae.report import plots  # matplotlib takes a second to import
 
-    trials = {name: measured(read_trials(run.trials_file)) for name, run in runs.items()}
+    trials = {
+        name: measured(read_trials(run.trials_file))
+        for name, run in runs.items()
+        if run.recipe.sweep.enabled
+    }
     trials = {name: found for name, found in trials.items() if found}
     if trials:
-        chosen = {row["model"]: row["trial"] for row in rows}
         plots.ev_by_model(trials, chosen, folder / "explained_variance_against_l0.png")
     atlases = {
         name: measured(read_sites(run.atlas_metrics_file))

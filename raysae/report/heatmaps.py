@@ -33,8 +33,8 @@ MOST_TEXTS = 400
 """Cells with their value written in them, at most."""
 HATCHED_FROM = 12
 """Pixels of a side of a cell from which on hatching can be seen; smaller cells are filled."""
-CHARACTER, LINE = 0.062, 0.14
-"""Width of a character and height of a line at the axes, in inches."""
+CHARACTER, LINE, TITLE_CHARACTER = 0.062, 0.14, 0.085
+"""Width of a character and height of a line at the axes, and width of a title's character, in inches."""
 OUTLYING = 4
 """A scale ends at the 1st and 99th percentile when the whole range is this many times as wide."""
 
@@ -64,7 +64,7 @@ def _draw_cells(grid: Grid, metric: Metric, title: str, source: str, path: Path)
     norm, beyond = _scale(grid.known, metric)
     image = axes.imshow(cells.values, cmap=colours, norm=norm, aspect="auto", interpolation="none")
     axes.set(xlabel=_label("position", grid.joined[1]), ylabel=_label("layer", grid.joined[0]))
-    axes.set_title(plot_text(title))
+    axes.set_title(_wrapped(title, size[0]))
     form = metric.cell.replace("{:", "{x:")
     figure.colorbar(image, ax=axes, format=form, extend=beyond, aspect=30)
     across, down = _cell_size(figure, cells, _label_ticks(figure, axes, cells))
@@ -96,6 +96,13 @@ def _draw_line(grid: Grid, metric: Metric, title: str, source: str, path: Path) 
     _thin(axes.xaxis, names, figure.get_figwidth() - 1, max(longest, 2) * CHARACTER + 0.06)
     _explain(axes, grid, {"missing": Patch(**HATCHING)} if grid.missing.any() else {})
     save(figure, path)
+
+
+def _wrapped(title: str, width: float) -> str:
+    """The title in two lines, broken before its bracket, where it is too long for the width in inches."""
+    head, bracket, tail = plot_text(title).partition(" (")
+    wide = len(title) * TITLE_CHARACTER > width - 1
+    return f"{head}\n({tail}" if bracket and wide else f"{head}{bracket}{tail}"
 
 
 def _colours(metric: Metric) -> Colormap:

@@ -4,6 +4,7 @@ import base64
 import statistics
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -16,7 +17,8 @@ from raysae.console.board import seconds
 from raysae.console.shell import look_at_records
 from raysae.metrics import PAGE, labels
 from raysae.printable import printable, shortened
-from raysae.records.damage import read_record, read_selection
+from raysae.records.choice import read_choice
+from raysae.records.damage import read_record
 from raysae.records.environment import read_environment
 from raysae.records.folder import RunFolder
 from raysae.records.mlflow_listener import tracking_uri
@@ -39,8 +41,9 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
 
     ``selection`` is the choice; by default that of ``selection.json``.
     """
-    trials, atlas = read_trials(run.trials_file), read_sites(run.atlas_metrics_file)
-    selection = selection or read_selection(run.selection_file)
+    trials = read_trials(run.trials_file) if run.recipe.sweep.enabled else []
+    atlas = read_sites(run.atlas_metrics_file)
+    selection = selection or read_choice(run)
     with run.replacing_folder(run.report_page.parent) as folder:
         plots = _plots(run, store, trials, atlas, selection, folder)
         page = template("page.html").render(
@@ -66,6 +69,7 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
             written=time.strftime("%Y-%m-%d %H:%M"),
             source=source_line(store),
             searched=_searched(run, trials),
+            given=None if run.recipe.sweep.enabled else _given(run),
             health=_health(run, store, atlas),
             heads=HEADS,
         )
@@ -80,7 +84,9 @@ def _health(run: RunFolder, store: Store, atlas: list[SiteRow]) -> StoreHealth:
 
 
 def _swept(run: RunFolder, store: Store) -> list[Site]:
-    """The sites of the sweep."""
+    """The sites of the sweep; none without one."""
+    if not run.recipe.sweep.enabled:
+        return []
     return run.recipe.sites_of(store.layers, store.positions, store.hookpoints)
 
 
@@ -90,6 +96,12 @@ def _searched(run: RunFolder, trials: list[TrialRow]) -> list[str]:
     listed = [key for config in run.recipe.sweep.configs for key in config]
     space = run.recipe.sweep.space if not listed else {}
     return list(dict.fromkeys(["sae.d_sae", *sparsity, *space, *listed]))
+
+
+def _given(run: RunFolder) -> dict[str, Any]:
+    """The settings of the SAE that the recipe of a run without a search gives."""
+    sae, _ = run.recipe.with_parameters({})
+    return asdict(sae)
 
 
 def source_line(store: Store) -> str:

@@ -49,8 +49,9 @@ def write_page(name: str) -> str:
     run = read_run(name)
     if run.mended:
         raise UserError(f"{run.mended}; {rebuilt_by(run.recipe.run_place)}")
-    if not run.selection_file.exists():
-        raise UserError(f"{name}: the run has no selection.json yet; finish it first")
+    needed = run.selection_file if run.recipe.sweep.enabled else run.atlas_metrics_file
+    if not needed.exists():
+        raise UserError(f"{name}: the run has no {needed.name} yet; finish it first")
     store = open_store(run.recipe.store_place, copy=run.recipe.resources.copy_store)
     try:
         for stage in ("sweep", "select", "atlas"):

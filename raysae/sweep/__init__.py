@@ -9,7 +9,8 @@ class _CallableModule(ModuleType):
     """Makes this package callable: ``raysae.sweep(recipe)`` is a function, too."""
 
     def __call__(self, recipe: Any = None, **options: Any) -> Any:
-        """Run the main job; a ``SweepResult``, or a ``ModelsResult`` for a recipe with ``models``.
+        """Run the main job; a ``SweepResult``, or a ``ModelsResult`` for a recipe of several models
+        or layers.
 
         See ``raysae.pipeline.run.run_sweep`` for the arguments and errors.
         """
@@ -19,7 +20,7 @@ class _CallableModule(ModuleType):
         from raysae.pipeline.run import as_recipe, run_sweep
 
         recipe = as_recipe(recipe)
-        if recipe.models:
+        if recipe.several:
             from raysae.pipeline.several_models import run_models
 
             return run_models(recipe, **options)

@@ -39,7 +39,7 @@ def atlas(store, runs, training=None, sites=None, at_once=2, meanwhile=lambda fo
         }
     )  # fmt: skip
     settings = SiteSettings(
-        store.digest, recipe.seed, *recipe.with_parameters(PARAMETERS), parameters=PARAMETERS
+        store.digest, (recipe.seed,), *recipe.with_parameters(PARAMETERS), parameters=PARAMETERS
     )
     with open_run(recipe) as run:
         job = AtlasJob(run, store, settings)

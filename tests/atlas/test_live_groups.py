@@ -40,7 +40,7 @@ def live(tmp_path_factory):
 @pytest.fixture
 def settings(live):
     training = TrainingConfig(epochs=1, batch_size=32, shuffle_rows=64)
-    return SiteSettings(live.digest, 0, sae_config({"d_sae": 32, "k": 2}), training, {})
+    return SiteSettings(live.digest, (0,), sae_config({"d_sae": 32, "k": 2}), training, {})
 
 
 def memory(monkeypatch, size):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from raysae.sweep.trials.members import Members
+from raysae.records.members import Members
 from raysae.training import TrainingConfig
 from raysae.training.ensemble import Ensemble, Member, StatisticsCache, batch_settings
 
@@ -50,8 +50,7 @@ class Gang:
 
     def _end_trial(self, member: Member) -> None:
         """End the other trainings of a member's trial: without one of them it has no figures."""
-        for other in self._trial_of[member].members.values():
-            other.stop("another training of this trial ended early")
+        self._trial_of[member].end_with(member)
 
     def _push(self, saved: Sequence[Member]) -> None:
         for trial in dict.fromkeys(self._trial_of[member] for member in saved):

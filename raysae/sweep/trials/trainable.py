@@ -10,13 +10,13 @@ from raysae.cluster.alarm import HangAlarm
 from raysae.cluster.reading import OpenSite, fetched_site
 from raysae.cluster.worker import prepare_worker
 from raysae.config import Recipe
+from raysae.records.members import Key
 from raysae.records.products import seeds_of, stopping, trained
 from raysae.records.run_files import RunFiles
 from raysae.redaction import redacted_errors
 from raysae.sae import SAEConfig
 from raysae.sites import Site
 from raysae.sweep.trials.gang import GANG, Gang, shared_settings
-from raysae.sweep.trials.members import Key
 from raysae.sweep.trials.trial import Report, Trial
 from raysae.training import TrainingConfig
 from raysae.training.ensemble import Member, StatisticsCache

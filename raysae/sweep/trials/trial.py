@@ -12,11 +12,11 @@ from raysae.errors import UserError
 from raysae.identity import Made
 from raysae.metrics import registered
 from raysae.records.commit import commit
+from raysae.records.members import Key, Members, OutOfTimeError
 from raysae.records.run_files import RunFiles
 from raysae.redaction import first_line, traceback_of
 from raysae.sites import Site
 from raysae.storage.trouble import in_words, reason_in_words
-from raysae.sweep.trials.members import Key, Members, OutOfTimeError
 from raysae.training import NonFiniteLossError
 from raysae.training.ensemble import Member
 
@@ -139,11 +139,7 @@ class Trial:
             self.files, members.first, self.folder, job, provenance[first_site], members.history,
             self.started, seconds=time.monotonic() - self.began, metrics=members.final_metrics(),
             cost=cost,
-            beside={
-                f"{site.folder},seed={seed}": (trainer, provenance[site])
-                for (site, seed), trainer in members.trainers.items()
-                if trainer is not members.first
-            },
+            beside=members.beside(lambda site: provenance[site]),
         )  # fmt: skip
         members.discard_checkpoints()
         self.files.remove_checkpoint(members.checkpoints)

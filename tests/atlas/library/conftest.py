@@ -59,7 +59,7 @@ def made(folder: Path, overrides: list[str], failed: Site | None = None) -> Run:
         patch.setattr(worker_module, "prepare_worker", lambda: "cpu")
         files = RunFiles(recipe.run_folder)
         training = TrainingConfig(epochs=2, batch_size=256, lr=3e-3, evaluations=2)
-        settings = SiteSettings(store.digest, 0, TopKConfig(d_sae=48, k=4), training, {})
+        settings = SiteSettings(store.digest, (0,), TopKConfig(d_sae=48, k=4), training, {})
         worker = AtlasWorker(AtlasWork(files, str(store.path), settings, 1e9, 1e9))
         records = {}
         for site in store.sites:  # each alone, as on CPUs

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from raysae.activations.synthetic import SuperpositionWorld
+from raysae.records.members import Members, OutOfTimeError
 from raysae.sae import sae_config
 from raysae.sites import Site
 from raysae.sweep.trials.gang import Gang
-from raysae.sweep.trials.members import Members, OutOfTimeError
 from raysae.training import NonFiniteLossError, Trainer, TrainingConfig
 from raysae.training.ensemble import Member
 from raysae.training.rows import Rows

@@ -1,10 +1,11 @@
 """The members of one trial: trainings of its config, one for each site and seed of the sweep.
 
-A trial's figures are means over its members. ``raysae.training.ensemble`` trains them.
+A trial's figures are means over its members. ``raysae.training.ensemble`` trains them. A site of the
+atlas has members, too, one for each seed.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,23 @@ class OutOfTimeError(Exception):
 class Members:
     """The members of a trial, by site and seed; each has its checkpoint in a folder of ``checkpoints``.
 
-    ``max_seconds`` limits the sum of their training times, with waiting; None means no limit.
+    ``max_seconds`` limits the sum of their training times, with waiting; None means no limit. A member
+    that is alone may have ``checkpoints`` itself, not a folder in it (``apart`` false).
     """
 
     def __init__(
-        self, members: Mapping[Key, Member], checkpoints: Path, max_seconds: float | None = None
+        self,
+        members: Mapping[Key, Member],
+        checkpoints: Path,
+        max_seconds: float | None = None,
+        apart: bool = True,
     ):
         self.members, self.checkpoints = dict(members), checkpoints
         self.budget = Budget(max_seconds, list(self.members.values()))
         for (site, seed), member in self.members.items():
             name = f"{site.folder.replace('/', ',')},seed={seed}"
-            member.budget, member.checkpoint = self.budget, checkpoints / name
+            member.budget = self.budget
+            member.checkpoint = checkpoints / name if apart else checkpoints
 
     @property
     def trainers(self) -> dict[Key, Trainer]:
@@ -85,6 +92,22 @@ class Members:
         of seeds (``stability``)."""
         metrics = self._record([trainer.final_metrics() for trainer in self.trainers.values()])
         return {**metrics, **self._agreement()}
+
+    def beside(
+        self, provenance: Callable[[Site], dict[str, Any]]
+    ) -> dict[str, tuple[Trainer, dict[str, Any]]]:
+        """The trainers of all members but the first, each with the provenance of its rows, by name."""
+        return {
+            f"{site.folder},seed={seed}": (trainer, provenance(site))
+            for (site, seed), trainer in self.trainers.items()
+            if trainer is not self.first
+        }
+
+    def end_with(self, ended: Member) -> None:
+        """End all members if ``ended`` is one of them: without one of them there are no figures."""
+        if ended in self.members.values():
+            for other in self.members.values():
+                other.stop("another training of this trial ended early")
 
     def discard_checkpoints(self) -> None:
         """Remove the members' checkpoints and save no further ones."""

@@ -1,0 +1,105 @@
+"""What 1,000 tiny sites cost beside their training: milliseconds a site, MLflow's part, the report's.
+
+    python scripts/many_sites.py [--sites 1000] [--no-mlflow] [--folder FOLDER]
+
+Writes a synthetic store of so many layers, each a few hundred rows of 16 numbers, and trains an atlas of
+a given config on it. Overhead is what the atlas takes beyond its training loops, in its workers' time.
+The exit code is 1 when it is 50 ms a site or more, or when MLflow takes longer than the atlas itself.
+"""
+
+import argparse
+import cProfile
+import pstats
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import raysae
+from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
+from raysae.pipeline.result import SweepResult
+from raysae.records.mlflow_listener import MLflowRecorder
+
+MOST = 0.05
+"""Seconds of overhead a site that count as too many."""
+
+
+def recipe(folder: Path, mlflow: bool) -> dict[str, Any]:
+    return {
+        "name": "many", "runs_dir": str(folder / "runs"), "store": str(folder / "store"),
+        "source": None, "sweep": {"enabled": False}, "sae": {"d_sae": 32, "k": 2},
+        "training": {"epochs": 3, "batch_size": 64, "evaluations": 2},
+        "records": {"mlflow": mlflow},
+    }  # fmt: skip
+
+
+class Waited:
+    """How long a run waited at its end for MLflow."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> "Waited":
+        close = self._close = MLflowRecorder.close
+
+        def timed(recorder: MLflowRecorder) -> int:
+            began = time.monotonic()
+            lost = close(recorder)
+            self.seconds += time.monotonic() - began
+            return lost
+
+        MLflowRecorder.close = timed  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        MLflowRecorder.close = self._close  # type: ignore[method-assign]
+
+
+def training_seconds(result: SweepResult) -> float:
+    """Seconds that the training loops took, summed over the sites: steps and waiting for rows."""
+    return sum(row["tokens"] / row["tokens_per_second"] for row in result.atlas)
+
+
+def told(result: SweepResult, waited: float, workers: int) -> bool:
+    """Print the figures; whether they are good."""
+    sites, atlas = len(result.atlas), result.run.seconds("atlas") or 0.0
+    trained = training_seconds(result)
+    overhead = (atlas - trained / workers) / sites
+    page = result.run.report_page.stat().st_size
+    print(
+        f"{sites} sites: atlas {atlas:.1f} s, of which training {trained / workers:.1f} s in {workers} "
+        "workers"
+    )
+    print(f"overhead {1000 * overhead:.1f} ms a site; MLflow waited for at the end {waited:.1f} s")
+    print(f"report {result.run.seconds('report') or 0.0:.1f} s, a page of {page / 1e6:.2f} MB")
+    return overhead < MOST and waited <= atlas and not result.failures
+
+
+def main() -> int:
+    """Run, print; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sites", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--no-mlflow", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="what the driver's time goes to")
+    parser.add_argument("--folder", type=Path, help="where the store and the run stay")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary, Waited() as waited:
+        folder = arguments.folder or Path(temporary)
+        world = SuperpositionWorld(d_in=16, atoms=24, p=0.08)
+        if not (folder / "store").exists():
+            write_synthetic_store(folder / "store", world, 300, sites=arguments.sites, test=0.0)
+        wanted = recipe(folder, not arguments.no_mlflow)
+        wanted["resources"] = {"max_concurrent": arguments.workers}
+        profile = cProfile.Profile()
+        if arguments.profile:
+            profile.enable()
+        result = raysae.sweep(wanted)
+        if arguments.profile:
+            profile.disable()
+            pstats.Stats(profile).sort_stats("cumulative").print_stats(45)
+        return 0 if told(result, waited.seconds, arguments.workers) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

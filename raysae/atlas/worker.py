@@ -101,7 +101,7 @@ class AtlasWorker:
             on_saved=self._send_checkpoints, after_batch=lambda tokens: alive(),
             on_end=lambda member: _end_site(trained.values(), member),
         )  # fmt: skip
-        for _ in ensemble.rounds():
+        for _ in ensemble.rounds(together=False):
             self.files.check_there()
             yield {site: _report(members) for site, members in trained.items() if members.history}
             for site, members in trained.items():

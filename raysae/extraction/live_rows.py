@@ -48,6 +48,9 @@ class LiveRows(IndexedRows):
         assert store.live is not None
         live = store.live
         self._starts = [0, *accumulate(live.rows(site, shard) for shard in range(live.shards))]
+        self._patient = False
+        self._at_work: Reader | None = None
+        """The reader of the epoch that is being read."""
         self._reader: Reader | None = None
         """The reader of the last epoch, at the first piece of the next."""
 
@@ -57,6 +60,16 @@ class LiveRows(IndexedRows):
     def read(self, start: int, stop: int) -> Tensor:
         """Raises UserError: live rows have no random access."""
         raise not_on_disk(self.store, self.site)
+
+    def read_patiently(self) -> None:
+        """See ``RowSource.read_patiently``."""
+        self._patient = True
+
+    def hurry(self, waits: bool) -> None:
+        """See ``RowSource.hurry``."""
+        reader = self._at_work
+        if reader is not None and reader.awaited:
+            reader.hurry(waits)
 
     def batches(self, batch_size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
         """All rows in order, in batches ``[batch, d_in]``: one pass of the model more."""
@@ -78,7 +91,8 @@ class LiveRows(IndexedRows):
             return
         ready: dict[int, Rows] = {}
         with self._passing(window) as (reader, fetch):
-            coming = arrived(reader, chain([window], order), fetch, ready)
+            every = chain([window], order)
+            coming = arrived(reader, every, fetch, ready, self._patient)
             for window, index_B in pieces(coming, batch_size):
                 yield ready[window.start].gather(index_B)
 
@@ -99,11 +113,12 @@ class LiveRows(IndexedRows):
         if reader is None:
             scan = self.data.scan(epoch, self.service)
             reader = Reader(self.service, scan, fetch.piece_of(first.start))
-        whole = False
+        whole, self._at_work = False, reader
         try:
             yield reader, fetch
             whole = True
         finally:
+            self._at_work = None
             if whole and chained and epoch + 1 < self.data.chained:
                 reader.pause(before + len(self._starts) - 1)
                 self._reader = reader

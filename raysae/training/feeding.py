@@ -5,12 +5,18 @@ while training works on the batch before. Shapes: B batch, D d_in.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 
 import torch
 from torch import Tensor
 
 from raysae.training.rows import Stream, StreamPosition
+
+HURRY_SECONDS = 0.3
+"""Seconds that a wait for rows may take before their source is told of it."""
+Placed = Generator[tuple[Tensor, StreamPosition]]
+"""Batches ``[batch, d_in]``, each with the position after it."""
 
 
 class Feed:
@@ -21,9 +27,7 @@ class Feed:
         self.waited = 0.0
 
     def __iter__(self) -> Iterator[Tensor]:
-        placed = iter(self.stream.placed())
-        if self.device.type == "cuda":
-            placed = self._copied(placed)
+        placed = self.placed()
         while True:
             started = time.perf_counter()
             following = next(placed, None)
@@ -33,9 +37,12 @@ class Feed:
             batch_BD, self.stream.position = following
             yield batch_BD
 
-    def _copied(
-        self, placed: Iterator[tuple[Tensor, StreamPosition]]
-    ) -> Iterator[tuple[Tensor, StreamPosition]]:
+    def placed(self) -> Placed:
+        """The batches on the device, each with the position after it, which whoever takes it sets."""
+        placed = self.stream.placed()
+        return self._copied(placed) if self.device.type == "cuda" else placed
+
+    def _copied(self, placed: Placed) -> Placed:
         """The same batches, copied one ahead of training on a separate CUDA stream."""
         copying = torch.cuda.Stream(self.device)
         ahead: tuple[Tensor, StreamPosition, torch.cuda.Event] | None = None
@@ -59,3 +66,50 @@ class Feed:
         current.wait_event(copied)
         batch_BD.record_stream(current)  # its memory is not reused while training still needs it
         return batch_BD, position
+
+
+class ReadAhead:
+    """The batches ``[batch, d_in]`` of a feed, each read by a thread of ``pool`` while others train."""
+
+    def __init__(self, feed: Feed, pool: Executor):
+        self._feed, self._pool, self._placed = feed, pool, feed.placed()
+        feed.stream.source.read_patiently()
+        self._coming = self._next()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Tensor:
+        started = time.perf_counter()
+        following = self._coming.result()
+        self._feed.waited += time.perf_counter() - started
+        if following is None:
+            raise StopIteration
+        self._coming = self._next()
+        batch_BD, self._feed.stream.position = following
+        return batch_BD
+
+    def close(self) -> None:
+        """Let go of the rows, once the batch that is being read is there."""
+        self._coming.add_done_callback(lambda _: self._placed.close())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next batch, or the end, is there."""
+        return self._coming.done()
+
+    def _next(self) -> Future[tuple[Tensor, StreamPosition] | None]:
+        return self._pool.submit(next, self._placed, None)
+
+
+def wait_for_one(feeds: Sequence[ReadAhead]) -> None:
+    """Wait until the next batch of a feed is there; say so where that takes long."""
+    coming = [feed._coming for feed in feeds]
+    if wait(coming, HURRY_SECONDS, FIRST_COMPLETED).done:
+        return
+    sources = [feed._feed.stream.source for feed in feeds]
+    for source in sources:
+        source.hurry(True)
+    wait(coming, return_when=FIRST_COMPLETED)
+    for source in sources:
+        source.hurry(False)

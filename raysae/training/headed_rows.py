@@ -41,6 +41,14 @@ class HeadedRows(IndexedRows):
         """See ``IndexedRows.taken``."""
         return self.rows.taken(order, batch_size)
 
+    def read_patiently(self) -> None:
+        """See ``RowSource.read_patiently``."""
+        self.rows.read_patiently()
+
+    def hurry(self, waits: bool) -> None:
+        """See ``RowSource.hurry``."""
+        self.rows.hurry(waits)
+
     def head(self) -> Iterator[Tensor]:
         """The head, in batches ``[batch, d_in]``."""
         return self._first.head()

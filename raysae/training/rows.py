@@ -8,7 +8,7 @@ Shapes: B batch, D d_in.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -52,6 +52,13 @@ class RowSource(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Number of rows in an epoch."""
+
+    def read_patiently(self) -> None:  # noqa: B027  (only rows that come past need it)
+        """From now on whoever reads has more to do than to wait for these rows, and calls ``hurry`` when
+        it has not."""
+
+    def hurry(self, waits: bool) -> None:  # noqa: B027
+        """Say that whoever reads waits for the next batch, or no longer does."""
 
     def windows(
         self, seed: int, epoch: int, shuffle_rows: int, taken: int = 0, first: int = 0
@@ -220,6 +227,14 @@ class OrdinaryRows(IndexedRows):
         order = self._ordinary(self.rows.windows(seed, epoch, shuffle_rows, 0, first), taken)
         return rebatched(self.taken(order, batch_size), batch_size)
 
+    def read_patiently(self) -> None:
+        """See ``RowSource.read_patiently``."""
+        self.rows.read_patiently()
+
+    def hurry(self, waits: bool) -> None:
+        """See ``RowSource.hurry``."""
+        self.rows.hurry(waits)
+
     def begins_at(self, seed: int, epoch: int, shuffle_rows: int) -> int:
         """See ``RowSource.begins_at``."""
         return self.rows.begins_at(seed, epoch, shuffle_rows)
@@ -255,7 +270,7 @@ class Stream:
             self.position = position
             yield batch_BD
 
-    def placed(self) -> Iterator[tuple[Tensor, StreamPosition]]:
+    def placed(self) -> Generator[tuple[Tensor, StreamPosition]]:
         """The batches from ``position`` on, each with the position after it.
 
         This iterator does not move ``position``; the caller sets it.

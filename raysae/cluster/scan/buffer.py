@@ -143,11 +143,11 @@ class PieceBuffer:
             self.readers.pop(reader, None)
             self.memory.changed.notify_all()
 
-    def hurry(self, reader: str) -> None:
-        """The process of a reader that reads ahead has begun to wait for it."""
+    def hurry(self, reader: str, waits: bool = True) -> None:
+        """The process of a reader that reads ahead has begun to wait for it, or no longer does."""
         with self.memory.changed:
             if reader in self.readers:
-                self.readers[reader].urgent = True
+                self.readers[reader].urgent = waits
                 self.memory.changed.notify_all()
 
     def take(

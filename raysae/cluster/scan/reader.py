@@ -31,6 +31,8 @@ class Reader:
         """The first piece that is still in use."""
         self.urgent = True
         """Whether the process waits for the next piece, and does not only read ahead."""
+        self.awaited = False
+        """Whether nothing of what was read is left."""
         self.name, self._running = uuid.uuid4().hex, ""
         self._lost: float | None = None
         """When the service or a block was lost, until the next piece is there."""
@@ -44,11 +46,11 @@ class Reader:
                 self.number, self._lost = self.number + 1, None
                 return block
 
-    def hurry(self) -> None:
-        """Say that the process has begun to wait for the piece that is being read ahead."""
-        self.urgent = True
+    def hurry(self, waits: bool = True) -> None:
+        """Say that the process has begun to wait for the piece that is being read, or no longer does."""
+        self.urgent = waits
         if self._running:
-            self.service.hurry.remote(self._running, self.name)
+            self.service.hurry.remote(self._running, self.name, waits)
 
     def pause(self, number: int) -> None:
         """Go on later, from piece ``number`` on. It is kept for this reader for a minute."""
@@ -114,20 +116,25 @@ def arrived(
     order: Iterator[Window],
     fetch: Callable[[Reader, Window, Window | None], Rows],
     ready: dict[int, Rows],
+    patient: bool = False,
 ) -> Iterator[Window]:
     """Yield each window of ``order`` once its rows are in ``ready``, while the next one is read ahead.
 
-    ``fetch(reader, window, used)`` reads a window's rows while ``used`` is in use.
+    ``fetch(reader, window, used)`` reads a window's rows while ``used`` is in use. ``patient``: whether
+    the process has more to do than to wait for them, and hurries the reader itself when it has not.
     """
     window = next(order, None)
     if window is None:
         return
+    reader.urgent = not patient
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(fetch, reader, window, None)
         while window is not None:
-            if not coming.done():
+            reader.awaited = True
+            if not coming.done() and not patient:
                 reader.hurry()
             rows = coming.result()
+            reader.awaited = False
             ready.clear()
             ready[window.start] = rows
             del rows

@@ -123,10 +123,10 @@ class ScanService:
             return Taken("detached")
         return running.buffer.take(reader, number, needed, seconds, urgent)
 
-    def hurry(self, name: str, reader: str) -> None:
+    def hurry(self, name: str, reader: str, waits: bool = True) -> None:
         """See ``PieceBuffer.hurry``."""
         if name in self._running:
-            self._running[name].buffer.hurry(reader)
+            self._running[name].buffer.hurry(reader, waits)
 
     def pause(self, name: str, reader: str, number: int) -> None:
         """See ``PieceBuffer.pause``."""

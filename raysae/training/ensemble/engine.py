@@ -7,6 +7,8 @@ packed. A member that fails or stops does not affect the others.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 from raysae.training.ensemble.checkpoints import Checkpoints, begin
@@ -15,6 +17,7 @@ from raysae.training.ensemble.members import Member, Record
 from raysae.training.ensemble.plan import Group, plan
 from raysae.training.ensemble.program import PackedProgram
 from raysae.training.ensemble.stopping import StopRules
+from raysae.training.feeding import ReadAhead, wait_for_one
 from raysae.training.statistics import StatisticsCache
 from raysae.training.trainer import Trainer
 
@@ -61,17 +64,20 @@ class Ensemble:
         self._on_begin = on_begin
         self._running: list[Lockstep | PackedProgram] = []
 
-    def rounds(self) -> Iterator[list[Member]]:
+    def rounds(self, together: bool = True) -> Iterator[list[Member]]:
         """Train all members side by side. After each round of evaluations, yield the members that
         have ended since the last round, by their last step, a stop or a failure.
 
+        ``together``: whether a round has an evaluation of every member. Without it, a round of members
+        whose rows come past once may end with the evaluation of any, so that none waits for another.
         Raises ValueError, before any training, when rows that can be read once are needed twice.
         """
         if not self.members:
             return
         groups = plan(self.members, self.device, self.pack, side_by_side=True)
         self._begin(self.members)
-        advance = self._advance([part for group in groups for part in group.by_step()])
+        parts = [part for group in groups for part in group.by_step()]
+        advance = self._advance(parts, together)
         waiting = list(self.members)
         passed = min((len(member.history) for member in waiting if member.active), default=0)
         while waiting:
@@ -81,12 +87,17 @@ class Ensemble:
             waiting = [member for member in waiting if member.active]
             yield ended
 
-    def _advance(self, parts: list[Group]) -> Callable[[int], None]:
-        """A function that trains all parts until their members have passed so many evaluations."""
+    def _advance(self, parts: list[Group], together: bool) -> Callable[[int], None]:
+        """A function that trains all parts until their members have passed so many evaluations; or, not
+        ``together``, until some have passed another."""
         runs = [(part.members, self._run(part)) for part in parts]
         paced = [(members, run) for members, run in runs if isinstance(run, Lockstep)]
         if len(paced) == len(runs) and any(member.rows.passing for member in self.members):
-            return partial(_keep_pace, [(members, run, run.steps()) for members, run in paced])
+            pool = ThreadPoolExecutor(len(paced))
+            for _, run in paced:
+                run.read_ahead(pool)
+            passing = [Part(run, run.steps()) for _, run in paced]
+            return partial(_keep_pace, passing) if together else partial(_until_one, passing)
         return partial(_one_by_one, [(members, run.rounds()) for members, run in runs])
 
     def groups(self) -> Iterator[list[Member]]:
@@ -158,12 +169,41 @@ def _one_by_one(runs: list[tuple[list[Member], Iterator[None]]], passed: int) ->
             next(evaluations)
 
 
-def _keep_pace(runs: list[tuple[list[Member], Lockstep, Iterator[bool]]], passed: int) -> None:
-    """Train all parts until their members have passed so many evaluations, always the part that is
-    furthest behind by a batch: their rows come past once for all of them."""
-    while behind := [one for one in runs if _are_behind(one[0], passed)]:
-        _, _, steps = min(behind, key=lambda one: one[1].progress)
-        next(steps)
+@dataclass(frozen=True)
+class Part:
+    """Members that train on the same batches, which come past once, and their training so far."""
+
+    run: Lockstep
+    steps: Iterator[bool]
+    """Trains on a batch; whether a member was evaluated at it, or all have ended."""
+
+    @property
+    def ahead(self) -> ReadAhead:
+        """Its batches."""
+        assert self.run.ahead is not None
+        return self.run.ahead
+
+
+def _keep_pace(parts: list[Part], passed: int) -> None:
+    """Train all parts until their members have passed so many evaluations."""
+    while behind := [part for part in parts if _are_behind(part.run.members, passed)]:
+        next(_first_of(behind).steps)
+
+
+def _until_one(parts: list[Part], passed: int) -> None:
+    """Train all parts until members of one have passed another evaluation, or have ended."""
+    while left := [part for part in parts if part.run.active]:
+        if next(_first_of(left).steps):
+            return
+
+
+def _first_of(parts: list[Part]) -> Part:
+    """The part to train next: the one furthest behind of those whose batch is there."""
+    ready = [part for part in parts if part.ahead.is_ready]
+    if not ready:
+        wait_for_one([part.ahead for part in parts])
+        ready = [part for part in parts if part.ahead.is_ready]
+    return min(ready, key=lambda part: part.run.progress)
 
 
 def _are_behind(members: list[Member], passed: int) -> bool:

@@ -5,11 +5,13 @@ On a CPU every step uses all threads, as in a training alone. One thread per SAE
 """
 
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from raysae.training.ensemble.members import Member
+from raysae.training.feeding import ReadAhead
 
 if TYPE_CHECKING:
     from raysae.training.ensemble.engine import Ensemble
@@ -22,6 +24,12 @@ class Lockstep:
         self.members, self.ensemble = members, ensemble
         for member in members[1:]:
             member.trainer.follow(members[0].trainer)
+        self.ahead: ReadAhead | None = None
+        """Its batches, where they are read ahead."""
+
+    def read_ahead(self, pool: Executor) -> None:
+        """Read each batch by a thread of ``pool`` while other parts are trained, from now on."""
+        self.ahead = ReadAhead(self.members[0].trainer.feed, pool)
 
     @property
     def active(self) -> list[Member]:
@@ -42,7 +50,7 @@ class Lockstep:
 
     def steps(self) -> Iterator[bool]:
         """Train to the end; yield after each batch whether a member was evaluated at it."""
-        batches = iter(self.members[0].trainer.feed)
+        batches = self.ahead or iter(self.members[0].trainer.feed)
         while active := self.active:
             batch_BD = self._read(batches)
             if batch_BD is None:
@@ -53,6 +61,8 @@ class Lockstep:
             yield sum(len(member.history) for member in active) > seen
         for member in self.active:
             self._end(member)
+        if self.ahead is not None:
+            self.ahead.close()
         yield True
 
     def _end(self, member: Member) -> None:

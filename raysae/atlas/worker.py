@@ -103,9 +103,10 @@ class AtlasWorker:
         )  # fmt: skip
         for _ in ensemble.rounds(together=False):
             self.files.check_there()
-            yield {site: _report(members) for site, members in trained.items() if members.history}
-            for site, members in trained.items():
-                if site not in records and not members.active:
+            going = {site: one for site, one in trained.items() if site not in records}
+            yield {site: _report(members) for site, members in going.items() if members.history}
+            for site, members in going.items():
+                if not members.active:
                     records[site] = self._ended(site, members, started)
         return records
 

@@ -38,6 +38,7 @@ class Member:
     failure: Exception | None = field(default=None, init=False)
     """The exception from its training or from reading its rows; None when there was none."""
     _trainer: Trainer | None = field(default=None, init=False, repr=False)
+    _released: bool = field(default=False, init=False, repr=False)
 
     @property
     def begun(self) -> bool:
@@ -53,8 +54,8 @@ class Member:
     @property
     def active(self) -> bool:
         """Whether it has steps left: it neither stopped nor failed."""
-        ended_early = self.stopped is not None or self.failure is not None
-        return not ended_early and (not self.begun or self.trainer.step < self.trainer.steps)
+        ended = self._released or self.stopped is not None or self.failure is not None
+        return not ended and (not self.begun or self.trainer.step < self.trainer.steps)
 
     @property
     def seconds(self) -> float:
@@ -71,8 +72,8 @@ class Member:
             self.stopped = reason
 
     def release(self) -> None:
-        """Free the trainer and its memory."""
-        self._trainer = None
+        """Free the trainer and its memory; the training has ended."""
+        self._trainer, self._released = None, True
 
     def discard_checkpoint(self) -> None:
         """Remove its checkpoint and save no new one; call it when the result is written."""

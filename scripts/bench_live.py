@@ -1,9 +1,9 @@
 """Live training against the ordinary way, a store first: figures, forward passes, disk, time.
 
-    python scripts/bench_live.py [pocket] [stories] [--sequences 3000] [--gang 8] [--shuffle-rows 16384]
+    python scripts/bench_live.py [pocket] [stories] [--sequences 3000] [--gang 4] [--shuffle-rows 16384]
 
-Each case runs the whole main job twice in folders of its own: a sweep of eight trials, in gangs of eight,
-and an atlas of 24 sites (four layers at six positions), once with ``source.live=true`` and
+Each case runs the whole main job twice in folders of its own: a sweep of eight trials, in two gangs of
+four, and an atlas of 24 sites (four layers at six positions), once with ``source.live=true`` and
 ``source.keep=no`` and once over a store that it writes first. ``stories`` is the small Llama of ../shared
 over GSM8K. Ray's workers run at niceness 0. One Ray serves all, and its start is not measured.
 
@@ -88,7 +88,7 @@ def source_of(case: str, shared: Path) -> dict[str, Any]:
 
 def recipe(folder: Path, case: str, live: bool, args: argparse.Namespace) -> dict[str, Any]:
     """The recipe of one way."""
-    shapes = [(d_sae, k) for d_sae in (64, 128) for k in (4, 8, 16, 32)]
+    shapes = [(d_sae, k) for d_sae in args.d_sae for k in (4, 8, 16, 32)]
     source = {
         "sequences": args.sequences, "context_length": 128, "validation": 0.03, "test": 0.0,
         "sequences_per_shard": max(args.sequences // 30, 1), "positions": POSITIONS,
@@ -106,7 +106,7 @@ def recipe(folder: Path, case: str, live: bool, args: argparse.Namespace) -> dic
             "sampler": "list", "trials": len(shapes), "layer": LAYER, "position": "all",
             "configs": [{"sae.d_sae": d_sae, "sae.k": k} for d_sae, k in shapes],
         },
-        # live, a gang trains in one worker, and the others compute
+        # live, two workers train a gang each, and two compute
         "resources": {"gang": args.gang},
     }  # fmt: skip
 
@@ -217,7 +217,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument("--sequences", type=int, default=3000)
-    parser.add_argument("--gang", type=int, default=8)
+    parser.add_argument("--d-sae", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--gang", type=int, default=4)
     parser.add_argument("--shuffle-rows", type=int, default=16_384)
     parser.add_argument("--folder", type=Path, help="keep figures there, and go on from them")
     parser.add_argument("--shared", type=Path, default=SHARED, help="where model and texts are")

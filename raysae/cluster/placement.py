@@ -140,24 +140,28 @@ def place_streaming(resources: ResourcesConfig) -> Placement:
 
 
 def beside_live(resources: ResourcesConfig) -> tuple[Placement, Placement]:
-    """The trials, and the workers that compute live rows for them: half of what fits is theirs.
+    """The trials, and the workers that compute live rows for them.
 
-    On CPUs each of these reserves half of what a trial does, so that they use the trials' CPUs too while
-    the trials wait for rows. On GPUs one worker computes, on the fraction of a GPU that a trial has.
-    Raises UserError when not even one of each fits.
+    On CPUs there are as many of these as trials, and each of both reserves half of a trial's CPUs: while
+    trials wait for rows the others use their CPUs, and the reverse. Trials of several CPUs, whose results
+    depend on the number of their threads, keep them and leave half of the workers to computing. On GPUs
+    one worker computes, on the fraction of a GPU that a trial has. Raises UserError when not even one of
+    each fits.
     """
     every = place(resources)
-    computing = 1 if every.gpus else max(every.workers // 2, 1)
-    if every.workers < 2:
+    if every.workers < 2 and (every.gpus or every.cpus > 1):
         raise UserError(
             f"source.live: {every.workers} worker of {every.cpus:g} CPU and {every.gpus:g} GPU fits on "
             "this Ray, but one must compute rows while another trains; lower resources.cpus_per_trial or "
             "resources.gpus_per_trial, raise resources.cpus, or set source.live to false"
         )
-    trials = replace(every, workers=every.workers - computing)
     if every.gpus:
-        return trials, replace(every, workers=computing)
-    return trials, replace(every, cpus=every.cpus / 2, workers=2 * computing)
+        return replace(every, workers=every.workers - 1), replace(every, workers=1)
+    half = replace(every, cpus=every.cpus / 2)
+    if every.cpus <= 1:
+        return half, half
+    computing = max(every.workers // 2, 1)
+    return replace(every, workers=every.workers - computing), replace(half, workers=2 * computing)
 
 
 def scan_cpus() -> float:

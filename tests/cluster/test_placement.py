@@ -107,8 +107,9 @@ def test_no_cpu_left_for_reading_is_refused_with_what_to_do(monkeypatch, two_nod
 @pytest.mark.parametrize(
     ("there", "asked", "trials", "computing"),
     [
-        ({"CPU": 2}, {}, (1, 1.0), (2, 0.5)), ({"CPU": 5}, {}, (3, 1.0), (4, 0.5)),
-        ({"CPU": 8}, {"max_concurrent": 3}, (2, 1.0), (2, 0.5)),
+        ({"CPU": 1}, {}, (1, 0.5), (1, 0.5)), ({"CPU": 5}, {}, (5, 0.5), (5, 0.5)),
+        ({"CPU": 8}, {"max_concurrent": 3}, (3, 0.5), (3, 0.5)),
+        ({"CPU": 9}, {"cpus_per_trial": 2}, (2, 2.0), (4, 1.0)),
         ({"CPU": 16, "GPU": 1}, {}, (3, 1.0), (1, 1.0)),
     ],
 )  # fmt: skip
@@ -119,7 +120,7 @@ def test_live_rows_have_workers_of_their_own(monkeypatch, there, asked, trials, 
     assert [(one.workers, one.cpus) for one in found] == [trials, computing]
 
 
-def test_one_cpu_is_too_little_for_live_rows(monkeypatch):
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1})
-    with pytest.raises(UserError, match=r"1 worker of 1 CPU .* fits .* set source.live to false"):
-        beside_live(ResourcesConfig())
+def test_one_worker_of_several_cpus_is_too_little_for_live_rows(monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2})
+    with pytest.raises(UserError, match=r"1 worker of 2 CPU .* fits .* set source.live to false"):
+        beside_live(ResourcesConfig(cpus_per_trial=2))

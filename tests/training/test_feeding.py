@@ -1,11 +1,13 @@
 """Time waited for data is measured, and rows that are copied to a device keep order and position."""
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from raysae.training.feeding import Feed
+from raysae.training.feeding import Feed, ReadAhead, wait_for_one
 from raysae.training.rows import Rows, Stream, StreamPosition
 
 
@@ -33,6 +35,47 @@ def test_the_position_is_that_of_the_batches_handed_out():
     assert feed.stream.position == StreamPosition(0, 60)
     rest = list(Feed(stream(rows, feed.stream.position), "cpu"))
     assert torch.equal(torch.cat(first + rest), torch.cat(list(stream(rows))))
+
+
+def test_what_is_read_ahead_does_not_move_the_position():
+    rows = Rows(torch.arange(400.0).reshape(100, 4))
+    feed = Feed(stream(rows), "cpu")
+    with ThreadPoolExecutor(1) as pool:
+        ahead = ReadAhead(feed, pool)
+        first = [next(ahead), next(ahead)]
+        wait_for_one([ahead])
+        assert ahead.is_ready and feed.stream.position == StreamPosition(0, 60)
+        ahead.close()
+    rest = list(Feed(stream(rows, feed.stream.position), "cpu"))
+    assert torch.equal(torch.cat(first + rest), torch.cat(list(stream(rows))))
+
+
+class Held(Rows):
+    """Rows that come past, and are given when ``given`` is set."""
+
+    passing = True
+
+    def __init__(self, blocks):
+        super().__init__(blocks)
+        self.given, self.said = threading.Event(), []
+
+    def taken(self, order, batch_size):
+        assert self.given.wait(60)
+        yield from super().taken(order, batch_size)
+
+    def hurry(self, waits):
+        self.said.append(waits)
+        self.given.set()
+
+
+def test_a_wait_that_takes_long_is_told_and_taken_back():
+    one, other = Held(torch.randn(40, 4)), Held(torch.randn(40, 4))
+    with ThreadPoolExecutor(2) as pool:
+        feeds = [ReadAhead(Feed(stream(rows), "cpu"), pool) for rows in (one, other)]
+        wait_for_one(feeds)
+        assert one.said == other.said == [True, False]
+        assert sum(len(batch_BD) for feed in feeds for batch_BD in feed) == 80
+    assert one.said == [True, False], "nothing was waited for after that"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -1,5 +1,6 @@
 """The engine: members side by side, each with its checkpoint, one that ends leaves the others alone."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -229,3 +230,44 @@ def test_a_discarded_checkpoint_does_not_come_back(tmp_path):
         one.discard_checkpoint()
         assert not folder.exists()
     assert saved and not list(tmp_path.iterdir())
+
+
+class Late(Rows):
+    """Rows that come past, and are given only once ``others`` have ended."""
+
+    passing = True
+
+    def __init__(self, blocks, others=()):
+        super().__init__(blocks)
+        self.others = others
+
+    def taken(self, order, batch_size):
+        windows = list(order)
+        until = time.monotonic() + 60
+        while windows[0].among.epoch >= 0 and any(one.active for one in self.others):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        yield from super().taken(iter(windows), batch_size)
+
+
+def test_what_comes_past_late_holds_nobody_back():
+    early = [member(rows=Late(numbers(0))), member(rows=Late(numbers(0)), seed=1)]
+    late = member(rows=Late(numbers(1), early))
+    ended = []
+    for members in Ensemble([late, *early]).rounds(together=False):
+        ended += members
+        for one in members:
+            assert one.trainer.step == one.trainer.steps
+    assert sorted(map(ended.index, early)) == [0, 1] and ended[2] is late
+    for one, alone in zip(
+        [*early, late], [member(), member(seed=1), member(rows=OTHER_ROWS)], strict=True
+    ):
+        same(one, trained([alone])[0])
+
+
+def test_what_was_released_has_ended():
+    one = trained([member()])[0]
+    one.release()
+    assert not one.active and not one.begun
+    one.stop("too late")
+    assert one.stopped is None

@@ -79,7 +79,7 @@ def grid_figure(
     grid = figure.subplots(
         *shape, squeeze=False, **sharing,
         gridspec_kw={
-            "left": 0.75 / width, "right": 1 - 0.12 / width, "top": 1 - (top + 0.25) / height,
+            "left": 0.92 / width, "right": 1 - 0.12 / width, "top": 1 - (top + 0.25) / height,
             "bottom": (bottom + 0.25) / height, "wspace": 0.08, "hspace": 0.12 if top > 0.3 else 0.3,
         },
     )  # fmt: skip

@@ -58,6 +58,7 @@ def profiles(rows: Sequence[Row], title: str, source: str, path: Path) -> None:
                 axes.set_xlabel(label)
         line[0].set_ylabel(metric.axis.replace(" (", "\n("), fontsize=8)
         _set_range(line[0], rows, metric)
+    figure.align_ylabels(grid[:, 0])
     for axes in grid[0, 1:]:
         axes.legend(frameon=False, fontsize=7, ncols=3)
     save(figure, path)

@@ -12,7 +12,7 @@ TRIAL = re.compile(r"ray::\w*SAETrials|ray::\w*Trainable")
 POOL_WORKER = re.compile(r"ray::PoolWorker")
 SERVICE = re.compile(r"ray::ScanService")
 READ = re.compile(r"ray::Read")
-FORWARD = re.compile(r"ray::MapWorker")
+FORWARD = re.compile(r"ray::MapBatches\(forward\)|ray::MapWorker")
 RAYLET = re.compile(r"\S*/raylet ")
 """The names that Ray gives the working processes."""
 CONFIG = {"sae.d_sae": 256, "sae.k": 8}

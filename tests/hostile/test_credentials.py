@@ -310,6 +310,7 @@ def test_json_lines_and_the_page_hide_secrets(capsys):
     assert json.loads(line)["run"] == "runs/x" and hidden(line)
     page = template("models.html").render(
         title="x",
+        kind="model",
         rows=[],
         refused={"a": f"{URIS[11]} & more"},
         stability=False,

@@ -265,8 +265,9 @@ def test_the_page_shows_names_as_text(name):
         "report": "javascript:alert(1)//#?%" + name,
     }  # fmt: skip
     page = template("models.html").render(
-        title=name, rows=[row], refused={name: name}, stability=False, plots={}, written=name
-    )
+        title=name, kind="model", rows=[row], refused={name: name}, stability=False, plots={},
+        written=name,
+    )  # fmt: skip
     assert is_plain(page) and page.encode()
     assert "<script>alert" not in page and "<img src=x" not in page
     assert 'href="javascript:' not in page and printable(name)[:4] in page

@@ -103,10 +103,10 @@ def test_the_dry_run_counts_the_trials_that_fit_beside_the_workers_that_compute(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(live_forecast, "free_bytes", lambda _: 2**40)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0})
     wanted = "training.epochs=1", "sweep.trials=8", "sweep.proposal_lag=8"
-    plan = preflight(dry(tmp_path, *wanted))
-    told = dry_run._live(plan, Placement(cpus=1, gpus=0, workers=8), SPEED)
+    plan = preflight(dry(tmp_path, *wanted, "resources.cpus_per_trial=2"))
+    told = dry_run._live(plan, Placement(cpus=2, gpus=0, workers=8), SPEED)
     assert "live: 3 forward passes, " in told  # four at once, in two waves; the atlas's one
 
 

@@ -13,7 +13,7 @@ from raysae.activations.verify import verify
 from raysae.errors import UserError
 from tests.processes import kill, processes_below
 
-KILLS = 10
+KILLS = 5
 OVERRIDES = [
     "source.sequences=400", "source.sequences_per_shard=4", "source.layers=[0, 2]",
     "source.positions=[all]", "source.validation=0.3", "resources.max_concurrent=2",
@@ -105,7 +105,7 @@ def test_killed_workers_do_not_end_the_command(whole, address, tmp_path):
 
 
 @pytest.mark.long
-def test_killed_ten_times_and_still_the_same_store(whole, address, tmp_path):
+def test_killed_five_times_and_still_the_same_store(whole, address, tmp_path):
     broken = tmp_path / "broken"
     rng, kills, done = random.Random(3), 0, {}
     while kills < KILLS:

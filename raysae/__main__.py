@@ -9,6 +9,7 @@ VERBS = {
     "extract": "raysae.extraction.extract_command",
     "sweep": "raysae.pipeline.sweep_command",
     "atlas": "raysae.pipeline.atlas_command",
+    "analyze": "raysae.pipeline.analyze_command",
     "report": "raysae.report.report_command",
     "store": "raysae.activations.store_command",
     "export": "raysae.export",

@@ -10,12 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from raysae.analysis.section import Section
 from raysae.analysis.subject import Subject
 from raysae.config.section import Section as Settings
 from raysae.sites import Site
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Alive = Callable[[], None]
 """To be called after every step of an item: it tells that the worker does not hang."""
@@ -38,8 +41,8 @@ class Result:
     figures: Mapping[str, float | None]
     """By name, for MLflow and the console; None: undefined."""
     section: Section
-    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    """Rows of the tables, each written as ``NAME.parquet``."""
+    tables: "Mapping[str, Sequence[Mapping[str, Any]] | pa.Table]" = field(default_factory=dict)
+    """Rows of the tables, or a table of Arrow where there are many; each written as ``NAME.parquet``."""
     brief: str = ""
     """The outcome in one line, for the console."""
 

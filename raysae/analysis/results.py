@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from raysae.analysis.phase import Item, Phase, Result
 from raysae.analysis.subject import Subject
 from raysae.errors import UserError
@@ -92,7 +95,9 @@ def write_result(
     target = result_folder(files, phase.name)
     with files.replacing_folder(target) as folder:
         for name, rows in result.tables.items():
-            if rows:
+            if isinstance(rows, pa.Table):
+                pq.write_table(rows, folder / f"{name}.parquet", compression="zstd")
+            elif rows:
                 write_table(folder / f"{name}.parquet", rows)
         draw(folder)
         record = {

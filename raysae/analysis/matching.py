@@ -2,7 +2,8 @@
 
 The measure of a pair is the cosine of their decoder rows, the correlation (Pearson) of their activations
 over the rows that both sites have, or the mean of the two. Null matches come from the same features with
-the second site's rows permuted by sequence and its decoder turned by a random rotation.
+the second site's rows permuted by sequence, and its decoder turned by a random rotation or made of random
+rows with its second moments.
 
 Shapes: N rows, D d_in, A and B features of the first and second side.
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 from raysae.analysis.site_latents import SiteLatents
 
 Measure = Literal["mean", "cosine", "correlation"]
+Null = Literal["rotation", "moments"]
 Matrix = NDArray[np.float64]
 ROTATION_ROUNDS = 3
 
@@ -129,8 +131,19 @@ def rotated(rows_BD: Matrix, random: np.random.Generator) -> Matrix:
     return rows_BD
 
 
+def of_moments(rows_BD: Matrix, random: np.random.Generator) -> Matrix:
+    """Random rows of norm 1: sums of the rows with normal weights, so that they have their second moments
+    and lie where they lie."""
+    drawn_BD = random.standard_normal((len(rows_BD), len(rows_BD))) @ rows_BD
+    return drawn_BD / np.linalg.norm(drawn_BD, axis=1, keepdims=True)
+
+
+def _turned(rows_BD: Matrix, null: Null, random: np.random.Generator) -> Matrix:
+    return rotated(rows_BD, random) if null == "rotation" else of_moments(rows_BD, random)
+
+
 def null_matches(
-    first: Features, second: Features, measure: Measure, draws: int, seed: list[int],
+    first: Features, second: Features, measure: Measure, null: Null, draws: int, seed: list[int],
     alive: Callable[[], None] = lambda: None,
 ) -> Iterator[Matrix]:  # fmt: skip
     """The scores of the best matches, ``[pairs]``, of each of ``draws`` permutations."""
@@ -139,7 +152,7 @@ def null_matches(
         cosine_AB = np.zeros((len(first), len(second)))
         correlation_AB = cosine_AB
         if measure != "correlation":
-            cosine_AB = first.decoder_AD @ rotated(second.decoder_AD, random).T
+            cosine_AB = first.decoder_AD @ _turned(second.decoder_AD, null, random).T
         if measure != "cosine":
             one, other = permuted_rows(first.rows.sequence, random)
             correlation_AB = correlations(first.rows.take(one), second.rows.take(other))
@@ -175,8 +188,8 @@ class Matched:
 
 
 def matched(
-    first: Features, second: Features, measure: Measure, draws: int, rate: float, seed: list[int],
-    alive: Callable[[], None] = lambda: None,
+    first: Features, second: Features, measure: Measure, null: Null, draws: int, rate: float,
+    seed: list[int], alive: Callable[[], None] = lambda: None,
 ) -> Matched:  # fmt: skip
     """Match the features of two sides whose rows belong together one by one.
 
@@ -191,10 +204,10 @@ def matched(
         correlation_AB = correlations(first.rows, second.rows)
     alive()
     pairs = assigned(measured(cosine_AB, correlation_AB, measure))
-    *null, control = null_matches(first, second, measure, draws + 1, seed, alive)
-    threshold = threshold_of(null, rate)
+    *scores, control = null_matches(first, second, measure, null, draws + 1, seed, alive)
+    threshold = threshold_of(scores, rate)
     places = pairs.first, pairs.second
     return Matched(
         pairs, cosine_AB[places], correlation_AB[places], pairs.score > threshold, threshold,
-        float(np.concatenate(null).mean()), int((control > threshold).sum()),
+        float(np.concatenate(scores).mean()), int((control > threshold).sum()),
     )  # fmt: skip

@@ -74,6 +74,11 @@ class Phase(ABC):
     def items(self, subject: Subject, settings: Any) -> list[Item]:
         """The work of the phase, at least one item."""
 
+    def inputs(self, subject: Subject, settings: Any, item: Item | None) -> Mapping[str, Any]:
+        """What else makes an item, or without one the result, beside the settings, the store and the
+        sites' SAEs: such as digests of what the settings name."""
+        return {}
+
     @abstractmethod
     def work(self, subject: Subject, settings: Any, item: Item, folder: Path, alive: Alive) -> None:
         """Do an item and leave its outcome as files in the empty ``folder``, which is then committed.

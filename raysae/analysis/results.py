@@ -49,6 +49,7 @@ def made_of(subject: Subject, phase: Phase, settings: Any, item: Item | None = N
         "seed": subject.seed,
         **{f"sae.{site.folder}": sae_digest(subject.atlas.files.saes[site]) for site in sites},
         **flat({phase.name: settings.model_dump(mode="json")}),
+        **flat({"inputs": phase.inputs(subject, settings, item)}),
         **({} if item is not None else flat({"uses": used})),
     }
 

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from raysae.analysis.chains import neighbours
-from raysae.analysis.matching import Measure, features_of, matched
+from raysae.analysis.matching import Measure, Null, features_of, matched
 from raysae.analysis.phase import Alive, Item, Phase, Result
 from raysae.analysis.site_latents import common_rows, read_latents
 from raysae.analysis.subject import Subject
@@ -35,6 +35,9 @@ class TrackingSettings(Section):
     """A feature is matched when it is active on at least so many of the common rows."""
     rows: Positive = 50_000
     """Validation rows of a site that are compared, at most."""
+    null: Null = "rotation"
+    """What the second decoder is in the permutation null: turned by a random ``rotation``, or random rows
+    of its own second ``moments``, which lie where activations vary and raise the threshold."""
     permutations: Positive = 20
     """Draws of the permutation null."""
     false_matches: Annotated[float, Field(gt=0, lt=1)] = 0.01
@@ -146,8 +149,8 @@ def match_sites(
         sides.append(features)
         live.append(lively)
     found = matched(
-        sides[0], sides[1], settings.measure, settings.permutations, settings.false_matches, seed,
-        alive,
+        sides[0], sides[1], settings.measure, settings.null, settings.permutations,
+        settings.false_matches, seed, alive,
     )  # fmt: skip
     return Pair.of(sites, (sides[0], sides[1]), (live[0], live[1]), found, sequences)
 

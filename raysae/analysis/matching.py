@@ -178,13 +178,18 @@ class Matched:
     threshold: float
     null_mean: float
     """The mean score of the null's matches."""
-    control_kept: int
-    """Pairs above the threshold in one more permutation, which the threshold was not chosen by."""
+    control: Matrix
+    """The scores of one more permutation, which the threshold was not chosen by."""
 
     @property
     def n(self) -> int:
         """The number of pairs: the features of the side that has fewer."""
         return len(self.pairs.score)
+
+    @property
+    def control_kept(self) -> int:
+        """The control's pairs above the threshold."""
+        return int((self.control > self.threshold).sum())
 
 
 def matched(
@@ -209,5 +214,5 @@ def matched(
     places = pairs.first, pairs.second
     return Matched(
         pairs, cosine_AB[places], correlation_AB[places], pairs.score > threshold, threshold,
-        float(np.concatenate(scores).mean()), int((control > threshold).sum()),
+        float(np.concatenate(scores).mean()), control,
     )  # fmt: skip

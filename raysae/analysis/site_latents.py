@@ -67,12 +67,14 @@ class SiteLatents:
 
 
 def row_parts(
-    store: "Store", site: Site, splits: Sequence[str], most_rows: int
-) -> Iterator[SiteRows]:
+    store: "Store", site: Site, splits: Sequence[str], most_rows: int,
+    only: NDArray[np.int64] | None = None,
+) -> Iterator[SiteRows]:  # fmt: skip
     """The rows of whole sequences of a site, about ``most_rows`` at most, a shard's at a time.
 
     Shards are read in order, and of the last one the sequences that come first by their hash, so that
-    sites whose rows are of the same tokens give the same rows. Raises UserError when a file is damaged.
+    sites whose rows are of the same tokens give the same rows; with ``only`` none but these sequences'.
+    Raises UserError when a file is damaged.
     """
     left = most_rows
     for split in splits:
@@ -81,10 +83,13 @@ def row_parts(
                 return
             table = _columns(store, shard, split)
             sequence, *tokens = (table[name].to_numpy().copy() for name in COLUMNS)
-            chosen = _first_sequences(sequence, left)
+            wanted = np.ones(len(sequence), bool) if only is None else np.isin(sequence, only)
+            if not wanted.any():
+                continue
+            wanted[wanted] = _first_sequences(sequence[wanted], left)
             rows = SiteRows(store.rows(store.segments(shard, split)), sequence, *tokens)
-            left -= int(chosen.sum())
-            yield rows if chosen.all() else rows.take(chosen)
+            left -= int(wanted.sum())
+            yield rows if wanted.all() else rows.take(wanted)
 
 
 def _columns(store: "Store", shard: "ShardEntry", split: str) -> "pa.Table":
@@ -119,14 +124,14 @@ def encoded(sae: "SAE", rows: SiteRows) -> SiteLatents:
 
 def read_latents(
     store: "Store", site: Site, sae: "SAE", splits: Sequence[str], most_rows: int,
-    alive: Callable[[], None] = lambda: None,
+    alive: Callable[[], None] = lambda: None, only: NDArray[np.int64] | None = None,
 ) -> SiteLatents:  # fmt: skip
     """The latents of a site's rows, about ``most_rows`` at most (see ``row_parts``).
 
     Raises UserError when the splits have no row there.
     """
     parts = []
-    for rows in row_parts(store, site, splits, most_rows):
+    for rows in row_parts(store, site, splits, most_rows, only):
         parts.append(encoded(sae, rows))
         alive()
     if not parts:

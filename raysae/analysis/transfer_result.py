@@ -1,6 +1,7 @@
 """What transfer found: figures on both stores, features shared with another model, controls beside."""
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,6 +14,8 @@ from raysae.storage.files import read_json
 
 Row = dict[str, Any]
 LISTED = 20
+LEAST_SITES = 5
+"""Of fewer sites the mean has no interval; each site has its own."""
 MOST_SITES = 60
 EV = "explained_variance"
 NOTES = [
@@ -95,7 +98,8 @@ def _data_figures(data: Sequence[Row], seed: int) -> dict[str, float | None]:
     for name in names:
         values = [row[name] for row in data if row.get(name) is not None]
         if values:
-            low, high = bootstrap_ratio(values, None, seed)
+            few = len(values) < LEAST_SITES
+            low, high = (nan, nan) if few else bootstrap_ratio(values, None, seed)
             found |= {name: fmean(values), f"{name}_low": known(low), f"{name}_high": known(high)}
     return found | ({"data_sites": float(len(data))} if data else {})
 
@@ -134,8 +138,9 @@ def _mean(figures: Mapping[str, Any], name: str, form: str = "{:.3f}") -> str:
     if figures.get(name) is None:
         return "undefined"
     low, high = (figures.get(f"{name}_{end}") for end in ("low", "high"))
-    ends = "no interval" if low is None or high is None else interval_text((low, high), form)
-    return f"{form.format(figures[name])} (95% CI {ends})"
+    if low is None or high is None:
+        return form.format(figures[name])
+    return f"{form.format(figures[name])} (95% CI {interval_text((low, high), form)})"
 
 
 def _data_sentences(figures: Mapping[str, Any], data: Sequence[Row]) -> list[str]:
@@ -188,7 +193,8 @@ def _site_text(folder: str) -> str:
 
 def _data_table(data: Sequence[Row]) -> Table:
     columns = {
-        "EV own": f"own_{EV}", "EV other": f"other_{EV}",
+        "EV own": f"own_{EV}", "from": f"own_{EV}_low", "to": f"own_{EV}_high",
+        "EV other": f"other_{EV}", "from ": f"other_{EV}_low", "to ": f"other_{EV}_high",
         "EV of the other's SAE": f"other_sae_other_{EV}",
         "L0 own": "own_l0", "L0 other": "other_l0", "dead own": "own_dead_share",
         "dead other": "other_dead_share", "live on both": "live_overlap",
@@ -198,7 +204,7 @@ def _data_table(data: Sequence[Row]) -> Table:
         [_site_text(row["site"]), *(row.get(name) for name in columns.values())]
         for row in data[:MOST_SITES]
     ]
-    note = "Intervals and n of each are in data.parquet."
+    note = "From, to: 95% CI over sequences; the others' intervals and every n are in data.parquet."
     return Table("The atlas on the other store", ["site", *columns], rows, note)
 
 

@@ -47,7 +47,7 @@ def summary(folders: Mapping[Item, Path], settings: Any, seed: int) -> Result:
         for kind, name in NAMES.items()
         if f"{kind}_stability" in figures
     )
-    return Result(figures, section, {"pairs": rows, "features": features}, brief)
+    return Result(figures, section, {"pairs": rows, "features": features}, brief=brief)
 
 
 def _figures(mine: Sequence[Agreement], features: Sequence[Row], seed: int) -> dict[str, Any]:

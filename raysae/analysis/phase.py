@@ -7,7 +7,7 @@ random comes from ``subject.seed``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Alive = Callable[[], None]
 """To be called after every step of an item: it tells that the worker does not hang."""
+
+
+Parts = Callable[[], "Iterator[pa.Table]"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,12 @@ class Result:
     figures: Mapping[str, float | None]
     """By name, for MLflow and the console; None: undefined."""
     section: Section
-    tables: "Mapping[str, Sequence[Mapping[str, Any]] | pa.Table]" = field(default_factory=dict)
-    """Rows of the tables, or a table of Arrow where there are many; each written as ``NAME.parquet``."""
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Rows of the tables, each written as ``NAME.parquet``."""
     brief: str = ""
     """The outcome in one line, for the console."""
+    large: Mapping[str, Parts] = field(default_factory=dict)
+    """Tables too large for memory: what gives each one's parts as tables of Arrow."""
 
 
 class Phase(ABC):

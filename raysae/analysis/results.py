@@ -3,7 +3,8 @@
 Each is a folder that is written whole or not at all; its file says what made it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,10 @@ def write_result(
     target = result_folder(files, phase.name)
     with files.replacing_folder(target) as folder:
         for name, rows in result.tables.items():
-            if isinstance(rows, pa.Table):
-                pq.write_table(rows, folder / f"{name}.parquet", compression="zstd")
-            elif rows:
+            if rows:
                 write_table(folder / f"{name}.parquet", rows)
+        for name, parts in result.large.items():
+            _write_parts(folder / f"{name}.parquet", parts())
         draw(folder)
         record = {
             "phase": phase.name, "title": phase.title, "made": made, "figures": dict(result.figures),
@@ -107,6 +108,16 @@ def write_result(
         }  # fmt: skip
         write_json(folder / RESULT_FILE, record)
     return target
+
+
+def _write_parts(file: Path, parts: Iterator[pa.Table]) -> None:
+    """Write a table part by part; none where there is no part."""
+    first = next(parts, None)
+    if first is None:
+        return
+    with pq.ParquetWriter(file, first.schema, compression="zstd") as writer:
+        for part in chain([first], parts):
+            writer.write_table(part)
 
 
 def read_result(files: RunFiles, phase: str) -> dict[str, Any] | None:

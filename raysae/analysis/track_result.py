@@ -1,6 +1,7 @@
 """What tracking found: counts and shares with intervals, chains, trajectories, and their section."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -57,17 +58,18 @@ def summary(folders: Mapping[Item, Path], settings: Any, seed: int) -> Result:
         [_layer_table(layers, seed), _position_table(lines, layers, seed)] if layers else [],
         NOTES,
     )  # fmt: skip
-    tables: dict[str, Any] = {
+    tables = {
         "pairs": [_pair_row(pair, seed) for pair in pairs],
         "matches": [{**_sites(pair), **row} for pair in pairs for row in pair.matches],
         "chains": [_chain_row(number, chain) for number, (_, chain) in enumerate(chains)],
         "flow": [row for line in lines for row in flow_rows(line)],
     }
-    if chains:
-        tables["trajectories"] = _trajectories(chains, list(folders.values()))
+    parts = partial(trajectory_tables, chains, list(folders.values()))
     kept = figures.get("kept_share") or figures.get("position_kept_share")
     brief = f"{kept:.1%} of features kept" if kept is not None else "no feature kept"
-    return Result(figures, section, tables, brief + _control_brief(figures))
+    return Result(
+        figures, section, tables, brief + _control_brief(figures), {"trajectories": parts}
+    )  # fmt: skip
 
 
 def _control_brief(figures: Mapping[str, Any]) -> str:
@@ -295,18 +297,26 @@ def _position_table(lines: Sequence[Line], layers: Sequence[Pair], seed: int) ->
     )  # fmt: skip
 
 
-def _trajectories(chains: Sequence[tuple[Line, Chain]], folders: Sequence[Path]) -> pa.Table:
-    """The trajectories of all chains of two layers or more: chain, sequence, activation by layer."""
-    parts = []
+def trajectory_tables(
+    chains: Sequence[tuple[Line, Chain]], folders: Sequence[Path]
+) -> Iterator[pa.Table]:
+    """The trajectories of the chains of two layers or more, a line's at a time.
+
+    A row is a chain and a sequence in which it is active at any layer: the mean activation over the
+    sequence's rows, layer by layer from ``layer`` on; ``chain`` is its number in the table ``chains``.
+    """
     for _, of_line in groupby(enumerate(chains), key=lambda one: id(one[1][0])):
         mine = [(number, chain) for number, (_, chain) in of_line if chain.length > 1]
         sites = {site for _, one in mine for site in one.sites}
         means = {site: found for site in sites if (found := read_means(folders, site)) is not None}
         usable = [(number, one) for number, one in mine if set(one.sites) <= means.keys()]
         columns_of = trajectories([one for _, one in usable], means)
-        for (number, one), columns in zip(usable, columns_of, strict=True):
-            parts.append(_trajectory_table(number, one, columns))
-    return pa.concat_tables(parts) if parts else _trajectory_schema().empty_table()
+        parts = [
+            _trajectory_table(number, one, columns)
+            for (number, one), columns in zip(usable, columns_of, strict=True)
+        ]
+        if parts:
+            yield pa.concat_tables(parts)
 
 
 def _trajectory_schema() -> pa.Schema:

@@ -56,7 +56,7 @@ def summary(files: Sequence[Path], settings: Any, seed: int) -> Result:
     missing = sorted({row["shuffled_missing"] for row in models if row.get("shuffled_missing")})
     notes = [*NOTES, *(f"Without the control of shuffled weights: {reason}" for reason in missing)]
     rows = {"data": data, "models": models, "matches": matches}
-    return Result(figures, Section(sentences, tables, notes), rows, _brief(figures))
+    return Result(figures, Section(sentences, tables, notes), rows, brief=_brief(figures))
 
 
 def _brief(figures: Mapping[str, Any]) -> str:
@@ -285,9 +285,15 @@ def _draw_models(rows: Sequence[Row], source: str, path: Path) -> None:
     for number, (name, colour, label) in enumerate(bars):
         share = [(row.get(name) or 0) / row["pairs"] for row in rows]
         places = [place + 0.27 * (number - 1) for place in range(len(rows))]
+        ends = [wilson(row.get(name) or 0, row["pairs"]) for row in rows]
+        spread = [
+            [one - low for one, (low, _) in zip(share, ends, strict=True)],
+            [high - one for one, (_, high) in zip(share, ends, strict=True)],
+        ]
         axes.bar(places, share, width=0.25, color=colour, label=label)
+        axes.errorbar(places, share, yerr=spread, fmt="none", color="#44546a", linewidth=0.9)
     _sites_below(axes, rows)
-    axes.set_ylabel("share of matched features that are universal")
+    axes.set_ylabel("share of matched features that are universal (95% CI)")
     axes.set_title("Features in both models, beside the controls")
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     save(figure, path)

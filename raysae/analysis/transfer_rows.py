@@ -67,8 +67,8 @@ def on_rows(sae: SAE, parts: Sequence[SiteRows], alive: Callable[[], None]) -> O
             here = slice(start, start + together)
             sums_4N, fired_F = _sums(sae, part.activation_ND[here], mean_D)
             fires_F += fired_F
-            for sums_S, sums_N in zip(sums_4S, sums_4N, strict=True):
-                sums_S += np.bincount(number[here], sums_N, len(names))
+            for which, sums_N in enumerate(sums_4N):
+                sums_4S[which] += np.bincount(number[here], sums_N, len(names))
             alive()
     residual_S, total_S, active_S, rows_S = sums_4S
     return OnRows(residual_S, total_S, active_S, rows_S, fires_F.numpy())

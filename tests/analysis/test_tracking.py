@@ -1,6 +1,7 @@
 """Tracking finds the features that persist, and calls the others dead or born."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_chains_tell_what_all_layers_share_and_what_is_of_one(planted):
 
 def test_trajectories_are_the_mean_activations_of_each_layer(planted):
     subject, _, _, result = planted
-    table = result.tables["trajectories"]
+    table = pa.concat_tables(result.large["trajectories"]())
     chain = next(one for one in result.tables["chains"] if one["length"] == 3)
     rows = [row for row in table.to_pylist() if row["chain"] == chain["chain"]]
     for place, feature in enumerate(chain["features"]):
@@ -90,7 +91,9 @@ def test_the_result_is_written_with_plots(planted, tmp_path):
     assert {"flow.png", "kept.png", "trajectories.parquet"} <= {
         one.name for one in folder.iterdir()
     }
-    assert pq.read_table(folder / "trajectories.parquet").equals(result.tables["trajectories"])
+    assert pq.read_table(folder / "trajectories.parquet").equals(
+        pa.concat_tables(result.large["trajectories"]())
+    )
     many = [{**row, "position": str(n)} for n in range(13) for row in result.tables["flow"]]
     draw_flow(many, "a world", tmp_path / "flow.png")
 

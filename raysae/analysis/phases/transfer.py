@@ -1,6 +1,6 @@
 """Transfer: SAEs on another data set's rows, and features matched with another model's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,16 +109,18 @@ class Transfer(Phase):
         self, subject: Subject, settings: TransferSettings, item: Item | None
     ) -> Mapping[str, Any]:
         """The digests of the other stores, and of the other SAEs."""
-        data = settings.store is not None and (item is None or item.key.startswith(DATA))
-        models = settings.other is not None and (item is None or item.key.startswith(MODELS))
         found: dict[str, Any] = {}
-        if data:
-            found["store"] = _elsewhere(settings).store_digest
+        if settings.store is not None and (item is None or item.key.startswith(DATA)):
+            there = _elsewhere(settings)
+            found["store"] = there.store_digest
             if settings.atlas is not None:
-                found["atlas"] = _sae_digests(_elsewhere(settings))
-        if models:
-            found["other_store"] = _other(settings).store_digest
-            found["other"] = _sae_digests(_other(settings))
+                sites = there.sites if item is None else [item.sites[0]]
+                found["atlas"] = _sae_digests(there, sites)
+        if settings.other is not None and (item is None or item.key.startswith(MODELS)):
+            other = _other(settings)
+            found["other_store"] = other.store_digest
+            sites = other.sites if item is None else [_pair_of(subject, other, item)[1]]
+            found["other"] = _sae_digests(other, sites)
         return found
 
     def work(
@@ -130,9 +132,7 @@ class Transfer(Phase):
             found: Any = {"kind": DATA, **_on_both(subject, settings, site, alive)}
         else:
             other = _other(settings)
-            (pair,) = (
-                pair for pair in counterparts(subject, other) if _key(MODELS, *pair) == item.key
-            )
+            pair = _pair_of(subject, other, item)
             found = {
                 "kind": MODELS, **compare_models(subject, other, pair, settings, item.key, alive)
             }  # fmt: skip
@@ -164,8 +164,15 @@ def _other(settings: TransferSettings) -> Other:
     return subject_named(settings.other, settings.other_store)
 
 
-def _sae_digests(subject: Subject) -> dict[str, str]:
-    return {site.folder: sae_digest(subject.atlas.files.saes[site]) for site in subject.sites}
+def _sae_digests(subject: Subject, sites: Sequence[Site]) -> dict[str, str]:
+    saes = subject.atlas.files.saes
+    return {site.folder: sae_digest(saes[site]) for site in sites if site in saes}
+
+
+def _pair_of(subject: Subject, other: Subject, item: Item) -> tuple[Site, Site]:
+    """The sites of an item of two models."""
+    pairs = {_key(MODELS, *pair): pair for pair in counterparts(subject, other)}
+    return pairs[item.key]
 
 
 def _data_sites(subject: Subject, settings: TransferSettings) -> list[Site]:

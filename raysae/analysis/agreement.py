@@ -118,7 +118,7 @@ def _pair(
 ) -> tuple[Agreement, dict[int, float]]:
     """Two dictionaries compared, and the cosine of each matched feature of the first."""
     mine, theirs = one.densest(settings.features), other.densest(settings.features)
-    first_LD, second_LD = unit_rows(one.W_dec_FD)[mine], unit_rows(other.W_dec_FD)[theirs]
+    first_LD, second_LD = unit_rows(one.W_dec_FD[mine]), unit_rows(other.W_dec_FD[theirs])
     live = [len(one.live_LD), len(other.live_LD)]
     cosine, places = _matched(first_LD, second_LD)
     chance = [_matched(first_LD, rows)[0].mean() for rows in _isotropic(second_LD, settings, seed)]

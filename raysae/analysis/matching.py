@@ -61,7 +61,9 @@ def features_of(
     densest = usable[np.argsort(-count_F[usable], kind="stable")[:most]]
     chosen = np.sort(densest)
     rows = SiteLatents(latents.active_NF[:, chosen], latents.sequence, latents.token_index)
-    return Features(chosen, unit_rows(W_dec_FD)[chosen], rows), int((count_F > 0).sum())
+    return Features(chosen, unit_rows(W_dec_FD[torch.from_numpy(chosen)]), rows), int(
+        (count_F > 0).sum()
+    )
 
 
 def unit_rows(W_dec_FD: Tensor) -> Matrix:

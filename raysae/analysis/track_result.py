@@ -27,12 +27,12 @@ NOTES = [
     "largest (Hungarian method); a pair whose measure is above the threshold is kept, a feature "
     "without such a pair dies, or is born. The threshold is the measure that pairs exceed at the "
     "stated rate where nothing belongs together: rows permuted by sequence (the t-th row of a "
-    "sequence meets the t-th of another), and the second decoder turned by a random rotation. The "
-    "control is one more such permutation, which the threshold was not chosen by.",
+    "sequence meets the t-th of another), and in place of the second decoder random rows of its own "
+    "second moments (or with tracking.null=rotation its rows turned, which leaves out that they all "
+    "lie where activations vary). The control is one more such permutation, which the threshold was not chosen by.",
     "Intervals are 95%: bootstraps over features (of chains: over chains, so that features that are "
     "matched are drawn together), Wilson's for the control, Welch's t over positions for odd and "
-    "even ones. A rotation leaves out that all decoder rows lie where activations vary, so a "
-    "threshold by cosine alone errs low; tracking.null=moments takes it into account.",
+    "even ones.",
 ]
 
 
@@ -142,7 +142,7 @@ def _kept_sentences(
                 f"{figures[f'{prefix}features']:,.0f} features are kept (95% CI "
                 f"{_ends(figures, f'{prefix}kept_share')}, {len(pairs)} pairs of sites), and "
                 f"{figures[f'{prefix}strong_share']:.1%} with a measure above {STRONG}; where rows are "
-                f"permuted and decoders turned, {figures[f'{prefix}control_share']:.1%} of "
+                f"permuted and decoders random, {figures[f'{prefix}control_share']:.1%} of "
                 f"{figures[f'{prefix}control_matches']:,.0f} matches are (95% CI "
                 f"{_ends(figures, f'{prefix}control_share')}; {settings.false_matches:.1%} was asked "
                 "for)."
@@ -266,7 +266,7 @@ def _layer_table(layers: Sequence[Pair], seed: int) -> Table:
          "control"],
         [[*step, len(pairs), *_counts(pairs, seed)] for step, pairs in sorted(steps.items())],
         "Sums over positions. Compared: features at the first layer. Strong: kept with a measure above "
-        "0.5. Control: the share kept where rows are permuted and decoders turned.",
+        "0.5. Control: the share kept where rows are permuted and decoders random.",
     )  # fmt: skip
 
 

@@ -8,7 +8,14 @@ import torch
 
 from raysae import Site, UserError
 from raysae.analysis.chains import Line, lines_of, neighbours
-from raysae.analysis.matching import assigned, correlations, permuted_rows, rotated
+from raysae.analysis.matching import (
+    assigned,
+    correlations,
+    features_of,
+    matched,
+    permuted_rows,
+    rotated,
+)
 from raysae.analysis.phases.tracking import Tracking, TrackingSettings
 from raysae.analysis.results import write_result
 from raysae.analysis.site_latents import SiteLatents, common_rows, read_latents
@@ -157,6 +164,17 @@ def test_a_rotation_keeps_the_angles_and_leaves_nothing_where_it_was():
     turned = rotated(rows, np.random.default_rng(0))
     np.testing.assert_allclose(turned @ turned.T, rows @ rows.T, atol=1e-9)
     assert abs((rows * turned).sum(axis=1)).mean() < 0.3
+
+
+def test_random_decoders_of_the_same_moments_are_a_stricter_null():
+    narrow = atoms(40, 6, 0) @ torch.linalg.qr(atoms(6, 64, 1).T)[0].T  # all in six dimensions
+    rows = latents(codes(200, 20, 0.2, 0).double().numpy(), range(200))
+    one, two = (features_of(rows, side, 1, 20)[0] for side in (narrow[:20], narrow[20:]))
+    shares = {
+        null: matched(one, two, "cosine", null, 10, 0.05, [0]).kept.mean()
+        for null in ("rotation", "moments")
+    }
+    assert shares["rotation"] > 0.8 and shares["moments"] < 0.25
 
 
 def test_an_assignment_is_one_to_one_and_of_the_largest_sum():

@@ -35,9 +35,10 @@ class TrackingSettings(Section):
     """A feature is matched when it is active on at least so many of the common rows."""
     rows: Positive = 50_000
     """Validation rows of a site that are compared, at most."""
-    null: Null = "rotation"
-    """What the second decoder is in the permutation null: turned by a random ``rotation``, or random rows
-    of its own second ``moments``, which lie where activations vary and raise the threshold."""
+    null: Null = "moments"
+    """What the second decoder is in the permutation null: random rows of its own second ``moments``, which
+    lie where activations vary, or its rows turned by a random ``rotation``. A rotation leaves that out:
+    it takes unrelated features of a narrow space for matches."""
     permutations: Positive = 20
     """Draws of the permutation null."""
     false_matches: Annotated[float, Field(gt=0, lt=1)] = 0.01

@@ -29,7 +29,8 @@ NOTES = [
     "stated rate where nothing belongs together: rows permuted by sequence (the t-th row of a "
     "sequence meets the t-th of another), and in place of the second decoder random rows of its own "
     "second moments (or with tracking.null=rotation its rows turned, which leaves out that they all "
-    "lie where activations vary). The control is one more such permutation, which the threshold was not chosen by.",
+    "lie where activations vary). The control is one more such permutation, "
+    "which the threshold was not chosen by.",
     "Intervals are 95%: bootstraps over features (of chains: over chains, so that features that are "
     "matched are drawn together), Wilson's for the control, Welch's t over positions for odd and "
     "even ones.",

@@ -36,9 +36,9 @@ class TrackingSettings(Section):
     rows: Positive = 50_000
     """Validation rows of a site that are compared, at most."""
     null: Null = "moments"
-    """What the second decoder is in the permutation null: random rows of its own second ``moments``, which
-    lie where activations vary, or its rows turned by a random ``rotation``. A rotation leaves that out:
-    it takes unrelated features of a narrow space for matches."""
+    """What the second decoder is in the permutation null: random rows of its own second ``moments``,
+    which lie where activations vary, or its rows turned by a random ``rotation``. A rotation leaves
+    that out: it takes unrelated features of a narrow space for matches."""
     permutations: Positive = 20
     """Draws of the permutation null."""
     false_matches: Annotated[float, Field(gt=0, lt=1)] = 0.01

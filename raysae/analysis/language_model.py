@@ -4,7 +4,7 @@ Shapes: B sequences, T tokens, N rows, D d_in, V vocabulary.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +30,8 @@ class Final:
 
     rows_BTD: Tensor
     """The final rows, or the logits of a model whose head cannot be called on its own."""
-    stream_BTD: Tensor | None = None
-    """What the kept block gave."""
+    streams: dict[int, Tensor]
+    """What each block that was kept gave, ``[B, T, D]``."""
 
 
 class LanguageModel:
@@ -44,15 +44,15 @@ class LanguageModel:
         self.model, self.tower = model, tower
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
-        self._arguments = {
-            id(module): _arguments(module) for module in {id(m): m for m in (model, tower.forward)}.values()
-        }  # fmt: skip
+        self._arguments = {id(module): _arguments(module) for module in (model, tower.forward)}
         self._ids_BT = test_ids(model).to(self.device)
-        self._whole = False
+        self.whole = False
+        """Whether the head cannot be called on its own, so that final rows are logits."""
         self._structures: list[Any] = [None] * len(tower.blocks)
         self._given = self._first_pass()
         self.has_head = self._find_head()
         self.causal = self._is_causal()
+        self.padding = self._padding_holds()
         self.resumes = self._can_resume()
 
     @property
@@ -67,23 +67,23 @@ class LanguageModel:
 
     @torch.inference_mode()
     def final(
-        self, ids_BT: Tensor, mask_BT: Tensor, keep: int | None = None,
+        self, ids_BT: Tensor, mask_BT: Tensor, keep: Collection[int] = (),
         start: tuple[int, Tensor] | None = None,
     ) -> Final:  # fmt: skip
         """The final rows of a right-padded batch.
 
-        ``keep`` is a block whose output is kept; ``start`` a block and what it gives ``[B, T, D]``: it
+        ``keep`` are blocks whose output is kept; ``start`` a block and what it gives ``[B, T, D]``: it
         and those before it do not run, where the model allows that.
         """
-        kept: list[Tensor] = []
+        kept: dict[int, Tensor] = {}
         with self._keeping(keep, kept), self._standing_in(start):
             rows_BTD = self._rows(ids_BT, mask_BT)
-        return Final(rows_BTD, kept[0] if kept else None)
+        return Final(rows_BTD, kept)
 
     @torch.inference_mode()
     def logits(self, rows_ND: Tensor) -> Tensor:
         """The logits ``[N, V]`` of final rows, in float32. At most ``rows_together`` at a time fit."""
-        if self._whole:
+        if self.whole:
             return rows_ND.float()
         given = with_tensor(self._given, self._place, rows_ND[None])
         with stand_in(self.tower.forward, lambda *_, **__: given):
@@ -91,7 +91,7 @@ class LanguageModel:
             return self._call(self.model, ids_BT).logits[0].float()
 
     def _rows(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-        if self._whole:
+        if self.whole:
             return self._call(self.model, ids_BT, mask_BT).logits
         given = self._call(self.tower.forward, ids_BT, mask_BT)
         return list(tensors_of(given))[self._place]
@@ -147,9 +147,9 @@ class LanguageModel:
         self._vocabulary = whole.shape[-1]
         try:
             parts = [self.logits(row_TD) for row_TD in self._rows(self._ids_BT)]
-            self._whole = not self._same(whole.float(), torch.stack(parts))
+            self.whole = not self._same(whole.float(), torch.stack(parts))
         except Exception:  # a head that wants more than the final rows
-            self._whole = True
+            self.whole = True
         return True
 
     def _same(self, one: Tensor, other: Tensor) -> bool:
@@ -168,6 +168,18 @@ class LanguageModel:
         return self._same(before, self._rows(other_BT)[:, :-1])
 
     @torch.inference_mode()
+    def _padding_holds(self) -> bool:
+        """Whether a text's rows are the same when it is padded beside a longer one."""
+        short = self._ids_BT.shape[1] - 5
+        mask_BT = torch.ones_like(self._ids_BT[:2])
+        mask_BT[1, short:] = 0
+        try:
+            padded = self._rows(self._ids_BT[:2], mask_BT)[1, :short]
+        except Exception:  # a model that cannot run over padding at all
+            return False
+        return self._same(self._rows(self._ids_BT[1:2, :short])[0], padded)
+
+    @torch.inference_mode()
     def _can_resume(self) -> bool:
         """Whether passes from every block on give what whole passes do."""
         pick = torch.tensor([0, 1, 1, 0], device=self.device)
@@ -177,10 +189,9 @@ class LanguageModel:
         mask_BT = torch.ones_like(self._ids_BT[:2])
         mask_BT[1, -3:] = 0
         block = len(self.tower.blocks) // 2
-        whole = self.final(self._ids_BT[:2], mask_BT, keep=block)
-        assert whole.stream_BTD is not None
+        whole = self.final(self._ids_BT[:2], mask_BT, keep=[block])
         try:
-            resumed = self._resumed(block, whole.stream_BTD[pick], mask_BT[pick], pick)
+            resumed = self._resumed(block, whole.streams[block][pick], mask_BT[pick], pick)
         except Exception:  # a model whose blocks need more than the stream
             return False
         real = mask_BT[pick].bool()
@@ -191,20 +202,24 @@ class LanguageModel:
         return self.final(self._ids_BT[pick], mask_BT, start=(block, stream_BTD)).rows_BTD
 
     @contextmanager
-    def _keeping(self, block: int | None, kept: list[Tensor]) -> Iterator[None]:
-        if block is None:
-            yield
-            return
-        index = self._left(block)
-
-        def keep(_module: nn.Module, _args: tuple, output: Any) -> None:
-            kept.append(list(tensors_of(output))[index].clone())
-
-        handle = self.tower.blocks[block].register_forward_hook(keep)
+    def _keeping(self, blocks: Collection[int], kept: dict[int, Tensor]) -> Iterator[None]:
+        handles = [
+            self.tower.blocks[number].register_forward_hook(self._keeper(number, kept))
+            for number in blocks
+        ]
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
+
+    def _keeper(self, number: int, kept: dict[int, Tensor]) -> Callable[..., None]:
+        index = self._left(number)
+
+        def keep(_module: nn.Module, _args: tuple, output: Any) -> None:
+            kept[number] = list(tensors_of(output))[index].clone()
+
+        return keep
 
     def _left(self, block: int) -> int:
         left = self.tower.ends[block].left
@@ -225,7 +240,7 @@ class LanguageModel:
         blocks = self.tower.blocks
         try:
             for number, output in enumerate(outputs):
-                blocks[number].forward = _giving(output)  # type: ignore[method-assign]
+                blocks[number].forward = _giving(output)
             yield
         finally:
             for number in range(last + 1):
@@ -235,7 +250,7 @@ class LanguageModel:
 @contextmanager
 def stand_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Within the block, ``forward`` runs in the place of the module's own."""
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:

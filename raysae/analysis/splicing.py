@@ -1,6 +1,6 @@
-"""Changing a transformer's activations at a hookpoint while it runs: SAEs spliced in, ablations, steering.
+"""Changing activations at a hookpoint while the model runs: SAEs spliced in, ablations, steering.
 
-Hooks stand at the taps from which the capture reads, so that what is changed is what a site's rows are.
+Hooks stand at the taps that the capture reads, so that what is changed is what a site's rows are.
 Shapes: B sequences, T tokens, N rows, D d_in, F d_sae.
 """
 
@@ -75,6 +75,12 @@ def replaced_by(mean_D: Tensor) -> Edit:
 def added(delta_ND: Tensor) -> Edit:
     """The edit that adds to rows: ``[N, D]``, or ``[D]`` to every row (steering)."""
     return lambda x_ND: (x_ND.to(delta_ND) + delta_ND).to(x_ND)
+
+
+def steered(sae: SAE, feature: int, amount: float) -> Edit:
+    """The edit that adds ``amount`` times the feature's decoder direction, of length 1, to every row."""
+    direction_D = sae.W_dec[feature].detach()
+    return added(amount * direction_D / direction_D.norm())
 
 
 def read_into(found: list[Tensor]) -> Edit:

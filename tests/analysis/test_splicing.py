@@ -96,8 +96,8 @@ def test_what_is_written_is_what_is_read_again(family):
     for hookpoint in HOOKPOINTS:
         splicer = Splicer(model, [hookpoint], [1])
         before, after = [], []
-        halved = lambda x: (before.append(x.clone()), x * 0.5)[1]  # noqa: E731
-        changes = [Change(1, index, halved), Change(1, index, read_into(after))]
+        edits = (read_into(before), lambda x: x * 0.5, read_into(after))
+        changes = [Change(1, index, edit) for edit in edits]
         with splicer.changed(changes, Batch(2, 12)), torch.inference_mode():
             splicer.tower.forward(input_ids=ids, attention_mask=torch.ones_like(ids))
         assert len(before) == len(after) == 1
@@ -130,10 +130,10 @@ def test_the_parts_of_a_model_equal_the_whole(tiny_models, family):
     assert parts.has_head and parts.resumes
     assert parts.causal == (family != "bert")
     whole = logits_of(model)
-    final = parts.final(IDS, MASK, keep=1)
+    final = parts.final(IDS, MASK, keep=[1])
     assert torch.allclose(parts.logits(final.rows_BTD[MASK.bool()]), whole, atol=1e-6)
     twice = torch.tensor([1, 0, 1])
-    resumed = parts.final(IDS[twice], MASK[twice], start=(1, final.stream_BTD[twice]))
+    resumed = parts.final(IDS[twice], MASK[twice], start=(1, final.streams[1][twice]))
     real = MASK[twice].bool()
     assert torch.allclose(resumed.rows_BTD[real], final.rows_BTD[twice][real], atol=1e-5)
     assert torch.equal(logits_of(model), whole), "the model is as it was"

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raysae.analysis.scoring import SUMS, Clean
+from raysae.analysis.scoring import SUMS, Clean, Effect
 from raysae.analysis.spliced_model import SplicedModel
 from raysae.analysis.splicing import Change, added, read_into
 from raysae.analysis.token_batches import Text, TokenBatch
@@ -131,7 +131,7 @@ class Ablator:
     def _effects(
         self, clean: Clean, rows: "_Rows", groups: Sequence[Sequence[int]],
         alive: Callable[[], None],
-    ) -> Iterator[tuple[Tensor, Tensor, object]]:  # fmt: skip
+    ) -> Iterator[tuple[Tensor, Tensor, Effect]]:  # fmt: skip
         pairs = max(1, self.model.forward_tokens // clean.batch.size.tokens)
         text_P, group_P = rows.pairs(groups)
         for text, group in zip(text_P.split(pairs), group_P.split(pairs), strict=True):

@@ -13,8 +13,8 @@ from raysae.analysis.ablating import Effects, Texts
 from raysae.analysis.bootstrap import draws_of, limits, ratio
 
 MEASURES = ("ce", "kl", "accuracy", "ce_answer", "away")
-"""What is measured, with its sign as a change: CE and KL in nats a token, the fraction of answers that are
-right in all tokens, CE of the answer's tokens, 1 - cosine of the final embedding (without a head)."""
+"""What is measured, as a change: CE and KL in nats a token, the fraction of answers that are right in all
+tokens, CE of the answer's tokens, 1 - cosine of the final embedding (of a model without head)."""
 PERMUTATIONS = 10_000
 Row = dict[str, Any]
 Array = NDArray[np.float64]

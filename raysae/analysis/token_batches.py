@@ -22,6 +22,7 @@ from raysae.transformer.capture import length_batches
 from raysae.transformer.layouts import Batch
 from raysae.transformer.sequence import TokenSequence
 from raysae.transformer.texts import POCKET, read_documents
+from raysae.transformer.towers import find_tower, longest_text
 
 if TYPE_CHECKING:
     from raysae.config.source import SourceConfig
@@ -65,9 +66,9 @@ def continuation_of(source: "SourceConfig", wanted: str | None) -> str | None:
 def texts_of(subject: Subject, split: str, most: int, continuation: str | None) -> list[Text]:
     """The first ``most`` sequences of a split, each with what follows it and its answer marked.
 
-    The answer is what ``continuation`` appends; without it, what follows the last ``####`` of the text.
-    They are kept until others are asked for, as the items of a phase read the same. Raises UserError
-    when the split has no sequence, or the data set cannot be read again.
+    The answer is what ``continuation`` appends; without it, or where the model cannot read as far, what
+    follows the last ``####`` of the text. They are kept until others are asked for, as the items of a
+    phase read the same. Raises UserError when the split has no sequence, or the data set cannot be read.
     """
     key = subject.store.digest, split, most, continuation
     if key not in _kept:
@@ -87,8 +88,15 @@ def _texts(subject: Subject, split: str, most: int, continuation: str | None) ->
     template = continuation_of(subject.source, continuation)
     if template is None:
         return [_alone(sequence) for sequence in found]
-    following = _following(subject, found, template)
-    return [_continued(sequence, following.get(sequence.documents[0])) for sequence in found]
+    following, reach = _following(subject, found, template), _reach(subject)
+    whole = [_continued(sequence, following.get(sequence.documents[0])) for sequence in found]
+    return [text if reach is None or len(text) <= reach else _alone(text.source) for text in whole]
+
+
+def _reach(subject: Subject) -> int | None:
+    """The tokens that the model can read; None: any number."""
+    model = subject.transformer.model.eval()
+    return longest_text(model, find_tower(model))
 
 
 def _following(

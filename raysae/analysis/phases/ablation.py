@@ -20,7 +20,7 @@ from raysae.analysis.section import Section as Told
 from raysae.analysis.section import Table
 from raysae.analysis.spliced_model import SplicedModel, check_model, single_tokens
 from raysae.analysis.subject import Subject
-from raysae.analysis.token_batches import AUTO, Text, continuation_of, texts_of
+from raysae.analysis.token_batches import AUTO, continuation_of, texts_of
 from raysae.config.section import Positive, Section
 from raysae.errors import UserError
 from raysae.records.tables import read_table, write_table
@@ -58,7 +58,7 @@ class AblationSettings(Section):
     """The value of ``clamp`` and of ``steer``."""
     rank: Literal["ce", "kl", "accuracy", "ce_answer"] = "ce"
     """The effect by which features are ranked; ``ce`` where another is not defined."""
-    tokens: list[str] = []
+    tokens: tuple[str, ...] = ()
     """Tokens whose log-probability is followed besides, each one token of the model."""
     sequences: Positive = 100
     """Texts, at most: the first of the split."""
@@ -257,10 +257,10 @@ def _sentence(row: Row, told: str) -> str:
     sure = "more" if low is not None and low * high > 0 else "not surely more"
     return (
         f"Layer {row['layer']}, position {row['position']}: its {row['features']} chosen features "
-        f"together change {told} by {row[f'{told}_set']:.3f} over {row['texts']} texts, sets of matched "
-        f"controls by {row[f'{told}_set_controls']:.3f}; the difference {row[f'{told}_set_difference']:.3f}"
-        f" [{low:.3f}, {high:.3f}] is {sure} than chance over texts; one at a time p = "
-        f"{row[f'{told}_p']:.4f} ({row['pairs']} matches)."
+        f"together change {told} by {row[f'{told}_set']:.3f} over {row['texts']} texts, sets of "
+        f"matched controls by {row[f'{told}_set_controls']:.3f}; the difference "
+        f"{row[f'{told}_set_difference']:.3f} [{low:.3f}, {high:.3f}] is {sure} than chance over "
+        f"texts; one at a time p = {row[f'{told}_p']:.4f} ({row['pairs']} matches)."
     )
 
 

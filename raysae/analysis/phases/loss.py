@@ -225,7 +225,8 @@ SHOWN_COLUMNS = {
     True: (
         "texts", "tokens", "ce_clean", "ce_sae", "ce_zero", "ce_mean", "ce_recovered",
         "ce_recovered_low", "ce_recovered_high", "kl_sae", "kl_zero", "answers", "accuracy_clean",
-        "accuracy_sae", "accuracy_zero", "ce_answer_clean", "ce_answer_sae", "special_tokens", "ce_special_clean", "ce_special_sae",
+        "accuracy_sae", "accuracy_zero", "ce_answer_clean", "ce_answer_sae",
+        "special_tokens", "ce_special_clean", "ce_special_sae",
     ),
     False: (
         "texts", "tokens", "final_cosine_sae", "final_cosine_zero", "final_cosine_mean",

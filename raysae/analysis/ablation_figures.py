@@ -133,22 +133,24 @@ def permutation_p(difference_K: Array, seed: int) -> float:
     return float((1 + (drawn >= reached).sum()) / (1 + PERMUTATIONS))
 
 
-def set_compared(figures: Figures, own: int, others: Sequence[int]) -> Row:
-    """The chosen features ablated together against sets of their controls, by groups' numbers."""
+def set_compared(figures: Figures, others: Sequence[int]) -> Row:
+    """Features ablated together: all chosen ones (group 0), and those that have controls (group 1)
+    against sets of these (the groups ``others``)."""
     found: Row = {}
     for measure in figures.measures:
         change_G, drawn_RG = figures.change(measure), figures.draws(measure)
-        low, high = limits(drawn_RG[:, own])
+        low, high = limits(drawn_RG[:, 0])
         found |= {
-            f"{measure}_set": number(change_G[own]), f"{measure}_set_low": number(low),
+            f"{measure}_set": number(change_G[0]), f"{measure}_set_low": number(low),
             f"{measure}_set_high": number(high),
         }  # fmt: skip
         if others:
-            low, high = limits(drawn_RG[:, own] - drawn_RG[:, others].mean(axis=1))
-            apart = change_G[own] - change_G[others].mean()
+            theirs = change_G[others].mean()
+            low, high = limits(drawn_RG[:, 1] - drawn_RG[:, others].mean(axis=1))
             found |= {
-                f"{measure}_set_controls": number(change_G[others].mean()),
-                f"{measure}_set_difference": number(apart),
+                f"{measure}_set_matched": number(change_G[1]),
+                f"{measure}_set_controls": number(theirs),
+                f"{measure}_set_difference": number(change_G[1] - theirs),
                 f"{measure}_set_difference_low": number(low),
                 f"{measure}_set_difference_high": number(high),
             }

@@ -21,6 +21,8 @@ TOGETHER = 2**24
 """Features of rows that are in memory at a time."""
 NEAREST = 4
 """A control is drawn from so many times as many features of the nearest density as are needed."""
+WITHIN = 2.0
+"""The densities of a feature and its control differ by at most this factor."""
 IsToken = Callable[[int], bool]
 
 
@@ -115,8 +117,9 @@ def chosen(activity: Activity, most: int, by_pattern: bool) -> list[int]:
 def matched_controls(
     activity: Activity, features: Sequence[int], each: int, seed: int
 ) -> dict[int, list[int]]:
-    """For each feature ``each`` others that fire, drawn from those of the nearest density; no feature is
-    drawn twice, and fewer are drawn where there are too few."""
+    """For each feature ``each`` others that fire, drawn from those of the nearest density, which is at
+    most ``WITHIN`` times as high or low; no feature is drawn twice. Where too few are left, fewer are
+    drawn, or none."""
     generator = np.random.default_rng(seed)
     free = set(np.flatnonzero(activity.density > 0).tolist()) - set(features)
     found: dict[int, list[int]] = {feature: [] for feature in features}
@@ -125,7 +128,8 @@ def matched_controls(
         if not len(left):
             break
         apart = np.abs(np.log(activity.density[left] / max(activity.density[feature], 1e-12)))
-        near = left[np.argsort(apart, kind="stable")][: NEAREST * each]
+        order = np.argsort(apart, kind="stable")[: NEAREST * each]
+        near = left[order[apart[order] <= np.log(WITHIN)]]
         drawn = generator.permutation(near)[:each].tolist()
         found[int(feature)] = drawn
         free -= set(drawn)

@@ -187,9 +187,10 @@ def test_controls_have_the_nearest_densities_and_are_others():
     assert found == matched_controls(activity(density), [0, 50], 5, seed=0)
 
 
-def test_few_features_have_fewer_controls():
-    found = matched_controls(activity([0.1, 0.2, 0.3]), [0, 1], 3, seed=0)
+def test_few_features_have_fewer_controls_and_others_are_no_controls():
+    found = matched_controls(activity([0.2, 0.21, 0.3]), [0, 1], 3, seed=0)
     assert sorted(map(len, found.values())) == [0, 1]
+    assert matched_controls(activity([0.2, 0.01]), [0], 3, seed=0) == {0: []}
 
 
 def test_top_features_are_the_most_active_or_the_most_correlated():
@@ -221,7 +222,7 @@ def test_a_difference_within_matches_has_a_p_value():
 
 def test_the_phase_by_its_parts(pocket, tmp_path):
     phase = Ablation()
-    settings = AblationSettings(features=4, controls=2, sequences=12, by="numbers", tokens=("7",))
+    settings = AblationSettings(features=4, controls=1, sequences=12, by="numbers", tokens=("7",))
     phase.check(pocket, settings)
     items = [item for item in phase.items(pocket, settings) if item.sites[0].position == "all"]
     folders = {item: tmp_path / item.key for item in items}

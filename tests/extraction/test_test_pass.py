@@ -184,7 +184,9 @@ def test_a_model_whose_rows_change_with_padding_runs_over_equal_lengths():
     assert not capturer.padding
     lengths = (5, 9, 5, 7)
     sequences = [module._sequence(list(range(3, 3 + length))) for length in lengths]
-    batches = [[lengths[i] for i in batch] for batch in length_batches(sequences, 4096, padding=False)]
+    batches = [
+        [lengths[i] for i in batch] for batch in length_batches(sequences, 4096, padding=False)
+    ]
     assert batches == [[5, 5], [7], [9]]
     together = capturer.rows(sequences, ["all"])[Site(1, "all")].activation_ND
     alone = [capturer.rows([s], ["all"])[Site(1, "all")].activation_ND for s in sequences]

@@ -33,7 +33,8 @@ NOTES = [
     "stays. ce, kl: change of the cross-entropy and KL(clean || changed), nats a token over all text "
     "tokens of the texts with a row at the site; accuracy: change of the fraction of answers right in "
     "every token (teacher-forced); ce_answer: of the answer's tokens.",
-    "Controls: other features of the nearest densities, drawn at random without repeats. Intervals: 95%, "
+    "Controls: other features of the nearest densities, at most twice as high or low, drawn at random "
+    "without repeats; chosen features without such controls are left out of comparisons. Intervals: 95%, "
     "bootstrap over texts. p: exchanging chosen and controls within matches, two-sided.",
 ]
 
@@ -124,7 +125,8 @@ class Ablation(Phase):
         row = {
             **_columns(site), "features": len(features), **figures.clean(),
             **compared(figures, [place[f] for f in features], matches),
-            **set_compared(together, 0, list(range(1, len(sets)))),
+            **set_compared(together, list(range(2, len(sets)))),
+            **_densities(activity, controls),
         }  # fmt: skip
         write_table(folder / "features.parquet", [{**_columns(site), **r} for r in rows])
         write_table(folder / "site.parquet", [row])
@@ -190,11 +192,21 @@ def _chosen(settings: AblationSettings, activity: Activity) -> list[int]:
 def _groups(
     features: Sequence[int], controls: Mapping[int, Sequence[int]], each: int
 ) -> tuple[list[int], list[list[int]]]:
-    """All features that are treated alone, and the sets: the chosen ones, and of controls the first of
-    each match, the second, and so on."""
+    """All features that are treated alone, and the sets: the chosen ones, those of them that have all
+    their controls, and of these controls the first of each match, the second, and so on."""
     groups = [*features, *(other for feature in features for other in controls[feature])]
-    others = [[controls[f][n] for f in features if len(controls[f]) > n] for n in range(each)]
-    return groups, [list(features), *(some for some in others if some)]
+    matched = [feature for feature in features if each and len(controls[feature]) == each]
+    others = [[controls[feature][n] for feature in matched] for n in range(each)]
+    return groups, [list(features), *([matched, *others] if matched else [])]
+
+
+def _densities(activity: Activity, controls: Mapping[int, Sequence[int]]) -> Row:
+    """The mean density of the features that have controls, and of these."""
+    pairs = [(one, other) for one, others in controls.items() for other in others]
+    if not pairs:
+        return {}
+    ours, theirs = (activity.density[list(some)].mean() for some in zip(*pairs, strict=True))
+    return {"density_matched": float(ours), "density_controls": float(theirs)}
 
 
 def _columns(site: Site) -> Row:
@@ -257,10 +269,11 @@ def _sentence(row: Row, told: str) -> str:
     sure = "more" if low is not None and low * high > 0 else "not surely more"
     return (
         f"Layer {row['layer']}, position {row['position']}: its {row['features']} chosen features "
-        f"together change {told} by {row[f'{told}_set']:.3f} over {row['texts']} texts, sets of "
-        f"matched controls by {row[f'{told}_set_controls']:.3f}; the difference "
-        f"{row[f'{told}_set_difference']:.3f} [{low:.3f}, {high:.3f}] is {sure} than chance over "
-        f"texts; one at a time p = {row[f'{told}_p']:.4f} ({row['pairs']} matches)."
+        f"together change {told} by {row[f'{told}_set']:.3f} over {row['texts']} texts; those that have "
+        f"controls (mean density {row['density_matched']:.3f}) by {row[f'{told}_set_matched']:.3f}, sets "
+        f"of controls ({row['density_controls']:.3f}) by {row[f'{told}_set_controls']:.3f}; the "
+        f"difference {row[f'{told}_set_difference']:.3f} [{low:.3f}, {high:.3f}] is {sure} than chance "
+        f"over texts; one at a time p = {row[f'{told}_p']:.4f} ({row['pairs']} matches)."
     )
 
 
@@ -268,7 +281,7 @@ def _tables(sites: Sequence[Row], features: Sequence[Row], measure: str, told: s
     places = [n for n in ("hookpoint", "layer", "position") if any(n in row for row in sites)]
     columns = [
         *places, "features", "texts", "answers", "accuracy_clean", f"{told}_set", f"{told}_set_low",
-        f"{told}_set_high", f"{told}_set_controls", f"{told}_set_difference",
+        f"{told}_set_high", f"{told}_set_matched", f"{told}_set_controls", f"{told}_set_difference",
         f"{measure}_difference", f"{measure}_low", f"{measure}_high", f"{measure}_p",
     ]  # fmt: skip
     columns = list(dict.fromkeys(columns))

@@ -18,7 +18,8 @@ from raysae.sites import Site
 from raysae.storage.files import sha256_of
 from raysae.training.config import TrainingConfig
 
-GENERATIONS = {"trial": 2, "site": 2, "sweep": 1, "selection": 1, "report": 1}
+GENERATIONS = {"trial": 2, "site": 2, "sweep": 1, "selection": 1, "report": 1,
+               "controls": 1, "scaling": 1}  # fmt: skip
 """A number for each kind of product, to be raised when its code gives other results than before.
 
 From trial 2 and site 2 on, inputs are centred on the training mean, not only scaled.
@@ -30,7 +31,7 @@ STEERING = ("objectives", "constraints")
 NOT_SEARCH = (
     "trials", "max_seconds", "max_tokens", "max_seconds_per_trial", "early_stopping", "grace",
     "warm_start", "layer", "position", "hookpoint", "sites", "seeds_per_trial", "enabled",
-    "per_layer",
+    "per_layer", "controls",
 )  # fmt: skip
 """Settings of ``sweep`` that affect the extent or the sites of a search, not which configs it tries."""
 STOPPING = ("sweep.early_stopping", "sweep.grace", "sweep.max_seconds_per_trial")

@@ -198,10 +198,10 @@ class SweepConfig(Section):
     grace: Fraction = 0.2
     """Fraction of its training that a trial has before it may be stopped early."""
     controls: Literal["cheap", "all", "none"] | tuple[Control, ...] = "cheap"
-    """What the choice is compared with: ``frozen_decoder``, the chosen config under a dictionary that stays
-    random; ``gaussian``, the same trained on Gaussian rows of the same mean and covariance; ``pca`` with K
-    components; ``shuffled_model``, the same trained on the model with shuffled weights. ``cheap``: all but
-    the last."""
+    """What the choice is compared with: ``frozen_decoder``, the chosen config under a dictionary that
+    stays random; ``gaussian``, the same trained on Gaussian rows of the same mean and covariance;
+    ``pca`` with K components; ``shuffled_model``, the same trained on the model with shuffled weights.
+    ``cheap``: all but the last; ``all``; ``none``; or a list."""
     reproducible: bool = True
     """Whether proposals wait for the trials they follow from; false never waits for a straggler, and
     two runs of one recipe then try different configs."""

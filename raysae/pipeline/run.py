@@ -14,8 +14,11 @@ from raysae.pipeline.outcome import emit_again
 from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.preflight import preflight
 from raysae.pipeline.result import SweepResult
+from raysae.pipeline.stage import Stage
 from raysae.pipeline.stages import (
     ATLAS,
+    CONTROLS,
+    SCALING,
     SELECT,
     SWEEP,
     Attempt,
@@ -94,13 +97,21 @@ def select_again(recipe: Recipe) -> SweepResult:
         ensure_store(attempt)
         _read_trials(attempt)
         run_stage(SELECT, attempt)
-        if ATLAS.is_missing(attempt):
-            ATLAS.prepare(attempt)
-            run.begin_again(ATLAS.name)
-        else:
-            ATLAS.read(attempt)
+        _read_or_leave(CONTROLS, attempt)
+        _read_or_leave(ATLAS, attempt)
+        run_stage(SCALING, attempt)
         end_run(attempt)
         return attempt.result
+
+
+def _read_or_leave(stage: Stage, attempt: Attempt) -> None:
+    """Read the product of a stage that trains; one of another choice is removed, and another attempt at
+    the run makes it."""
+    if stage.is_missing(attempt):
+        stage.prepare(attempt)
+        attempt.run.begin_again(stage.name)
+    else:
+        stage.read(attempt)
 
 
 def _read_trials(attempt: Attempt) -> None:

@@ -191,6 +191,30 @@ def selection(recipe: Recipe, trials: Path) -> dict[str, Any]:
     }
 
 
+def controls(
+    recipe: Recipe, store: str, sites: Sequence[Site], trial: int | None, made: Made
+) -> dict[str, Any]:
+    """What makes the controls: the chosen trial, its settings ``made``, and which controls are wanted.
+
+    ``store`` is the store's digest; ``trial`` is None without a choice, and nothing is made then.
+    """
+    own = {key: value for key, value in made.items() if key.startswith(("sae.", "training."))}
+    return {
+        "generation.controls": GENERATIONS["controls"],
+        "controls": list(recipe.sweep.wanted_controls),
+        "store": store,
+        "sites": [site.folder for site in sites],
+        "trial": trial,
+        **({"seeds": seeds_of(recipe)} if trial is not None else {}),
+        **own,
+    }
+
+
+def scaling(trials: Path) -> dict[str, Any]:
+    """What makes the law of scaling: the file ``trials``."""
+    return {"generation.scaling": GENERATIONS["scaling"], "trials": sha256_of(trials)}
+
+
 def extent(recipe: Recipe, trials: int) -> dict[str, Any]:
     """The extent of a search: its number of trials and its budgets."""
     return {

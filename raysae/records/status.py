@@ -11,7 +11,9 @@ from raysae.sae.checkpoint import METRICS_FILE
 from raysae.sites import SITE_FOLDERS
 from raysae.storage.files import read_json
 
-STAGES = ("extract", "sweep", "select", "atlas", "report")
+STAGES = ("extract", "sweep", "select", "controls", "scaling", "atlas", "report")
+ADDED_STAGES = ("controls", "scaling")
+"""Stages that runs of earlier versions lack."""
 STATES = ("pending", "running", "done", "partial", "failed")
 PENDING = {"state": "pending"}
 STATUS_FILE, ENVIRONMENT_FILE = "status.json", "environment.json"
@@ -67,7 +69,7 @@ def _stages(found: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for name in STAGES:
         entry = found.get(name)
         stages[name] = entry if _is_entry(entry) else dict(PENDING)
-        if stages[name] is not entry:
+        if stages[name] is not entry and not (entry is None and name in ADDED_STAGES):
             lost.append(name)
     return stages, lost
 

@@ -37,24 +37,26 @@ class Covariance:
     @classmethod
     def of_rows(cls, rows: IndexedRows, device: str = "cpu") -> "Covariance":
         """That of all rows ``[rows, d_in]``, or of a sample spread evenly over very many."""
-        width, total_D = rows.d_in, 0.0
+        width = rows.d_in
         most = max(LEAST_ROWS, ROWS_A_DIMENSION * width, int(MULTIPLICATIONS / width**2))
         count, first_D = 0, None
         gram_DD = torch.zeros(width, width, dtype=torch.float64, device=device)
+        total_D = torch.zeros(width, dtype=torch.float64, device=device)
         for start, stop in surveyed(len(rows), most):
             batch_BD = rows.read(start, stop).to(device).double()
             first_D = batch_BD.mean(dim=0) if first_D is None else first_D
             offset_BD = batch_BD - first_D  # around a row's size, not around 0: squares stay exact
             gram_DD += offset_BD.T @ offset_BD
-            total_D, count = total_D + offset_BD.sum(dim=0), count + len(batch_BD)
+            total_D += offset_BD.sum(dim=0)
+            count += len(batch_BD)
         assert first_D is not None
         shift_D = total_D / count
         values_D, vectors_DD = torch.linalg.eigh(gram_DD / count - torch.outer(shift_D, shift_D))
         return cls(count, first_D + shift_D, values_D.flip(0).clamp_min(0), vectors_DD.flip(1))
 
     def explained(self, held_out: IndexedRows) -> list[float]:
-        """The explained variance of ``held_out`` by the first 0, 1, 2, ... and all components, ``d_in + 1``
-        figures; NaN where the rows are all the same."""
+        """The explained variance of ``held_out`` by the first 0, 1, 2, ... and all components; NaN where
+        the rows are all the same."""
         held_mean_D = mean_of_rows(held_out.batches()).to(self.mean_D)
         captured_D, around_mean, total = torch.zeros_like(self.mean_D), 0.0, 0.0
         for batch_BD in held_out.batches():

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from raysae.metrics import merged
+from raysae.metrics import mean, merged
 from raysae.sae import SAE, SAEConfig
 from raysae.sae.dictionary import agreement
 from raysae.sae.metrics import mean_of_rows
@@ -79,6 +79,7 @@ def fitted(
     return {
         **merged(found),
         **agreement([decoders]),
+        "by_seed": [one["explained_variance"] for one in found],
         "standard_error": error,
         "tokens": settings.training_tokens(len(train)),
         "tokens_of_trial": shape.training.training_tokens(len(train)),
@@ -122,4 +123,11 @@ def _errors(
 def together(records: Sequence[Record]) -> Record:
     """One record for the sites of a sweep: the mean of their figures."""
     common = set(records[0]).intersection(*records)
-    return merged([{name: one[name] for name in records[0] if name in common} for one in records])
+    return {name: _middle([one[name] for one in records]) for name in records[0] if name in common}
+
+
+def _middle(values: Sequence[Any]) -> Any:
+    """The mean; of lists that of each place."""
+    if isinstance(values[0], list):
+        return [mean(column) for column in zip(*values, strict=True)]
+    return mean(values)

@@ -168,7 +168,7 @@ def _content(job: ControlsJob, controls: Mapping[str, Record]) -> dict[str, Any]
     k = components_of(trial)
     by_seed = seed_figures(job.run, trial)
     chosen = Chosen(trial.explained_variance, by_seed, trial.stability)
-    shown = {name: _with_share(one, trial.explained_variance, k) for name, one in controls.items()}
+    shown = {name: with_share(one, trial.explained_variance, k) for name, one in controls.items()}
     return {
         "trial": trial.trial,
         "config": trial.config,
@@ -189,7 +189,7 @@ def components_of(trial: TrialRow) -> int:
     return trial.k if trial.k is not None else max(round(trial.l0), 1)
 
 
-def _with_share(record: Record, reached: float, k: int) -> Record:
+def with_share(record: Record, reached: float, k: int) -> Record:
     """A control's record with the share of the SAE's explained variance; that of PCA with its figures."""
     if "by_components" in record:
         explained = [math.nan if one is None else one for one in record["by_components"]]

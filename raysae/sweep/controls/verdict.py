@@ -2,7 +2,8 @@
 
 A control counts as reached where the SAE leaves about as much variance unexplained: where the
 difference is within its noise, which is twice the standard error of the two figures (of the held-out
-rows, and of the seeds where there are several), and at least ``LEAST_NOISE`` (of a shuffled model ``SHUFFLE_NOISE``) of what is unexplained.
+rows, and of the seeds where there are several), and at least ``LEAST_NOISE`` of what is unexplained,
+of a shuffled model ``SHUFFLE_NOISE``.
 """
 
 import math

@@ -56,11 +56,11 @@ class ControlWorker:
         """The controls of a site by name: each one's figures, or why it ``failed``."""
         rows = rows_within(self.store, site, self.work.memory)
         rows = replace(rows, train=ordered(self.store, site, rows.train))
-        makers = _Makers(self.shape, rows, self.device, alive)
+        makers = Makers(self.shape, rows, self.device, alive)
         return {name: makers.record(name) for name in self.work.names}
 
 
-class _Makers:
+class Makers:
     """How each control is made from the rows of a site."""
 
     def __init__(self, shape: Shape, rows: Splits, device: str, alive: Callable[[], None]):

@@ -33,6 +33,8 @@ MOST_ERROR = 0.10
 """The mean relative error of the FVU of the held-back trials, beyond which the law is refused."""
 DRAWS = 60
 INTERVAL = (0.05, 0.95)
+GRID = 24
+"""Points of a curve in the page."""
 LARGER = (2, 4)
 """How many times the largest d_sae the law is asked about."""
 STARTS = tuple(product((-0.3, -0.8), (-0.2, -0.7), (0.05, 0.3)))
@@ -220,6 +222,11 @@ def scaling_of(trials: Sequence[TrialRow]) -> dict[str, Any]:
     """
     points = points_of(trials)
     found: dict[str, Any] = {"trials": len(points), "refused": refusal(points), "predictions": []}
+    if len(set(points.n_T)) > 1:
+        found["points"] = [
+            {"d_sae": int(n), "k": int(k), "fvu": float(fvu)}
+            for n, k, fvu in zip(points.n_T, points.k_T, points.fvu_T, strict=True)
+        ]
     if found["refused"] is not None:
         return found
     checked = check(points)
@@ -233,6 +240,7 @@ def scaling_of(trials: Sequence[TrialRow]) -> dict[str, Any]:
     law, largest = fit_law(points), int(points.n_T.max())
     laws = bootstrapped(points, law)
     found["law"] = _law_record(law, laws)
+    found["curves"] = _curves(points, law, laws)
     found["predictions"] = [
         {
             "d_sae": times * largest, "k": int(k), "fvu": float(law.fvu(times * largest, k)),
@@ -241,6 +249,19 @@ def scaling_of(trials: Sequence[TrialRow]) -> dict[str, Any]:
         for times, k in product(LARGER, sorted(set(points.k_T)))
     ]  # fmt: skip
     return found
+
+
+def _curves(points: Points, law: Law, laws: Sequence[tuple[Law, float]]) -> list[dict[str, Any]]:
+    """The law for each K, with its interval, from the smallest d_sae to the largest it is asked about."""
+    last = points.n_T.max() * max(LARGER)
+    n_G = np.geomspace(points.n_T.min(), last, GRID)
+    curves = []
+    for k in sorted(set(points.k_T)):
+        drawn_LG = np.array([one.fvu(n_G, k) for one, _ in laws] or [law.fvu(n_G, k)])
+        low_G, high_G = np.quantile(drawn_LG, INTERVAL, axis=0)
+        values = {"d_sae": n_G, "fvu": law.fvu(n_G, k), "low": low_G, "high": high_G}
+        curves.append({"k": int(k), **{name: one.tolist() for name, one in values.items()}})
+    return curves
 
 
 def _law_record(law: Law, laws: Sequence[tuple[Law, float]]) -> dict[str, Any]:

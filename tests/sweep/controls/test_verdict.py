@@ -1,4 +1,4 @@
-"""The verdict: noise is called noise, what has features is not, and nothing is claimed without figures."""
+"""The verdict: noise is called noise, features are not, and nothing is claimed without figures."""
 
 import math
 

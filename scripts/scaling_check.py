@@ -1,6 +1,6 @@
 """Does the law of scaling foretell twice the largest dictionary, or say that it cannot?
 
-    python scripts/scaling_check.py [--part worlds|pocket|stories|all] [--worlds 5] [--rows N] [--epochs 2]
+    python scripts/scaling_check.py [--part worlds|pocket|stories|all] [--worlds 5] [--rows N] ...
 
 A grid of d_sae and K is trained on planted worlds (sums of random atoms), on the pocket model's residual
 stream and on that of stories260K over GSM8K (``../shared``). The law is fitted to all sizes but the

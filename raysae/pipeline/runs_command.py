@@ -81,6 +81,7 @@ def read_result(place: str) -> "SweepResult":
     """What a run has so far, from its files. Raises UserError when it is no run."""
     from raysae.pipeline.result import SweepResult
     from raysae.records.choice import given_config, read_choice
+    from raysae.records.damage import read_object
     from raysae.records.folder import read_run
     from raysae.records.tables import read_sites, read_trials
 
@@ -91,9 +92,12 @@ def read_result(place: str) -> "SweepResult":
     nothing = {"trial": None, "reason": "nothing was chosen yet"}
     unchosen = {"rule": run.recipe.select.rule, "choice": nothing, "choices": {}}
     selection = read_choice(run) if chosen else unchosen
+    files = {"controls": run.controls_file, "scaling": run.scaling_file}
+    more = {name: read_object(file) for name, file in files.items() if file.is_file()}
     return SweepResult(
-        run, trials, selection if searched else given_config(), read_sites(run.atlas_metrics_file)
-    )
+        run, trials, selection if searched else given_config(),
+        atlas=read_sites(run.atlas_metrics_file), **more,
+    )  # fmt: skip
 
 
 def _run_folders(name: str) -> list[Path]:

@@ -66,6 +66,7 @@ class Trainer:
         require_room(sae_config, train.d_in, training, device)
         self.model = build_sae(sae_config, train.d_in, seed).to(device)
         shrink_encoder(self.model)
+        self.model.W_dec.requires_grad_(training.frozen != "decoder")
         self._step = step_of(self.model, training, device)
         self.read_as(self.statistics.mean_D, self.statistics.scale)
         median_D = (self.statistics.sinks.centre_D - self.statistics.mean_D) * self.scale

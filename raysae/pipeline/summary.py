@@ -58,9 +58,19 @@ def _print_report(result: SweepResult) -> None:
 def _print_choice(result: SweepResult) -> None:
     console.print(_trials(result.trials, result.selection["choice"]["trial"]))
     console.print(f"\nRule {result.selection['rule']}: {result.selection['choice']['reason']}")
+    for line in indicator_lines(result.selection["choice"]):
+        console.print(f"  {line}")
     for name, choice in result.selection["choices"].items():
         if name != result.selection["rule"]:
             console.print(f"  {name}: {_short(choice)}", style="dim")
+
+
+def indicator_lines(choice: dict[str, Any]) -> list[str]:
+    """What the indicators behind a choice say, a line each; none of a rule without indicators."""
+    return [
+        f"{said['indicator']} ({said['of'].removeprefix('sae.')}): {said['says']}"
+        for said in choice.get("indicators", [])
+    ]
 
 
 def _trials(trials: list[TrialRow], chosen: int | None) -> Table:

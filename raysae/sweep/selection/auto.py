@@ -118,10 +118,11 @@ def _k_between(tried: Tried, says: Sequence[Indicator]) -> Interval | None:
     agreement, knee, cosine, projection = says
     low = min((one.value for one in (agreement, knee) if one.value is not None), default=None)
     high = next((one.value for one in (cosine, projection) if one.value is not None), None)
-    values = [value for value in (low, high) if value is not None]
-    if not values:
+    if low is None and high is None:
         return None
-    middle = math.sqrt(min(values) * max(values))
+    least = low if low is not None else high
+    assert least is not None
+    middle = math.sqrt(least * max(least, high or least))  # below low, high is no upper bound
     best = min(tried.k_values, key=lambda k: (round(abs(math.log2(k / middle)), 6), k))
     named = [end for one in says for end in (one.low, one.value) if end is not None]
     is_open = all(one.open_above for one in says if one.value is not None)

@@ -55,6 +55,11 @@ class Interval:
         """The interval in ``selection.json``; None above where it is open."""
         return [self.low, None if self.open_above else self.high]
 
+    def distance(self, value: int) -> float:
+        """Doublings from the best value, those outside the interval counted twice."""
+        nearest = max(self.low, value if self.open_above else min(value, self.high))
+        return abs(math.log2(value / self.best)) + abs(math.log2(value / nearest))
+
     def steps(self, values: Sequence[int]) -> int:
         """How many tried values its ends are apart."""
         return values.index(self.high) - values.index(self.low)
@@ -79,7 +84,7 @@ def auto(candidates: Sequence[TrialRow], otherwise: Choice) -> Choice:
         return _parsimonious(otherwise, _nothing_of_k(says_k), candidates, says_k)
     live = live_latents(tried, k.best)
     d_sae = _d_sae(tried, size, live)
-    chosen = _leanest(tried, _nearest(tried, d_sae.best, k.best), k)
+    chosen = _leanest(tried, _nearest(tried, d_sae, k), k)
     return _told(tried, chosen, d_sae, k, [size, live, *says_k])
 
 
@@ -145,11 +150,14 @@ def _d_sae(tried: Tried, size: Indicator, live: Indicator) -> Interval:
     return Interval(best, min(named), max(named), size.open_above and filled)
 
 
-def _nearest(tried: Tried, d_sae: int, k: int) -> TrialRow:
-    """The trial nearest to a config, in doublings; the smaller of two that are equally near."""
+def _nearest(tried: Tried, d_sae: Interval, k: Interval) -> TrialRow:
+    """The trial nearest to the best config, in doublings; the smaller of two that are equally near.
+
+    A doubling outside an interval counts twice.
+    """
 
     def distance(row: TrialRow) -> float:
-        return round(abs(math.log2(row.d_sae / d_sae)) + abs(math.log2(row["sae.k"] / k)), 6)
+        return round(d_sae.distance(row.d_sae) + k.distance(row["sae.k"]), 6)
 
     return min(tried.rows, key=lambda row: (distance(row), row.d_sae, row["sae.k"], row.trial))
 

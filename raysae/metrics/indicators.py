@@ -49,7 +49,11 @@ def _noise() -> list[Metric]:
         )
         for name in ("explained_variance", "decoder_cosine_mean_abs", "decoder_projection")
     ]  # fmt: skip
-    return [*halves, *seeds]
+    agreed = Metric(
+        "stability_halves", "difference of stability between two halves of the matched latents", "",
+        "minimize", COUNT, RECORDED, form="{:.2g}", merge="none",
+    )  # fmt: skip
+    return [*halves, agreed, *seeds]
 
 
 def truth() -> list[Metric]:

@@ -178,7 +178,7 @@ def _agreement(tried: Tried, row: int) -> Indicator:
         if curve[best] - by_chance < LEAST_ABOVE_CHANCE * (1 - by_chance):
             words = f"at best {curve[best]:.3f}, hardly above chance ({by_chance:.3f})"
             return Indicator(name, "sae.k", None, words)
-    floor = (1 - STABLE_FRACTION) * curve[best]
+    floor = curve[best] - max(STABLE_FRACTION * curve[best], _noise_of_agreement(tried))
     place = first = best
     while place + 1 < count and curve[place + 1] >= floor:
         place += 1
@@ -192,6 +192,16 @@ def _agreement(tried: Tried, row: int) -> Indicator:
         f"{curve[place + 1]:.3f}, below {floor:.3f}"
     )
     return Indicator(name, "sae.k", values[place], words, low=values[first])
+
+
+def _noise_of_agreement(tried: Tried) -> float:
+    """Twice the standard deviation of the difference of two trials' agreement; 0 where it is not known.
+
+    The mean difference of two halves is about 1.6 times the standard deviation of the whole.
+    """
+    found = [row.get("stability_halves") for row in tried.rows]
+    known = [value for value in found if value is not None and not math.isnan(value)]
+    return NOISE * math.sqrt(2) * median(known) / 1.6 if known else 0.0
 
 
 def _least(tried: Tried, row: int, metric: str, name: str) -> Indicator:

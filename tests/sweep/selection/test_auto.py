@@ -174,3 +174,15 @@ def test_the_present_rules_choose_as_before(rule):
     assert config(world(), choice) == {
         "parsimonious": (256, 4), "stable_knee": (256, 4), "max_ev": (512, 32),
     }[rule]  # fmt: skip
+
+
+def test_agreement_within_its_own_noise_is_not_ranked():
+    def agreed(halves):
+        (said,) = [
+            one
+            for one in choice_of(world(stability_halves=halves))["indicators"]
+            if one["indicator"] == "agreement of seeds"
+        ]
+        return said["value"]
+
+    assert agreed(0.001) == 4 and agreed(0.04) == 8

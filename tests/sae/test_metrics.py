@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from raysae.sae.metrics import ReconstructionSums, cosines, evaluate
+from raysae.sae.metrics import ReconstructionSums, cosines, evaluate, mean_of_rows
 
 
 @pytest.fixture

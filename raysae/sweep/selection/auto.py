@@ -1,14 +1,15 @@
 """The rule ``auto``: what the indicators of ``raysae.sweep.selection.indicators`` say together.
 
 d_sae is that of the knee. At it, agreement of seeds and the knee err low (the smaller of them counts),
-the decoder's cosine errs high: K is between, at the geometric mean. All indicators together give an
-interval for K and d_sae. Where a smaller dictionary explains as much, up to noise, it is taken. Where the
-trials give nothing to go by, the choice is that of ``parsimonious``, and the reason says so.
+the decoder's cosine errs high: K is between, at the geometric mean. Where seeds say nothing, the
+projection onto the decoder is in their place. All indicators together give an interval for K and d_sae.
+Where a smaller dictionary explains as much, up to noise, it is taken. Where the trials give nothing to go
+by, the choice is that of ``parsimonious``, and the reason says so.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raysae.metrics.definitions import seconds
@@ -25,7 +26,7 @@ from raysae.sweep.selection.indicators import (
 )
 
 HALF_DEAD = 0.5
-FEW = 8
+FEW = 12
 """Fewer configs than this are a reason for doubt."""
 
 
@@ -60,6 +61,10 @@ class Interval:
         nearest = max(self.low, value if self.open_above else min(value, self.high))
         return abs(math.log2(value / self.best)) + abs(math.log2(value / nearest))
 
+    def with_(self, value: int) -> "Interval":
+        """The interval, widened to hold the value of the trial that is chosen."""
+        return replace(self, low=min(self.low, value), high=max(self.high, value))
+
     def steps(self, values: Sequence[int]) -> int:
         """How many tried values its ends are apart."""
         return values.index(self.high) - values.index(self.low)
@@ -77,15 +82,14 @@ def auto(candidates: Sequence[TrialRow], otherwise: Choice) -> Choice:
     alike = _alike(tried)
     if alike is not None:
         return alike
-    size = knee_of_d_sae(tried)
-    says_k = of_k(tried, 0 if size.value is None else tried.d_values.index(size.value))
-    k = _k_between(tried, says_k)
+    size, says_k, k = _size_and_k(tried)
     if k is None:
         return _parsimonious(otherwise, _nothing_of_k(says_k), candidates, says_k)
     live = live_latents(tried, k.best)
     d_sae = _d_sae(tried, size, live)
     chosen = _leanest(tried, _nearest(tried, d_sae, k), k)
-    return _told(tried, chosen, d_sae, k, [size, live, *says_k])
+    found = d_sae.with_(chosen.d_sae), k.with_(chosen["sae.k"])
+    return _told(tried, chosen, *found, [size, live, *says_k])
 
 
 def _no_ground(candidates: Sequence[TrialRow]) -> str | None:
@@ -116,13 +120,27 @@ def _alike(tried: Tried) -> Choice | None:
     return Choice(smallest.trial, f"{smallest.name} is the smallest (unsure: {why})", more)
 
 
+def _size_and_k(tried: Tried) -> tuple[Indicator, list[Indicator], Interval | None]:
+    """The knee's d_sae and what is said of K there; d_sae first by all K, then by those near that K,
+    where seeds agree on one: without them K is too uncertain for that."""
+    size, k = knee_of_d_sae(tried), None
+    for _ in range(2):
+        says = of_k(tried, 0 if size.value is None else tried.d_values.index(size.value))
+        k = _k_between(tried, says)
+        if k is None or says[0].value is None or knee_of_d_sae(tried, k.best) == size:
+            break
+        size = knee_of_d_sae(tried, k.best)
+    return size, says, k
+
+
 def _k_between(tried: Tried, says: Sequence[Indicator]) -> Interval | None:
     """K between what errs low and what errs high; None when no indicator says anything."""
     if len(tried.k_values) == 1:
         return Interval.at(tried.k_values[0])
     agreement, knee, cosine, projection = says
-    low = min((one.value for one in (agreement, knee) if one.value is not None), default=None)
-    high = next((one.value for one in (cosine, projection) if one.value is not None), None)
+    first = projection if agreement.value is None else agreement
+    low = min((one.value for one in (first, knee) if one.value is not None), default=None)
+    high = cosine.value
     if low is None and high is None:
         return None
     least = low if low is not None else high
@@ -215,11 +233,13 @@ def _doubts(tried: Tried, chosen: TrialRow, d_sae: Interval, k: Interval) -> lis
         found.append("larger d_sae were not tried")
     elif d_sae.low != d_sae.high:
         found.append(f"the indicators give d_sae {d_sae.words}")
-    if (chosen.d_sae, chosen.k) != (d_sae.best, k.best):
-        found.append(f"d_sae {d_sae.best}, K {k.best} was not tried, or a smaller one is as good")
-    configs = len({(row.d_sae, row.k) for row in tried.rows})
-    if configs < FEW:
-        found.append(f"{configs} configs are few")
+    configs = {(row.d_sae, row.k) for row in tried.rows}
+    if (d_sae.best, k.best) not in configs:
+        found.append(f"d_sae {d_sae.best}, K {k.best} was not tried")
+    elif (chosen.d_sae, chosen.k) != (d_sae.best, k.best):
+        found.append(f"d_sae {d_sae.best}, K {k.best} explains no more")
+    if len(configs) < FEW:
+        found.append(f"{len(configs)} configs are few")
     return found
 
 

@@ -94,8 +94,9 @@ class Tried:
         return sum(k <= self.d_values[row] for k in self.k_values)
 
 
-def knee_of_d_sae(tried: Tried) -> Indicator:
-    """The d_sae past which explained variance rises little, for most K."""
+def knee_of_d_sae(tried: Tried, near: int | None = None) -> Indicator:
+    """The d_sae past which explained variance rises little, for most K, or most within a doubling of
+    ``near``: with a K far too large, a small dictionary suffices for anything."""
     name, values = "knee of explained variance", tried.d_values
     if len(values) < 2:
         return Indicator(name, "sae.d_sae", None, "only one d_sae was tried")
@@ -104,6 +105,8 @@ def knee_of_d_sae(tried: Tried) -> Indicator:
     noise = NOISE * tried.noise("explained_variance", float(tried.ev.max())) * math.sqrt(2)
     places = []
     for column, k in enumerate(tried.k_values):
+        if near is not None and abs(math.log2(k / near)) > 1:
+            continue
         usable = [row for row, d in enumerate(values) if d >= k]
         curve = tried.ev[usable, column]
         if len(usable) > 1:

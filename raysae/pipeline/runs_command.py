@@ -81,7 +81,6 @@ def read_result(place: str) -> "SweepResult":
     """What a run has so far, from its files. Raises UserError when it is no run."""
     from raysae.pipeline.result import SweepResult
     from raysae.records.choice import given_config, read_choice
-    from raysae.records.damage import read_object
     from raysae.records.folder import read_run
     from raysae.records.tables import read_sites, read_trials
 
@@ -92,12 +91,17 @@ def read_result(place: str) -> "SweepResult":
     nothing = {"trial": None, "reason": "nothing was chosen yet"}
     unchosen = {"rule": run.recipe.select.rule, "choice": nothing, "choices": {}}
     selection = read_choice(run) if chosen else unchosen
-    files = {"controls": run.controls_file, "scaling": run.scaling_file}
-    more = {name: read_object(file) for name, file in files.items() if file.is_file()}
     return SweepResult(
         run, trials, selection if searched else given_config(),
-        atlas=read_sites(run.atlas_metrics_file), **more,
+        controls=_content_of(run.controls_file), scaling=_content_of(run.scaling_file),
+        atlas=read_sites(run.atlas_metrics_file),
     )  # fmt: skip
+
+
+def _content_of(file: Path) -> dict[str, Any]:
+    from raysae.records.damage import read_object
+
+    return read_object(file) if file.is_file() else {}
 
 
 def _run_folders(name: str) -> list[Path]:

@@ -60,6 +60,8 @@ def _print_report(result: SweepResult) -> None:
 def _print_choice(result: SweepResult) -> None:
     console.print(_trials(result.trials, result.selection["choice"]["trial"]))
     console.print(f"\nRule {result.selection['rule']}: {result.selection['choice']['reason']}")
+    for line in indicator_lines(result.selection["choice"]):
+        console.print(f"  {line}")
     for name, choice in result.selection["choices"].items():
         if name != result.selection["rule"]:
             console.print(f"  {name}: {_short(choice)}", style="dim")
@@ -109,6 +111,14 @@ def _print_scaling(result: SweepResult) -> None:
         f"({low:.4f} to {high:.4f}){cost}; checked on d_sae {scaling['check']['d_sae']}, "
         f"{scaling['check']['error']:.1%} off"
     )
+
+
+def indicator_lines(choice: dict[str, Any]) -> list[str]:
+    """What the indicators behind a choice say, a line each; none of a rule without indicators."""
+    return [
+        f"{said['indicator']} ({said['of'].removeprefix('sae.')}): {said['says']}"
+        for said in choice.get("indicators", [])
+    ]
 
 
 def _trials(trials: list[TrialRow], chosen: int | None) -> Table:

@@ -28,17 +28,30 @@ def largest_d_sae(d_in: int, available: float, training: TrainingConfig) -> int:
 
 
 def free_bytes(device: str) -> int | None:
-    """Free memory of ``device`` in bytes; None when it is not known."""
+    """Free memory of ``device`` in bytes; None when it is not known.
+
+    On a GPU it includes the blocks that torch has cached in this process.
+    """
     if device.startswith("cuda"):
         import torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
     values = dict(line.split(":", 1) for line in lines)
     return int(values["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in values else None
+
+
+def release_cached(device: str) -> None:
+    """Give the blocks that torch has cached on a GPU back to it; on a CPU there are none."""
+    if device.startswith("cuda"):
+        import torch
+
+        with torch.cuda.device(device):
+            torch.cuda.empty_cache()
 
 
 def require_room(config: SAEConfig, d_in: int, training: TrainingConfig, device: str) -> None:

@@ -18,6 +18,7 @@ from raysae.training.ensemble.plan import Group, plan
 from raysae.training.ensemble.program import PackedProgram
 from raysae.training.ensemble.stopping import StopRules
 from raysae.training.feeding import ReadAhead, wait_for_one
+from raysae.training.memory import release_cached
 from raysae.training.statistics import StatisticsCache
 from raysae.training.trainer import Trainer
 
@@ -110,6 +111,7 @@ class Ensemble:
                     pass
                 self._running.clear()
             yield group.members
+            release_cached(self.device)  # the next group may have other sizes
 
     def after_batch(self, tokens: int) -> None:
         """Called after each batch with its training tokens; saves the members when that is due."""

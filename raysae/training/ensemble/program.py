@@ -4,8 +4,9 @@ Shapes: N SAEs, U different sources of rows, R rows, B batch, D d_in.
 """
 
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from raysae.training.trainer import NonFiniteLossError
 if TYPE_CHECKING:
     from raysae.training.ensemble.engine import Ensemble
 
+Result = TypeVar("Result")
+
 
 class PackedProgram:
     """Trains ``members`` of one shape, which are at the same step.
@@ -29,16 +32,21 @@ class PackedProgram:
 
     def __init__(self, members: list[Member], ensemble: "Ensemble"):
         self.members, self.ensemble = members, ensemble
-        trainers = [member.trainer for member in members]
+        self.position = members[0].trainer.stream.position
+        self._trained = set[Member]()
+
+    def _begin(self) -> Iterator[tuple[Tensor, StreamPosition]]:
+        """Put the members side by side; returns their batches."""
+        trainers = [member.trainer for member in self.members]
         self.step = PackedStep(
-            [trainer.model for trainer in trainers], [member.training for member in members],
+            [trainer.model for trainer in trainers], [member.training for member in self.members],
             [trainer.aux_window for trainer in trainers],
             [trainer.tokens_since_fired_F for trainer in trainers], trainers[0].steps,
             adam_states=[trainer.adam_state for trainer in trainers], taken=trainers[0].step,
         )  # fmt: skip
-        self.rows = _PackedRows(members)
-        self.position = trainers[0].stream.position
-        self._trained = set(members)
+        self.rows = _PackedRows(self.members)
+        self._trained = set(self.members)
+        return self.rows.placed(self.position)
 
     @property
     def active(self) -> list[Member]:
@@ -47,11 +55,14 @@ class PackedProgram:
 
     def rounds(self) -> Iterator[None]:
         """Train to the end; yield after each evaluation."""
-        batches = self.rows.placed(self.position)
-        while active := self.active:
+        batches = self._guarded(self._begin)
+        while batches is not None and (active := self.active):
             if len(active) < len(self._trained):
                 self._release_ended()
-            evaluation, rows = self._take(active, batches)
+            taken = self._guarded(partial(self._take, active, batches))
+            if taken is None:
+                break
+            evaluation, rows = taken
             for member in active if evaluation else self._limited(active):
                 self._after_step(member, evaluation)
             self.ensemble.after_batch(len(active) * rows)
@@ -60,6 +71,16 @@ class PackedProgram:
             if evaluation:
                 yield
         yield
+
+    def _guarded(self, work: Callable[[], Result]) -> Result | None:
+        """What ``work`` returns; None where it raises, as without memory: then all members fail."""
+        try:
+            return work()
+        except Exception as error:
+            self._release()
+            for member in self.active:
+                self.ensemble.fail(member, error)
+            return None
 
     def settle(self) -> None:
         """Copy the program's state to the trainers; members whose loss is not finite fail."""
@@ -121,7 +142,8 @@ class PackedProgram:
         self._trained.clear()
         for member in self.members:
             member.trainer.adam_state.clear()
-        del self.step, self.rows
+        vars(self).pop("step", None)
+        vars(self).pop("rows", None)
 
 
 class _PackedRows:

@@ -22,16 +22,17 @@ if find_spec("triton") is not None:
     @triton.jit
     def _select_rows(pre, out, k_N, rows, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
         """One program per row. Find the k-th largest value by bisection on the bits, which order
-        positive floats as their values do; of the values equal to it, take the first ones."""
+        positive floats as their values do; of the values equal to it, take the first ones. NaN of
+        either sign is the largest, as in torch's topk, so that the loss is NaN."""
         row = tl.program_id(0).to(tl.int64)
         k = tl.load(k_N + row // rows).to(tl.int32)
         place = tl.arange(0, BLOCK)
         inside = place < columns
         value = tl.load(pre + row * columns + place, mask=inside, other=0.0)
-        value = tl.where(value > 0, value, 0.0)
-        bits = value.to(tl.int32, bitcast=True)
+        value = tl.where(value <= 0, 0.0, value)
+        bits = value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
         low = 1  # at least k values (or all positive ones) are >= low, fewer than k are >= high
-        high = tl.max(bits, axis=0) + 1
+        high = tl.minimum(tl.max(bits, axis=0), 0x7FFFFFFE) + 1
         if tl.sum((bits > 0).to(tl.int32), axis=0) <= k:
             high = 2
         while high - low > 1:

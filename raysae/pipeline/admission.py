@@ -14,12 +14,14 @@ from raysae.pipeline.estimate import Needs
 from raysae.sae import SAEConfig
 from raysae.training import TrainingConfig
 from raysae.training.ensemble import Member, train_members
-from raysae.training.rows import Rows
+from raysae.training.memory import free_bytes
+from raysae.training.rows import DEVICE_SHARE, Rows
 
 BOUNDS = (0.6, 2.0)
 """A training takes between these fractions of its estimated memory."""
-BATCHES = 2
-"""Steps of a measured training; its memory does not grow after the first one."""
+STEPS = {"cpu": 1, "cuda": 3}
+"""Steps of a measured training without dead latents, and then as many with them: on a GPU the third of
+each kind is captured."""
 LOOK_SECONDS = 300
 """Seconds to wait for a measurement before the estimate is used."""
 
@@ -78,7 +80,7 @@ def _measured(resources: ResourcesConfig, placement: Placement, wanted: Needs) -
         "runtime_env": alone,
     }  # fmt: skip
     task = ray.remote(**options)(peak_memory).remote(
-        wanted.largest, wanted.d_in, wanted.trained_together
+        wanted.largest, wanted.d_in, wanted.trained_together, wanted.row_bytes
     )
     try:
         return ray.get(task, timeout=LOOK_SECONDS)
@@ -94,18 +96,21 @@ def _measured(resources: ResourcesConfig, placement: Placement, wanted: Needs) -
         ) from None
 
 
-def peak_memory(largest: tuple[SAEConfig, TrainingConfig], d_in: int, together: int) -> int:
+def peak_memory(
+    largest: tuple[SAEConfig, TrainingConfig], d_in: int, together: int, row_bytes: int = 0
+) -> int:
     """Bytes at the peak of ``together`` trainings on noise, with evaluation and export.
 
-    Runs in a worker of its own. On a CPU, what the worker held before is subtracted. Raises what a
-    training raises.
+    In their second half all latents that do not fire are dead, so that AuxK takes what it can take. On
+    a GPU, ``row_bytes`` more are held, as the real rows are. Runs in a worker of its own. On a CPU,
+    what the worker held before is subtracted. Raises what a training raises.
     """
     device = prepare_worker()
     before = memory_used(device)
-    sae, training = largest
-    few = replace(training, epochs=1, tokens=BATCHES * training.batch_size, evaluations=1)
+    held = _held(row_bytes, device)
+    sae, few = largest[0], measured_training(largest[1], STEPS[device])
     generator = torch.Generator().manual_seed(0)
-    noise = Rows(torch.randn(BATCHES * training.batch_size, d_in, generator=generator))
+    noise = Rows(torch.randn(few.tokens or 1, d_in, generator=generator))
     members = [Member(sae, few, noise, noise, seed) for seed in range(together)]
     for member in train_members(members, device):  # all hold their memory at once, as in a trial
         if member.failure is not None:
@@ -113,6 +118,22 @@ def peak_memory(largest: tuple[SAEConfig, TrainingConfig], d_in: int, together: 
     for member in members:
         member.trainer.final_metrics()
         member.trainer.sae()
+    del held
     if device == "cuda":
         return torch.cuda.max_memory_reserved()
     return memory_used(device) - before
+
+
+def measured_training(training: TrainingConfig, steps: int) -> TrainingConfig:
+    """The same training, over ``steps`` steps without dead latents and as many with them."""
+    return replace(
+        training, epochs=1, tokens=2 * steps * training.batch_size, evaluations=1,
+        aux_window_tokens=steps * training.batch_size,
+    )  # fmt: skip
+
+
+def _held(row_bytes: int, device: str) -> torch.Tensor | None:
+    """Memory as large as the rows, where these are put on a GPU."""
+    if device == "cpu" or row_bytes > DEVICE_SHARE * (free_bytes(device) or 0):
+        return None
+    return torch.empty(row_bytes, dtype=torch.uint8, device=device)

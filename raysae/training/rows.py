@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -17,10 +18,13 @@ from torch import Tensor
 from raysae.sae.metrics import Sinks
 from raysae.training.config import TrainingConfig
 from raysae.training.gathering import gathered
+from raysae.training.memory import free_bytes
 from raysae.training.windows import Window, WindowOrder, pieces, windows
 
 EVALUATION_BATCH = 4096
 SHUFFLE_ROWS = TrainingConfig.shuffle_rows
+DEVICE_SHARE = 0.5
+"""The part of a GPU's free memory that rows may take."""
 
 
 @dataclass(frozen=True)
@@ -331,14 +335,32 @@ class Rows(IndexedRows):
         """The storage dtype."""
         return self.blocks[0].dtype
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return sum(block.nbytes for block in self.blocks)
+
     def __len__(self) -> int:
         return self._rows
 
     def to(self, device: str) -> "Rows":
-        """The same rows on ``device``; not copied when they are there already."""
+        """The same rows on ``device``; not copied when they are there already.
+
+        All who train on these rows in a process share one copy, while any of them has it. Rows that
+        would take more than DEVICE_SHARE of a GPU's free memory stay where they are; their batches are
+        copied.
+        """
+        places = _COPIES.setdefault(self, {})
+        known = places[device]() if device in places else None
+        if known is not None:
+            return known
+        if device.startswith("cuda") and self.nbytes > DEVICE_SHARE * (free_bytes(device) or 0):
+            return self
         blocks = [block.to(device) for block in self.blocks]
         there = all(new is old for new, old in zip(blocks, self.blocks, strict=True))
-        return self if there else Rows(blocks, self.sequential)
+        copied = self if there else Rows(blocks, self.sequential)
+        places[device] = ref(copied)
+        return copied
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` in storage order, ``[stop - start, d_in]``, a copy."""
@@ -353,6 +375,10 @@ class Rows(IndexedRows):
     def gather(self, index_B: Tensor) -> Tensor:
         """The rows numbered ``index_B``, in that order, ``[batch, d_in]``."""
         return gathered(self.blocks, self._starts, index_B)
+
+
+_COPIES: WeakKeyDictionary[Rows, dict[str, "ref[Rows]"]] = WeakKeyDictionary()
+"""The copies of rows on other devices that are in use, by device."""
 
 
 def rebatched(parts: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:

@@ -153,11 +153,13 @@ class _PackedRows:
         self.members = members
         sources = {id(member.rows): member.trainer.train for member in members}
         blocks = [_block(rows) for rows in sources.values()]
+        if len({block.device for block in blocks}) > 1:  # some did not fit on the device
+            blocks = [block.cpu() for block in blocks]
         self.rows_URD = blocks[0][None] if len(blocks) == 1 else torch.stack(blocks)
         device, places = self.rows_URD.device, list(sources)
         self.source_N1 = torch.tensor([[places.index(id(m.rows))] for m in members], device=device)
-        self.scale_N = torch.tensor([m.trainer.scale for m in members], device=device)
         self.mean_ND = torch.stack([m.trainer.mean_D for m in members])
+        self.scale_N = self.mean_ND.new_tensor([m.trainer.scale for m in members])
 
     def placed(self, position: StreamPosition) -> Iterator[tuple[Tensor, StreamPosition]]:
         """Batches ``[saes, batch, d_in]``, centred and scaled for each SAE, in float32, from
@@ -168,7 +170,7 @@ class _PackedRows:
             order_NR = torch.stack([self._order(member, epoch, taken) for member in self.members])
             for index_NB in order_NR.to(self.rows_URD.device).split(training.batch_size, dim=1):
                 taken += index_NB.shape[1]
-                x_NBD = self.rows_URD[self.source_N1, index_NB].float()
+                x_NBD = self.rows_URD[self.source_N1, index_NB].to(self.mean_ND).float()
                 following = StreamPosition(epoch + 1) if taken == rows else None
                 inputs_NBD = x_NBD.sub_(self.mean_ND[:, None]).mul_(self.scale_N[:, None, None])
                 yield inputs_NBD, following or StreamPosition(epoch, taken)

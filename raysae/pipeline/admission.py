@@ -19,9 +19,9 @@ from raysae.training.rows import DEVICE_SHARE, Rows
 
 BOUNDS = (0.6, 2.0)
 """A training takes between these fractions of its estimated memory."""
-STEPS = {"cpu": 1, "cuda": 3}
-"""Steps of a measured training without dead latents, and then as many with them: on a GPU the third of
-each kind is captured."""
+STEPS = {"cpu": 2, "cuda": 4}
+"""Steps of a measured training; its memory grows at the first, and on a GPU once more at the third, which
+is captured."""
 LOOK_SECONDS = 300
 """Seconds to wait for a measurement before the estimate is used."""
 
@@ -101,9 +101,9 @@ def peak_memory(
 ) -> int:
     """Bytes at the peak of ``together`` trainings on noise, with evaluation and export.
 
-    In their second half all latents that do not fire are dead, so that AuxK takes what it can take. On
-    a GPU, ``row_bytes`` more are held, as the real rows are. Runs in a worker of its own. On a CPU,
-    what the worker held before is subtracted. Raises what a training raises.
+    All latents are dead, so that AuxK takes what it can take. On a GPU, ``row_bytes`` more are held, as
+    the real rows are. Runs in a worker of its own. On a CPU, what the worker held before is subtracted.
+    Raises what a training raises.
     """
     device = prepare_worker()
     before = memory_used(device)
@@ -125,11 +125,10 @@ def peak_memory(
 
 
 def measured_training(training: TrainingConfig, steps: int) -> TrainingConfig:
-    """The same training, over ``steps`` steps without dead latents and as many with them."""
+    """The same training, over so many steps, with all latents dead from the first one on."""
     return replace(
-        training, epochs=1, tokens=2 * steps * training.batch_size, evaluations=1,
-        aux_window_tokens=steps * training.batch_size,
-    )  # fmt: skip
+        training, epochs=1, tokens=steps * training.batch_size, evaluations=1, aux_window_tokens=0
+    )
 
 
 def _held(row_bytes: int, device: str) -> torch.Tensor | None:

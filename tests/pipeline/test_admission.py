@@ -81,19 +81,19 @@ def test_what_cannot_be_trained_is_told_before_the_sweep(memory):
 
 
 def test_what_is_measured_sees_aux_k_and_real_rows(monkeypatch):
-    """The latents that do not fire are dead in the second half; on a GPU the rows are held."""
+    """Every latent is dead; on a GPU the rows are held."""
     measured, seen = measured_training(TRAINING, 3), []
     noise = Rows(torch.randn(measured.tokens, 16))
-    config = sae_config({"variant": "topk", "d_sae": 64, "k": 1})
+    config = sae_config({"variant": "topk", "d_sae": 64, "k": 16})
     trainer = Trainer(config, replace(measured, compiled=False), noise, noise)
     aux_k = TopKSAE._aux_k
     monkeypatch.setattr(
-        TopKSAE, "_aux_k", lambda self, *args: (seen.append(trainer.step), aux_k(self, *args))[1]
+        TopKSAE, "_aux_k", lambda self, *args: (seen.append(int(args[2].sum())), aux_k(self, *args))[1]
     )
     list(trainer.rounds())
-    assert trainer.steps == 6 and seen == [3, 4, 5]
+    assert seen == [64] * 3
     gpu = SimulatedGPU(2**30).install(monkeypatch)
-    monkeypatch.setattr(torch, "empty", lambda size, dtype, device: (size, device))
+    monkeypatch.setattr(admission_module.torch, "empty", lambda size, dtype, device: (size, device))
     assert _held(1000, "cuda") == (1000, "cuda")
     gpu.others = 2**30 - 1000
     assert _held(1000, "cuda") is None, "they would stay in memory"

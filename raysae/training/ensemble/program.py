@@ -3,7 +3,6 @@
 Shapes: N SAEs, U different sources of rows, R rows, B batch, D d_in.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from raysae.training.ensemble.clock import step_clock
 from raysae.training.ensemble.members import Member
 from raysae.training.packed import PackedStep
 from raysae.training.rows import Rows, StreamPosition
@@ -33,6 +33,7 @@ class PackedProgram:
     def __init__(self, members: list[Member], ensemble: "Ensemble"):
         self.members, self.ensemble = members, ensemble
         self.position = members[0].trainer.stream.position
+        self.clock = step_clock(ensemble.device)
         self._trained = set[Member]()
 
     def _begin(self) -> Iterator[tuple[Tensor, StreamPosition]]:
@@ -67,6 +68,7 @@ class PackedProgram:
                 self._after_step(member, evaluation)
             self.ensemble.after_batch(len(active) * rows)
             if not self.active:
+                self.clock.settle()
                 self._release()
             if evaluation:
                 yield
@@ -86,6 +88,7 @@ class PackedProgram:
         """Copy the program's state to the trainers; members whose loss is not finite fail."""
         if not self._trained:
             return
+        self.clock.settle()
         losses, failed = self.step.loss_N.tolist(), self.step.failed_N.tolist()
         for number, member in enumerate(self.members):
             if member not in self._trained or member.failure or member.stopped:
@@ -105,17 +108,15 @@ class PackedProgram:
         self, active: list[Member], batches: Iterator[tuple[Tensor, StreamPosition]]
     ) -> tuple[bool, int]:
         """Train on the next batch; returns whether an evaluation follows, and rows per member."""
-        started = time.perf_counter()
+        self.clock.start()
         x_NBD, self.position = next(batches)
         self.step.take(x_NBD)
         for member in active:
             member.trainer.count(x_NBD.shape[1])
+        self.clock.stop(active)
         evaluation = active[0].trainer.at_evaluation()
         if evaluation:
-            self.settle()  # waits for the device, which counts as training time
-        each = (time.perf_counter() - started) / len(active)
-        for member in active:
-            member.trainer.seconds += each
+            self.settle()
         return evaluation, x_NBD.shape[1]
 
     def _release_ended(self) -> None:

@@ -93,7 +93,7 @@ def test_what_is_measured_sees_aux_k_and_real_rows(monkeypatch):
     list(trainer.rounds())
     assert seen == [64] * 3
     gpu = SimulatedGPU(2**30).install(monkeypatch)
-    monkeypatch.setattr(admission_module.torch, "empty", lambda size, dtype, device: (size, device))
+    monkeypatch.setattr(torch, "empty", lambda size, dtype, device: (size, device))
     assert _held(1000, "cuda") == (1000, "cuda")
     gpu.others = 2**30 - 1000
     assert _held(1000, "cuda") is None, "they would stay in memory"

@@ -1,6 +1,7 @@
 """What every Ray worker of raysae does first: set its threads and choose its device."""
 
 import os
+import sys
 
 
 def prepare_worker() -> str:
@@ -27,3 +28,12 @@ def memory_used(device: str) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def end_if_lost(error: Exception) -> None:
+    """End this process when ``error`` says that its GPU is lost; its work is then done by another."""
+    from raysae.training.lost_device import is_lost
+
+    if is_lost(error):
+        print(f"raysae: the GPU of this worker is lost, so it ends: {error}", file=sys.stderr, flush=True)
+        os._exit(1)

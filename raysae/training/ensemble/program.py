@@ -12,6 +12,7 @@ from torch import Tensor
 
 from raysae.training.ensemble.clock import step_clock
 from raysae.training.ensemble.members import Member
+from raysae.training.lost_device import raise_if_lost
 from raysae.training.packed import PackedStep
 from raysae.training.rows import Rows, StreamPosition
 from raysae.training.trainer import NonFiniteLossError
@@ -79,6 +80,7 @@ class PackedProgram:
         try:
             return work()
         except Exception as error:
+            raise_if_lost(error)
             self._release()
             for member in self.active:
                 self.ensemble.fail(member, error)

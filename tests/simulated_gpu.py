@@ -25,6 +25,8 @@ class SimulatedGPU:
     """What torch's allocator holds beside them, for tensors to come."""
     emptied: int = 0
     """How often the cache was given back."""
+    fraction: float = 1.0
+    """The part of its memory that this process may take."""
     entered: list[str] = field(default_factory=list)
     """The devices that were made current, in order."""
 
@@ -50,6 +52,13 @@ class SimulatedGPU:
         )
         patch.setattr(torch.cuda, "empty_cache", self.empty_cache)
         patch.setattr(torch.cuda, "device", self.current)
+        patch.setattr(
+            torch.cuda, "get_per_process_memory_fraction", lambda device=None: self.fraction
+        )
+        patch.setattr(
+            torch.cuda, "set_per_process_memory_fraction",
+            lambda fraction, device=None: setattr(self, "fraction", fraction),
+        )  # fmt: skip
         return self
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from raysae.cluster.gpus import cost_of_sharing
 from raysae.cluster.placement import Placement, place
 from raysae.cluster.worker import memory_used, prepare_worker
 from raysae.config import Recipe, ResourcesConfig
@@ -54,9 +55,12 @@ def admit(recipe: Recipe, wanted: Needs) -> Admission:
     in a worker and measured. Raises UserError when not even one trial fits.
     """
     resources, estimate = recipe.resources, wanted.memory_per_trial
-    placement = place(resources, estimate)
+    rows = wanted.row_bytes
+    placement = place(resources, estimate, rows=rows)
+    if (cost := cost_of_sharing(placement.gpus)) is not None:
+        console.print(cost)
     try:
-        bounds = [place(resources, int(fraction * estimate)) for fraction in BOUNDS]
+        bounds = [place(resources, int(fraction * estimate), rows=rows) for fraction in BOUNDS]
     except UserError:  # the upper bound does not fit
         bounds = []
     if bounds and bounds[0] == bounds[1]:
@@ -72,11 +76,10 @@ def _measured(resources: ResourcesConfig, placement: Placement, wanted: Needs) -
     """Bytes that a trial of the largest config takes in a worker; None when no worker is free."""
     import ray
 
-    gpus = 1 if placement.gpus and resources.gpus_per_trial == "auto" else placement.gpus
     # a runtime environment of its own gives a new process, whose peak memory is this trial's alone
     alone = {"env_vars": {"RAYSAE_MEASURING": uuid.uuid4().hex}}
     options = {
-        "num_cpus": placement.cpus, "num_gpus": gpus, "max_calls": 1, "max_retries": 0,
+        "num_cpus": placement.cpus, "num_gpus": placement.gpus, "max_calls": 1, "max_retries": 0,
         "runtime_env": alone,
     }  # fmt: skip
     task = ray.remote(**options)(peak_memory).remote(

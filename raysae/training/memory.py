@@ -55,13 +55,17 @@ def largest_d_sae(d_in: int, available: float, training: TrainingConfig) -> int:
 def free_bytes(device: str) -> int | None:
     """Free memory of ``device`` in bytes; None when it is not known.
 
-    On a GPU it includes the blocks that torch has cached in this process.
+    On a GPU it includes the blocks that torch has cached in this process, and is no more than is left of
+    the fraction that the process may take.
     """
     if device.startswith("cuda"):
         import torch
 
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
+        allocated = torch.cuda.memory_allocated(device)
+        free, total = torch.cuda.mem_get_info(device)
+        share = torch.cuda.get_per_process_memory_fraction(device)
+        cached = torch.cuda.memory_reserved(device) - allocated
+        return min(free + cached, max(int(share * total) - allocated, 0))
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -222,6 +222,7 @@ def test_the_other_arguments_are_refused_by_name():
         raysae.fit(SMALL, X, 3, validation=V)
     refused("seed is 'x'; it must be a whole number", seed="x")
     refused("device is 'gpu'", device="gpu")
+    refused("device is 'mps'; raysae trains on cpu or cuda", device="mps")
     if not torch.cuda.is_available():
         refused("device is 'cuda'; torch finds 0 GPUs", device="cuda")
     with pytest.raises(ValueError, match="max_seconds is 'long'"):

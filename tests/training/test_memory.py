@@ -22,6 +22,14 @@ def test_blocks_that_torch_has_cached_are_free(monkeypatch):
     assert free_bytes("cuda") == free_bytes("cuda:0") == 13 * GIB
 
 
+def test_a_process_with_a_part_of_a_gpu_has_what_is_left_of_it(monkeypatch):
+    gpu = SimulatedGPU(16 * GIB, others=GIB, allocated=2 * GIB, cached=GIB).install(monkeypatch)
+    gpu.fraction = 0.25
+    assert free_bytes("cuda") == 2 * GIB
+    gpu.others = 13 * GIB
+    assert free_bytes("cuda") == GIB, "the others have taken more than their part"
+
+
 def test_what_is_cached_is_given_back_on_gpus_alone(monkeypatch):
     gpu = SimulatedGPU(16 * GIB, cached=9 * GIB).install(monkeypatch)
     release_cached("cpu")

@@ -24,7 +24,7 @@ from raysae.sae.config import BatchTopKConfig, TopKConfig
 from raysae.training import gpu
 from raysae.training.config import TrainingConfig
 from raysae.training.graphs import Graphs
-from raysae.training.step import BETAS, EPSILON
+from raysae.training.step import BETAS, EPSILON, products_in
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 AdamState = dict[Tensor, dict[str, Tensor]]
@@ -98,7 +98,7 @@ class PackedStep:
     @torch.no_grad()
     def take(self, x_NBD: Tensor) -> None:
         """Train each SAE on its batch ``[saes, batch, d_in]``, centred and scaled, in float32."""
-        with gpu.current(x_NBD.device):
+        with gpu.current(x_NBD.device), products_in(self.training.precision):
             columns, rows = self._aux_columns(), x_NBD.shape[1]
             if not self._fast:
                 self._train(x_NBD, columns)

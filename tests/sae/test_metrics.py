@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from raysae.sae.metrics import ReconstructionSums, cosines, evaluate
+from raysae.sae.metrics import ReconstructionSums, Sinks, cosines, evaluate
 
 
 @pytest.fixture
@@ -105,3 +105,15 @@ def test_a_large_mean_costs_the_figures_nothing(mean):
     sums = evaluate(lambda b: (next(calls), torch.ones(len(b), 1)), (x + mean).split(300))
     right = 1 - error.square().sum() / (x - x.mean(dim=0)).square().sum()
     assert sums.metrics()["explained_variance"] == pytest.approx(float(right), abs=1e-9)
+
+
+def test_the_host_waits_once_for_each_kind_of_sum_of_a_batch(x, monkeypatch):
+    """On a GPU each wait costs more than a sum; with sinks there are two kinds."""
+    reads, sinks = [], Sinks(torch.zeros(16, dtype=torch.float64), 40.0)
+    for name in ("tolist", "item", "__bool__", "__int__", "__float__"):
+        read = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda *args, read=read: (reads.append(1), read(*args))[1]
+        )
+    evaluate(lambda b: (b, torch.zeros(len(b), 4)), x.split(100), x.mean(dim=0), sinks)
+    assert len(reads) == 2 * 10

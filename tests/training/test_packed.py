@@ -11,6 +11,7 @@ from raysae.training import gpu
 from raysae.training import packed as packed_module
 from raysae.training.config import TrainingConfig
 from raysae.training.packed import PackedStep
+from raysae.training.step import ReferenceStep
 from tests.simulated_gpu import SimulatedGPU
 
 D_IN, D_SAE, ROWS, STEPS = 12, 40, 16, 20
@@ -183,3 +184,27 @@ def test_all_is_launched_and_captured_on_the_device_of_the_tensors(monkeypatch):
 def device_of_launch(made, device):
     made.append(str(device))
     yield
+
+
+@pytest.mark.parametrize(("precision", "format"), [("float32", "ieee"), ("tf32", "tf32")])
+def test_products_are_in_tf32_where_that_is_asked_for_and_nowhere_else(
+    monkeypatch, precision, format
+):
+    """On a CPU it is float32, to the bit."""
+    seen, matmul = [], torch.backends.cuda.matmul
+    look = lambda: seen.append(matmul.fp32_precision)  # noqa: E731
+    mean = packed_module._mean
+    monkeypatch.setattr(packed_module, "_mean", lambda *args: (look(), mean(*args))[1])
+    before = matmul.fp32_precision
+    step = taken(packed(precision=precision), batches(2))
+    same(step, taken(packed(), batches(2)))
+    assert seen[0] == format and matmul.fp32_precision == before
+    reference = ReferenceStep(build_sae(step_config(), D_IN, 0), TrainingConfig(precision=precision))
+    loss = reference.model.loss
+    reference.model.loss = lambda *args: (look(), loss(*args))[1]
+    reference.gradients(batches(1)[0, 0], None, 1.0)
+    assert seen[-1] == format and matmul.fp32_precision == before
+
+
+def step_config():
+    return sae_config({"variant": "topk", "d_sae": D_SAE, "k": 3})

@@ -120,8 +120,8 @@ def check_fits(share: float, needed: int, memory: Memory) -> None:
     if share < 1 and share * memory.total <= CUDA_CONTEXT:
         raise UserError(
             f"resources.gpus_per_trial is {share:g}, which is {share * memory.total / gib:.2f} GiB of a "
-            f"GPU here, but CUDA itself takes {CUDA_CONTEXT / gib:.2f} GiB of each process; raise it to at "
-            f"least {(CUDA_CONTEXT + needed) / memory.total:.2f}, or leave it at auto"
+            f"GPU here, but CUDA itself takes {CUDA_CONTEXT / gib:.2f} GiB of each process; raise it to "
+            f"at least {(CUDA_CONTEXT + needed) / memory.total:.2f}, or leave it at auto"
         )
     if needed <= room:
         return
@@ -139,8 +139,8 @@ def cost_of_sharing(share: float) -> str | None:
     if not 0 < share < 1:
         return None
     return (
-        f"Up to {int(1 / share + 1e-9)} processes share a GPU: they take turns on it unless MPS runs, and "
-        f"each takes {CUDA_CONTEXT / 2**30:.1f} GiB for CUDA itself and may fill {share:.0%} of its memory. "
-        "resources.gpus_per_trial=auto has one process a GPU; with resources.gang=N it trains N trials of "
-        "one shape in one go"
+        f"Up to {int(1 / share + 1e-9)} processes share a GPU: they take turns on it unless MPS runs; "
+        f"each takes {CUDA_CONTEXT / 2**30:.1f} GiB for CUDA itself and may fill {share:.0%} of its "
+        "memory. resources.gpus_per_trial=auto has one process a GPU; with resources.gang=N it trains N "
+        "trials of one shape in one go"
     )

@@ -114,8 +114,8 @@ def beside_live(resources: ResourcesConfig) -> tuple[Placement, Placement]:
     On CPUs there are as many of these as trials, and each of both reserves half of a trial's CPUs: while
     trials wait for rows the others use their CPUs, and the reverse. Trials of several CPUs, whose results
     depend on the number of their threads, keep them and leave half of the workers to computing. On GPUs
-    one worker computes, on the fraction of a GPU that a trial has; a single GPU is halved. Raises UserError when not even one of
-    each fits.
+    one worker computes, on the fraction of a GPU that a trial has; a single GPU is halved. Raises
+    UserError when not even one of each fits.
     """
     every = place(resources)
     if every.gpus and every.workers < 2 and resources.gpus_per_trial == "auto":

@@ -148,6 +148,8 @@ class PoolWorker:
 
 
 def _raise_if_lost(error: Exception) -> None:
-    from raysae.training.lost_device import raise_if_lost  # imports torch, which the driver need not
+    from raysae.training.lost_device import (
+        raise_if_lost,  # imports torch, which the driver need not
+    )
 
     raise_if_lost(error)

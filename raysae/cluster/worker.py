@@ -11,9 +11,9 @@ def prepare_worker() -> str:
     """Set torch's threads to the CPUs that Ray reserved; return the device, ``cuda`` or ``cpu``.
 
     The device follows from Ray's allocation and not from ``cuda.is_available()``, because a worker
-    without a GPU of its own still sees every GPU of the node. A worker with a fraction of a GPU is held to
-    that fraction of its memory. Raises UserError when torch cannot use the GPU, rather than train on the
-    CPU unseen.
+    without a GPU of its own still sees every GPU of the node. A worker with a fraction of a GPU is
+    held to that fraction of its memory. Raises UserError when torch cannot use the GPU, rather than
+    train on the CPU unseen.
     """
     import ray
     import torch
@@ -24,8 +24,8 @@ def prepare_worker() -> str:
         return "cpu"
     if not torch.cuda.is_available():
         raise UserError(
-            f"Ray gave this worker a GPU that torch cannot use: {look_here()}. Check the node's driver and "
-            "its build of torch, or set resources.gpus_per_trial=0"
+            f"Ray gave this worker a GPU that torch cannot use: {look_here()}. Check the node's driver "
+            "and its build of torch, or set resources.gpus_per_trial=0"
         )
     share = here.get_assigned_resources().get("GPU", 1.0)
     if share < 1:
@@ -49,5 +49,9 @@ def end_if_lost(error: Exception) -> None:
     from raysae.training.lost_device import is_lost
 
     if is_lost(error):
-        print(f"raysae: the GPU of this worker is lost, so it ends: {error}", file=sys.stderr, flush=True)
+        print(
+            f"raysae: the GPU of this worker is lost, so it ends: {error}",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(1)

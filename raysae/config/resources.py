@@ -16,9 +16,9 @@ class ResourcesConfig(Section):
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1
     """CPU cores a trial (and a worker of the atlas and of extraction) reserves; its threads."""
     gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """The GPU or the fraction of one that a trial (and a worker of the atlas) reserves; ``auto``: one where
-    Ray has any, else none. Processes that share a GPU take turns on it, and each is held to its fraction of
-    the memory; 0 trains on CPUs."""
+    """The GPU or the fraction of one that a trial (and a worker of the atlas) reserves; ``auto``: one
+    where Ray has any, else none. Processes that share a GPU take turns on it, and each is held to its
+    fraction of the memory; 0 trains on CPUs."""
     reading: Literal["auto", "shared", "scan", "streaming"] = "auto"
     """How trials read their rows: one shared copy in memory; one scan by Ray Data for all trials that run
     at the same time; or streamed by each trial for itself. ``auto`` shares what fits and scans what does

@@ -19,7 +19,7 @@ from raysae.training.memory import free_bytes
 from raysae.training.rows import DEVICE_SHARE, Rows
 
 BOUNDS = (0.6, 2.5)
-"""A training takes between these fractions of its estimated memory; the most where all latents are dead."""
+"""A training takes between these fractions of its estimated memory; most where all latents are dead."""
 STEPS = {"cpu": 2, "cuda": 4}
 """Steps of a measured training; its memory grows at the first, and on a GPU once more at the third, which
 is captured."""

@@ -99,8 +99,8 @@ def checked_device(device: Any) -> str:
         ) from None
     if known.type not in ("cpu", "cuda"):
         raise ValueError(
-            f"device is {device!r}; raysae trains on cpu or cuda: others, as Apple's mps, lack the float64 "
-            "of its sums"
+            f"device is {device!r}; raysae trains on cpu or cuda: others, as Apple's mps, lack the "
+            "float64 of its sums"
         )
     if known.type == "cuda" and (known.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device is {device!r}; torch finds {torch.cuda.device_count()} GPUs here")

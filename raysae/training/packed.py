@@ -297,9 +297,7 @@ def _add(whole: Tensor, part: Tensor, index_NC: Tensor | None, dim: int) -> Tens
     """Add ``part`` to those columns or rows; no two are the same, so the order does not matter."""
     if index_NC is None:
         return whole + part
-    return whole.scatter_(
-        dim, _spread(whole, index_NC, dim), part + _columns(whole, index_NC, dim)
-    )
+    return whole.scatter_(dim, _spread(whole, index_NC, dim), part + _columns(whole, index_NC, dim))
 
 
 def _spread(whole: Tensor, index_NC: Tensor, dim: int) -> Tensor:

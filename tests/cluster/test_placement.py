@@ -10,8 +10,8 @@ from raysae.cluster import gpus
 from raysae.cluster import placement as placement_module
 from raysae.cluster.gpus import Memory
 from raysae.cluster.placement import beside_live, beside_scans, can_scan, place, scan_cpus
-from raysae.config import ResourcesConfig
 from raysae.cluster.worker import prepare_worker
+from raysae.config import ResourcesConfig
 from raysae.errors import UserError
 from tests.simulated_gpu import SimulatedGPU
 
@@ -72,18 +72,24 @@ def test_gpus_that_torch_cannot_use_are_refused_unless_cpus_are_asked_for(monkey
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16, "GPU": 1})
     monkeypatch.setattr(gpus, "_seen", lambda: [Memory(1, 1), gpus.look_here()])
     for asked in ("auto", 0.5):
-        with pytest.raises(UserError, match=r"torch cannot use: on .* is a build for CPUs. Install"):
+        with pytest.raises(
+            UserError, match=r"torch cannot use: on .* is a build for CPUs. Install"
+        ):
             place(ResourcesConfig(gpus_per_trial=asked))
     assert place(ResourcesConfig(gpus_per_trial=0)).gpus == 0
 
 
 def test_an_old_driver_is_named(monkeypatch):
     def init():
-        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nUpdate")
+        raise RuntimeError(
+            "The NVIDIA driver on your system is too old (found version 11040).\nUpdate"
+        )
 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "init", init)
-    assert gpus.look_here().endswith("(The NVIDIA driver on your system is too old (found version 11040).)")
+    assert gpus.look_here().endswith(
+        "(The NVIDIA driver on your system is too old (found version 11040).)"
+    )
 
 
 def test_a_process_is_held_to_its_part_of_a_gpu(monkeypatch):

@@ -56,7 +56,10 @@ def test_blocks_above_the_layers_do_not_run(tmp_path):
     capturer, _ = load_capturer(plan, "cpu")
     for number, block in enumerate(capturer.tower.blocks):
         block.register_forward_hook(lambda *_, number=number: ran.add(number))
-    assert set(capturer.rows(first_sequences(plan, 3), [-1])) == {Site(0, -1), Site(1, -1)} and ran == {0, 1}
+    assert set(capturer.rows(first_sequences(plan, 3), [-1])) == {
+        Site(0, -1),
+        Site(1, -1),
+    } and ran == {0, 1}
 
 
 @pytest.mark.long

@@ -88,7 +88,9 @@ def test_what_is_measured_sees_aux_k_and_real_rows(monkeypatch):
     trainer = Trainer(config, replace(measured, compiled=False), noise, noise)
     aux_k = TopKSAE._aux_k
     monkeypatch.setattr(
-        TopKSAE, "_aux_k", lambda self, *args: (seen.append(int(args[2].sum())), aux_k(self, *args))[1]
+        TopKSAE,
+        "_aux_k",
+        lambda self, *args: (seen.append(int(args[2].sum())), aux_k(self, *args))[1],
     )
     list(trainer.rounds())
     assert seen == [64] * 3

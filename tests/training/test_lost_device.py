@@ -11,7 +11,9 @@ from raysae.training.packed import PackedStep
 from raysae.training.rows import Rows
 from raysae.training.trainer import Trainer
 
-ILLEGAL = "CUDA error: an illegal memory access was encountered\nSearch for `cudaErrorIllegalAddress'"
+ILLEGAL = (
+    "CUDA error: an illegal memory access was encountered\nSearch for `cudaErrorIllegalAddress'"
+)
 ROWS = Rows(torch.randn(100, 8, generator=torch.Generator().manual_seed(0)))
 
 

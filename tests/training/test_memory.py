@@ -87,14 +87,18 @@ class NoStep(Step):
 
 
 def test_rows_on_the_device_are_one_copy_for_all_trainers(monkeypatch):
-    monkeypatch.setattr(trainer_module, "step_of", lambda model, training, device: NoStep(model, training))
+    monkeypatch.setattr(
+        trainer_module, "step_of", lambda model, training, device: NoStep(model, training)
+    )
     training = TrainingConfig(batch_size=32)
     train, validation = Rows(torch.randn(300, 8)), Rows(torch.randn(90, 8))
     statistics = input_statistics(train, validation, 0, training)
     config = sae_config({"variant": "topk", "d_sae": 16, "k": 2})
     with LiveBytes() as bytes_of:
         trainers = [
-            Trainer(config, training, train, validation, seed=seed, device="meta", statistics=statistics)
+            Trainer(
+                config, training, train, validation, seed=seed, device="meta", statistics=statistics
+            )
             for seed in range(4)
         ]
     places = {id(rows) for one in trainers for rows in (one.train, one.validation)}

@@ -199,7 +199,9 @@ def test_products_are_in_tf32_where_that_is_asked_for_and_nowhere_else(
     step = taken(packed(precision=precision), batches(2))
     same(step, taken(packed(), batches(2)))
     assert seen[0] == format and matmul.fp32_precision == before
-    reference = ReferenceStep(build_sae(step_config(), D_IN, 0), TrainingConfig(precision=precision))
+    reference = ReferenceStep(
+        build_sae(step_config(), D_IN, 0), TrainingConfig(precision=precision)
+    )
     loss = reference.model.loss
     reference.model.loss = lambda *args: (look(), loss(*args))[1]
     reference.gradients(batches(1)[0, 0], None, 1.0)

@@ -1,4 +1,4 @@
-"""How long the steps of a packed program take: on a GPU by its own clock, as the host runs ahead of it."""
+"""How long the steps of a packed program take: on a GPU by its own clock, as the host runs ahead."""
 
 import time
 from collections import deque

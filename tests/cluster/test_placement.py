@@ -81,15 +81,11 @@ def test_gpus_that_torch_cannot_use_are_refused_unless_cpus_are_asked_for(monkey
 
 def test_an_old_driver_is_named(monkeypatch):
     def init():
-        raise RuntimeError(
-            "The NVIDIA driver on your system is too old (found version 11040).\nUpdate"
-        )
+        raise RuntimeError("The NVIDIA driver on your system is too old (found 11040).\nUpdate")
 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "init", init)
-    assert gpus.look_here().endswith(
-        "(The NVIDIA driver on your system is too old (found version 11040).)"
-    )
+    assert gpus.look_here().endswith("(The NVIDIA driver on your system is too old (found 11040).)")
 
 
 def test_a_process_is_held_to_its_part_of_a_gpu(monkeypatch):

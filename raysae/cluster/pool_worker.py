@@ -93,8 +93,9 @@ class PoolWorker:
     """Answers ``do(item)`` with a stream of messages.
 
     The stream is ``Begun``, some ``Progress``, then ``Outcome``, or ``Lost``, after which the process
-    ends; or ``Broken`` alone when there is no worker. ``work`` is a list with one reference to a ``Work``. An item may make no step for up to
-    ``hang_seconds``; ``report_seconds`` is the least time between two progress reports.
+    ends; or ``Broken`` alone when there is no worker. ``work`` is a list with one reference to a
+    ``Work``. An item may make no step for up to ``hang_seconds``; ``report_seconds`` is the least time
+    between two progress reports.
     """
 
     def __init__(self, work: list[Any], hang_seconds: float | None, report_seconds: float):

@@ -16,7 +16,8 @@ from raysae.sae import SAEConfig
 from raysae.training import TrainingConfig
 from raysae.training.ensemble import Member, train_members
 from raysae.training.memory import free_bytes
-from raysae.training.rows import DEVICE_SHARE, Rows
+from raysae.training.placing import DEVICE_SHARE
+from raysae.training.rows import Rows
 
 BOUNDS = (0.6, 2.5)
 """A training takes between these fractions of its estimated memory; most where all latents are dead."""

@@ -41,7 +41,7 @@ def can_pack(config: SAEConfig) -> bool:
 class Real(NamedTuple):
     """The rows of a padded batch that are real: the others count for nothing."""
 
-    count: Tensor
+    rows: Tensor
     """Their number, a scalar."""
     padding_B1: Tensor
     """The other rows."""
@@ -153,7 +153,7 @@ class PackedStep:
         self.loss_N.copy_(torch.where(self.alive_N, loss_N, self.loss_N))
         self._adam(gradients, (self.training.gradient_clip / (norm_N + 1e-6)).clamp_max(1.0))
         fired_NF = (features_NBF > 0).any(dim=1)
-        rows = x_NBD.shape[1] if real is None else real.count
+        rows = x_NBD.shape[1] if real is None else real.rows
         counted_NF = torch.where(fired_NF, 0, self.since_fired_NF + rows)
         self.since_fired_NF.copy_(
             torch.where(self.alive_N[:, None], counted_NF, self.since_fired_NF)
@@ -165,7 +165,7 @@ class PackedStep:
     def _gradients(
         self, x_NBD: Tensor, columns: int, real: Real | None
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        p, rows = self.p, x_NBD.shape[1] if real is None else real.count
+        p, rows = self.p, x_NBD.shape[1] if real is None else real.rows
         centered_NBD = x_NBD - p["b_dec"][:, None]
         pre_NBF = self._product(centered_NBD, p["W_enc"]) + p["b_enc"][:, None]
         features_NBF = self._select(_without_padding(pre_NBF, real), rows)
@@ -225,7 +225,7 @@ class PackedStep:
         self, pre_NBF: Tensor, error_NBD: Tensor, dead: "Dead", real: Real | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The weighted AuxK loss and its gradients for pre-activations and decoder rows."""
-        rows = error_NBD.shape[1] if real is None else real.count
+        rows = error_NBD.shape[1] if real is None else real.rows
         dead_NC, pre_NBC = dead.dead_NC, _columns(pre_NBF, dead.index_NC, 2)
         of_dead_NBC = pre_NBC.masked_fill(~dead_NC[:, None], -torch.inf)
         values, indices = of_dead_NBC.topk(min(self.k_aux, dead_NC.shape[1]), sorted=False)
@@ -313,7 +313,7 @@ def _without_padding(values: Tensor, real: Real | None) -> Tensor:
 
 def _mean(values: Tensor, real: Real | None) -> Tensor:
     """The mean over the batch of ``[saes, batch]`` or ``[saes, batch, *]``, where padding is 0."""
-    return values.mean(dim=1) if real is None else values.sum(dim=1) / real.count
+    return values.mean(dim=1) if real is None else values.sum(dim=1) / real.rows
 
 
 def _adopt(models: Sequence[SAE], name: str) -> Tensor:

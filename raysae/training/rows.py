@@ -10,7 +10,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -18,13 +17,11 @@ from torch import Tensor
 from raysae.sae.metrics import Sinks
 from raysae.training.config import TrainingConfig
 from raysae.training.gathering import gathered
-from raysae.training.memory import free_bytes
+from raysae.training.placing import blocks_on, known_copy, remember
 from raysae.training.windows import Window, WindowOrder, pieces, windows
 
 EVALUATION_BATCH = 4096
 SHUFFLE_ROWS = TrainingConfig.shuffle_rows
-DEVICE_SHARE = 0.5
-"""The part of a GPU's free memory that rows may take."""
 
 
 @dataclass(frozen=True)
@@ -346,20 +343,16 @@ class Rows(IndexedRows):
     def to(self, device: str) -> "Rows":
         """The same rows on ``device``; not copied when they are there already.
 
-        All who train on these rows in a process share one copy, while any of them has it. Rows that
-        would take more than DEVICE_SHARE of a GPU's free memory stay where they are; their batches are
-        copied.
+        All who train on these rows in a process share one copy. Rows that do not fit there stay here,
+        and their batches are copied.
         """
-        places = _COPIES.setdefault(self, {})
-        known = places[device]() if device in places else None
+        known = known_copy(self, device)
         if known is not None:
             return known
-        if device.startswith("cuda") and self.nbytes > DEVICE_SHARE * (free_bytes(device) or 0):
-            return self
-        blocks = [block.to(device) for block in self.blocks]
+        blocks = blocks_on(self.blocks, device)
         there = all(new is old for new, old in zip(blocks, self.blocks, strict=True))
         copied = self if there else Rows(blocks, self.sequential)
-        places[device] = ref(copied)
+        remember(self, device, copied)
         return copied
 
     def read(self, start: int, stop: int) -> Tensor:
@@ -375,10 +368,6 @@ class Rows(IndexedRows):
     def gather(self, index_B: Tensor) -> Tensor:
         """The rows numbered ``index_B``, in that order, ``[batch, d_in]``."""
         return gathered(self.blocks, self._starts, index_B)
-
-
-_COPIES: WeakKeyDictionary[Rows, dict[str, "ref[Rows]"]] = WeakKeyDictionary()
-"""The copies of rows on other devices that are in use, by device."""
 
 
 def rebatched(parts: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,12 +101,12 @@ def current(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def new_pool() -> object:
+def new_pool() -> Any:
     """A pool of memory that several graphs can share."""
     return torch.cuda.graph_pool_handle()
 
 
-def captured(work: Callable[[], None], pool: object, device: torch.device) -> Callable[[], object]:
+def captured(work: Callable[[], None], pool: Any, device: torch.device) -> Callable[[], object]:
     """Capture what ``work`` launches on ``device``, without running it; returns what runs it."""
     graph = torch.cuda.CUDAGraph()
     # torch's own stream for captures is one of the device that captured first

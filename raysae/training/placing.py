@@ -1,6 +1,6 @@
 """Rows in memory on a device: one copy a process for all who train on them, where it fits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, ref
 
@@ -17,21 +17,20 @@ _copies: "WeakKeyDictionary[Rows, dict[str, ref[Rows]]]" = WeakKeyDictionary()
 """The copies of rows on other devices that are in use, by device."""
 
 
-def known_copy(rows: "Rows", device: str) -> "Rows | None":
-    """The copy of ``rows`` on ``device`` that somebody has; None when nobody has one."""
-    found = _copies.get(rows, {}).get(device)
-    return None if found is None else found()
+def placed(rows: "Rows", device: str, make: "Callable[[list[Tensor], bool], Rows]") -> "Rows":
+    """``rows`` on ``device``: the copy that somebody has there, or one that ``make`` makes of blocks.
 
-
-def remember(rows: "Rows", device: str, copy: "Rows") -> None:
-    """Let others have ``copy`` while somebody uses it."""
-    _copies.setdefault(rows, {})[device] = ref(copy)
-
-
-def blocks_on(blocks: Sequence[Tensor], device: str) -> list[Tensor]:
-    """The blocks on ``device``; where they would take more than DEVICE_SHARE of a GPU's free memory,
-    as they are."""
-    size = sum(block.nbytes for block in blocks)
-    if device.startswith("cuda") and size > DEVICE_SHARE * (free_bytes(device) or 0):
-        return list(blocks)
-    return [block.to(device) for block in blocks]
+    The rows themselves where they are there already, or would take more than DEVICE_SHARE of a GPU's
+    free memory.
+    """
+    places = _copies.setdefault(rows, {})
+    known = places[device]() if device in places else None
+    if known is not None:
+        return known
+    if device.startswith("cuda") and rows.nbytes > DEVICE_SHARE * (free_bytes(device) or 0):
+        return rows
+    blocks = [block.to(device) for block in rows.blocks]
+    there = all(new is old for new, old in zip(blocks, rows.blocks, strict=True))
+    copied = rows if there else make(blocks, rows.sequential)
+    places[device] = ref(copied)
+    return copied

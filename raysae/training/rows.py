@@ -17,7 +17,7 @@ from torch import Tensor
 from raysae.sae.metrics import Sinks
 from raysae.training.config import TrainingConfig
 from raysae.training.gathering import gathered
-from raysae.training.placing import blocks_on, known_copy, remember
+from raysae.training.placing import placed
 from raysae.training.windows import Window, WindowOrder, pieces, windows
 
 EVALUATION_BATCH = 4096
@@ -346,14 +346,7 @@ class Rows(IndexedRows):
         All who train on these rows in a process share one copy. Rows that do not fit there stay here,
         and their batches are copied.
         """
-        known = known_copy(self, device)
-        if known is not None:
-            return known
-        blocks = blocks_on(self.blocks, device)
-        there = all(new is old for new, old in zip(blocks, self.blocks, strict=True))
-        copied = self if there else Rows(blocks, self.sequential)
-        remember(self, device, copied)
-        return copied
+        return placed(self, device, Rows)
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` in storage order, ``[stop - start, d_in]``, a copy."""

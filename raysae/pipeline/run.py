@@ -11,6 +11,7 @@ from raysae.config import Recipe, ResourcesConfig, load_recipe, parse_recipe
 from raysae.errors import UserError, in_one_line
 from raysae.pipeline.analysis import Analyze
 from raysae.pipeline.begun import Begun, told_if_begun
+from raysae.pipeline.gauges import GaugeListener, wants_gauges
 from raysae.pipeline.outcome import emit_again
 from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.preflight import preflight
@@ -180,6 +181,10 @@ def _attempt(plan: RunPlan, run: RunFolder, begun: Begun) -> Iterator[Attempt]:
 
         try:
             events = Events(ConsoleListener(), recorder)
+            if wants_gauges(plan.recipe):
+                gauges = GaugeListener(plan.recipe.name)
+                stack.callback(gauges.close)
+                events.listeners.append(gauges)
             yield Attempt(plan, result, events, start_ray, stop_ray, begun)
         finally:
             result.records_lost, result.records_reason = recorder.close(), recorder.reason

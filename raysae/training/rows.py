@@ -341,11 +341,7 @@ class Rows(IndexedRows):
         return self._rows
 
     def to(self, device: str) -> "Rows":
-        """The same rows on ``device``; not copied when they are there already.
-
-        All who train on these rows in a process share one copy. Rows that do not fit there stay here,
-        and their batches are copied.
-        """
+        """The same rows on ``device``, one copy a process; where they do not fit there, these rows."""
         return placed(self, device, Rows)
 
     def read(self, start: int, stop: int) -> Tensor:

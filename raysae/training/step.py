@@ -20,10 +20,16 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 @contextmanager
 def products_in(precision: str) -> Iterator[None]:
-    """Matrix products on a GPU in TF32, if that is the ``precision``, while the block runs."""
+    """Matrix products on a GPU in TF32, if that is the ``precision``, while the block runs.
+
+    Else as this process has them: without TF32, unless somebody has asked torch for it.
+    """
+    if precision != "tf32":
+        yield
+        return
     settings = torch.backends.cuda.matmul
     before = settings.fp32_precision
-    settings.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    settings.fp32_precision = precision
     try:
         yield
     finally:

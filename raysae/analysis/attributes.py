@@ -104,8 +104,9 @@ def read_attributes(
     """Attributes of ``sequences``, all from one pass over the data set up to the last row needed.
 
     ``model_correct`` asks the model each question that was not asked before
-    (``raysae.analysis.answers``), with at most ``new_tokens`` tokens an answer. Raises UserError when a name is unknown, a row cannot be
-    read or is no longer the text that the store has, or values are of a kind that is none of ``Kind``.
+    (``raysae.analysis.answers``), with at most ``new_tokens`` tokens an answer. Raises UserError when a
+    name is unknown, a row cannot be read or is no longer the text that the store has, or a value is
+    neither true or false, nor a number, nor text.
     """
     check_names(subject, names, "attribute")
     own: dict[str, dict[int, Value]] = {name: {} for name in names}

@@ -301,8 +301,8 @@ def _draw_models(rows: Sequence[Row], source: str, path: Path) -> None:
         places = [place + 0.27 * (number - 1) for place in range(len(rows))]
         ends = [wilson(row.get(name) or 0, row["pairs"]) for row in rows]
         spread = [
-            [one - low for one, (low, _) in zip(share, ends, strict=True)],
-            [high - one for one, (_, high) in zip(share, ends, strict=True)],
+            [max(one - low, 0) for one, (low, _) in zip(share, ends, strict=True)],
+            [max(high - one, 0) for one, (_, high) in zip(share, ends, strict=True)],
         ]
         axes.bar(places, share, width=0.25, color=colour, label=label)
         axes.errorbar(places, share, yerr=spread, fmt="none", color="#44546a", linewidth=0.9)

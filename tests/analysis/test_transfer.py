@@ -153,9 +153,13 @@ def test_on_its_own_store_an_atlas_loses_what_it_does(run, tmp_path):  # noqa: F
     assert any("ce_recovered" in sentence for sentence in result.section.sentences)
 
 
-def test_models_are_drawn(itself, tmp_path):
+def test_models_are_drawn_also_where_a_share_is_0_or_1(itself, tmp_path):
     _, settings, result = itself
+    row = result.tables["models"][0]
+    ends = {"pairs": 107, "universal": 0, "shuffled_universal": 107, "permuted_universal": 0}
+    result.tables["models"].append({**row, **ends})
     Transfer().draw(result, settings, "the pocket GPT-2", tmp_path)
+    result.tables["models"].pop()
     assert [one.name for one in tmp_path.iterdir()] == ["models.png"]
 
 

@@ -22,7 +22,9 @@ def _known_metric(name: str) -> str:
 
 Metric = Annotated[str, AfterValidator(_known_metric)]
 """A metric that a search may optimise or bound; see ``raysae.metrics``."""
-Rule = Literal["parsimonious", "knee", "stable_knee", "ev_floor_then_min_dead", "max_ev", "pareto"]
+Rule = Literal[
+    "auto", "parsimonious", "knee", "stable_knee", "ev_floor_then_min_dead", "max_ev", "pareto"
+]
 LARGEST_GRID = 100_000
 """The most configs of a grid."""
 Sampler = Literal["tpe", "nsga2", "random", "grid", "list"]
@@ -279,8 +281,9 @@ class SweepConfig(Section):
 class SelectConfig(Section):
     """How the sweet spot is chosen among the trials."""
 
-    rule: Rule = "parsimonious"
-    """The rule that decides; what the others would choose is recorded too. ``pareto`` leaves the
+    rule: Rule = "auto"
+    """The rule that decides; what the others would choose is recorded too. ``auto`` combines
+    indicators, gives intervals and says how sure it is; ``pareto`` leaves the
     choice among the front to you."""
     trial: int | None = None
     """Your own choice among the finished trials; the rules are then only recorded."""

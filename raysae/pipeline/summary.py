@@ -13,10 +13,10 @@ from raysae.redaction import redacted
 from raysae.report.claims import in_brief
 
 
-def print_summary(result: SweepResult, total_seconds: float, short: bool = False) -> None:
+def print_summary(result: SweepResult, total_seconds: float | None, short: bool = False) -> None:
     """Print the last screen; if ``short``, only the choice, what failed, and the report's path.
 
-    ``total_seconds`` is how long the command has taken.
+    ``total_seconds`` is how long the command has taken; None of a run that is only shown.
     """
     if short:
         if result.run.recipe.sweep.enabled:
@@ -60,6 +60,8 @@ def _print_report(result: SweepResult) -> None:
 def _print_choice(result: SweepResult) -> None:
     console.print(_trials(result.trials, result.selection["choice"]["trial"]))
     console.print(f"\nRule {result.selection['rule']}: {result.selection['choice']['reason']}")
+    for line in indicator_lines(result.selection["choice"]):
+        console.print(f"  {line}")
     for name, choice in result.selection["choices"].items():
         if name != result.selection["rule"]:
             console.print(f"  {name}: {_short(choice)}", style="dim")
@@ -109,6 +111,14 @@ def _print_scaling(result: SweepResult) -> None:
         f"({low:.4f} to {high:.4f}){cost}; checked on d_sae {scaling['check']['d_sae']}, "
         f"{scaling['check']['error']:.1%} off"
     )
+
+
+def indicator_lines(choice: dict[str, Any]) -> list[str]:
+    """What the indicators behind a choice say, a line each; none of a rule without indicators."""
+    return [
+        f"{said['indicator']} ({said['of'].removeprefix('sae.')}): {said['says']}"
+        for said in choice.get("indicators", [])
+    ]
 
 
 def _trials(trials: list[TrialRow], chosen: int | None) -> Table:
@@ -180,13 +190,16 @@ def _failures(lines: list[str]) -> Table:
     return table
 
 
-def _print_time(result: SweepResult, total: float) -> None:
+def _print_time(result: SweepResult, total: float | None) -> None:
     stages = {stage: result.run.seconds(stage) for stage in STAGES}
     parts = {stage: value for stage, value in stages.items() if value is not None}
-    if sum(parts.values()) <= total:  # else the stages ran in an earlier attempt
+    if (
+        total is not None and sum(parts.values()) <= total
+    ):  # else the stages ran in an earlier attempt
         parts = {"start": total - sum(parts.values()), **parts}
     text = ", ".join(f"{stage} {seconds(value)}" for stage, value in parts.items())
-    console.print(f"\nTime: {text}; this command {seconds(total)} in all")
+    whole = "" if total is None else f"; this command {seconds(total)} in all"
+    console.print(f"\nTime: {text}{whole}")
 
 
 def _print_next(result: SweepResult, chosen: int | None) -> None:

@@ -8,6 +8,7 @@ found by tag and the run folder holds every figure. What such a run has already 
 
 import json
 import logging
+import math
 import os
 import queue
 import threading
@@ -21,13 +22,24 @@ from raysae.identity import flat
 from raysae.metrics import MLFLOW, floats
 from raysae.printable import printable
 from raysae.records import mlflow_refusal as refusal
-from raysae.records.events import Committed, Event, Failed, Item, Progressed, RunEnded, Stopped
+from raysae.records.events import (
+    Analysed,
+    Committed,
+    Event,
+    Failed,
+    Item,
+    Progressed,
+    RunEnded,
+    Stopped,
+)
 from raysae.records.folder import RunFolder
 from raysae.records.mlflow_wait import STUCK_SECONDS, Calls, Wait
 from raysae.redaction import redacted, traceback_of, without_secret
 
 KEY_TAG = "raysae.key"
 SWEEP = "sweep"
+ANALYSIS = "analysis/"
+"""How the keys of an analysis's items, its metrics and its artifacts begin."""
 LONGEST_TAG = 5000
 """Characters of a tag, at most: MLflow refuses longer ones."""
 BATCH, PARAMETERS, PAGE = 1000, 100, 1000
@@ -100,6 +112,17 @@ class MLflowRecorder(Recorder):
             case Progressed(item, record) if "step" in record:
                 metrics, step = floats(record, MLFLOW), record["step"]
                 self._put(lambda writer: self._progress(writer, item, metrics, step))
+            case Committed(item) if item.key.startswith(ANALYSIS):
+                pass  # the phase's result is recorded as a whole
+            case Failed(item) if item.key.startswith(ANALYSIS):
+                pass
+            case Analysed(phase, figures, folder):
+                known = {
+                    f"{ANALYSIS}{phase}/{name}": float(value)
+                    for name, value in figures.items()
+                    if value is not None and math.isfinite(value)
+                }
+                self._put(lambda writer: writer.analysed(phase, known, folder))
             case Committed(item, record, folder):
                 self._committed.add(item.key)
                 self._put(lambda writer: writer.sae_done(item, dict(record), folder))
@@ -243,6 +266,11 @@ class _Writer:
         run_id = self._child(item)
         self.client.set_tag(run_id, "raysae.reason", printable(redacted(reason))[:LONGEST_TAG])
         self.client.set_terminated(run_id, status)
+
+    def analysed(self, phase: str, metrics: dict[str, float], folder: Path) -> None:
+        """Write a phase's figures and files to the parent run."""
+        self._metrics(self.parent, metrics, 0)
+        self.client.log_artifacts(self.parent, str(folder), f"{ANALYSIS}{phase}")
 
     def finish(self, metrics: dict[str, float], tags: dict[str, str], files: list[Path]) -> None:
         self._metrics(self.parent, metrics, 0)

@@ -11,8 +11,8 @@ from raysae.sae.checkpoint import METRICS_FILE
 from raysae.sites import SITE_FOLDERS
 from raysae.storage.files import read_json
 
-STAGES = ("extract", "sweep", "select", "controls", "scaling", "atlas", "report")
-ADDED_STAGES = ("controls", "scaling")
+STAGES = ("extract", "sweep", "select", "controls", "scaling", "atlas", "analyze", "report")
+ADDED_STAGES = ("controls", "scaling", "analyze")
 """Stages that runs of earlier versions lack."""
 STATES = ("pending", "running", "done", "partial", "failed")
 PENDING = {"state": "pending"}

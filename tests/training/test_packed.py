@@ -187,9 +187,7 @@ def device_of_launch(made, device):
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32"])
-def test_products_are_in_tf32_where_that_is_asked_for_and_nowhere_else(
-    monkeypatch, precision
-):
+def test_products_are_in_tf32_where_that_is_asked_for_and_nowhere_else(monkeypatch, precision):
     """On a CPU it is float32, to the bit."""
     seen, matmul = [], torch.backends.cuda.matmul
     look = lambda: seen.append(matmul.fp32_precision)  # noqa: E731

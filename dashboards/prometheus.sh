@@ -4,7 +4,8 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
-sed "s#HOME/#$HOME/#" "$here/prometheus.yml" > "$place/prometheus.yml"
+dashboard=${RAY_DASHBOARD:-http://127.0.0.1:8265}
+sed "s#HOME/#$HOME/#; s#http://127.0.0.1:8265#$dashboard#" "$here/prometheus.yml" > "$place/prometheus.yml"
 if [ ! -f "$HOME/.ray/auth_token" ]; then # a Ray without tokens
     sed -i '/authorization:/,$d' "$place/prometheus.yml"
 fi

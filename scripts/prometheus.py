@@ -11,6 +11,7 @@ sweep failed.
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,8 @@ import tempfile
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from s3_server import free_port
@@ -26,6 +29,7 @@ from s3_server import free_port
 ROOT = Path(__file__).resolve().parents[1]
 DASHBOARD = ROOT / "dashboards/grafana/dashboards/raysae.json"
 START = ROOT / "dashboards/prometheus.sh"
+TOLD = re.compile(r"dashboard (http://[\w.:]+)")
 LOOKS = 5.0
 """Seconds between two looks."""
 
@@ -48,11 +52,12 @@ def answer(port: int, query: str) -> int:
         return len(json.load(reply)["data"]["result"])
 
 
-def started(port: int) -> subprocess.Popen[bytes]:
+def started(port: int, dashboard: str) -> subprocess.Popen[bytes]:
     """A Prometheus as users start it, in a process group of its own."""
+    named = {"PROMETHEUS_ADDRESS": f"127.0.0.1:{port}", "RAY_DASHBOARD": dashboard}
     return subprocess.Popen(
-        [str(START)], env={**os.environ, "PROMETHEUS_ADDRESS": f"127.0.0.1:{port}"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        [str(START)], env={**os.environ, **named}, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
 
 
@@ -70,15 +75,43 @@ def sweep(folder: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def watch(folder: Path, port: int, seconds: float) -> tuple[dict[str, int], int | None]:
+def dashboard_of(run: subprocess.Popen[str], folder: Path, until: float) -> str:
+    """The address that the sweep prints. Raises RuntimeError when it prints none in time."""
+    while run.poll() is None and time.monotonic() < until:
+        found = TOLD.search((folder / "said").read_text())
+        if found is not None:
+            return found[1]
+        time.sleep(1.0)
+    raise RuntimeError(f"no dashboard: {(folder / 'said').read_text()[-2000:]}")
+
+
+@contextmanager
+def prometheus_of(port: int, dashboard: str) -> Iterator[None]:
+    """A Prometheus that runs during the block."""
+    process = started(port, dashboard)
+    try:
+        while process.poll() is None:
+            with suppress(OSError):
+                answer(port, "up")
+                break
+            time.sleep(0.5)
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def watch(folder: Path, seconds: float) -> tuple[dict[str, int], int | None]:
     """The most series of each query during a sweep, and its exit code; None when it took too long."""
-    most = dict.fromkeys(queries(), 0)
+    most, port = dict.fromkeys(queries(), 0), free_port()
     run, until = sweep(folder), time.monotonic() + seconds
     try:
-        while run.poll() is None and time.monotonic() < until:
-            time.sleep(LOOKS)
-            for query in most:
-                most[query] = max(most[query], answer(port, query))
+        with prometheus_of(port, dashboard_of(run, folder, until)):
+            while run.poll() is None and time.monotonic() < until:
+                time.sleep(LOOKS)
+                for query in most:
+                    most[query] = max(most[query], answer(port, query))
         return most, run.poll()
     finally:
         if run.poll() is None:
@@ -95,14 +128,8 @@ def main() -> int:
         print("error: no prometheus here: apt-get install prometheus", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as name:
-        folder, port = Path(name), free_port()
-        prometheus = started(port)
-        try:
-            time.sleep(3.0)
-            most, code = watch(folder, port, args.seconds)
-        finally:
-            os.killpg(prometheus.pid, signal.SIGTERM)
-            prometheus.wait(30)
+        folder = Path(name)
+        most, code = watch(folder, args.seconds)
         said = (folder / "said").read_text()
     titles = queries()
     for query, series in most.items():

@@ -56,6 +56,8 @@ class ReconstructionSums:
         self.rows = 0
         self.rows_off_mean = 0
         self.residual = self.total = self.legacy = self.cosine = self.active = 0.0
+        self.second = [0.0, 0.0]
+        """Residual and total of every second row of each batch: half of the rows."""
         self.fired_F: Tensor | None = None
         self.ordinary = None if sinks is None else _OrdinaryRows(sinks, self.mean_D)
 
@@ -73,13 +75,15 @@ class ReconstructionSums:
         off_mean_B = total_B > 0
         fired_BF = features_BF > 0
         self.rows += len(x_BD)
-        off_mean, residual, total, legacy, cosine, active = _numbers(
+        off_mean, residual, total, *second, legacy, cosine, active = _numbers(
             off_mean_B.sum(), residual_B.sum(), total_B.sum(),
+            residual_B[1::2].sum(), total_B[1::2].sum(),
             _sum_of(1 - residual_B / total_B, off_mean_B),
             cosines(x_BD, x_hat_BD).sum(), fired_BF.sum(),
         )  # fmt: skip
         self.rows_off_mean += int(off_mean)
         self.residual, self.total = self.residual + residual, self.total + total
+        self.second = [one + more for one, more in zip(self.second, second, strict=True)]
         self.legacy, self.cosine = self.legacy + legacy, self.cosine + cosine
         self.active += active
         fired_F = fired_BF.sum(dim=0)
@@ -109,6 +113,14 @@ class ReconstructionSums:
             "sparsity": l0 / d_sae,
             **({} if self.ordinary is None else self.ordinary.metrics()),
         }
+
+    def halves_differ(self) -> float:
+        """The difference of the explained variance between two halves of the rows; NaN if undefined."""
+        residual, total = self.second
+        if not total or self.total <= total:
+            return math.nan
+        first = (self.residual - residual) / (self.total - total)
+        return abs(residual / total - first)
 
     def dead_fraction(self) -> float:
         """Fraction of latents that never fired."""

@@ -10,17 +10,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from raysae.analysis import engine
 from raysae.analysis.detecting import pooling
 from raysae.analysis.detecting.examples import label_name
 from raysae.analysis.detecting.inputs import RAW, SAE, TOKENS, TRAJECTORIES, trajectories_file
 from raysae.analysis.phases.detection import Detection, DetectionSettings
+from raysae.analysis.results import read_result
 from raysae.analysis.subject import Subject
+from raysae.config import ResourcesConfig
 from raysae.errors import UserError
 from raysae.pocket.problems import stream
+from raysae.records.events import Events
 from raysae.records.run_files import RunFiles
 from raysae.sites import Site
 from raysae.transformer.texts import POCKET_SEED
 from tests.atlas.library.conftest import made
+from tests.extraction.local_pool import map_here
 
 ROWS = 260
 QUICK = {"label": "is_correct", "permutations": 2, "bootstraps": 100, "sequences": 240}
@@ -140,6 +145,34 @@ def test_an_item_done_again_is_the_same_to_the_bit(subject, detected, tmp_path):
         for file in folder.iterdir():
             assert file.read_bytes() == (folders[item] / file.name).read_bytes()
     assert PHASE.collect(other, settings, joined) == result
+
+
+def test_a_phase_that_was_killed_goes_on_to_the_same_result(
+    subject, detected, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(engine, "map_committed", map_here)
+    monkeypatch.setattr(engine, "prepare_worker", lambda: "cpu")
+    other, settings, done = apart(subject, tmp_path), DetectionSettings(**QUICK), []
+    work = Detection._work
+
+    def killed(self, subject, settings, item, folder, alive):
+        work(self, subject, settings, item, folder, alive)
+        done.append(item.key)
+        if len(done) in (1, 3):  # before its commit
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Detection, "_work", killed)
+    for kill in (True, True, False):
+        planned = [engine.Planned(PHASE, settings)]
+        try:
+            engine.run(other, planned, lambda: None, ResourcesConfig(), Events(), "a small atlas")
+            assert not kill
+        except KeyboardInterrupt:
+            assert kill
+    assert done == ["baselines", "baselines", "layer=02,position=-1", *done[-2:]]
+    record = read_result(other.files, "detection")
+    assert record["figures"] == detected[1].figures
+    assert record["section"] == json.loads(json.dumps(detected[1].section.record()))
 
 
 def test_a_coin_is_not_detected(subject, tmp_path):

@@ -13,6 +13,9 @@ def prepare_worker() -> str:
     import ray
     import torch
 
+    from raysae.training.memory import map_large_tensors
+
+    map_large_tensors()
     torch.set_num_threads(max(int(os.environ.get("OMP_NUM_THREADS", "1")), 1))
     gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
     return "cuda" if gpus and torch.cuda.is_available() else "cpu"

@@ -12,6 +12,7 @@ from raysae.console.board import console
 from raysae.errors import UserError
 from raysae.pipeline.estimate import Needs
 from raysae.sae import SAEConfig
+from raysae.sae.dictionary import agreement
 from raysae.training import TrainingConfig
 from raysae.training.ensemble import Member, train_members
 from raysae.training.rows import Rows
@@ -78,7 +79,7 @@ def _measured(resources: ResourcesConfig, placement: Placement, wanted: Needs) -
         "runtime_env": alone,
     }  # fmt: skip
     task = ray.remote(**options)(peak_memory).remote(
-        wanted.largest, wanted.d_in, wanted.trained_together
+        wanted.largest, wanted.d_in, wanted.trained_together, wanted.seeds
     )
     try:
         return ray.get(task, timeout=LOOK_SECONDS)
@@ -94,8 +95,11 @@ def _measured(resources: ResourcesConfig, placement: Placement, wanted: Needs) -
         ) from None
 
 
-def peak_memory(largest: tuple[SAEConfig, TrainingConfig], d_in: int, together: int) -> int:
-    """Bytes at the peak of ``together`` trainings on noise, with evaluation and export.
+def peak_memory(
+    largest: tuple[SAEConfig, TrainingConfig], d_in: int, together: int, seeds: int = 1
+) -> int:
+    """Bytes at the peak of ``together`` trainings on noise, with evaluation and export; the dictionaries
+    of ``seeds`` of them are compared.
 
     Runs in a worker of its own. On a CPU, what the worker held before is subtracted. Raises what a
     training raises.
@@ -111,8 +115,11 @@ def peak_memory(largest: tuple[SAEConfig, TrainingConfig], d_in: int, together: 
         if member.failure is not None:
             raise member.failure
     for member in members:
+        member.trainer.release()
+    for member in members:
         member.trainer.final_metrics()
         member.trainer.sae()
+    agreement([[member.trainer.live_decoder() for member in members[:seeds]]])
     if device == "cuda":
         return torch.cuda.max_memory_reserved()
     return memory_used(device) - before

@@ -13,7 +13,7 @@ from raysae.sae import SAEConfig
 from raysae.sites import ALL, Site
 from raysae.sweep.search.space import MEMORY, Parameters, Space
 from raysae.training import TrainingConfig
-from raysae.training.memory import FLOAT, largest_d_sae, training_bytes
+from raysae.training.memory import FLOAT, largest_d_sae, peak_bytes, training_bytes
 
 CHECKPOINT_COPIES = 4
 """Sizes of the weights that a checkpoint takes: weights, Adam's two moments, the state before."""
@@ -33,6 +33,8 @@ class Needs:
     """Bytes that the run writes to its folder."""
     store_bytes: int
     """Bytes of a store that has to be extracted; 0 when the number of texts is not known."""
+    seeds: int = 1
+    """SAEs of one site whose dictionaries are compared at the end."""
 
 
 def configs_of(recipe: Recipe, d_in: int | None = None) -> list[Parameters]:
@@ -65,12 +67,13 @@ def needs(recipe: Recipe, where: Store | ExtractionPlan, atlas_sites: int) -> Ne
     together = max(members * recipe.resources.gang, seeds if atlas_sites else 1)
     if not recipe.sweep.enabled:
         trials, together = 0, seeds
+    compared = max(recipe.sweep.seeds_per_trial * (trials > 0), seeds * (atlas_sites > 0))
     sae_bytes = 2 * where.d_in * largest[0].d_sae * FLOAT
     written = trials * members + CHECKPOINT_COPIES * together + 1 + atlas_sites * seeds
     return Needs(
         where.d_in, largest, together,
-        together * training_bytes(where.d_in, largest[0].d_sae, largest[1]),
-        written * sae_bytes, 0 if isinstance(where, Store) else _store_bytes(where),
+        peak_bytes(where.d_in, largest[0].d_sae, largest[1], together, compared),
+        written * sae_bytes, 0 if isinstance(where, Store) else _store_bytes(where), compared,
     )  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def test_the_disk_is_asked_for_every_seed_of_every_site(place, monkeypatch):
     )
     sae = 2 * 8 * 16 * 4
     assert one.run_bytes == sae * (4 + 1 + 4) and three.run_bytes == sae * (3 * 4 + 1 + 3 * 4)
-    assert three.memory_per_trial == 3 * one.memory_per_trial
+    assert (one.trained_together, three.trained_together, three.seeds) == (1, 3, 3)
     full = type("Usage", (), {"free": 100})
     monkeypatch.setattr("shutil.disk_usage", lambda path: full)
     with pytest.raises(raysae.UserError, match="are free; free some space"):

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from raysae.config.analyze import AnalyzeConfig
 from raysae.config.keys import Row, describe
 from raysae.config.mistakes import explain, field_names, refuse_unknown
 from raysae.config.overrides import merged, overridden
@@ -142,6 +143,8 @@ class Recipe(Section):
     """The choice."""
     atlas: AtlasConfig = AtlasConfig()
     """The sweet spot at every site."""
+    analyze: AnalyzeConfig = AnalyzeConfig()
+    """What the features mean."""
     resources: ResourcesConfig = ResourcesConfig()
     """The machine."""
     records: RecordsConfig = RecordsConfig()
@@ -307,7 +310,7 @@ class Recipe(Section):
             # another variant is tried with those of the recipe's settings that it has, too
             common = field_names(CONFIGS[variant])
             data["sae"] = {key: value for key, value in data["sae"].items() if key in common}
-        replaced = _validated(TrialSettings, overridden(data, parameters), "sweep")
+        replaced = validated(TrialSettings, overridden(data, parameters), "sweep")
         return replaced.sae, replaced.training
 
     def dump(self) -> dict[str, Any]:
@@ -353,14 +356,16 @@ def _hookpoint(wanted: str | None, there: Sequence[str], key: str) -> str | None
 
 def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """A recipe from plain data. Raises UserError, a line for each thing that is wrong."""
-    return _validated(Recipe, data, where)
+    return validated(Recipe, data, where)
 
 
-def _validated(model: type[AnySection], data: Mapping[str, Any], where: str) -> AnySection:
+def validated(model: type[AnySection], data: Mapping[str, Any], where: str) -> AnySection:
+    """A section from plain data. Raises UserError, a line for each thing that is wrong."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        known = [row[0] for row in describe_fields()]
+        whole = issubclass(model, Recipe | TrialSettings)
+        known = [row[0] for row in describe_fields()] if whole else list(model.model_fields)
         mistakes = error.errors(include_url=False)
         lines = [explain(dict(item), known) for item in mistakes[:MOST_LINES]]
         if len(mistakes) > MOST_LINES:

@@ -1,7 +1,7 @@
 """The main job: check the recipe, open its run folder, run the stages that are missing."""
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,9 @@ from typing import Any
 from raysae.cluster.session import ray_session
 from raysae.config import Recipe, ResourcesConfig, load_recipe, parse_recipe
 from raysae.errors import UserError, in_one_line
+from raysae.pipeline.analysis import Analyze
 from raysae.pipeline.begun import Begun, told_if_begun
+from raysae.pipeline.gauges import GaugeListener, wants_gauges
 from raysae.pipeline.outcome import emit_again
 from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.preflight import preflight
@@ -124,6 +126,37 @@ def select_again(recipe: Recipe) -> SweepResult:
         return attempt.result
 
 
+def analyze_run(
+    recipe: Recipe, phases: Sequence[str], asked: bool
+) -> tuple[SweepResult, list[str]]:
+    """Run phases of the analysis on the atlas of the recipe's run, and make its page again.
+
+    Returns the result, and what failed, a line each. With ``asked`` the phases were asked for by name;
+    otherwise those that lack something are left out. Raises UserError when the run has no atlas, or a
+    phase that was asked for lacks what it needs.
+    """
+    plan = preflight(recipe)
+    with (
+        told_if_begun(recipe) as begun,
+        open_run(recipe, data=plan.data) as run,
+        _attempt(plan, run, begun) as attempt,
+    ):
+        if not run.committed_sites():
+            raise UserError(f"{run.path}: the run has no atlas yet; finish it first")
+        ensure_store(attempt)
+        for stage in stages_of(recipe)[:-2]:
+            stage.read(attempt)
+        stage = Analyze(phases, asked)
+        failures: list[str] = []
+        with run.stage(stage.name, stage.made(attempt)) as undone:
+            failures += stage.work(attempt)
+            undone.extend(failures)
+            attempt.worked = True
+        attempt.stop_ray()
+        end_run(attempt)
+        return attempt.result, failures
+
+
 def _read_trials(attempt: Attempt) -> None:
     """Read the trials to choose among. Raises UserError, which says what to do, when they are damaged."""
     try:
@@ -169,6 +202,10 @@ def _attempt(plan: RunPlan, run: RunFolder, begun: Begun) -> Iterator[Attempt]:
 
         try:
             events = Events(ConsoleListener(), recorder)
+            if wants_gauges(plan.recipe):
+                gauges = GaugeListener(plan.recipe.name)
+                stack.callback(gauges.close)
+                events.listeners.append(gauges)
             yield Attempt(plan, result, events, start_ray, stop_ray, begun)
         finally:
             result.records_lost, result.records_reason = recorder.close(), recorder.reason

@@ -11,6 +11,7 @@ from raysae.config import Recipe
 from raysae.console.board import console
 from raysae.errors import UserError, in_one_line
 from raysae.identity import Made
+from raysae.pipeline.analysis import Analyze
 from raysae.pipeline.atlas_words import tell_aside, tell_atlas
 from raysae.pipeline.attempt import Attempt
 from raysae.pipeline.outcome import emit_outcome
@@ -21,6 +22,7 @@ from raysae.records.environment import read_environment, write_environment
 from raysae.records.folder import RunFolder
 from raysae.records.status import ENVIRONMENT_FILE
 from raysae.records.tables import read_sites, read_trials
+from raysae.report.analysis_section import result_files
 from raysae.sae.checkpoint import METRICS_FILE
 from raysae.sites import Site
 
@@ -253,7 +255,10 @@ class Report(Stage):
     def made(self, attempt: Attempt) -> Made:
         """What makes the page: the tables and the choice."""
         run = attempt.run
-        return products.report(run.trials_file, run.selection_file, run.atlas_metrics_file)
+        return products.report(
+            run.trials_file, run.selection_file, run.atlas_metrics_file,
+            analysis=result_files(run.path),
+        )  # fmt: skip
 
     def products(self, attempt: Attempt) -> list[Path]:
         """``report/index.html``."""
@@ -272,26 +277,33 @@ class Report(Stage):
 
 
 EXTRACT, SWEEP, SELECT, ATLAS, REPORT = Extract(), Sweep(), Select(), Atlas(), Report()
+ANALYZE = Analyze()
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
-    """The stages of a recipe's run, after the extraction; without a search, only atlas and report."""
-    return (SWEEP, SELECT, ATLAS, REPORT) if recipe.sweep.enabled else (ATLAS, REPORT)
+    """The stages of a recipe's run, after the extraction; without a search, from the atlas on."""
+    last = (ATLAS, ANALYZE, REPORT)
+    return (SWEEP, SELECT, *last) if recipe.sweep.enabled else last
 
 
 def run_stages(attempt: Attempt) -> None:
     """Run the stages in order; each makes only what is missing."""
     ensure_store(attempt)
     if not attempt.recipe.sweep.enabled:
-        try_stage(ATLAS, attempt)
+        _atlas_and_analysis(attempt)
     else:
         run_stage(SWEEP, attempt)
         if not attempt.recipe.atlas.enabled:
             attempt.stop_ray()
         if try_stage(SELECT, attempt):
-            try_stage(ATLAS, attempt)
+            _atlas_and_analysis(attempt)
     attempt.stop_ray()
     end_run(attempt)
+
+
+def _atlas_and_analysis(attempt: Attempt) -> None:
+    if try_stage(ATLAS, attempt):
+        try_stage(ANALYZE, attempt)
 
 
 def end_run(attempt: Attempt) -> None:

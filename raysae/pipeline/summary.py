@@ -13,10 +13,10 @@ from raysae.redaction import redacted
 from raysae.report.claims import in_brief
 
 
-def print_summary(result: SweepResult, total_seconds: float, short: bool = False) -> None:
+def print_summary(result: SweepResult, total_seconds: float | None, short: bool = False) -> None:
     """Print the last screen; if ``short``, only the choice, what failed, and the report's path.
 
-    ``total_seconds`` is how long the command has taken.
+    ``total_seconds`` is how long the command has taken; None of a run that is only shown.
     """
     if short:
         if result.run.recipe.sweep.enabled:
@@ -132,13 +132,16 @@ def _failures(lines: list[str]) -> Table:
     return table
 
 
-def _print_time(result: SweepResult, total: float) -> None:
+def _print_time(result: SweepResult, total: float | None) -> None:
     stages = {stage: result.run.seconds(stage) for stage in STAGES}
     parts = {stage: value for stage, value in stages.items() if value is not None}
-    if sum(parts.values()) <= total:  # else the stages ran in an earlier attempt
+    if (
+        total is not None and sum(parts.values()) <= total
+    ):  # else the stages ran in an earlier attempt
         parts = {"start": total - sum(parts.values()), **parts}
     text = ", ".join(f"{stage} {seconds(value)}" for stage, value in parts.items())
-    console.print(f"\nTime: {text}; this command {seconds(total)} in all")
+    whole = "" if total is None else f"; this command {seconds(total)} in all"
+    console.print(f"\nTime: {text}{whole}")
 
 
 def _print_next(result: SweepResult, chosen: int | None) -> None:

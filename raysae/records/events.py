@@ -90,6 +90,15 @@ class Stopped(Event):
 
 
 @dataclass(frozen=True)
+class Analysed(Event):
+    """A phase of the analysis has its result, in ``folder``."""
+
+    phase: str
+    figures: Mapping[str, float | None]
+    folder: Path
+
+
+@dataclass(frozen=True)
 class RunEnded(Event):
     """The run has ended; everything that could be made exists."""
 

@@ -7,6 +7,7 @@ found by tag and the run folder holds every figure. What such a run has already 
 """
 
 import logging
+import math
 import os
 import queue
 import threading
@@ -16,10 +17,19 @@ from contextlib import nullcontext
 
 from raysae.metrics import MLFLOW, floats
 from raysae.records import mlflow_refusal as refusal
-from raysae.records.events import Committed, Event, Failed, Item, Progressed, RunEnded, Stopped
+from raysae.records.events import (
+    Analysed,
+    Committed,
+    Event,
+    Failed,
+    Item,
+    Progressed,
+    RunEnded,
+    Stopped,
+)
 from raysae.records.folder import RunFolder
 from raysae.records.mlflow_wait import STUCK_SECONDS, Wait
-from raysae.records.mlflow_writer import Writer
+from raysae.records.mlflow_writer import ANALYSIS, Writer
 from raysae.redaction import traceback_of, without_secret
 
 RETRY_SECONDS = 2.0
@@ -90,6 +100,17 @@ class MLflowRecorder(Recorder):
             case Progressed(item, record) if "step" in record:
                 metrics, step = floats(record, MLFLOW), record["step"]
                 self._put(lambda writer: self._progress(writer, item, metrics, step))
+            case Committed(item) if item.key.startswith(ANALYSIS):
+                pass  # the phase's result is recorded as a whole
+            case Failed(item) if item.key.startswith(ANALYSIS):
+                pass
+            case Analysed(phase, figures, folder):
+                known = {
+                    f"{ANALYSIS}{phase}/{name}": float(value)
+                    for name, value in figures.items()
+                    if value is not None and math.isfinite(value)
+                }
+                self._put(lambda writer: writer.analysed(phase, known, folder))
             case Committed(item, record, folder):
                 self._committed.add(item.key)
                 self._put(lambda writer: writer.sae_done(item, dict(record), folder))

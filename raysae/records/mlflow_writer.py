@@ -22,6 +22,8 @@ from raysae.redaction import redacted
 
 KEY_TAG = "raysae.key"
 SWEEP = "sweep"
+ANALYSIS = "analysis/"
+"""How the keys of an analysis's items, its metrics and its artifacts begin."""
 LONGEST_TAG = 5000
 """Characters of a tag, at most: MLflow refuses longer ones."""
 BATCH, PARAMETERS, PAGE = 1000, 100, 1000
@@ -126,6 +128,11 @@ class Writer:
         run_id = self._child(item)
         self.client.set_tag(run_id, "raysae.reason", printable(redacted(reason))[:LONGEST_TAG])
         self.client.set_terminated(run_id, status)
+
+    def analysed(self, phase: str, metrics: dict[str, float], folder: Path) -> None:
+        """Write a phase's figures and files to the parent run."""
+        self._metrics(self.parent, metrics, 0)
+        self.client.log_artifacts(self.parent, str(folder), f"{ANALYSIS}{phase}")
 
     def finish(self, metrics: dict[str, float], tags: dict[str, str], files: list[Path]) -> None:
         self._metrics(self.parent, metrics, 0)

@@ -204,10 +204,11 @@ def no_atlas() -> dict[str, Any]:
     return {"generation.site": GENERATIONS["site"], "sites": []}
 
 
-def report(*tables: Path) -> dict[str, Any]:
-    """What makes the report: the content of the files that it shows."""
+def report(*tables: Path, analysis: Sequence[Path] = ()) -> dict[str, Any]:
+    """What makes the report: the content of the files that it shows, ``analysis`` those of the phases."""
     digests = {path.name: sha256_of(path) for path in tables if path.is_file()}
-    return {"generation.report": GENERATIONS["report"], **digests}
+    phases = {f"analysis.{path.parent.parent.name}": sha256_of(path) for path in analysis}
+    return {"generation.report": GENERATIONS["report"], **digests, **phases}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from raysae.sae.checkpoint import METRICS_FILE
 from raysae.sites import SITE_FOLDERS
 from raysae.storage.files import read_json
 
-STAGES = ("extract", "sweep", "select", "atlas", "report")
+STAGES = ("extract", "sweep", "select", "atlas", "analyze", "report")
 STATES = ("pending", "running", "done", "partial", "failed")
+ADDED = ("analyze",)
+"""Stages that runs of earlier versions do not have."""
 PENDING = {"state": "pending"}
 STATUS_FILE, ENVIRONMENT_FILE = "status.json", "environment.json"
 STARTED = ("trials/[0-9]*", *(f"atlas/{folder}" for folder in SITE_FOLDERS))
@@ -67,7 +69,7 @@ def _stages(found: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for name in STAGES:
         entry = found.get(name)
         stages[name] = entry if _is_entry(entry) else dict(PENDING)
-        if stages[name] is not entry:
+        if stages[name] is not entry and (entry is not None or name not in ADDED):
             lost.append(name)
     return stages, lost
 

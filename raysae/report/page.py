@@ -26,6 +26,7 @@ from raysae.records.rows import SPARSITY_LABELS, Row, SiteRow, TrialRow
 from raysae.records.status import ENVIRONMENT_FILE
 from raysae.records.tables import read_sites, read_trials
 from raysae.redaction import redacted
+from raysae.report.analysis_section import cell, not_run, phase_sections
 from raysae.report.atlas_section import AtlasSection, draw_atlas, pictures
 
 SomeRow = TypeVar("SomeRow", bound=Row)
@@ -72,9 +73,19 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
             given=None if run.recipe.sweep.enabled else _given(run),
             health=_health(run, store, atlas),
             heads=HEADS,
+            analysis=_analysis(run),
+            not_run=not_run(run.path),
         )
         (folder / "index.html").write_text(page, encoding="utf-8")
     return run.report_page
+
+
+def _analysis(run: RunFolder) -> list[dict[str, Any]]:
+    """The sections of the analysis, with their plots as data URIs."""
+    return [
+        {**vars(phase), "pictures": {name: _data_uri(file) for name, file in phase.plots.items()}}
+        for phase in phase_sections(run.path)
+    ]
 
 
 def _health(run: RunFolder, store: Store, atlas: list[SiteRow]) -> StoreHealth:
@@ -186,6 +197,7 @@ def template(name: str) -> Any:
     environment.filters["fixed"] = _fixed
     environment.filters["urlencode"] = lambda path: quote(str(path), errors="surrogateescape")
     environment.filters["percent"] = lambda value: "" if value is None else f"{value:.1%}"
+    environment.filters["cell"] = cell
     environment.filters["count"] = lambda value: "" if value is None else f"{value:,}"
     return environment.get_template(name)
 

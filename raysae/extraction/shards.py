@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +156,8 @@ def load_capturer(plan: ExtractionPlan, device: str) -> "tuple[Capturer, str]":
     """
     from raysae.transformer.capture import Capturer, weights_hash
 
-    source, model = plan.source, load_model(model_spec(plan.readable))
+    spec = replace(model_spec(plan.readable), shuffled=plan.shuffled)
+    source, model = plan.source, load_model(spec)
     sha256 = weights_hash(model)
     capturer = Capturer(
         model.to(device), hookpoint=source.hookpoints, layers=plan.layers, dtype=source.dtype

@@ -56,6 +56,8 @@ class ReconstructionSums:
         self.rows = 0
         self.rows_off_mean = 0
         self.residual = self.total = self.legacy = self.cosine = self.active = 0.0
+        self.second = [0.0, 0.0]
+        """Residual and total of every second row of each batch: half of the rows."""
         self.fired_F: Tensor | None = None
         self.ordinary = None if sinks is None else _OrdinaryRows(sinks, self.mean_D)
 
@@ -76,6 +78,8 @@ class ReconstructionSums:
         self.rows_off_mean += int(off_mean_B.sum())
         self.residual += float(residual_B.sum())
         self.total += float(total_B.sum())
+        self.second[0] += float(residual_B[1::2].sum())
+        self.second[1] += float(total_B[1::2].sum())
         self.legacy += float((1 - residual_B / total_B)[off_mean_B].sum())
         self.cosine += float(cosines(x_BD, x_hat_BD).sum())
         self.active += float(fired_BF.sum())
@@ -106,6 +110,14 @@ class ReconstructionSums:
             "sparsity": l0 / d_sae,
             **({} if self.ordinary is None else self.ordinary.metrics()),
         }
+
+    def halves_differ(self) -> float:
+        """The difference of the explained variance between two halves of the rows; NaN if undefined."""
+        residual, total = self.second
+        if not total or self.total <= total:
+            return math.nan
+        first = (self.residual - residual) / (self.total - total)
+        return abs(residual / total - first)
 
     def dead_fraction(self) -> float:
         """Fraction of latents that never fired."""

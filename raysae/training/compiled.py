@@ -33,8 +33,11 @@ NO_CALL: tuple[tuple[object, ...], Callable[[], int]] = (), int
 
 
 def step_of(model: SAE, training: TrainingConfig, device: str) -> Step:
-    """The fastest available step for ``model`` on ``device``: compiled, or plain torch."""
-    compiled = training.compiled and torch.device(device).type == "cpu"
+    """The fastest available step for ``model`` on ``device``: compiled, or plain torch.
+
+    The kernels train all weights: a training with frozen ones is plain torch.
+    """
+    compiled = training.compiled and torch.device(device).type == "cpu" and not training.frozen
     if compiled and type(model) in (TopKSAE, BatchTopKSAE) and (built := kernels()):
         return CompiledStep(model, training, built)
     return ReferenceStep(model, training)

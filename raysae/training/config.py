@@ -39,6 +39,9 @@ class TrainingConfig:
     sink_rows: Literal["keep", "leave_out"] = "keep"
     """Whether to train on sink rows, which are over ten times as far from the median as the median
     row, such as attention sinks; leave_out reads all rows once more to find them."""
+    frozen: Literal["decoder"] | None = None
+    """What stays as it was drawn, for controls: decoder trains encoder and biases under a dictionary
+    of random unit vectors; null trains everything."""
     dead_window_tokens: int = 10_000_000
     """A latent is dead when it did not fire in this many training tokens (or the whole run)."""
     aux_window_tokens: int | None = None

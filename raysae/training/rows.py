@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raysae.sae.metrics import Sinks
+from raysae.sae.truth import Truth
 from raysae.training.config import TrainingConfig
 from raysae.training.gathering import gathered
 from raysae.training.windows import Window, WindowOrder, pieces, windows
@@ -297,8 +298,8 @@ class Splits:
 
     train: IndexedRows
     validation: IndexedRows
-    truth: Tensor | None = None
-    """The true atoms ``[atoms, d_in]``, where the rows are synthetic."""
+    truth: Truth | None = None
+    """The true atoms and where they fire, where the rows are synthetic."""
 
 
 def same_d_in(train: RowSource, validation: IndexedRows) -> None:

@@ -66,7 +66,8 @@ class ReferenceStep(Step):
 
     def __init__(self, model: SAE, training: TrainingConfig):
         super().__init__(model, training)
-        self.optimizer = torch.optim.Adam(model.parameters(), betas=BETAS, eps=EPSILON, fused=True)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, betas=BETAS, eps=EPSILON, fused=True)
         self.adam_state = self.optimizer.state
 
     def gradients(

@@ -211,7 +211,8 @@ def test_a_site_brings_its_own_rows(tmp_path):
         SMALL, store.train(site), SETTINGS, validation=store.validation(site), progress=False
     )
     streamed = raysae.fit(SMALL, store.site(site, memory=1000), SETTINGS, progress=False)
-    found = {key: by_site.metrics.pop(key) for key in ("mmcs", "recovered")}
+    of_truth = ("mmcs", "recovered", "mcc", "uniqueness", "f1", "f1_precision", "f1_recall")
+    found = {key: by_site.metrics.pop(key) for key in of_truth}
     assert (found["mmcs"], found["recovered"]) == mmcs(world.truth(), by_site.sae.W_dec)
     assert found == {key: streamed.metrics.pop(key) for key in found}
     assert by_site.metrics == by_rows.metrics == streamed.metrics

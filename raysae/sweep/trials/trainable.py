@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ray import tune
-from torch import Tensor
 
 from raysae.cluster.alarm import HangAlarm
 from raysae.cluster.reading import OpenSite, fetched_site
@@ -15,6 +14,7 @@ from raysae.records.products import seeds_of, stopping, trained
 from raysae.records.run_files import RunFiles
 from raysae.redaction import redacted_errors
 from raysae.sae import SAEConfig
+from raysae.sae.truth import Truth
 from raysae.sites import Site
 from raysae.sweep.trials.gang import GANG, Gang, shared_settings
 from raysae.sweep.trials.trial import Report, Trial
@@ -42,13 +42,13 @@ class SAETrials(tune.Trainable):
         attempt: str,
         store: str,
         provenance: Mapping[Site, dict[str, Any]],
-        truth: Tensor | None,
+        truth: Truth | None,
     ) -> None:
         """Open the rows, once per actor; ``config`` holds the trials' numbers and parameters.
 
         ``attempt`` names this attempt at the run; a gang that hung in another attempt is tried again.
-        ``store`` is the store's digest. ``truth`` holds the true atoms ``[atoms, d_in]`` of a synthetic
-        store, else None.
+        ``store`` is the store's digest. ``truth`` is what is known of a synthetic store's
+        rows, else None.
         """
         self.recipe, self.attempt, self.store = recipe, attempt, store
         self.provenance, self.truth = provenance, truth

@@ -90,7 +90,8 @@ def _programs(
 def _shape(member: Member) -> tuple[Any, ...] | None:
     """A key that is equal for members of one packed program; None when it cannot be packed."""
     rows, training, config = member.rows, member.training, member.config
-    if not isinstance(rows, Rows) or not can_pack(config) or training.sink_rows == "leave_out":
+    apart = training.sink_rows == "leave_out" or training.frozen is not None
+    if not isinstance(rows, Rows) or not can_pack(config) or apart:
         return None
     same = (
         config.variant, config.d_sae, getattr(config, "aux_coefficient", None),

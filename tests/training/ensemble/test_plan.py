@@ -57,6 +57,7 @@ def test_the_settings_of_the_batches_are_all_that_change_them():
         "warm_up": 0.1, "decay": 0.1, "evaluations": 2, "gradient_clip": 1.0,
         "precision": "bfloat16", "compiled": False, "dead_window_tokens": 5,
         "aux_window_tokens": 5, "sparsity_warm_up": 0.3, "sink_rows": "leave_out",
+        "frozen": "decoder",
     }  # fmt: skip
     assert set(changes) == {field.name for field in dataclasses.fields(TrainingConfig)}
     for name, value in changes.items():

@@ -24,6 +24,7 @@ from raysae.pipeline.stages import (
     SELECT,
     SWEEP,
     Attempt,
+    atlas_and_analysis,
     end_run,
     ensure_store,
     is_finished,
@@ -31,7 +32,6 @@ from raysae.pipeline.stages import (
     run_stages,
     set_damaged_aside,
     stages_of,
-    try_stage,
 )
 from raysae.records.choice import given_config
 from raysae.records.console_listener import ConsoleListener
@@ -78,9 +78,10 @@ def run_plan(plan: RunPlan, *, force: bool = False, chosen: bool = False) -> Swe
         _attempt(plan, run, begun) as attempt,
     ):
         set_damaged_aside(run)
-        if not is_finished(attempt) and chosen:
+        finished = is_finished(attempt)
+        if not finished and chosen:
             _run_chosen(attempt)
-        elif not is_finished(attempt):
+        elif not finished:
             first, *_ = stages_of(plan.recipe)
             if attempt.plan.store is None or first.is_missing(attempt):
                 _ = attempt.placement  # Ray will be needed: start it first
@@ -96,7 +97,10 @@ def _run_chosen(attempt: Attempt) -> None:
     ensure_store(attempt)
     _read_trials(attempt)
     SELECT.check(attempt)
-    try_stage(ATLAS, attempt)
+    for stage in (CONTROLS, SCALING):
+        if not stage.is_missing(attempt):
+            stage.read(attempt)
+    atlas_and_analysis(attempt)
     attempt.stop_ray()
     end_run(attempt)
 

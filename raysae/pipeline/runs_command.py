@@ -92,8 +92,16 @@ def read_result(place: str) -> "SweepResult":
     unchosen = {"rule": run.recipe.select.rule, "choice": nothing, "choices": {}}
     selection = read_choice(run) if chosen else unchosen
     return SweepResult(
-        run, trials, selection if searched else given_config(), read_sites(run.atlas_metrics_file)
-    )
+        run, trials, selection if searched else given_config(),
+        controls=_content_of(run.controls_file), scaling=_content_of(run.scaling_file),
+        atlas=read_sites(run.atlas_metrics_file),
+    )  # fmt: skip
+
+
+def _content_of(file: Path) -> dict[str, Any]:
+    from raysae.records.damage import read_object
+
+    return read_object(file) if file.is_file() else {}
 
 
 def _run_folders(name: str) -> list[Path]:

@@ -31,6 +31,11 @@ EVALUATION_LATENTS = 2**18
 """The most feature values in memory at a time during an evaluation."""
 
 
+def evaluation_rows(d_sae: int, least: int) -> int:
+    """Rows in a batch of an evaluation: at least ``least``, on a GPU as many as train together."""
+    return min(EVALUATION_BATCH, max(EVALUATION_LATENTS // d_sae, least))
+
+
 class Trainer:
     """Trains one SAE on ``train`` and evaluates it on ``validation``, both ``[rows, d_in]``.
 
@@ -68,6 +73,7 @@ class Trainer:
         require_room(sae_config, train.d_in, training, device)
         self.model = build_sae(sae_config, train.d_in, seed).to(device)
         shrink_encoder(self.model)
+        self.model.W_dec.requires_grad_(training.frozen != "decoder")
         self._step = step_of(self.model, training, device)
         self.read_as(self.statistics.mean_D, self.statistics.scale)
         median_D = (self.statistics.sinks.centre_D - self.statistics.mean_D) * self.scale
@@ -268,7 +274,8 @@ class Trainer:
         return reconstruction_BD / self.scale + self.mean_D, features_BF
 
     def _validation_batches(self) -> Iterator[Tensor]:
-        rows = min(EVALUATION_BATCH, max(EVALUATION_LATENTS // self.model.config.d_sae, 64))
+        least = self.training.batch_size if torch.device(self.device).type == "cuda" else 64
+        rows = evaluation_rows(self.model.config.d_sae, least)
         return (batch_BD.to(self.device).float() for batch_BD in self.validation.batches(rows))
 
     def _update(self, x_BD: Tensor) -> None:

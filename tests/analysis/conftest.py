@@ -12,7 +12,8 @@ def pocket_run(tmp_path_factory) -> Run:
     return made(tmp_path_factory.mktemp("pocket"), ["source.layers=[1, 2]"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pocket(pocket_run, tmp_path_factory) -> Subject:
+    """The run as a subject; its model goes with the module, as other tests count the models in memory."""
     files = RunFiles(tmp_path_factory.mktemp("analysis"))
     return Subject(str(pocket_run.folder), files, str(pocket_run.store.path))

@@ -150,7 +150,8 @@ class ShardExtractor:
 
 
 def load_capturer(plan: ExtractionPlan, device: str) -> "tuple[Capturer, str]":
-    """The plan's transformer, ready to capture all its layers, and the hash of its weights.
+    """The plan's transformer, ready to capture its layers, and the hash of its weights. Blocks above
+    the highest of the layers do not run.
 
     Raises UserError when it cannot be loaded or read.
     """
@@ -162,7 +163,7 @@ def load_capturer(plan: ExtractionPlan, device: str) -> "tuple[Capturer, str]":
     capturer = Capturer(
         model.to(device), hookpoint=source.hookpoints, layers=plan.layers, dtype=source.dtype
     )
-    return capturer, sha256
+    return capturer.only(plan.layers), sha256
 
 
 def read_part(files: StoreFiles, shard: int) -> list[TokenSequence]:

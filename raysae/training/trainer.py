@@ -31,6 +31,11 @@ EVALUATION_LATENTS = 2**18
 """The most feature values in memory at a time during an evaluation."""
 
 
+def evaluation_rows(d_sae: int, least: int) -> int:
+    """Rows in a batch of an evaluation: at least ``least``, on a GPU as many as train together."""
+    return min(EVALUATION_BATCH, max(EVALUATION_LATENTS // d_sae, least))
+
+
 class Trainer:
     """Trains one SAE on ``train`` and evaluates it on ``validation``, both ``[rows, d_in]``.
 
@@ -278,7 +283,8 @@ class Trainer:
         return reconstruction_BD / self.scale + self.mean_D, features_BF
 
     def _validation_batches(self) -> Iterator[Tensor]:
-        rows = min(EVALUATION_BATCH, max(EVALUATION_LATENTS // self.model.config.d_sae, 64))
+        least = self.training.batch_size if torch.device(self.device).type == "cuda" else 64
+        rows = evaluation_rows(self.model.config.d_sae, least)
         return (batch_BD.to(self.device).float() for batch_BD in self.validation.batches(rows))
 
     def _update(self, x_BD: Tensor) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from raysae.sae.metrics import ReconstructionSums, cosines, evaluate, mean_of_rows
+from raysae.sae.metrics import ReconstructionSums, Sinks, cosines, evaluate, mean_of_rows
 
 
 @pytest.fixture
@@ -121,3 +121,15 @@ def test_two_halves_of_the_rows_differ_by_what_their_own_figures_do():
     same = ReconstructionSums.of_rows(torch.ones(4, 2))
     same.update(torch.ones(4, 2), torch.ones(4, 2), torch.ones(4, 2))
     assert math.isnan(same.halves_differ())
+
+
+def test_the_host_waits_once_for_each_kind_of_sum_of_a_batch(x, monkeypatch):
+    """On a GPU each wait costs more than a sum; with sinks there are two kinds."""
+    reads, sinks = [], Sinks(torch.zeros(16, dtype=torch.float64), 40.0)
+    for name in ("tolist", "item", "__bool__", "__int__", "__float__"):
+        read = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda *args, read=read: (reads.append(1), read(*args))[1]
+        )
+    evaluate(lambda b: (b, torch.zeros(len(b), 4)), x.split(100), x.mean(dim=0), sinks)
+    assert len(reads) == 2 * 10

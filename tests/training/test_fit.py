@@ -17,6 +17,7 @@ from raysae.training.initialisation import geometric_median
 from raysae.training.iterator_rows import IteratorRows
 from raysae.training.rows import Rows
 from raysae.training.statistics import input_statistics
+from raysae.training.trainer import evaluation_rows
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +259,8 @@ def test_an_sae_says_how_it_was_trained(rows):
     training = fit.sae.metadata["training"]
     assert (training["steps"], training["tokens"], training["seed"]) == (32, 2000, 7)
     assert fit.sae.metadata["metrics"] == fit.metrics
+
+
+def test_evaluations_on_a_gpu_have_at_least_the_rows_of_a_training_batch():
+    assert [evaluation_rows(d_sae, 64) for d_sae in (16, 1024, 24_576)] == [4096, 256, 64]
+    assert evaluation_rows(24_576, 2048) == 2048 and evaluation_rows(24_576, 8192) == 4096

@@ -7,7 +7,7 @@ from ray import tune
 
 from raysae.cluster.alarm import HangAlarm
 from raysae.cluster.reading import OpenSite, fetched_site
-from raysae.cluster.worker import prepare_worker
+from raysae.cluster.worker import end_if_lost, prepare_worker
 from raysae.config import Recipe
 from raysae.records.members import Key
 from raysae.records.products import seeds_of, stopping, trained
@@ -77,13 +77,15 @@ class SAETrials(tune.Trainable):
         """Train until the next evaluation; the reports of all trials of the gang.
 
         Raises RuntimeError when the gang has ended. Tune asks for more when it gives this actor to
-        another gang without its config, as can happen when a node is lost; it then tries again.
+        another gang without its config, as can happen when a node is lost; it then tries again. Ends the
+        process when its GPU is lost: Tune then starts the gang in another one.
         """
         if self._ended:
             raise RuntimeError("this worker was given to another trial without its settings")
         try:
             next(self.rounds, None)
         except Exception as error:  # an error of the whole gang; the actor stays usable
+            end_if_lost(error)
             for trial in self.unfinished:
                 trial.fail(error)
         finally:

@@ -31,6 +31,31 @@ def training_bytes(d_in: int, d_sae: int, training: TrainingConfig) -> int:
     return 4 * weights * FLOAT + copies + batch
 
 
+def packed_bytes(d_in: int, d_sae: int, training: TrainingConfig, aux: bool, sorts: bool) -> int:
+    """Peak memory of one SAE in a packed program in bytes, without its rows, an upper estimate.
+
+    ``aux``: whether it has an AuxK loss; ``sorts``: whether its selection sorts, as BatchTopK's does.
+    Weights and moments stay; the temporaries of a step exist twice, in the pool of the graphs and
+    outside of it, where the first steps of each kind and the evaluations run.
+    """
+    weights = 2 * d_in * d_sae * FLOAT
+    plain = _temporaries(d_in, d_sae, training, 6 * sorts)
+    whole = _temporaries(d_in, d_sae, training, 6 * sorts + 4) if aux else plain
+    return 3 * weights + 16 * d_sae + plain + whole
+
+
+def _temporaries(d_in: int, d_sae: int, training: TrainingConfig, more: int) -> int:
+    """Bytes of a packed step's temporaries: those of the gradients, or later those of Adam.
+
+    ``more`` latents of each row are held beside the usual four, as sorting and AuxK do.
+    """
+    weights = 2 * d_in * d_sae * FLOAT
+    latents, rows = (training.batch_size * size * FLOAT for size in (d_sae, d_in))
+    gradients = 1.5 * weights + (4.4 + more) * latents
+    adam = 3 * weights + 2 * latents
+    return int(max(gradients, adam) + 8 * rows)
+
+
 def peak_bytes(d_in: int, d_sae: int, training: TrainingConfig, together: int, seeds: int) -> int:
     """Peak memory in bytes of a worker that trains ``together`` SAEs, from the rows' statistics to the
     written files, without the rows; ``seeds`` of them are at one site.
@@ -71,31 +96,6 @@ def _of_c(name: str) -> Callable[..., int] | None:
         return getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):
         return None
-
-
-def packed_bytes(d_in: int, d_sae: int, training: TrainingConfig, aux: bool, sorts: bool) -> int:
-    """Peak memory of one SAE in a packed program in bytes, without its rows, an upper estimate.
-
-    ``aux``: whether it has an AuxK loss; ``sorts``: whether its selection sorts, as BatchTopK's does.
-    Weights and moments stay; the temporaries of a step exist twice, in the pool of the graphs and
-    outside of it, where the first steps of each kind and the evaluations run.
-    """
-    weights = 2 * d_in * d_sae * FLOAT
-    plain = _temporaries(d_in, d_sae, training, 6 * sorts)
-    whole = _temporaries(d_in, d_sae, training, 6 * sorts + 4) if aux else plain
-    return 3 * weights + 16 * d_sae + plain + whole
-
-
-def _temporaries(d_in: int, d_sae: int, training: TrainingConfig, more: int) -> int:
-    """Bytes of a packed step's temporaries: those of the gradients, or later those of Adam.
-
-    ``more`` latents of each row are held beside the usual four, as sorting and AuxK do.
-    """
-    weights = 2 * d_in * d_sae * FLOAT
-    latents, rows = (training.batch_size * size * FLOAT for size in (d_sae, d_in))
-    gradients = 1.5 * weights + (4.4 + more) * latents
-    adam = 3 * weights + 2 * latents
-    return int(max(gradients, adam) + 8 * rows)
 
 
 def largest_d_sae(d_in: int, available: float, training: TrainingConfig) -> int:

@@ -46,10 +46,8 @@ def atlas_recipe(folder: Path, name: str) -> dict[str, Any]:
 
 
 def seeds_recipe(folder: Path, name: str) -> dict[str, Any]:
-    """The recipe of an atlas of a given config, of three seeds a site."""
-    recipe = atlas_recipe(folder, name)
-    sae = {key.removeprefix("sae."): value for key, value in CONFIG.items()}
-    return {**recipe, "sweep": {"enabled": False}, "sae": sae, "atlas": {"seeds_per_site": 3}}
+    """The recipe of a run with one trial and an atlas of three seeds a site."""
+    return {**atlas_recipe(folder, name), "atlas": {"seeds_per_site": 3}}
 
 
 def extraction_recipe(folder: Path, name: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 
 - ``sweep``: 12 trials, two at once. Driver, workers and raylet are killed, and the run is resumed.
 - ``atlas``: 24 sites, two at once. Only workers are killed, and the run must end without a restart.
-- ``seeds``: six sites of three seeds each, given a config. Driver and workers are killed.
+- ``seeds``: six sites of three seeds each. Driver and workers are killed.
 - ``extraction``: 100 shards, two at once. Workers and driver are killed; a killed driver is
   restarted.
 - ``scan``: a sweep whose two trials at a time share one scan of a store five times larger than the

@@ -13,14 +13,15 @@ from raysae.records.mlflow_session import TransactionClient
 
 FIGURES = {"explained_variance": 0.5, "l0": 2.0, "dead_fraction": 0.0, "loss": 1.0}
 RECORD = {
-    "metrics": FIGURES, "history": [{**FIGURES, "step": 5}, {**FIGURES, "step": 10, "l0": 3.0}],
+    "metrics": FIGURES, "history": [{**FIGURES, "step": 5}, {**FIGURES, "step": 7, "l0": 3.0}],
     "steps": 10, "started": 1.0, "seconds": 2.0, "parameters": {"sae.k": 4, "sae.d_sae": 8},
 }  # fmt: skip
 SITES = [Item(f"site/{n}", f"layer {n}", {"sae.k": 4}) for n in range(2)]
 
 
 def records(folder):
-    """What MLflow holds of two sites that a run committed, without ids and times of writing."""
+    """What MLflow holds of two sites that a run committed, without ids and times of writing; of the run
+    itself only its tags, as its folder is among its parameters."""
     sae = folder / "sae"
     sae.mkdir(parents=True)
     (sae / "cfg.json").write_text("{}")
@@ -31,7 +32,8 @@ def records(folder):
         assert recorder.close() == 0, recorder.reason
     client = MlflowClient(recorder.uri)
     found = client.search_runs([one.experiment_id for one in client.search_experiments()])
-    return {one.info.run_name: _told(client, one) for one in found}
+    told = {one.info.run_name: _told(client, one) for one in found}
+    return {**told, "one": told["one"][3]}
 
 
 def _told(client, run):

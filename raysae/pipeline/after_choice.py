@@ -6,7 +6,7 @@ from typing import Any
 from raysae.errors import UserError
 from raysae.identity import Made
 from raysae.pipeline.attempt import Attempt
-from raysae.pipeline.stage import Stage
+from raysae.pipeline.stage import AddedStage
 from raysae.records import products
 from raysae.records.damage import read_object, read_record
 from raysae.records.folder import RunFolder
@@ -25,10 +25,14 @@ def parameters_of(run: RunFolder, number: int) -> dict[str, Any]:
     return parameters
 
 
-class Controls(Stage):
+class Controls(AddedStage):
     """Compares the choice with controls: what explains the same rows without a learned dictionary."""
 
     name = "controls"
+
+    def is_asked_for(self, attempt: Attempt) -> bool:
+        """Whether the recipe names controls."""
+        return attempt.recipe.sweep.controls != "cheap"
 
     def made(self, attempt: Attempt) -> Made:
         """What makes them: the chosen trial's settings, and which controls are wanted."""
@@ -72,11 +76,11 @@ class Controls(Stage):
 
     def read(self, attempt: Attempt) -> None:
         """Read ``controls.json``; nothing where there is none."""
-        wanted = bool(self.products(attempt))
-        attempt.result.controls = read_object(attempt.run.controls_file) if wanted else {}
+        file = attempt.run.controls_file
+        attempt.result.controls = read_object(file) if file.is_file() else {}
 
 
-class Scaling(Stage):
+class Scaling(AddedStage):
     """Fits the law of scaling to the trials."""
 
     name = "scaling"
@@ -104,8 +108,9 @@ class Scaling(Stage):
         return []
 
     def read(self, attempt: Attempt) -> None:
-        """Read ``scaling.json``."""
-        attempt.result.scaling = read_object(attempt.run.scaling_file)
+        """Read ``scaling.json``; nothing where there is none."""
+        file = attempt.run.scaling_file
+        attempt.result.scaling = read_object(file) if file.is_file() else {}
 
 
 def wants_controls(attempt: Attempt) -> bool:

@@ -19,7 +19,7 @@ from raysae.config import Recipe
 from raysae.console.board import console
 from raysae.identity import Made, flat
 from raysae.pipeline.attempt import Attempt
-from raysae.pipeline.stage import Stage
+from raysae.pipeline.stage import AddedStage
 from raysae.records.run_files import RunFiles
 from raysae.report.page import source_line
 from raysae.storage.files import sha256_of
@@ -47,7 +47,7 @@ def subject_of(attempt: Attempt) -> Subject:
     )
 
 
-class Analyze(Stage):
+class Analyze(AddedStage):
     """Runs the phases of the analysis on the atlas."""
 
     name = "analyze"
@@ -55,6 +55,10 @@ class Analyze(Stage):
     def __init__(self, given: Sequence[str] = (), asked: bool = False):
         self.given, self.asked = tuple(given), asked
         """Phases that are run in place of the recipe's, and whether each was asked for by name."""
+
+    def is_asked_for(self, attempt: Attempt) -> bool:
+        """Whether phases are named, by the command or by the recipe."""
+        return bool(self.given) or attempt.recipe.analyze.phases is not None
 
     def phases(self, attempt: Attempt) -> list[str]:
         """The names of the phases to run."""

@@ -193,7 +193,7 @@ def _failure(run: "RunFolder", what: str, reason: str, folder: Path) -> dict[str
 
 
 def _failed_stages(run: "RunFolder") -> list[dict[str, Any]]:
-    states = {stage: run.status["stages"][stage] for stage in _stages(run)}
+    states = {stage: run.entry(stage) for stage in _stages(run)}
     return [
         {
             "what": f"stage {name}",

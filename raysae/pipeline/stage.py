@@ -8,6 +8,8 @@ from raysae.console.board import console
 from raysae.errors import UserError
 from raysae.identity import Made
 from raysae.pipeline.attempt import Attempt
+from raysae.records.folder import RunFolder
+from raysae.storage.files import sha256_of
 
 
 class Stage(ABC):
@@ -54,3 +56,24 @@ class Stage(ABC):
         """Raise UserError when the product of an earlier attempt was damaged or altered."""
         attempt.run.check_unaltered(self.name)
         self.read(attempt)
+
+
+class AddedStage(Stage):
+    """A stage that runs of earlier versions lack. A run that was finished by one stays as it is until it
+    has other trials."""
+
+    def is_missing(self, attempt: Attempt) -> bool:
+        """See ``Stage.is_missing``."""
+        left_out = not self.is_asked_for(attempt) and self._was_finished_without(attempt.run)
+        return not left_out and super().is_missing(attempt)
+
+    def is_asked_for(self, attempt: Attempt) -> bool:
+        """Whether the recipe or the command asks for it by more than the defaults."""
+        return False
+
+    def _was_finished_without(self, run: RunFolder) -> bool:
+        """Whether an earlier version made the page of the trials that are there, without this stage."""
+        if self.name in run.status["stages"] or run.state("report") != "done":
+            return False
+        shown = (run.made("report") or {}).get(run.trials_file.name)
+        return run.trials_file.is_file() and shown == sha256_of(run.trials_file)

@@ -28,7 +28,7 @@ from raysae.records.products import (
     shared_settings,
 )
 from raysae.records.run_files import RunFiles
-from raysae.records.status import STAGES, new_status, read_status
+from raysae.records.status import PENDING, STAGES, new_status, read_status
 from raysae.redaction import redacted
 from raysae.sites import Position, Site
 from raysae.storage.files import (
@@ -141,11 +141,11 @@ class RunFolder(RunFiles):
 
     def state(self, stage: str) -> str:
         """The state of a stage: ``pending``, ``running``, ``done``, ``partial`` or ``failed``."""
-        return self.status["stages"][stage]["state"]
+        return self.entry(stage)["state"]
 
     def made(self, stage: str) -> Made | None:
         """What makes the product of a stage, as noted when it began; None when not known."""
-        return self.status["stages"][stage].get("made")
+        return self.entry(stage).get("made")
 
     def has(self, stage: str, wanted: Made, *products: Path) -> bool:
         """Whether a stage is done, and its ``products`` exist and were made as ``wanted``."""
@@ -156,7 +156,7 @@ class RunFolder(RunFiles):
 
     def check_unaltered(self, stage: str) -> None:
         """Raise UserError when a file that the stage has made was altered or removed since."""
-        for name, digest in self.status["stages"][stage].get("files", {}).items():
+        for name, digest in self.entry(stage).get("files", {}).items():
             file = self.path / name
             if not file.is_file():
                 raise UserError(f"{file}: not found; the file was removed")
@@ -238,14 +238,18 @@ class RunFolder(RunFiles):
 
     def mark_failed(self, name: str, reason: str) -> None:
         """Mark a stage as failed that did not begin, or whose end could not be written."""
-        self._set(name, **{**self.status["stages"][name], "state": "failed", "reason": reason})
+        self._set(name, **{**self.entry(name), "state": "failed", "reason": reason})
 
     def seconds(self, name: str) -> float | None:
         """How many seconds a stage took; None when it has not ended."""
-        entry = self.status["stages"][name]
+        entry = self.entry(name)
         if "seconds" in entry:  # by a clock that nobody sets
             return entry["seconds"]
         return max(entry["ended"] - entry["started"], 0.0) if "ended" in entry else None
+
+    def entry(self, stage: str) -> Mapping[str, Any]:
+        """What is known of a stage; a run of an earlier version lacks some stages."""
+        return self.status["stages"].get(stage, PENDING)
 
     def _set(self, name: str, **entry: Any) -> None:
         self.status["stages"][name] = entry

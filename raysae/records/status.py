@@ -68,8 +68,10 @@ def _stages(found: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     stages, lost = {}, []
     for name in STAGES:
         entry = found.get(name)
+        if entry is None and name in ADDED_STAGES and found:
+            continue
         stages[name] = entry if _is_entry(entry) else dict(PENDING)
-        if stages[name] is not entry and not (entry is None and name in ADDED_STAGES):
+        if stages[name] is not entry:
             lost.append(name)
     return stages, lost
 

@@ -1,5 +1,6 @@
 """The main job, run for real on the pocket GPT-2: what it leaves, repeats, resumes and refuses."""
 
+import html
 import json
 import os
 import re
@@ -43,11 +44,11 @@ def test_the_run_folder_holds_everything(small_run):
     names = {path.name for path in small_run.folder.iterdir()}
     assert names >= {
         "config.yaml", "environment.json", "status.json", "trials.parquet", "selection.json",
-        "sweet_spot", "atlas", "report", "trials",
+        "sweet_spot", "atlas", "report", "trials", "controls.json", "scaling.json",
     }  # fmt: skip
     stages = json.loads((small_run.folder / "status.json").read_text())["stages"]
     assert {name: stage["state"] for name, stage in stages.items()} == dict.fromkeys(
-        ["extract", "sweep", "select", "atlas", "report"], "done"
+        ["extract", "sweep", "select", "controls", "scaling", "atlas", "analyze", "report"], "done"
     )
     assert small_run.failures == []
 
@@ -105,12 +106,14 @@ def test_the_sweet_spot_is_the_chosen_trial_and_its_sites_sae(small_run):
 def test_the_report_is_one_page_that_needs_nothing_else(small_run):
     page = (small_run.folder / "report/index.html").read_text()
     assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", page)
-    assert page.count("data:image/png;base64,") == 8
+    assert page.count("data:image/png;base64,") == 9
     assert {file.name for file in (small_run.folder / "report").glob("*.png")} == {
         "ev_against_l0.png", "training_curves.png", "atlas_explained_variance.png",
         "atlas_dead_fraction.png", "atlas_l0.png", "atlas_mse.png", "atlas_profiles.png",
-        "atlas_curves.png",
+        "atlas_curves.png", "scaling.png",
     }  # fmt: skip
+    assert small_run.controls["words"] in html.unescape(page)
+    assert f"No law of scaling: {small_run.scaling['refused']}" in html.unescape(page)
     assert small_run.selection["choice"]["reason"] in page
     assert "Health of the data" in page and "at each of 4 sites" in page
     assert "Swept at layer 1, position -1 with tpe. 5 of 5 trials finished" in page

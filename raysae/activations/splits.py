@@ -17,7 +17,7 @@ def split_of(sequence: NDArray[np.int64], validation: float, test: float) -> NDA
 
     ``validation`` and ``test`` are the expected fractions of the sequences in those splits.
     """
-    return _codes(_hash(sequence), validation, test)
+    return _codes(hash_of(sequence), validation, test)
 
 
 def split_of_key(key: str, validation: float, test: float) -> int:
@@ -34,7 +34,7 @@ def _codes(hashes: NDArray[np.uint64], validation: float, test: float) -> NDArra
     return code
 
 
-def _hash(value: NDArray[np.int64]) -> NDArray[np.uint64]:
+def hash_of(value: NDArray[np.int64]) -> NDArray[np.uint64]:
     """SplitMix64 (Steele, Lea and Flood 2014): neighbouring ids get unrelated hashes."""
     with np.errstate(over="ignore"):
         x = value.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)

@@ -7,7 +7,7 @@ random comes from ``subject.seed``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,6 +40,8 @@ class Result:
     section: Section
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Rows of the tables, each written as ``NAME.parquet``."""
+    large: Mapping[str, Callable[[], Iterator[Any]]] = field(default_factory=dict)
+    """Tables that do not fit into memory, each as ``NAME.parquet`` from Arrow tables of one schema."""
     brief: str = ""
     """The outcome in one line, for the console."""
 

@@ -12,7 +12,7 @@ from raysae.analysis.subject import Subject
 from raysae.errors import UserError
 from raysae.identity import Made, differences, flat
 from raysae.records.run_files import RunFiles
-from raysae.records.tables import write_table
+from raysae.records.tables import write_table, write_tables
 from raysae.sae.checkpoint import METRICS_FILE, WEIGHTS_FILE
 from raysae.storage.files import read_json, sha256_of, write_json
 
@@ -94,6 +94,8 @@ def write_result(
         for name, rows in result.tables.items():
             if rows:
                 write_table(folder / f"{name}.parquet", rows)
+        for name, tables in result.large.items():
+            write_tables(folder / f"{name}.parquet", tables())
         draw(folder)
         record = {
             "phase": phase.name, "title": phase.title, "made": made, "figures": dict(result.figures),

@@ -3,26 +3,44 @@
 import sys
 from importlib import import_module
 
-from raysae.console.command_line import REFUSED, run_command
+from raysae.console.command_line import DONE, REFUSED, run_command
 
 VERBS = {
-    "extract": "raysae.extraction.extract_command",
-    "sweep": "raysae.pipeline.sweep_command",
-    "atlas": "raysae.pipeline.atlas_command",
-    "analyze": "raysae.pipeline.analyze_command",
-    "report": "raysae.report.report_command",
-    "store": "raysae.activations.store_command",
-    "export": "raysae.export",
+    "extract": ("raysae.extraction.extract_command", "main", "extract activations into a store"),
+    "sweep": (
+        "raysae.pipeline.sweep_command",
+        "main",
+        "the main job: sweep, choose, atlas, report",
+    ),
+    "atlas": ("raysae.pipeline.atlas_command", "main", "one config at every layer and position"),
+    "analyze": ("raysae.pipeline.analyze_command", "main", "what the features of an atlas mean"),
+    "report": ("raysae.report.report_command", "main", "write the page of a run again"),
+    "store": ("raysae.activations.store_command", "main", "import, verify and show stores"),
+    "export": ("raysae.export", "main", "SAEs in another library's format"),
+    "runs": ("raysae.pipeline.runs_command", "runs", "list runs and their states"),
+    "show": ("raysae.pipeline.runs_command", "show", "the last screen of a run, again"),
+    "failures": ("raysae.pipeline.runs_command", "failures", "what failed in a run, and why"),
 }
+"""By verb: its module, the function there, and what it does."""
 
 
 def main() -> int:
     """Run the verb that the command line names; its exit code."""
-    if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
-        known = ", ".join(VERBS)
-        print(f"usage: raysae VERB ...   with VERB one of: {known}", file=sys.stderr)
+    verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    if verb in ("-h", "--help", "help"):
+        print(usage())
+        return DONE
+    if verb not in VERBS:
+        print(usage(), file=sys.stderr)
         return REFUSED
-    return run_command(import_module(VERBS[sys.argv[1]]).main, sys.argv[2:])
+    module, function, _ = VERBS[verb]
+    return run_command(getattr(import_module(module), function), sys.argv[2:])
+
+
+def usage() -> str:
+    """The verbs and what each does, a line each."""
+    lines = [f"  {verb:9} {about}" for verb, (_, _, about) in VERBS.items()]
+    return "\n".join(["usage: raysae VERB ...   (raysae VERB --help says more)", "", *lines])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python scripts/bench_scan.py [--gb 1] [--readers 4]         # a local store, from the page cache
     python scripts/bench_scan.py --s3 [--gb 0.3] [--rate 50e6]  # one on a slow S3 server (scripts/s3.sh)
+    python scripts/bench_scan.py --s3 --files --gb 2 --rate 200e6  # the same from scripts/file_server.py
 
 Readers are actors that take batches of 1,024 rows in their storage dtype, shuffled in windows of
 ``--shuffle-rows``, and do nothing with them. The ways take turns of two passes, and the best pass of all
@@ -35,6 +36,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 import ray
 import s3_sweep
 from bench_store import BATCH, Data, ray_data, spent, workers_cost, write
+from file_server import FileServer, file_server
 from s3_server import S3Server, missing, s3_server
 
 from raysae.activations import Site, Store, open_store
@@ -199,8 +201,9 @@ def drain(data: Data) -> None:
 
 def remote(server: S3Server, folder: Path, args: argparse.Namespace) -> int:
     """Measure a store on the S3 server; returns the exit code."""
-    written = s3_sweep.write(folder / "store", args.gb)
-    s3_sweep.upload(server, folder / "store")
+    written = s3_sweep.write(folder / s3_sweep.STORE, args.gb)
+    if not isinstance(server, FileServer):
+        s3_sweep.upload(server, folder / s3_sweep.STORE)
     size = written.entry(written.sites[0]).rows.train * written.row_bytes
     with server.named_in(os.environ):
         start_ray(args.memory, args.cpus)
@@ -210,7 +213,7 @@ def remote(server: S3Server, folder: Path, args: argparse.Namespace) -> int:
                 for way in ways:
                     way.take(turn, partial(fetched_from, server))
     alone, _, one, many = ways
-    print(f"{size / 1e9:.2f} GB, from an S3 server held to {args.rate / 1e6:g} MB/s")
+    print(f"{size / 1e9:.2f} GB, from a server held to {args.rate / 1e6:g} MB/s")
     table(ways, size)
     return judged({
         "time of one reader of a scan, of that of all": (one.seconds / many.seconds, 1 / 1.2),
@@ -222,6 +225,7 @@ def main() -> int:
     """Print the table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--s3", action="store_true", help="a store on a slow S3 server")
+    parser.add_argument("--files", action="store_true", help="with --s3: scripts/file_server.py")
     parser.add_argument("--gb", type=float, default=1.0, help="size of the rows (1)")
     parser.add_argument("--d-in", type=int, default=768, help="of the local store")
     parser.add_argument("--readers", type=int, default=4)
@@ -231,14 +235,15 @@ def main() -> int:
     parser.add_argument("--cpus", type=int, default=4, help="CPUs that Ray counts (4)")
     parser.add_argument("--rate", type=float, default=50e6, help="bytes a second of the server")
     args = parser.parse_args()
-    if args.s3 and (reason := missing()):
+    if args.s3 and not args.files and (reason := missing()):
         print(f"error: {reason}", file=sys.stderr)
         return 2
     folder = Path(tempfile.mkdtemp())
     try:
         if not args.s3:
             return local(folder, args)
-        with s3_server(args.rate) as server:
+        serve = partial(file_server, folder) if args.files else s3_server
+        with serve(args.rate) as server:
             return remote(server, folder, args)
     finally:
         ray.shutdown()

@@ -1,6 +1,7 @@
 """Test whether the sweep finds a config known to be right; print the choice of each rule.
 
     python scripts/planted_optima.py [--seeds 10] [--trials 30] [--part knees] [--keep FOLDER]
+    python scripts/planted_optima.py --part auto [--worlds 10] [--first 0] [--rows 300000] [--epochs 6]
 
 Each world has 48 dimensions and 128 atoms. Each atom is active with probability 0.03, so 3.84 are
 active on average, and d_sae 128 with a K of about 4 is right. The space is d_sae 16 to 512 and K 1
@@ -10,13 +11,17 @@ to 32, in powers of two. Parts:
 - front: TPE and NSGA-II with two objectives (explained variance, L0), compared with the same number
   of random trials by the hypervolume of the front, over 5 worlds;
 - asha: one objective; the choice and the number of training tokens with ASHA and without;
+- auto: independent and hard worlds drawn from ranges (``planted_worlds.py``), --worlds of each kind from
+  number --first on; what each rule chooses, and whether ``auto``'s interval holds the best K. Worlds that
+  --keep has already are read;
 - stories: a transformer's activations (--model, --texts) instead of a planted world; what each rule
   chooses.
 
 All parts run raysae.sweep on one Ray. The exit code is 1 when stable_knee finds d_sae, and K within
 one step, in less than 90% of the worlds, when knee finds both within one step in less than 80%,
-when TPE's front is not better than the random one, or when ASHA chooses otherwise or needs more
-than half of the tokens.
+when TPE's front is not better than the random one, when ASHA chooses otherwise or needs more than
+half of the tokens, or when auto is near the best in less than 85% of the worlds, or its interval holds
+the best K in less than 95%.
 """
 
 import argparse
@@ -32,6 +37,7 @@ from raysae.console.quiet import quiet_environment
 quiet_environment()
 
 import ray  # noqa: E402
+from planted_worlds import Budget, table  # noqa: E402
 
 import raysae  # noqa: E402
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store  # noqa: E402
@@ -45,7 +51,7 @@ SPACE = {
 }
 TRAINING = {"epochs": 2, "batch_size": 512, "lr": 3e-3, "evaluations": 9}
 SHARED = Path(__file__).parents[2] / "shared"
-RULES = ("stable_knee", "knee", "parsimonious", "max_ev", "ev_floor_then_min_dead")
+RULES = ("auto", "stable_knee", "knee", "parsimonious", "max_ev", "ev_floor_then_min_dead")
 MOST_L0 = 32.0
 """The reference point of the hypervolume has explained variance 0 and this L0."""
 
@@ -194,6 +200,15 @@ def asha(folder: Path, seeds: int, trials: int) -> None:
         short.append("ASHA chose otherwise, or took more than half of the tokens")
 
 
+def auto(folder: Path, worlds: int, first: int, budget: Budget) -> None:
+    """Print what each rule chooses in worlds of both kinds."""
+    found = table(folder, worlds, budget, first)
+    if found["near"] < 0.85 * found["worlds"] or found["held"] < 0.95 * found["worlds"]:
+        short.append(
+            "auto was near in {near}, held the best K in {held} of {worlds}".format(**found)
+        )
+
+
 def stories(folder: Path, model: Path, texts: Path) -> None:
     """Print a grid over a real model's activations, and what each rule chooses."""
     result = raysae.sweep(
@@ -233,8 +248,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument(
-        "--part", choices=["knees", "front", "asha", "stories", "all"], default="all"
+        "--part", choices=["knees", "front", "asha", "auto", "stories", "all"], default="all"
     )
+    parser.add_argument("--worlds", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--rows", type=int, default=300_000)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--model", type=Path, default=SHARED / "models" / "stories260K")
     parser.add_argument("--texts", type=Path, default=SHARED / "data" / "gsm8k" / "test.jsonl")
     parser.add_argument("--keep", type=Path, help="a folder for stores and runs, to go on in")
@@ -249,6 +268,8 @@ def main() -> int:
             front(folder, min(args.seeds, 5), args.trials)
         if args.part in ("asha", "all"):
             asha(folder, min(args.seeds, 5), args.trials)
+        if args.part in ("auto", "all"):
+            auto(folder, args.worlds, args.first, Budget(args.rows, args.epochs, args.trials))
         if args.part == "stories" or (args.part == "all" and args.model.is_dir()):
             stories(folder, args.model, args.texts)
     ray.shutdown()

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from raysae.pocket import POCKET_FOLDER
 from raysae.pocket.problems import Problem, stream
 from raysae.pocket.tokenizer import END, build_tokenizer
+from raysae.transformer.answering import stated_answer, written_texts
 
 CONTEXT = 128
 TRAIN_SEED, EVALUATION_SEED = 0, 1
@@ -77,24 +78,13 @@ def evaluate(model: GPT2LMHeadModel, tokenizer, problems: int) -> dict[str, floa
     }
 
 
-@torch.no_grad()
 def _answers(model: GPT2LMHeadModel, tokenizer, problems: list[Problem]) -> list[bool]:
-    model.eval()
-    tokenizer.padding_side = "left"
-    verdicts = []
-    for start in range(0, len(problems), 250):
-        part = problems[start : start + 250]
-        questions = tokenizer([f"{p.question}\n" for p in part], return_tensors="pt", padding=True)
-        written = model.generate(
-            input_ids=questions["input_ids"], attention_mask=questions["attention_mask"],
-            max_new_tokens=48, do_sample=False, pad_token_id=tokenizer.pad_token_id,
-        )[:, questions["input_ids"].shape[1] :]  # fmt: skip
-        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-        verdicts += [
-            t.split("####")[-1].strip() == str(p.answer) for t, p in zip(texts, part, strict=True)
-        ]
-    model.train()
-    return verdicts
+    questions = [f"{problem.question}\n" for problem in problems]
+    texts = written_texts(model, tokenizer, questions, new_tokens=48)
+    return [
+        text is not None and stated_answer(text) == str(problem.answer)
+        for text, problem in zip(texts, problems, strict=True)
+    ]
 
 
 def _batch(tokenizer, problems: list[Problem]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -143,9 +143,9 @@ def test_more_gpus_than_there_are(capsys, small_run, tmp_path):
         "source=null",
         f"store={store}",
         f"runs_dir={tmp_path}",
-        "resources.gpus_per_trial=3",
+        "resources.gpus_per_trial=1",
     )
-    assert "resources.gpus_per_trial is 3, but this Ray has 0 GPUs" in message
+    assert "resources.gpus_per_trial is 1, but this Ray has 0 GPUs" in message
 
 
 def test_a_cluster_that_is_not_there(capsys, place):

@@ -25,7 +25,7 @@ from raysae.activations.sequences import read_sequences
 from raysae.activations.splits import SPLITS
 from raysae.activations.store import Store
 from raysae.activations.store_files import StoreFile, StoreFiles, files_at
-from raysae.activations.synthetic import TRUTH_FILE
+from raysae.activations.truth_files import TRUTH_FILES
 from raysae.console.output import Table
 from raysae.printable import printable
 from raysae.sites import ALL, Position, Site
@@ -165,7 +165,7 @@ def around_token(sample: Sample, side: int, bold: bool) -> Text:
 
 def unlisted(store: Path | StoreFiles, manifest: Manifest) -> list[str]:
     """Notes on files in the store's folder that the manifest does not list; the first ones are named."""
-    known = {MANIFEST_FILE, TRUTH_FILE, *(file.file for file in files_of(manifest))}
+    known = {MANIFEST_FILE, *TRUTH_FILES, *(file.file for file in files_of(manifest))}
     names = (files_at(store) if isinstance(store, Path) else store).names()
     others = [name for name in names if name not in known]
     notes = [f"{file}: not listed in the manifest" for file in others[:NAMED_FILES]]

@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # a worker that only passes shards on need not import torch
     from torch import Tensor
 
     from raysae.activations.live import LivePlan
+    from raysae.sae.truth import Truth
     from raysae.training.rows import Splits
 
 Value = TypeVar("Value")
@@ -170,6 +171,19 @@ class Store:
         from raysae.activations.synthetic import read_truth  # imported late: it imports this file
 
         return read_truth(self.files, self.d_in)
+
+    def known_truth(self) -> "Truth | None":
+        """The true atoms of a synthetic store, and where they fire in a sample of rows, for metrics.
+
+        None for other stores. Raises UserError when a file of the truth is damaged.
+        """
+        atoms_GD = self.truth()
+        if atoms_GD is None:
+            return None
+        from raysae.activations.truth_files import read_sample
+        from raysae.sae.truth import Truth
+
+        return Truth(atoms_GD, *read_sample(self.files, atoms_GD))
 
     def training_bytes(self, site: Site) -> int:
         """Bytes of the site's training and validation rows in memory."""

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from raysae.activations.importing import import_command
 from raysae.activations.importing.import_command import place
+from raysae.activations.world_options import add_options, world_of
 from raysae.console.board import console, seconds
 from raysae.console.command_line import DONE, PARTLY, Parser
 from raysae.console.shell import look_at_store
 
 if TYPE_CHECKING:
+    from raysae.activations.hard_world import HardWorld
     from raysae.activations.manifest import Manifest
     from raysae.activations.store import Store
     from raysae.activations.synthetic import SuperpositionWorld
@@ -28,6 +30,7 @@ WIDE = 120
 SYNTHETIC = """\
 Write a store whose true features are known: each row is a sum of some of ATOMS unit vectors, each
 present with probability P and a magnitude from 0.5 to 1.5. truth.safetensors in the store holds them.
+The options of a hard world make atoms fire at Zipfian rates, in families, together, and so on.
 """
 
 
@@ -84,7 +87,7 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
     add("--out", type=place, required=True, metavar="STORE", help="the store's folder")
     add("--d-in", type=int, default=64, metavar="N", help="values per row (64)")
     add("--atoms", type=int, default=128, metavar="N", help="known features (128)")
-    add("--p", type=float, default=0.03, help="probability of each atom in a row (0.03)")
+    add("--p", type=float, help="probability of each atom in a row (0.03)")
     add("--rows", type=int, default=100_000, metavar="N", help="rows per site (100000)")
     add("--sites", type=int, default=1, metavar="N", help="layers, each with other rows (1)")
     add("--seed", type=int, default=0, metavar="N", help="decides atoms and rows (0)")
@@ -92,6 +95,7 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
     add("--validation", type=float, default=0.1, metavar="FRACTION", help="of the rows (0.1)")
     add("--test", type=float, default=0.1, metavar="FRACTION", help="of the rows (0.1)")
     add("--shard-rows", type=int, metavar="N", help="rows per shard (as many as fit 256 MiB)")
+    add_options(parser)
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -212,15 +216,26 @@ def _synthetic(args: argparse.Namespace) -> int:
         f"  {_size(manifest)} in {seconds(time.monotonic() - started)}\n"
         f"  a site: {counts.train:,} train, {counts.validation:,} validation, {counts.test:,} test "
         f"rows of {world.d_in} {manifest.dtype}\n"
-        f"  truth:  {args.out / TRUTH_FILE}, {world.atoms} atoms, each in a row with p {world.p}\n"
+        f"  truth:  {args.out / TRUTH_FILE}, {world.atoms} atoms, {_rates(args.out, world)}\n"
         f"{look_at_store(args.out)}"
     )
     return DONE
 
 
-def _world(args: argparse.Namespace) -> "SuperpositionWorld":
+def _rates(out: Path, world: "SuperpositionWorld | HardWorld") -> str:
+    """How often the atoms of a written store fire, in words."""
+    from raysae.activations.hard_world import HardWorld
+    from raysae.activations.truth_files import FAMILIES_FILE
+    from raysae.storage.files import read_json
+
+    if not isinstance(world, HardWorld):
+        return f"each in a row with p {world.p}"
+    measured = read_json(out / FAMILIES_FILE)["measured_l0"]
+    return f"{measured:.2f} in a row on average; their families are in {FAMILIES_FILE}"
+
+
+def _world(args: argparse.Namespace) -> "SuperpositionWorld | HardWorld":
     """The synthetic world of the options. Raises UserError on a value out of range."""
-    from raysae.activations.synthetic import SuperpositionWorld
     from raysae.errors import UserError
 
     for option in ("d_in", "atoms", "rows", "sites", "shard_rows", "seed"):
@@ -228,7 +243,7 @@ def _world(args: argparse.Namespace) -> "SuperpositionWorld":
         if value is not None and value < least:
             flag = "--" + option.replace("_", "-")
             raise UserError(f"{flag} {value}: expected a whole number from {least}")
-    if not 0 < args.p <= 1:
+    if args.p is not None and not 0 < args.p <= 1:
         raise UserError(f"--p {args.p}: expected a probability above 0 and at most 1")
     fractions = args.validation, args.test
     if not all(0 <= fraction < 1 for fraction in fractions) or sum(fractions) >= 1:
@@ -236,7 +251,7 @@ def _world(args: argparse.Namespace) -> "SuperpositionWorld":
             f"--validation {args.validation} and --test {args.test}: expected fractions of at "
             "least 0 that leave rows for training, such as 0.1 and 0.1"
         )
-    return SuperpositionWorld(args.d_in, args.atoms, args.p, args.seed)
+    return world_of(args)
 
 
 def _check_folder(out: Path | str) -> None:

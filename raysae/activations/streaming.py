@@ -183,6 +183,6 @@ def rows_within(store: Store, site: Site, memory: float) -> Splits:
         if store.uri is None:  # else comparing the checksums is a whole pass over the data
             store.check(*store.entry(site).shards)
         train, validation = (StreamedRows(store, site, split) for split in TRAINING_SPLITS)
-        return Splits(train, validation, store.truth())
+        return Splits(train, validation, store.known_truth())
     in_memory, held_out = (Rows(list(store.blocks(site, split))) for split in TRAINING_SPLITS)
-    return Splits(in_memory, held_out, store.truth())
+    return Splits(in_memory, held_out, store.known_truth())

@@ -15,9 +15,11 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from raysae.activations.damage import DAMAGE, reason
+from raysae.activations.hard_world import HardWorld
 from raysae.activations.manifest import Manifest
 from raysae.activations.schema import Dtype
 from raysae.activations.store_files import StoreFiles
+from raysae.activations.truth_files import write_families, write_sample
 from raysae.activations.writer import refuse_existing, write_store
 from raysae.errors import UserError
 from raysae.sites import ALL, Site
@@ -26,7 +28,7 @@ from raysae.storage.trouble import as_os_error
 
 TRUTH_FILE = "truth.safetensors"
 PART_ROWS = 65_536
-ATOMS_STREAM, ROWS_STREAM = 0, 1
+ATOMS_STREAM, ROWS_STREAM, SAMPLE_STREAM = 0, 1, 2
 """Separate random streams, not torch's: an SAE with the same seed cannot start from the truth."""
 
 
@@ -54,10 +56,19 @@ class SuperpositionWorld:
 
     def rows(self, count: int, part: int | tuple[int, ...] = 0) -> Tensor:
         """Draw ``count`` activations ``[count, d_in]``, float32; each ``part`` is another draw."""
-        random = _random(self.seed, ROWS_STREAM, *((part,) if isinstance(part, int) else part))
+        stream = (part,) if isinstance(part, int) else part
+        return self._draw(count, _random(self.seed, ROWS_STREAM, *stream))[0]
+
+    def sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """``count`` rows ``[count, d_in]`` that are in no store, and which atoms are in each ``[count,
+        atoms]``, bool."""
+        return self._draw(count, _random(self.seed, SAMPLE_STREAM))
+
+    def _draw(self, count: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         present = random.random((count, self.atoms)) < self.p
         magnitude = random.uniform(0.5, 1.5, (count, self.atoms))
-        return torch.from_numpy(present * magnitude).float() @ self.truth()
+        rows = torch.from_numpy(present * magnitude).float() @ self.truth()
+        return rows, torch.from_numpy(present)
 
     def stream(self, count: int, layer: int) -> Iterator[Tensor]:
         """Draw ``count`` activations of one layer, in parts ``[rows, d_in]`` of at most ``PART_ROWS``."""
@@ -133,7 +144,7 @@ def _random(seed: int, *stream: int) -> np.random.Generator:
 
 def write_synthetic_store(
     folder: Path,
-    world: SuperpositionWorld,
+    world: SuperpositionWorld | HardWorld,
     rows: int,
     *,
     sites: int = 1,
@@ -145,13 +156,17 @@ def write_synthetic_store(
     """Write a store with ``rows`` rows at each of ``sites`` layers; the layers are independent draws.
 
     ``validation`` and ``test`` are fractions of the rows; ``shard_rows`` limits a shard. The true atoms
-    are written to ``truth.safetensors`` in the store (``atoms [atoms, d_in]``). Returns the manifest.
+    are written to ``truth.safetensors`` in the store (``atoms [atoms, d_in]``), a sample of further rows
+    and what fires in them as ``truth_files`` says. Returns the manifest.
     Raises UserError when the folder holds a store already.
     """
     refuse_existing(folder)
     # before the manifest, which makes the folder a store
     with replacing(folder / TRUTH_FILE) as temporary, as_os_error(temporary):
         save_file({"atoms": world.truth()}, temporary)
+    measured = write_sample(folder, world, rows)
+    if isinstance(world, HardWorld):
+        write_families(folder, {**world.described(), **measured})
     return write_store(
         folder,
         {Site(layer, ALL): world.stream(rows, layer) for layer in range(sites)},

@@ -10,15 +10,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from raysae.analysis.section import Section
 from raysae.analysis.subject import Subject
 from raysae.config.section import Section as Settings
 from raysae.sites import Site
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 Alive = Callable[[], None]
 """To be called after every step of an item: it tells that the worker does not hang."""
+
+
+Parts = Callable[[], "Iterator[pa.Table]"]
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,10 @@ class Result:
     section: Section
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Rows of the tables, each written as ``NAME.parquet``."""
-    large: Mapping[str, Callable[[], Iterator[Any]]] = field(default_factory=dict)
-    """Tables that do not fit into memory, each as ``NAME.parquet`` from Arrow tables of one schema."""
     brief: str = ""
     """The outcome in one line, for the console."""
+    large: Mapping[str, Parts] = field(default_factory=dict)
+    """Tables too large for memory: what gives each one's parts as tables of Arrow."""
 
 
 class Phase(ABC):
@@ -72,6 +78,11 @@ class Phase(ABC):
     @abstractmethod
     def items(self, subject: Subject, settings: Any) -> list[Item]:
         """The work of the phase, at least one item."""
+
+    def inputs(self, subject: Subject, settings: Any, item: Item | None) -> Mapping[str, Any]:
+        """What else makes an item, or without one the result, beside the settings, the store and the
+        sites' SAEs: such as digests of what the settings name."""
+        return {}
 
     @abstractmethod
     def work(self, subject: Subject, settings: Any, item: Item, folder: Path, alive: Alive) -> None:

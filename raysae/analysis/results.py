@@ -3,16 +3,20 @@
 Each is a folder that is written whole or not at all; its file says what made it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from raysae.analysis.phase import Item, Phase, Result
 from raysae.analysis.subject import Subject
 from raysae.errors import UserError
 from raysae.identity import Made, differences, flat
 from raysae.records.run_files import RunFiles
-from raysae.records.tables import write_table, write_tables
+from raysae.records.tables import write_table
 from raysae.sae.checkpoint import METRICS_FILE, WEIGHTS_FILE
 from raysae.storage.files import read_json, sha256_of, write_json
 
@@ -46,6 +50,7 @@ def made_of(subject: Subject, phase: Phase, settings: Any, item: Item | None = N
         "seed": subject.seed,
         **{f"sae.{site.folder}": sae_digest(subject.atlas.files.saes[site]) for site in sites},
         **flat({phase.name: settings.model_dump(mode="json")}),
+        **flat({"inputs": phase.inputs(subject, settings, item)}),
         **({} if item is not None else flat({"uses": used})),
     }
 
@@ -94,8 +99,8 @@ def write_result(
         for name, rows in result.tables.items():
             if rows:
                 write_table(folder / f"{name}.parquet", rows)
-        for name, tables in result.large.items():
-            write_tables(folder / f"{name}.parquet", tables())
+        for name, parts in result.large.items():
+            _write_parts(folder / f"{name}.parquet", parts())
         draw(folder)
         record = {
             "phase": phase.name, "title": phase.title, "made": made, "figures": dict(result.figures),
@@ -103,6 +108,16 @@ def write_result(
         }  # fmt: skip
         write_json(folder / RESULT_FILE, record)
     return target
+
+
+def _write_parts(file: Path, parts: Iterator[pa.Table]) -> None:
+    """Write a table part by part; none where there is no part."""
+    first = next(parts, None)
+    if first is None:
+        return
+    with pq.ParquetWriter(file, first.schema, compression="zstd") as writer:
+        for part in chain([first], parts):
+            writer.write_table(part)
 
 
 def read_result(files: RunFiles, phase: str) -> dict[str, Any] | None:

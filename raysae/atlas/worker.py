@@ -21,6 +21,7 @@ from raysae.storage.leftovers import remove_leftovers_of
 from raysae.storage.trouble import reason_in_words
 from raysae.training import TrainingConfig
 from raysae.training.ensemble import Ensemble, Member
+from raysae.training.lost_device import raise_if_lost
 from raysae.training.rows import Splits
 
 Record = dict[str, Any]
@@ -158,6 +159,7 @@ class AtlasWorker:
                 beside=members.beside(lambda _: source),
             )  # fmt: skip
         except Exception as error:  # one failed site must not end the others
+            raise_if_lost(error)
             return {"failed": failure_reason(self.files, folder, error)}
         members.discard_checkpoints()
         self.files.remove_checkpoint(self.files.checkpoint(folder))

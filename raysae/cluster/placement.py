@@ -3,21 +3,16 @@
 import math
 from dataclasses import dataclass, replace
 
+from raysae.cluster.gpus import check_fits, least_memory
 from raysae.config import ResourcesConfig
 from raysae.errors import UserError
 
-AUTO_GPU_FRACTION = 0.25
-"""The fraction of a GPU that ``auto`` reserves when its memory is unknown (a logical GPU)."""
-CUDA_CONTEXT = 600 * 2**20
-"""Bytes that a process takes on a GPU before its first tensor."""
+AUTO_GPUS = 1
+"""The GPUs that ``auto`` reserves: processes that share one only take turns, while packs fill it."""
 PROCESS = 450 * 2**20
 """Bytes of a worker that has imported torch and Ray, before its first training."""
 MEMORY_FRACTION = 0.9
-"""The fraction of a GPU's or a node's memory that trials may take."""
-MOST_A_GPU = 8
-"""At most so many trials share a GPU under ``auto``."""
-LOOK_SECONDS = 60
-"""Seconds to wait for a task that reads a GPU's free memory."""
+"""The fraction of a node's memory that trials may take."""
 READER_CPUS = 0.5
 """CPUs that a trial reserves for its reader threads when it streams its rows."""
 
@@ -45,18 +40,21 @@ class Placement:
         return f"{self.workers} at once, {self.cpus:g} CPU{gpus} each"
 
 
-def place(resources: ResourcesConfig, memory_each: int = 0, reserved: float = 0.0) -> Placement:
+def place(
+    resources: ResourcesConfig, memory_each: int = 0, reserved: float = 0.0, rows: int = 0
+) -> Placement:
     """How many workers fit on the connected Ray, each training in up to ``memory_each`` bytes.
 
-    ``memory_each`` 0 means unknown; ``reserved`` CPUs are left free. Raises UserError when not even one
-    worker fits.
+    ``memory_each`` 0 means unknown; ``reserved`` CPUs are left free; ``rows`` are the bytes of the rows,
+    which are on the GPU where they fit. Raises UserError when not even one worker fits, or torch cannot
+    use the GPUs.
     """
     import ray
 
     there = ray.cluster_resources()
     cpus, gpus = there.get("CPU", 0.0) - reserved, there.get("GPU", 0.0)
     asked = resources.gpus_per_trial
-    fraction = (_auto_fraction(memory_each) if gpus else 0.0) if asked == "auto" else asked
+    fraction = (AUTO_GPUS if gpus else 0.0) if asked == "auto" else asked
     for name, wanted, found in (("cpus", resources.cpus_per_trial, cpus), ("gpus", fraction, gpus)):
         if wanted > found:
             raise UserError(
@@ -65,8 +63,11 @@ def place(resources: ResourcesConfig, memory_each: int = 0, reserved: float = 0.
             )
     fit = math.floor(cpus / resources.cpus_per_trial + 1e-9)
     if fraction:
-        per_gpu = math.floor(1 / fraction + 1e-9) if fraction <= 1 else 1 / math.ceil(fraction)
-        fit = min(fit, math.floor(gpus * per_gpu + 1e-9))
+        memory = least_memory()
+        if memory is not None:
+            held = rows if rows <= memory.free * fraction / 2 else 0
+            check_fits(fraction, memory_each + held, memory)
+        fit = min(fit, math.floor(gpus * math.floor(1 / fraction + 1e-9) + 1e-9))
     elif memory_each:
         fit = min(fit, _fit_memory(memory_each, there.get("memory", math.inf)))
     return Placement(resources.cpus_per_trial, fraction, min(fit, resources.max_concurrent or fit))
@@ -82,38 +83,6 @@ def _fit_memory(memory_each: int, there: float) -> int:
             f"{there / 2**30:.1f} GiB in all; lower d_sae, batch_size or seeds_per_trial"
         )
     return math.floor(fit) if math.isfinite(fit) else 1_000_000
-
-
-def _auto_fraction(memory_each: int) -> float:
-    """The fraction of a GPU that one trial reserves: 1/n when n trials and their contexts fit."""
-    free = _gpu_memory()
-    if free is None:
-        return AUTO_GPU_FRACTION
-    needed = memory_each + CUDA_CONTEXT
-    if needed > free:
-        raise UserError(
-            f"a trial of the largest config takes {needed / 2**30:.1f} GiB, and a GPU here has "
-            f"{free / 2**30:.1f} GiB free; lower d_sae, batch_size or seeds_per_trial, or set "
-            "resources.gpus_per_trial=0"
-        )
-    return 1 / min(max(int(MEMORY_FRACTION * free / needed), 1), MOST_A_GPU)
-
-
-def _gpu_memory() -> int | None:
-    """Free bytes on one of this Ray's GPUs; None when torch cannot use it or all are taken."""
-    import ray
-
-    def look() -> int | None:
-        import torch
-
-        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
-
-    task = ray.remote(num_gpus=0.01, num_cpus=0, max_calls=1)(look).remote()
-    try:
-        return ray.get(task, timeout=LOOK_SECONDS)
-    except ray.exceptions.GetTimeoutError:  # all GPUs are taken
-        ray.cancel(task, force=True)
-        return None
 
 
 def place_extraction(resources: ResourcesConfig) -> Placement:
@@ -145,10 +114,12 @@ def beside_live(resources: ResourcesConfig) -> tuple[Placement, Placement]:
     On CPUs there are as many of these as trials, and each of both reserves half of a trial's CPUs: while
     trials wait for rows the others use their CPUs, and the reverse. Trials of several CPUs, whose results
     depend on the number of their threads, keep them and leave half of the workers to computing. On GPUs
-    one worker computes, on the fraction of a GPU that a trial has. Raises UserError when not even one of
-    each fits.
+    one worker computes, on the fraction of a GPU that a trial has; a single GPU is halved. Raises
+    UserError when not even one of each fits.
     """
     every = place(resources)
+    if every.gpus and every.workers < 2 and resources.gpus_per_trial == "auto":
+        every = place(resources.model_copy(update={"gpus_per_trial": 0.5}))
     if every.workers < 2 and (every.gpus or every.cpus > 1):
         raise UserError(
             f"source.live: {every.workers} worker of {every.cpus:g} CPU and {every.gpus:g} GPU fits on "

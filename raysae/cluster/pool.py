@@ -18,6 +18,7 @@ from raysae.cluster.placement import Placement
 from raysae.cluster.pool_worker import (
     Begun,
     Broken,
+    Lost,
     Outcome,
     PoolWorker,
     Progress,
@@ -164,11 +165,13 @@ class _Pool:
         except RayTaskError as error:  # the message could not be pickled
             message = failure_of(error.cause if isinstance(error.cause, Exception) else error)
         except RayError as error:
-            return self._lost(slot, error)
+            return self._lost(slot, _reason(error))
         if isinstance(message, Begun):
             slot.begun, slot.failed_starts = message, 0
         elif isinstance(message, Progress):
             self.on_progress(slot.item, message.report)
+        elif isinstance(message, Lost):
+            return self._lost(slot, message.reason)
         elif isinstance(message, Broken):
             self._give_up(slot, message.outcome)
             self.waiting.appendleft(slot.item)
@@ -177,10 +180,10 @@ class _Pool:
             return message
         return None
 
-    def _lost(self, slot: _Slot, error: RayError) -> Outcome[Any] | None:
+    def _lost(self, slot: _Slot, reason: str) -> Outcome[Any] | None:
         """The slot's actor was lost: end its item, or put it back for another actor."""
         slot.end()
-        item, reason = slot.item, _reason(error)
+        item = slot.item
         value = self.committed(item)
         if value is not None:
             return Outcome(value)

@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import ray
 
 from raysae.cluster.alarm import HangAlarm
+from raysae.cluster.worker import end_if_lost
 from raysae.errors import UserError
 from raysae.redaction import traceback_of
 from raysae.storage.trouble import reason_in_words
@@ -74,6 +75,13 @@ class Broken:
     outcome: Outcome[Any] = field(default_factory=Outcome)
 
 
+@dataclass(frozen=True)
+class Lost:
+    """The process can no longer use its GPU, and ends; another one can do the item."""
+
+    reason: str
+
+
 def failure_of(error: Exception) -> Outcome[Any]:
     """The outcome of an item, or of a constructor, that raised ``error``."""
     if isinstance(error, UserError):
@@ -84,9 +92,10 @@ def failure_of(error: Exception) -> Outcome[Any]:
 class PoolWorker:
     """Answers ``do(item)`` with a stream of messages.
 
-    The stream is ``Begun``, some ``Progress``, then ``Outcome``; or ``Broken`` alone when there is no
-    worker. ``work`` is a list with one reference to a ``Work``. An item may make no step for up to
-    ``hang_seconds``; ``report_seconds`` is the least time between two progress reports.
+    The stream is ``Begun``, some ``Progress``, then ``Outcome``, or ``Lost``, after which the process
+    ends; or ``Broken`` alone when there is no worker. ``work`` is a list with one reference to a
+    ``Work``. An item may make no step for up to ``hang_seconds``; ``report_seconds`` is the least time
+    between two progress reports.
     """
 
     def __init__(self, work: list[Any], hang_seconds: float | None, report_seconds: float):
@@ -96,17 +105,22 @@ class PoolWorker:
             work_here: Work = ray.get(work[0])
             self.worker = work_here.make(*work_here.arguments)
         except Exception as error:  # Ray would wrap it in a long message of its own
+            end_if_lost(error)
             self.broken = Broken(failure_of(error))
 
     @ray.method(num_returns="streaming")
-    def do(self, item: Any) -> Iterator[Begun | Progress | Broken | Outcome[Any]]:
+    def do(self, item: Any) -> Iterator[Begun | Progress | Broken | Lost | Outcome[Any]]:
         """Do one item and stream the messages about it. Failures are messages, never exceptions."""
         if self.broken is not None:
             yield self.broken
             return
         alarm = HangAlarm(self.worker.hung_file(item), self.hang_seconds)
         yield Begun(alarm.file)
-        yield (yield from self._done(item, alarm))
+        try:
+            yield (yield from self._done(item, alarm))
+        except Exception as error:  # of a lost GPU
+            yield Lost(reason_in_words(error))
+            end_if_lost(error)
 
     def _done(self, item: Any, alarm: HangAlarm) -> Generator[Progress, None, Outcome[Any]]:
         try:
@@ -116,6 +130,7 @@ class PoolWorker:
                 result = yield from self._reported(result)
             return Outcome(result)
         except Exception as error:  # the actor continues with other items
+            _raise_if_lost(error)
             return failure_of(error)
         finally:
             alarm.cancel()
@@ -131,3 +146,11 @@ class PoolWorker:
             if time.monotonic() - last_report >= self.report_seconds:
                 last_report = time.monotonic()
                 yield Progress(report)
+
+
+def _raise_if_lost(error: Exception) -> None:
+    from raysae.training.lost_device import (
+        raise_if_lost,  # imports torch, which the driver need not
+    )
+
+    raise_if_lost(error)

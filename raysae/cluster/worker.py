@@ -1,21 +1,36 @@
 """What every Ray worker of raysae does first: set its threads and choose its device."""
 
 import os
+import sys
+
+from raysae.cluster.gpus import are_logical, limit_memory, look_here
+from raysae.errors import UserError
 
 
 def prepare_worker() -> str:
     """Set torch's threads to the CPUs that Ray reserved; return the device, ``cuda`` or ``cpu``.
 
     The device follows from Ray's allocation and not from ``cuda.is_available()``, because a worker
-    without a GPU of its own still sees every GPU of the node. When torch cannot use the GPU (a logical
-    one, or a CPU build of torch), the worker uses the CPU; the tables' ``device`` column shows it.
+    without a GPU of its own still sees every GPU of the node. A worker with a fraction of a GPU is
+    held to that fraction of its memory. Raises UserError when torch cannot use the GPU, rather than
+    train on the CPU unseen.
     """
     import ray
     import torch
 
     torch.set_num_threads(max(int(os.environ.get("OMP_NUM_THREADS", "1")), 1))
-    gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
-    return "cuda" if gpus and torch.cuda.is_available() else "cpu"
+    here = ray.get_runtime_context()
+    if not here.get_accelerator_ids().get("GPU", []) or are_logical():
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"Ray gave this worker a GPU that torch cannot use: {look_here()}. Check the node's driver "
+            "and its build of torch, or set resources.gpus_per_trial=0"
+        )
+    share = here.get_assigned_resources().get("GPU", 1.0)
+    if share < 1:
+        limit_memory(share)
+    return "cuda"
 
 
 def memory_used(device: str) -> int:
@@ -27,3 +42,16 @@ def memory_used(device: str) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def end_if_lost(error: Exception) -> None:
+    """End this process when ``error`` says that its GPU is lost; its work is then done by another."""
+    from raysae.training.lost_device import is_lost
+
+    if is_lost(error):
+        print(
+            f"raysae: the GPU of this worker is lost, so it ends: {error}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)

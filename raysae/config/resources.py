@@ -16,7 +16,9 @@ class ResourcesConfig(Section):
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1
     """CPU cores a trial (and a worker of the atlas and of extraction) reserves; its threads."""
     gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """GPUs or a fraction of one a trial reserves; ``auto``: a quarter where Ray has any, else none."""
+    """The GPU or the fraction of one that a trial (and a worker of the atlas) reserves; ``auto``: one
+    where Ray has any, else none. Processes that share a GPU take turns on it, and each is held to its
+    fraction of the memory; 0 trains on CPUs."""
     reading: Literal["auto", "shared", "scan", "streaming"] = "auto"
     """How trials read their rows: one shared copy in memory; one scan by Ray Data for all trials that run
     at the same time; or streamed by each trial for itself. ``auto`` shares what fits and scans what does
@@ -51,7 +53,10 @@ class ResourcesConfig(Section):
 
     @field_validator("gpus_per_trial")
     @classmethod
-    def _whole_or_a_part_of_one(cls, value: float | str) -> float | str:
-        if isinstance(value, float | int) and value > 1 and value != int(value):
-            raise ValueError("a trial takes a fraction of one GPU, or whole ones, such as 2")
+    def _one_or_a_part_of_it(cls, value: float | str) -> float | str:
+        if isinstance(value, float | int) and value > 1:
+            raise ValueError(
+                "a trial is trained on one GPU: give 1 or a fraction of one; several GPUs train as many "
+                "trials (and groups of the atlas's sites) at the same time"
+            )
         return value

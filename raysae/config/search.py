@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
@@ -22,10 +22,15 @@ def _known_metric(name: str) -> str:
 
 Metric = Annotated[str, AfterValidator(_known_metric)]
 """A metric that a search may optimise or bound; see ``raysae.metrics``."""
-Rule = Literal["parsimonious", "knee", "stable_knee", "ev_floor_then_min_dead", "max_ev", "pareto"]
+Rule = Literal[
+    "auto", "parsimonious", "knee", "stable_knee", "ev_floor_then_min_dead", "max_ev", "pareto"
+]
 LARGEST_GRID = 100_000
 """The most configs of a grid."""
 Sampler = Literal["tpe", "nsga2", "random", "grid", "list"]
+Control = Literal["frozen_decoder", "gaussian", "pca", "shuffled_model"]
+CHEAP: tuple[Control, ...] = ("frozen_decoder", "gaussian", "pca")
+"""The controls that need no model."""
 
 
 class Choices(Section):
@@ -194,9 +199,23 @@ class SweepConfig(Section):
     below the median. Who is stopped depends on timing, so two runs of one recipe may then differ."""
     grace: Fraction = 0.2
     """Fraction of its training that a trial has before it may be stopped early."""
+    controls: Literal["cheap", "all", "none"] | tuple[Control, ...] = "cheap"
+    """What the choice is compared with: ``frozen_decoder``, the chosen config under a dictionary that
+    stays random; ``gaussian``, the same trained on Gaussian rows of the same mean and covariance;
+    ``pca`` with K components; ``shuffled_model``, the same trained on the model with shuffled weights.
+    ``cheap``: all but the last; ``all``; ``none``; or a list."""
     reproducible: bool = True
     """Whether proposals wait for the trials they follow from; false never waits for a straggler, and
     two runs of one recipe then try different configs."""
+
+    @property
+    def wanted_controls(self) -> tuple[Control, ...]:
+        """The names of the controls, in their order, each once."""
+        if self.controls == "none" or not self.enabled:
+            return ()
+        named = (*CHEAP, "shuffled_model") if self.controls == "all" else self.controls
+        named = CHEAP if named == "cheap" else named
+        return tuple(name for name in get_args(Control) if name in named)
 
     @model_validator(mode="before")
     @classmethod
@@ -262,8 +281,9 @@ class SweepConfig(Section):
 class SelectConfig(Section):
     """How the sweet spot is chosen among the trials."""
 
-    rule: Rule = "parsimonious"
-    """The rule that decides; what the others would choose is recorded too. ``pareto`` leaves the
+    rule: Rule = "auto"
+    """The rule that decides; what the others would choose is recorded too. ``auto`` combines
+    indicators, gives intervals and says how sure it is; ``pareto`` leaves the
     choice among the front to you."""
     trial: int | None = None
     """Your own choice among the finished trials; the rules are then only recorded."""

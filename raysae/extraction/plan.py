@@ -1,6 +1,7 @@
 """The plan of an extraction: checked before any work begins."""
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
@@ -19,7 +20,7 @@ from raysae.identity import differences, flat
 from raysae.sites import Position, Site, hookpoints_in_sites
 from raysae.storage.file_systems import place_of
 from raysae.storage.files import json_from, refuse_links_outside, remove_folder
-from raysae.storage.remote import bind, discard
+from raysae.storage.remote import bind, discard, join
 from raysae.transformer.loading import ModelSpec, load_model_config
 from raysae.transformer.model_config import (
     longest_context,
@@ -37,7 +38,7 @@ OTHER_COLUMNS_BYTES = 16
 """Bytes of a stored row beside its activation."""
 NOT_CONTENT = ("keep",)
 """Settings of ``source`` that do not change the rows or their order."""
-ADDED = {"live": False, "max_norm_ratio": None}
+ADDED = {"live": False, "max_norm_ratio": None, "shuffled": None}
 """Settings of ``source`` that count only where they are not as given here, so that other stores stay as
 they were."""
 PREFIX = "source."
@@ -68,6 +69,8 @@ class ExtractionPlan:
     records and the shards in work lie."""
     copy_store: bool = False
     """Whether a finished store at a URI is copied to this node before it is read."""
+    shuffled: int | None = None
+    """The seed by which the model's weights are shuffled; None: they are not."""
 
     @property
     def place(self) -> str:
@@ -128,12 +131,29 @@ class ExtractionPlan:
     def differences(self, found: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """The settings in which the source of another store or extraction differs from this plan's, as
         pairs (found, this plan's). Settings that did not exist then count as their defaults."""
-        defaults = flat(SourceConfig().model_dump(mode="json"))
+        defaults = {**flat(SourceConfig().model_dump(mode="json")), "shuffled": None}
         return differences(flat(found), flat(self._identity()), defaults)
 
     def _identity(self) -> dict[str, Any]:
         source = self.source.model_dump(mode="json", exclude=set(NOT_CONTENT))
-        return {**source, "seed": self.seed}
+        return {**source, "seed": self.seed, "shuffled": self.shuffled}
+
+
+def plan_shuffled(recipe: Recipe, sites: Sequence[Site], seed: int, folder: str) -> ExtractionPlan:
+    """The extraction at ``sites`` of the recipe's texts by its model with weights shuffled by ``seed``.
+
+    Its store lies in the run, in ``folder``. It is in float32: nobody knows how large the activations of
+    such a model are. Raises UserError as ``plan_extraction`` does.
+    """
+    plan, layers = plan_extraction(recipe), tuple(sorted({site.layer for site in sites}))
+    positions = tuple(dict.fromkeys(site.position for site in sites))
+    changed = {"layers": layers, "positions": positions, "dtype": "float32", "live": False}
+    return replace(
+        plan, source=plan.source.model_copy(update=changed),
+        readable=plan.readable.model_copy(update=changed), layers=layers, shuffled=seed,
+        folder=recipe.run_folder / folder, copy_store=False,
+        uri=None if recipe.run_uri is None else join(recipe.run_uri, folder),
+    )  # fmt: skip
 
 
 def plan_extraction(recipe: Recipe) -> ExtractionPlan:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,18 +150,20 @@ class ShardExtractor:
 
 
 def load_capturer(plan: ExtractionPlan, device: str) -> "tuple[Capturer, str]":
-    """The plan's transformer, ready to capture all its layers, and the hash of its weights.
+    """The plan's transformer, ready to capture its layers, and the hash of its weights. Blocks above
+    the highest of the layers do not run.
 
     Raises UserError when it cannot be loaded or read.
     """
     from raysae.transformer.capture import Capturer, weights_hash
 
-    source, model = plan.source, load_model(model_spec(plan.readable))
+    spec = replace(model_spec(plan.readable), shuffled=plan.shuffled)
+    source, model = plan.source, load_model(spec)
     sha256 = weights_hash(model)
     capturer = Capturer(
         model.to(device), hookpoint=source.hookpoints, layers=plan.layers, dtype=source.dtype
     )
-    return capturer, sha256
+    return capturer.only(plan.layers), sha256
 
 
 def read_part(files: StoreFiles, shard: int) -> list[TokenSequence]:

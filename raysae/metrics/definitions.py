@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from raysae.metrics.indicators import indicators, truth
 from raysae.metrics.registry import (
     CANDIDATES,
     CONSOLE,
@@ -221,8 +222,30 @@ def _costs() -> list[Metric]:
     ]  # fmt: skip
 
 
+def _controls() -> list[Metric]:
+    """What the choice is compared with; on the run itself, not on its trials."""
+    explained = {
+        "frozen_decoder": "the chosen config with a dictionary that stayed random",
+        "gaussian": "the chosen config trained on Gaussian rows of the same mean and covariance",
+        "pca": "as many principal components as K (or the rounded L0)",
+        "shuffled_model": "the chosen config trained on the model with shuffled weights",
+    }
+    controls = [
+        Metric(
+            f"control_{name}_explained_variance", f"explained_variance of {what}", "",
+            range=(-math.inf, 1.0), shown=frozenset({MLFLOW}), form="{:.4f}", merge="none",
+        )
+        for name, what in explained.items()
+    ]  # fmt: skip
+    reaching = Metric(
+        "control_pca_components", "principal components that explain as much as the chosen SAE",
+        range=COUNT, shown=frozenset({MLFLOW}), merge="none",
+    )  # fmt: skip
+    return [*controls, reaching]
+
+
 FAMILIES: tuple[Callable[[], list[Metric]], ...] = (
-    _reconstruction, _errors, _agreement, _training, _costs
+    _reconstruction, _errors, _agreement, indicators, truth, _training, _controls, _costs
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from raysae.cluster.gpus import cost_of_sharing
 from raysae.cluster.placement import Placement, place
 from raysae.cluster.worker import memory_used, prepare_worker
 from raysae.config import Recipe, ResourcesConfig
@@ -14,12 +15,15 @@ from raysae.pipeline.estimate import Needs
 from raysae.sae import SAEConfig
 from raysae.training import TrainingConfig
 from raysae.training.ensemble import Member, train_members
+from raysae.training.memory import free_bytes
+from raysae.training.placing import DEVICE_SHARE
 from raysae.training.rows import Rows
 
-BOUNDS = (0.6, 2.0)
-"""A training takes between these fractions of its estimated memory."""
-BATCHES = 2
-"""Steps of a measured training; its memory does not grow after the first one."""
+BOUNDS = (0.6, 2.5)
+"""A training takes between these fractions of its estimated memory; most where all latents are dead."""
+STEPS = {"cpu": 2, "cuda": 4}
+"""Steps of a measured training; its memory grows at the first, and on a GPU once more at the third, which
+is captured."""
 LOOK_SECONDS = 300
 """Seconds to wait for a measurement before the estimate is used."""
 
@@ -52,9 +56,12 @@ def admit(recipe: Recipe, wanted: Needs) -> Admission:
     in a worker and measured. Raises UserError when not even one trial fits.
     """
     resources, estimate = recipe.resources, wanted.memory_per_trial
-    placement = place(resources, estimate)
+    rows = wanted.row_bytes
+    placement = place(resources, estimate, rows=rows)
+    if (cost := cost_of_sharing(placement.gpus)) is not None:
+        console.print(cost)
     try:
-        bounds = [place(resources, int(fraction * estimate)) for fraction in BOUNDS]
+        bounds = [place(resources, int(fraction * estimate), rows=rows) for fraction in BOUNDS]
     except UserError:  # the upper bound does not fit
         bounds = []
     if bounds and bounds[0] == bounds[1]:
@@ -70,15 +77,14 @@ def _measured(resources: ResourcesConfig, placement: Placement, wanted: Needs) -
     """Bytes that a trial of the largest config takes in a worker; None when no worker is free."""
     import ray
 
-    gpus = 1 if placement.gpus and resources.gpus_per_trial == "auto" else placement.gpus
     # a runtime environment of its own gives a new process, whose peak memory is this trial's alone
     alone = {"env_vars": {"RAYSAE_MEASURING": uuid.uuid4().hex}}
     options = {
-        "num_cpus": placement.cpus, "num_gpus": gpus, "max_calls": 1, "max_retries": 0,
+        "num_cpus": placement.cpus, "num_gpus": placement.gpus, "max_calls": 1, "max_retries": 0,
         "runtime_env": alone,
     }  # fmt: skip
     task = ray.remote(**options)(peak_memory).remote(
-        wanted.largest, wanted.d_in, wanted.trained_together
+        wanted.largest, wanted.d_in, wanted.trained_together, wanted.row_bytes
     )
     try:
         return ray.get(task, timeout=LOOK_SECONDS)
@@ -94,18 +100,21 @@ def _measured(resources: ResourcesConfig, placement: Placement, wanted: Needs) -
         ) from None
 
 
-def peak_memory(largest: tuple[SAEConfig, TrainingConfig], d_in: int, together: int) -> int:
+def peak_memory(
+    largest: tuple[SAEConfig, TrainingConfig], d_in: int, together: int, row_bytes: int = 0
+) -> int:
     """Bytes at the peak of ``together`` trainings on noise, with evaluation and export.
 
-    Runs in a worker of its own. On a CPU, what the worker held before is subtracted. Raises what a
-    training raises.
+    All latents are dead, so that AuxK takes what it can take. On a GPU, ``row_bytes`` more are held, as
+    the real rows are. Runs in a worker of its own. On a CPU, what the worker held before is subtracted.
+    Raises what a training raises.
     """
     device = prepare_worker()
     before = memory_used(device)
-    sae, training = largest
-    few = replace(training, epochs=1, tokens=BATCHES * training.batch_size, evaluations=1)
+    held = _held(row_bytes, device)
+    sae, few = largest[0], measured_training(largest[1], STEPS[device])
     generator = torch.Generator().manual_seed(0)
-    noise = Rows(torch.randn(BATCHES * training.batch_size, d_in, generator=generator))
+    noise = Rows(torch.randn(few.tokens or 1, d_in, generator=generator))
     members = [Member(sae, few, noise, noise, seed) for seed in range(together)]
     for member in train_members(members, device):  # all hold their memory at once, as in a trial
         if member.failure is not None:
@@ -113,6 +122,21 @@ def peak_memory(largest: tuple[SAEConfig, TrainingConfig], d_in: int, together: 
     for member in members:
         member.trainer.final_metrics()
         member.trainer.sae()
+    del held
     if device == "cuda":
         return torch.cuda.max_memory_reserved()
     return memory_used(device) - before
+
+
+def measured_training(training: TrainingConfig, steps: int) -> TrainingConfig:
+    """The same training, over so many steps, with all latents dead from the first one on."""
+    return replace(
+        training, epochs=1, tokens=steps * training.batch_size, evaluations=1, aux_window_tokens=0
+    )
+
+
+def _held(row_bytes: int, device: str) -> torch.Tensor | None:
+    """Memory as large as the rows, where these are put on a GPU."""
+    if device == "cpu" or row_bytes > DEVICE_SHARE * (free_bytes(device) or 0):
+        return None
+    return torch.empty(row_bytes, dtype=torch.uint8, device=device)

@@ -1,6 +1,7 @@
 """What a run will need: its largest config, memory and disk, as upper estimates."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,6 +34,8 @@ class Needs:
     """Bytes that the run writes to its folder."""
     store_bytes: int
     """Bytes of a store that has to be extracted; 0 when the number of texts is not known."""
+    row_bytes: int = 0
+    """Bytes of the rows of the sweep's sites, which a process holds once on its GPU where they fit."""
 
 
 def configs_of(recipe: Recipe, d_in: int | None = None) -> list[Parameters]:
@@ -47,10 +50,12 @@ def configs_of(recipe: Recipe, d_in: int | None = None) -> list[Parameters]:
     return space.grid() if recipe.sweep.sampler == "grid" else space.valid_corners()
 
 
-def needs(recipe: Recipe, where: Store | ExtractionPlan, atlas_sites: int) -> Needs:
+def needs(
+    recipe: Recipe, where: Store | ExtractionPlan, atlas_sites: int, sites: Sequence[Site] = ()
+) -> Needs:
     """What the run of ``recipe`` needs, on a store or on the store that an extraction plan will make.
 
-    ``atlas_sites`` is the number of sites of the atlas.
+    ``atlas_sites`` is the number of sites of the atlas; ``sites`` are those of the sweep.
     """
     listed = recipe.sweep.sampler in ("list", "grid")
     configs = [
@@ -71,7 +76,19 @@ def needs(recipe: Recipe, where: Store | ExtractionPlan, atlas_sites: int) -> Ne
         where.d_in, largest, together,
         together * training_bytes(where.d_in, largest[0].d_sae, largest[1]),
         written * sae_bytes, 0 if isinstance(where, Store) else _store_bytes(where),
+        _row_bytes(where, sites),
     )  # fmt: skip
+
+
+def _row_bytes(where: Store | ExtractionPlan, sites: Sequence[Site]) -> int:
+    """Bytes of the training and validation rows of these sites, as far as they are known."""
+    if isinstance(where, Store):
+        rows = [where.entry(site).rows for site in sites]
+        return sum(one.train + one.validation for one in rows) * where.row_bytes
+    counts = [training_rows(where, site) or 0 for site in sites]
+    train_share = max(1 - where.source.validation - where.source.test, 0.01)
+    held_out = 1 + where.source.validation / train_share
+    return int(sum(counts) * held_out) * where.d_in * ITEM_BYTES.get(where.source.dtype, 4)
 
 
 def training_rows(where: Store | ExtractionPlan, site: Site) -> int | None:

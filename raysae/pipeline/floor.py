@@ -31,7 +31,7 @@ class Device:
     """Bytes a second."""
 
 
-H100 = Device("H100", {"float32": 67e12, "bfloat16": 989e12}, 3.35e12)
+H100 = Device("H100", {"float32": 67e12, "tf32": 494e12, "bfloat16": 989e12}, 3.35e12)
 
 
 @dataclass(frozen=True)

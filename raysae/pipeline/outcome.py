@@ -1,5 +1,8 @@
 """The events that end a run, or that tell a finished run again."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from raysae.pipeline.result import SweepResult
 from raysae.records.damage import read_record
 from raysae.records.events import Committed, Events, Failed, RunEnded, Stopped
@@ -13,9 +16,21 @@ def emit_outcome(result: SweepResult, events: Events) -> None:
     tags = {"raysae.choice": str(choice["trial"]), "raysae.reason": choice["reason"]}
     files = [run.path / "config.yaml", run.path / "environment.json", run.trials_file]
     files += [run.selection_file, run.report_page.parent, run.sweet_spot, run.atlas_metrics_file]
-    events.emit(
-        RunEnded(chosen[0] if chosen else {}, tags, [file for file in files if file.exists()])
-    )
+    files += [run.controls_file, run.scaling_file]
+    figures = {**(chosen[0] if chosen else {}), **_control_figures(result.controls)}
+    if "words" in result.controls:
+        tags["raysae.controls"] = result.controls["words"]
+    events.emit(RunEnded(figures, tags, [file for file in files if file.exists()]))
+
+
+def _control_figures(controls: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of the controls, by the names of their metrics."""
+    made = controls.get("controls", {})
+    found = {
+        f"control_{name}_explained_variance": one.get("explained_variance")
+        for name, one in made.items()
+    }
+    return {**found, "control_pca_components": made.get("pca", {}).get("components_to_reach")}
 
 
 def emit_again(result: SweepResult, events: Events) -> None:

@@ -34,7 +34,7 @@ def preflight(recipe: Recipe) -> RunPlan:
     _check_sites(where, sites, atlas)
     proposer = make_proposer(recipe, known, where.d_in)
     check_live(recipe, where, sites)
-    wanted = needs(recipe, where, len(atlas))
+    wanted = needs(recipe, where, len(atlas), sites)
     check_disk(recipe, wanted)
     live = extraction if is_live(recipe) else None
     if isinstance(where, ExtractionPlan):

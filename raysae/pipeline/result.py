@@ -25,6 +25,10 @@ class SweepResult:
     """The rows of ``trials.parquet``."""
     selection: dict[str, Any] = field(default_factory=dict)
     """The content of ``selection.json``."""
+    controls: dict[str, Any] = field(default_factory=dict)
+    """The content of ``controls.json``; empty without controls."""
+    scaling: dict[str, Any] = field(default_factory=dict)
+    """The content of ``scaling.json``; empty without a search."""
     atlas: list[SiteRow] = field(default_factory=list)
     """The rows of ``atlas/metrics.parquet``."""
     records_lost: int = 0
@@ -78,6 +82,12 @@ class SweepResult:
         return [f"rule {self.selection['rule']} chose nothing: {choice['reason']}"]
 
     @property
+    def failed_controls(self) -> list[str]:
+        """Controls that failed, a line each; those that cannot be made are not among them."""
+        made = self.controls.get("controls", {})
+        return [f"control {name}: {one['reason']}" for name, one in made.items() if "failed" in one]
+
+    @property
     def failed_sites(self) -> list[str]:
         """Sites of the atlas that failed, a line each."""
         return [f"{row.site}: {_undone(row)}" for row in self.atlas if _undone(row)]
@@ -85,7 +95,10 @@ class SweepResult:
     @property
     def failures(self) -> list[str]:
         """What failed, a line each; empty when the whole run is done."""
-        return self.failed_trials + self.missing_choice + self.failed_sites + self.failed_stages
+        return [
+            *self.failed_trials, *self.missing_choice, *self.failed_controls, *self.failed_sites,
+            *self.failed_stages,
+        ]  # fmt: skip
 
     @property
     def failed_stages(self) -> list[str]:

@@ -11,12 +11,16 @@ from raysae.config import Recipe, ResourcesConfig, load_recipe, parse_recipe
 from raysae.errors import UserError, in_one_line
 from raysae.pipeline.analysis import Analyze
 from raysae.pipeline.begun import Begun, told_if_begun
+from raysae.pipeline.gauges import GaugeListener, wants_gauges
 from raysae.pipeline.outcome import emit_again
 from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.preflight import preflight
 from raysae.pipeline.result import SweepResult
+from raysae.pipeline.stage import Stage
 from raysae.pipeline.stages import (
     ATLAS,
+    CONTROLS,
+    SCALING,
     SELECT,
     SWEEP,
     Attempt,
@@ -95,11 +99,9 @@ def select_again(recipe: Recipe) -> SweepResult:
         ensure_store(attempt)
         _read_trials(attempt)
         run_stage(SELECT, attempt)
-        if ATLAS.is_missing(attempt):
-            ATLAS.prepare(attempt)
-            run.begin_again(ATLAS.name)
-        else:
-            ATLAS.read(attempt)
+        _read_or_leave(CONTROLS, attempt)
+        _read_or_leave(ATLAS, attempt)
+        run_stage(SCALING, attempt)
         end_run(attempt)
         return attempt.result
 
@@ -122,8 +124,9 @@ def analyze_run(
         if not run.committed_sites():
             raise UserError(f"{run.path}: the run has no atlas yet; finish it first")
         ensure_store(attempt)
-        for stage in stages_of(recipe)[:-2]:
-            stage.read(attempt)
+        for earlier in stages_of(recipe)[:-2]:
+            if run.state(earlier.name) in ("done", "partial"):
+                earlier.read(attempt)
         stage = Analyze(phases, asked)
         failures: list[str] = []
         with run.stage(stage.name, stage.made(attempt)) as undone:
@@ -133,6 +136,16 @@ def analyze_run(
         attempt.stop_ray()
         end_run(attempt)
         return attempt.result, failures
+
+
+def _read_or_leave(stage: Stage, attempt: Attempt) -> None:
+    """Read the product of a stage that trains; one of another choice is removed, and another attempt at
+    the run makes it."""
+    if stage.is_missing(attempt):
+        stage.prepare(attempt)
+        attempt.run.begin_again(stage.name)
+    else:
+        stage.read(attempt)
 
 
 def _read_trials(attempt: Attempt) -> None:
@@ -180,6 +193,10 @@ def _attempt(plan: RunPlan, run: RunFolder, begun: Begun) -> Iterator[Attempt]:
 
         try:
             events = Events(ConsoleListener(), recorder)
+            if wants_gauges(plan.recipe):
+                gauges = GaugeListener(plan.recipe.name)
+                stack.callback(gauges.close)
+                events.listeners.append(gauges)
             yield Attempt(plan, result, events, start_ray, stop_ray, begun)
         finally:
             result.records_lost, result.records_reason = recorder.close(), recorder.reason

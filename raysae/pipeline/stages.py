@@ -11,19 +11,19 @@ from raysae.config import Recipe
 from raysae.console.board import console
 from raysae.errors import UserError, in_one_line
 from raysae.identity import Made
+from raysae.pipeline.after_choice import CONTROLS, SCALING, parameters_of
 from raysae.pipeline.analysis import Analyze
 from raysae.pipeline.atlas_words import tell_aside, tell_atlas
 from raysae.pipeline.attempt import Attempt
 from raysae.pipeline.outcome import emit_outcome
 from raysae.pipeline.stage import Stage
 from raysae.records import products
-from raysae.records.damage import check_commit, check_database, read_record, read_selection
+from raysae.records.damage import check_commit, check_database, read_selection
 from raysae.records.environment import read_environment, write_environment
 from raysae.records.folder import RunFolder
 from raysae.records.status import ENVIRONMENT_FILE
 from raysae.records.tables import read_sites, read_trials
 from raysae.report.analysis_section import result_files
-from raysae.sae.checkpoint import METRICS_FILE
 from raysae.sites import Site
 
 
@@ -238,13 +238,7 @@ def chosen_parameters(attempt: Attempt) -> dict[str, Any] | None:
     number = attempt.result.selection["choice"]["trial"]
     if number is None:
         return None
-    parameters = read_record(attempt.run.trial(number)).get("parameters")
-    if not isinstance(parameters, dict):
-        raise UserError(
-            f"{attempt.run.trial(number) / METRICS_FILE}: holds no parameters; the file was damaged or "
-            "altered; remove the trial's folder, and the same command trains it again"
-        )
-    return parameters
+    return parameters_of(attempt.run, number)
 
 
 class Report(Stage):
@@ -253,10 +247,11 @@ class Report(Stage):
     name = "report"
 
     def made(self, attempt: Attempt) -> Made:
-        """What makes the page: the tables and the choice."""
+        """What makes the page: the tables, the choice, its controls and the law of scaling."""
         run = attempt.run
+        more = run.controls_file, run.scaling_file
         return products.report(
-            run.trials_file, run.selection_file, run.atlas_metrics_file,
+            run.trials_file, run.selection_file, run.atlas_metrics_file, *more,
             analysis=result_files(run.path),
         )  # fmt: skip
 
@@ -283,7 +278,7 @@ ANALYZE = Analyze()
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     """The stages of a recipe's run, after the extraction; without a search, from the atlas on."""
     last = (ATLAS, ANALYZE, REPORT)
-    return (SWEEP, SELECT, *last) if recipe.sweep.enabled else last
+    return (SWEEP, SELECT, CONTROLS, SCALING, *last) if recipe.sweep.enabled else last
 
 
 def run_stages(attempt: Attempt) -> None:
@@ -293,10 +288,12 @@ def run_stages(attempt: Attempt) -> None:
         _atlas_and_analysis(attempt)
     else:
         run_stage(SWEEP, attempt)
-        if not attempt.recipe.atlas.enabled:
+        if not (attempt.recipe.atlas.enabled or attempt.recipe.sweep.wanted_controls):
             attempt.stop_ray()
         if try_stage(SELECT, attempt):
+            try_stage(CONTROLS, attempt)
             _atlas_and_analysis(attempt)
+        try_stage(SCALING, attempt)
     attempt.stop_ray()
     end_run(attempt)
 

@@ -13,10 +13,10 @@ from raysae.redaction import redacted
 from raysae.report.claims import in_brief
 
 
-def print_summary(result: SweepResult, total_seconds: float, short: bool = False) -> None:
+def print_summary(result: SweepResult, total_seconds: float | None, short: bool = False) -> None:
     """Print the last screen; if ``short``, only the choice, what failed, and the report's path.
 
-    ``total_seconds`` is how long the command has taken.
+    ``total_seconds`` is how long the command has taken; None of a run that is only shown.
     """
     if short:
         if result.run.recipe.sweep.enabled:
@@ -29,6 +29,8 @@ def print_summary(result: SweepResult, total_seconds: float, short: bool = False
     chosen = result.selection["choice"]["trial"]
     if result.run.recipe.sweep.enabled:
         _print_choice(result)
+        _print_controls(result.controls)
+        _print_scaling(result)
     _print_atlas(result.atlas)
     _print_failures(result)
     _print_time(result, total_seconds)
@@ -58,9 +60,65 @@ def _print_report(result: SweepResult) -> None:
 def _print_choice(result: SweepResult) -> None:
     console.print(_trials(result.trials, result.selection["choice"]["trial"]))
     console.print(f"\nRule {result.selection['rule']}: {result.selection['choice']['reason']}")
+    for line in indicator_lines(result.selection["choice"]):
+        console.print(f"  {line}")
     for name, choice in result.selection["choices"].items():
         if name != result.selection["rule"]:
             console.print(f"  {name}: {_short(choice)}", style="dim")
+
+
+def _print_controls(controls: dict[str, Any]) -> None:
+    """What the controls explain, and the verdict, in two lines."""
+    if not controls:
+        return
+    parts = []
+    for name, one in controls["controls"].items():
+        label = CONTROL_LABELS.get(name, name).format(k=controls["components"])
+        if one.get("explained_variance") is None:
+            parts.append(f"{label}: not made")
+            continue
+        share = f" ({one['share']:.0%})" if "share" in one else ""
+        reach = one.get("components_to_reach")
+        more = f"; {reach} components reach the SAE's" if reach is not None else ""
+        parts.append(f"{label} {one['explained_variance']:.4f}{share}{more}")
+    console.print(f"Controls, explained variance (of the SAE's): {', '.join(parts)}")
+    colour = "" if controls["verdict"] == "better" else "yellow"
+    console.print(f"       {controls['words']}", style=colour)
+
+
+CONTROL_LABELS = {
+    "frozen_decoder": "random dictionary", "gaussian": "Gaussian rows",
+    "pca": "PCA with {k} components", "shuffled_model": "shuffled model",
+}  # fmt: skip
+"""The controls on the console."""
+
+
+def _print_scaling(result: SweepResult) -> None:
+    """What twice the largest dictionary would give at the chosen K, or why nobody can say."""
+    scaling = result.scaling
+    if not scaling:
+        return
+    if scaling["refused"] is not None or not scaling["predictions"]:
+        console.print(f"Scaling: no law: {scaling['refused']}", style="dim")
+        return
+    number = result.selection["choice"]["trial"]
+    wanted = next((row.k for row in result.trials if row.trial == number), None) or 0
+    one = min(scaling["predictions"], key=lambda p: (p["d_sae"], abs(p["k"] - wanted)))
+    low, high = one["interval"]
+    cost = f", in about {seconds(one['seconds'])} a trial here" if "seconds" in one else ""
+    console.print(
+        f"Scaling: d_sae {one['d_sae']} at K {one['k']} would leave {one['fvu']:.4f} unexplained "
+        f"({low:.4f} to {high:.4f}){cost}; checked on d_sae {scaling['check']['d_sae']}, "
+        f"{scaling['check']['error']:.1%} off"
+    )
+
+
+def indicator_lines(choice: dict[str, Any]) -> list[str]:
+    """What the indicators behind a choice say, a line each; none of a rule without indicators."""
+    return [
+        f"{said['indicator']} ({said['of'].removeprefix('sae.')}): {said['says']}"
+        for said in choice.get("indicators", [])
+    ]
 
 
 def _trials(trials: list[TrialRow], chosen: int | None) -> Table:
@@ -132,13 +190,16 @@ def _failures(lines: list[str]) -> Table:
     return table
 
 
-def _print_time(result: SweepResult, total: float) -> None:
+def _print_time(result: SweepResult, total: float | None) -> None:
     stages = {stage: result.run.seconds(stage) for stage in STAGES}
     parts = {stage: value for stage, value in stages.items() if value is not None}
-    if sum(parts.values()) <= total:  # else the stages ran in an earlier attempt
+    if (
+        total is not None and sum(parts.values()) <= total
+    ):  # else the stages ran in an earlier attempt
         parts = {"start": total - sum(parts.values()), **parts}
     text = ", ".join(f"{stage} {seconds(value)}" for stage, value in parts.items())
-    console.print(f"\nTime: {text}; this command {seconds(total)} in all")
+    whole = "" if total is None else f"; this command {seconds(total)} in all"
+    console.print(f"\nTime: {text}{whole}")
 
 
 def _print_next(result: SweepResult, chosen: int | None) -> None:

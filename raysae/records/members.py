@@ -7,10 +7,14 @@ atlas has members, too, one for each seed.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import stdev
 from typing import Any
+
+from torch import Tensor
 
 from raysae.metrics import mean, merged
 from raysae.sae.dictionary import agreement
+from raysae.sae.indicators import chance_agreement
 from raysae.sites import Site
 from raysae.training import NonFiniteLossError, Trainer
 from raysae.training.ensemble import Budget, Member
@@ -19,6 +23,8 @@ Record = dict[str, Any]
 Key = tuple[Site, int]
 """A site and a seed."""
 WORST = "explained_variance_worst"
+SEED_SPREADS = ("explained_variance", "decoder_cosine_mean_abs", "decoder_projection")
+"""The metrics whose standard deviation between seeds is recorded."""
 
 
 class OutOfTimeError(Exception):
@@ -90,8 +96,8 @@ class Members:
     def final_metrics(self) -> Record:
         """The trial's figures at its end: means, the worst site's explained variance, and the agreement
         of seeds (``stability``)."""
-        metrics = self._record([trainer.final_metrics() for trainer in self.trainers.values()])
-        return {**metrics, **self._agreement()}
+        records = [trainer.final_metrics() for trainer in self.trainers.values()]
+        return {**self._record(records), **self._agreement(), **self._between_seeds(records)}
 
     def beside(
         self, provenance: Callable[[Site], dict[str, Any]]
@@ -137,15 +143,38 @@ class Members:
         return together
 
     def _agreement(self) -> dict[str, float]:
-        """The mean agreement of two seeds at one site, over live latents; empty with one seed."""
-        by_site: dict[Site, list[Trainer]] = {}
+        """The mean agreement of two seeds at one site, over live latents, and that of random
+        dictionaries of the same shapes; empty with one seed."""
+        by_site: dict[Site, list[Tensor]] = {}
         for (site, _), trainer in self.trainers.items():
-            by_site.setdefault(site, []).append(trainer)
+            by_site.setdefault(site, []).append(trainer.live_decoder())
         if max(map(len, by_site.values())) < 2:
             return {}
-        return agreement(
-            [trainer.live_decoder() for trainer in trainers] for trainers in by_site.values()
+        chance = mean(
+            [
+                chance_agreement(len(first), len(second), first.shape[1])
+                for first, second, *_ in by_site.values()
+            ]
         )
+        return {**agreement(by_site.values()), "stability_chance": chance}
+
+    def _between_seeds(self, records: Sequence[Record]) -> dict[str, float]:
+        """The standard deviation between seeds of each of ``SEED_SPREADS``, as a mean over the sites;
+        empty with one seed."""
+        by_site: dict[Site, list[Record]] = {}
+        for (site, _), record in zip(self.trainers, records, strict=True):
+            by_site.setdefault(site, []).append(record)
+        if max(map(len, by_site.values())) < 2:
+            return {}
+        return {
+            f"{name}_seeds": mean([_deviation(name, group) for group in by_site.values()])
+            for name in SEED_SPREADS
+        }
+
+
+def _deviation(name: str, records: Sequence[Record]) -> float:
+    values = [record[name] for record in records]
+    return math.nan if any(map(math.isnan, values)) else stdev(values)
 
 
 def _nan_first(value: float) -> float:

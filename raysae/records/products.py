@@ -18,7 +18,8 @@ from raysae.sites import Site
 from raysae.storage.files import sha256_of
 from raysae.training.config import TrainingConfig
 
-GENERATIONS = {"trial": 2, "site": 2, "sweep": 1, "selection": 1, "report": 1}
+GENERATIONS = {"trial": 2, "site": 2, "sweep": 1, "selection": 1, "report": 1,
+               "controls": 1, "scaling": 1}  # fmt: skip
 """A number for each kind of product, to be raised when its code gives other results than before.
 
 From trial 2 and site 2 on, inputs are centred on the training mean, not only scaled.
@@ -30,7 +31,7 @@ STEERING = ("objectives", "constraints")
 NOT_SEARCH = (
     "trials", "max_seconds", "max_tokens", "max_seconds_per_trial", "early_stopping", "grace",
     "warm_start", "layer", "position", "hookpoint", "sites", "seeds_per_trial", "enabled",
-    "per_layer",
+    "per_layer", "controls",
 )  # fmt: skip
 """Settings of ``sweep`` that affect the extent or the sites of a search, not which configs it tries."""
 STOPPING = ("sweep.early_stopping", "sweep.grace", "sweep.max_seconds_per_trial")
@@ -188,6 +189,30 @@ def selection(recipe: Recipe, trials: Path) -> dict[str, Any]:
         **flat({"select": recipe.select.model_dump(mode="json")}),
         **{f"sweep.{name}": sweep[name] for name in STEERING},
     }
+
+
+def controls(
+    recipe: Recipe, store: str, sites: Sequence[Site], trial: int | None, made: Made
+) -> dict[str, Any]:
+    """What makes the controls: the chosen trial, its settings ``made``, and which controls are wanted.
+
+    ``store`` is the store's digest; ``trial`` is None without a choice, and nothing is made then.
+    """
+    own = {key: value for key, value in made.items() if key.startswith(("sae.", "training."))}
+    return {
+        "generation.controls": GENERATIONS["controls"],
+        "controls": list(recipe.sweep.wanted_controls),
+        "store": store,
+        "sites": [site.folder for site in sites],
+        "trial": trial,
+        **({"seeds": seeds_of(recipe)} if trial is not None else {}),
+        **own,
+    }
+
+
+def scaling(trials: Path) -> dict[str, Any]:
+    """What makes the law of scaling: the file ``trials``."""
+    return {"generation.scaling": GENERATIONS["scaling"], "trials": sha256_of(trials)}
 
 
 def extent(recipe: Recipe, trials: int) -> dict[str, Any]:

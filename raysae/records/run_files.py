@@ -97,6 +97,21 @@ class RunFiles:
         return self.path / "selection.json"
 
     @property
+    def controls_file(self) -> Path:
+        """What the choice was compared with, and the verdict."""
+        return self.path / "controls.json"
+
+    @property
+    def controls_folder(self) -> Path:
+        """The controls of each site, as the workers made them."""
+        return self.path / "controls"
+
+    @property
+    def scaling_file(self) -> Path:
+        """The law of scaling that was fitted to the trials, or why there is none."""
+        return self.path / "scaling.json"
+
+    @property
     def trials_file(self) -> Path:
         """The table of trials."""
         return self.path / "trials.parquet"

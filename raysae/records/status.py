@@ -11,10 +11,10 @@ from raysae.sae.checkpoint import METRICS_FILE
 from raysae.sites import SITE_FOLDERS
 from raysae.storage.files import read_json
 
-STAGES = ("extract", "sweep", "select", "atlas", "analyze", "report")
+STAGES = ("extract", "sweep", "select", "controls", "scaling", "atlas", "analyze", "report")
+ADDED_STAGES = ("controls", "scaling", "analyze")
+"""Stages that runs of earlier versions lack."""
 STATES = ("pending", "running", "done", "partial", "failed")
-ADDED = ("analyze",)
-"""Stages that runs of earlier versions do not have."""
 PENDING = {"state": "pending"}
 STATUS_FILE, ENVIRONMENT_FILE = "status.json", "environment.json"
 STARTED = ("trials/[0-9]*", *(f"atlas/{folder}" for folder in SITE_FOLDERS))
@@ -69,7 +69,7 @@ def _stages(found: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for name in STAGES:
         entry = found.get(name)
         stages[name] = entry if _is_entry(entry) else dict(PENDING)
-        if stages[name] is not entry and (entry is not None or name not in ADDED):
+        if stages[name] is not entry and not (entry is None and name in ADDED_STAGES):
             lost.append(name)
     return stages, lost
 

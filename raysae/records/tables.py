@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,17 +71,6 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     table = pa.table({name: [row.get(name) for row in rows] for name in _columns(rows)})
     with replacing(path) as temporary:
         pq.write_table(table, temporary)
-
-
-def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Write tables of one schema one after another as Parquet, each a row group or more, so that one at a
-    time is in memory. There must be one at least."""
-    remaining = iter(tables)
-    first = next(remaining)
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, first.schema) as writer:
-        writer.write_table(first)
-        for table in remaining:
-            writer.write_table(table)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from raysae.console.shell import look_at_records
 from raysae.metrics import PAGE, labels
 from raysae.printable import printable, shortened
 from raysae.records.choice import read_choice
-from raysae.records.damage import read_record
+from raysae.records.damage import read_object, read_record
 from raysae.records.environment import read_environment
 from raysae.records.folder import RunFolder
 from raysae.records.mlflow_listener import tracking_uri
@@ -28,6 +28,7 @@ from raysae.records.tables import read_sites, read_trials
 from raysae.redaction import redacted
 from raysae.report.analysis_section import cell, not_run, phase_sections
 from raysae.report.atlas_section import AtlasSection, draw_atlas, pictures
+from raysae.report.controls_section import ControlsSection
 
 SomeRow = TypeVar("SomeRow", bound=Row)
 PNG = "data:image/png;base64,"
@@ -70,6 +71,8 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
             written=time.strftime("%Y-%m-%d %H:%M"),
             source=source_line(store),
             searched=_searched(run, trials),
+            controls=ControlsSection(_json(run.controls_file)),
+            scaling=_json(run.scaling_file),
             given=None if run.recipe.sweep.enabled else _given(run),
             health=_health(run, store, atlas),
             heads=HEADS,
@@ -86,6 +89,11 @@ def _analysis(run: RunFolder) -> list[dict[str, Any]]:
         {**vars(phase), "pictures": {name: _data_uri(file) for name, file in phase.plots.items()}}
         for phase in phase_sections(run.path)
     ]
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """The content of a file of the run; empty where there is none."""
+    return read_object(file) if file.is_file() else {}
 
 
 def _health(run: RunFolder, store: Store, atlas: list[SiteRow]) -> StoreHealth:
@@ -148,6 +156,9 @@ def _plots(
         }
         sizes = [row.d_sae for row in finished]
         plots.training_curves(histories, sizes, source, folder / "training_curves.png")
+        scaling = _json(run.scaling_file)
+        if scaling.get("points"):
+            plots.fvu_by_size(scaling, source, folder / "scaling.png")
     if measured(atlas):
         draw_atlas(run, atlas, source, folder)
     return embedded(folder)

@@ -74,6 +74,45 @@ def training_curves(
     save(figure, path)
 
 
+def fvu_by_size(scaling: Mapping[str, Any], source: str, path: Path) -> None:
+    """Draw the unexplained variance of the trials against d_sae, a colour for each K, with the law.
+
+    ``scaling`` is the content of ``scaling.json``. Bands are the intervals of the law; crosses are what a
+    law without the largest d_sae foretold there.
+    """
+    figure, axes = new_figure(6.4, 4.2, source)
+    ks = sorted({point["k"] for point in scaling["points"]})
+    norm, colours = _size_norm(ks), plt.get_cmap(COLOURS)
+    for k in ks:
+        mine = [point for point in scaling["points"] if point["k"] == k]
+        places = [point["d_sae"] for point in mine], [point["fvu"] for point in mine]
+        axes.scatter(*places, color=colours(norm(k)), s=28, zorder=3, label=f"K {k}")
+    for curve in scaling.get("curves", []):
+        colour = colours(norm(curve["k"]))
+        axes.plot(curve["d_sae"], curve["fvu"], color=colour, linewidth=1.2)
+        axes.fill_between(
+            curve["d_sae"], curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0
+        )
+    check = scaling.get("check")
+    if check is not None:
+        axes.scatter(
+            [check["d_sae"]] * len(check["k"]), check["foretold"], marker="x", s=36, zorder=4,
+            color=CHOICE_COLOUR, label=f"foretold without d_sae {check['d_sae']}",
+        )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(
+            "{x:g}" if axis is axes.yaxis else matplotlib.ticker.NullFormatter()
+        )
+    axes.tick_params(which="minor", labelsize=6)
+    axes.set(xlabel="d_sae", ylabel="unexplained variance (FVU, validation)")
+    axes.set_title("Unexplained variance by dictionary size")
+    axes.legend(frameon=False, fontsize=7, ncols=2 if len(ks) > 5 else 1)
+    save(figure, path)
+
+
 def ev_by_model(
     trials: Mapping[str, Sequence[Row]], chosen: Mapping[str, int | None], path: Path
 ) -> None:

@@ -133,13 +133,20 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def normalize_decoder(self) -> None:
-        """Scale every decoder row to unit norm, in place."""
+        """Scale every decoder row to unit norm, in place; a frozen decoder stays as it is."""
+        if not self.W_dec.requires_grad:
+            return
         smallest = torch.finfo(torch.float32).tiny
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(smallest))
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
-        """Remove the part of the decoder's gradient that only changes the rows' norms, in place."""
+        """Remove the part of the decoder's gradient that only changes the rows' norms, in place.
+
+        A frozen decoder has no gradient.
+        """
+        if not self.W_dec.requires_grad:
+            return
         gradient_FD = self.W_dec.grad
         assert gradient_FD is not None, "called before backward"
         along_F = (gradient_FD * self.W_dec).sum(dim=1, keepdim=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from numbers import Real
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 LARGEST = 2**63 - 1
 """The largest whole number."""
@@ -53,7 +53,7 @@ def check_types(config: Any) -> None:
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
     """``value``, if it is of the annotated type ``kind``; numbers as ``int`` or ``float``."""
-    kinds = get_args(kind) if get_origin(kind) is UnionType else (kind,)
+    kinds = get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
     if value is None and NoneType in kinds:
         return None
     plain = next(one for one in kinds if one is not NoneType)

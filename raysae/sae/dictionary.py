@@ -17,13 +17,16 @@ Shapes: D d_in, F d_sae, G true atoms.
 import itertools
 from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from raysae.sae.base import SAE
 
 COSINES_AT_ONCE = 2**20
@@ -156,10 +159,15 @@ def best_match(first_FD: Tensor, second_FD: Tensor) -> float:
     two have nothing in common, and by less than the sample's own error where half is shared. NaN when
     one is empty.
     """
-    from scipy.optimize import linear_sum_assignment
-
     if not (len(first_FD) and len(second_FD)):
         return float("nan")
+    return float(_matched(first_FD, second_FD).mean(dtype="float64"))
+
+
+def _matched(first_FD: Tensor, second_FD: Tensor) -> "NDArray[np.floating[Any]]":
+    """The cosines of the pairs of that match."""
+    from scipy.optimize import linear_sum_assignment
+
     dtype, count = torch.float64, matches(len(first_FD), len(second_FD))
     if count < min(len(first_FD), len(second_FD)):
         first_FD, second_FD = sorted((first_FD, second_FD), key=len)
@@ -167,8 +175,8 @@ def best_match(first_FD: Tensor, second_FD: Tensor) -> float:
         dtype, first_FD = torch.float32, first_FD[chosen_S]
     first, second = normalize(first_FD.to(dtype), dim=1), normalize(second_FD.to(dtype), dim=1)
     cosine = (first @ second.T).cpu().numpy()
-    matched = linear_sum_assignment(cosine, maximize=True)
-    return float(cosine[matched].mean(dtype="float64"))
+    matched: NDArray[np.floating[Any]] = cosine[linear_sum_assignment(cosine, maximize=True)]
+    return matched
 
 
 def matches(first: int, second: int) -> int:
@@ -181,15 +189,28 @@ def agreement(decoders: Iterable[Sequence[Tensor]]) -> dict[str, float]:
     """``stability``: the mean of ``best_match`` over all pairs within each group of decoder rows
     ``[live, d_in]``, such as those of the seeds at one site; empty without a pair.
 
-    ``stability_latents`` is there where not all rows were matched: the least number that were.
+    ``stability_halves`` is the difference between two halves of the pairs. ``stability_latents`` is there
+    where not all rows were matched: the least number that were.
     """
     pairs = [pair for group in decoders for pair in itertools.combinations(group, 2)]
     if not pairs:
         return {}
     counts = [(len(one), len(other)) for one, other in pairs]
     sampled = [matches(*sizes) for sizes in counts if matches(*sizes) < min(sizes)]
-    found = {"stability": fmean(best_match(*pair) for pair in pairs)}
+    means, halves = zip(*(_with_halves(*pair) for pair in pairs), strict=True)
+    found = {"stability": fmean(means), "stability_halves": fmean(halves)}
     return {**found, "stability_latents": float(min(sampled))} if sampled else found
+
+
+@torch.no_grad()
+def _with_halves(first_FD: Tensor, second_FD: Tensor) -> tuple[float, float]:
+    """``best_match``, and the difference of two halves of the matched pairs, NaN for fewer than two."""
+    if not (len(first_FD) and len(second_FD)):
+        return float("nan"), float("nan")
+    cosine = _matched(first_FD, second_FD)
+    halves = [float(cosine[at::2].mean(dtype="float64")) for at in (0, 1) if len(cosine) > 1]
+    difference = abs(halves[0] - halves[1]) if halves else float("nan")
+    return float(cosine.mean(dtype="float64")), difference
 
 
 def stability(first: "SAE", second: "SAE", rows: Tensor | Iterable[Tensor]) -> float:

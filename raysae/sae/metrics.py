@@ -56,6 +56,8 @@ class ReconstructionSums:
         self.rows = 0
         self.rows_off_mean = 0
         self.residual = self.total = self.legacy = self.cosine = self.active = 0.0
+        self.second = [0.0, 0.0]
+        """Residual and total of every second row of each batch: half of the rows."""
         self.fired_F: Tensor | None = None
         self.ordinary = None if sinks is None else _OrdinaryRows(sinks, self.mean_D)
 
@@ -73,12 +75,17 @@ class ReconstructionSums:
         off_mean_B = total_B > 0
         fired_BF = features_BF > 0
         self.rows += len(x_BD)
-        self.rows_off_mean += int(off_mean_B.sum())
-        self.residual += float(residual_B.sum())
-        self.total += float(total_B.sum())
-        self.legacy += float((1 - residual_B / total_B)[off_mean_B].sum())
-        self.cosine += float(cosines(x_BD, x_hat_BD).sum())
-        self.active += float(fired_BF.sum())
+        off_mean, residual, total, *second, legacy, cosine, active = _numbers(
+            off_mean_B.sum(), residual_B.sum(), total_B.sum(),
+            residual_B[1::2].sum(), total_B[1::2].sum(),
+            _sum_of(1 - residual_B / total_B, off_mean_B),
+            cosines(x_BD, x_hat_BD).sum(), fired_BF.sum(),
+        )  # fmt: skip
+        self.rows_off_mean += int(off_mean)
+        self.residual, self.total = self.residual + residual, self.total + total
+        self.second = [one + more for one, more in zip(self.second, second, strict=True)]
+        self.legacy, self.cosine = self.legacy + legacy, self.cosine + cosine
+        self.active += active
         fired_F = fired_BF.sum(dim=0)
         self.fired_F = fired_F if self.fired_F is None else self.fired_F + fired_F
         if self.ordinary is not None:
@@ -106,6 +113,14 @@ class ReconstructionSums:
             "sparsity": l0 / d_sae,
             **({} if self.ordinary is None else self.ordinary.metrics()),
         }
+
+    def halves_differ(self) -> float:
+        """The difference of the explained variance between two halves of the rows; NaN if undefined."""
+        residual, total = self.second
+        if not total or self.total <= total:
+            return math.nan
+        first = (self.residual - residual) / (self.total - total)
+        return abs(residual / total - first)
 
     def dead_fraction(self) -> float:
         """Fraction of latents that never fired."""
@@ -141,10 +156,11 @@ class _OrdinaryRows:
         # ‖offset - centre‖² without another pass over the rows
         distance_B = square_B - 2 * (offset_BD @ centre_D) + centre_D.square().sum()
         ordinary_B = distance_B <= self.limit**2
-        self.rows += int(ordinary_B.sum())
-        self.sinks += int((~ordinary_B).sum())
-        self.residual += float(residual_B[ordinary_B].sum())
-        self.square += float(square_B[ordinary_B].sum())
+        rows, residual, square = _numbers(
+            ordinary_B.sum(), _sum_of(residual_B, ordinary_B), _sum_of(square_B, ordinary_B)
+        )
+        self.rows, self.sinks = self.rows + int(rows), self.sinks + len(ordinary_B) - int(rows)
+        self.residual, self.square = self.residual + residual, self.square + square
         self.offset_D += ordinary_B.double() @ offset_BD
 
     def metrics(self) -> dict[str, float]:
@@ -155,6 +171,19 @@ class _OrdinaryRows:
             "explained_variance_ordinary": 1 - self.residual / total if total > 0 else math.nan,
             "sink_fraction": self.sinks / max(self.rows + self.sinks, 1),
         }
+
+
+def _sum_of(values_B: Tensor, chosen_B: Tensor) -> Tensor:
+    """The sum of the chosen values; on a GPU without waiting for how many they are."""
+    if values_B.device.type == "cpu":
+        return values_B[chosen_B].sum()
+    return values_B.where(chosen_B, 0.0).sum()
+
+
+def _numbers(*scalars: Tensor) -> list[float]:
+    """The scalars as numbers; the host waits for the device once."""
+    numbers: list[float] = torch.stack([scalar.double() for scalar in scalars]).tolist()
+    return numbers
 
 
 def cosines(x_BD: Tensor, y_BD: Tensor) -> Tensor:

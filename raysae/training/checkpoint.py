@@ -248,6 +248,8 @@ def _load_model(trainer: Trainer, tensors: dict[str, Tensor], path: Path) -> Non
 
 def _load_moments(trainer: Trainer, tensors: dict[str, Tensor], path: Path) -> None:
     for name, parameter in trainer.model.named_parameters():
+        if not parameter.requires_grad:  # it is frozen, and has none
+            continue
         state = {m: _named(tensors, f"adam.{name}.{m}", path) for m in MOMENTS}
         for moment in ("exp_avg", "exp_avg_sq"):
             if state[moment].shape != parameter.shape:

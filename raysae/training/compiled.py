@@ -33,8 +33,11 @@ NO_CALL: tuple[tuple[object, ...], Callable[[], int]] = (), int
 
 
 def step_of(model: SAE, training: TrainingConfig, device: str) -> Step:
-    """The fastest available step for ``model`` on ``device``: compiled, or plain torch."""
-    compiled = training.compiled and torch.device(device).type == "cpu"
+    """The fastest available step for ``model`` on ``device``: compiled, or plain torch.
+
+    The kernels train all weights: a training with frozen ones is plain torch.
+    """
+    compiled = training.compiled and torch.device(device).type == "cpu" and not training.frozen
     if compiled and type(model) in (TopKSAE, BatchTopKSAE) and (built := kernels()):
         return CompiledStep(model, training, built)
     return ReferenceStep(model, training)
@@ -107,6 +110,8 @@ class CompiledStep(Step):
     ) -> tuple[float, float]:
         """See ``Step.gradients``."""
         self._lay_out()
+        if not self.fine:  # latents that are not selected are never looked at
+            return math.nan, math.nan
         views, x_BD = self._buffers_for(len(x_BD)), x_BD.contiguous()
         rows, _, d_in = views.shape
         self._run("center", x_BD, self.mean_D, self.model.b_dec, rows, d_in, self.scale,
@@ -179,6 +184,7 @@ class CompiledStep(Step):
         self.W_enc = self.weights_FD.to(self.dtype)
         self.W_enc_DF = self.W_enc.T
         self.W_dec = model.W_dec.detach().to(self.dtype)
+        self.fine = all(bool(weight.isfinite().all()) for weight in model.parameters())
         self._calls.clear()
         self._copied = self._versions()
 

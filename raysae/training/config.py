@@ -32,13 +32,17 @@ class TrainingConfig:
     gradient_clip: float = 0.1
     """Largest norm of the whole gradient. It is small so that the large gradients of the first
     steps do not make Adam's later steps small."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the matrix products; weights, optimizer and sums stay float32."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Number format of the matrix products; weights, optimizer and sums stay float32. tf32 is float32
+    with products of 10 bits on a GPU that has them, several times as fast; on a CPU it is float32."""
     compiled: bool = True
     """Use compiled kernels where variant and machine support them; false: plain torch."""
     sink_rows: Literal["keep", "leave_out"] = "keep"
     """Whether to train on sink rows, which are over ten times as far from the median as the median
     row, such as attention sinks; leave_out reads all rows once more to find them."""
+    frozen: Literal["decoder"] | None = None
+    """What stays as it was drawn, for controls: decoder trains encoder and biases under a dictionary
+    of random unit vectors; null trains everything."""
     dead_window_tokens: int = 10_000_000
     """A latent is dead when it did not fire in this many training tokens (or the whole run)."""
     aux_window_tokens: int | None = None

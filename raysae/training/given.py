@@ -97,6 +97,11 @@ def checked_device(device: Any) -> str:
         raise ValueError(
             f"device is {device!r}; it must be cpu or cuda, or cuda:1 and so on"
         ) from None
+    if known.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"device is {device!r}; raysae trains on cpu or cuda: others, as Apple's mps, lack the "
+            "float64 of its sums"
+        )
     if known.type == "cuda" and (known.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device is {device!r}; torch finds {torch.cuda.device_count()} GPUs here")
     return str(known)

@@ -1,4 +1,4 @@
-"""Triton kernels of a packed step: selection without sorting, and Adam in one pass.
+"""What a packed step does on a GPU alone: Triton kernels for selection and Adam, and CUDA graphs.
 
 They need a GPU. For tests, ``TRITON_INTERPRET=1`` runs them on CPU tensors. Where Triton is not
 installed, ``launches`` is false and callers use torch's own operations. Shapes: N SAEs, B batch, F
@@ -6,7 +6,10 @@ d_sae.
 """
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,16 +25,17 @@ if find_spec("triton") is not None:
     @triton.jit
     def _select_rows(pre, out, k_N, rows, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
         """One program per row. Find the k-th largest value by bisection on the bits, which order
-        positive floats as their values do; of the values equal to it, take the first ones."""
+        positive floats as their values do; of the values equal to it, take the first ones. NaN of
+        either sign is the largest, as in torch's topk, so that the loss is NaN."""
         row = tl.program_id(0).to(tl.int64)
         k = tl.load(k_N + row // rows).to(tl.int32)
         place = tl.arange(0, BLOCK)
         inside = place < columns
         value = tl.load(pre + row * columns + place, mask=inside, other=0.0)
-        value = tl.where(value > 0, value, 0.0)
-        bits = value.to(tl.int32, bitcast=True)
+        value = tl.where(value <= 0, 0.0, value)
+        bits = value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
         low = 1  # at least k values (or all positive ones) are >= low, fewer than k are >= high
-        high = tl.max(bits, axis=0) + 1
+        high = tl.minimum(tl.max(bits, axis=0), 0x7FFFFFFE) + 1
         if tl.sum((bits > 0).to(tl.int32), axis=0) <= k:
             high = 2
         while high - low > 1:
@@ -87,6 +91,30 @@ def launches(tensor: Tensor) -> bool:
     return placed and find_spec("triton") is not None and tensor.shape[-1] <= LARGEST_ROW
 
 
+def captures(tensor: Tensor) -> bool:
+    """Whether steps on ``tensor`` are captured as CUDA graphs: it is on a GPU."""
+    return tensor.is_cuda
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes ``device`` the current one while the block runs, as launches and captures need it."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def new_pool() -> Any:
+    """A pool of memory that several graphs can share."""
+    return torch.cuda.graph_pool_handle()
+
+
+def captured(work: Callable[[], None], pool: Any, device: torch.device) -> Callable[[], object]:
+    """Capture what ``work`` launches on ``device``, without running it; returns what runs it."""
+    graph = torch.cuda.CUDAGraph()
+    # torch's own stream for captures is one of the device that captured first
+    with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.Stream(device)):
+        work()
+    return graph.replay
+
+
 def select_rows(pre_NBF: Tensor, k_N: Tensor) -> Tensor:
     """The k largest positive pre-activations of each row ``[saes, batch, d_sae]``; the others are
     0.
@@ -97,9 +125,10 @@ def select_rows(pre_NBF: Tensor, k_N: Tensor) -> Tensor:
     selected_NBF = torch.empty_like(pre_NBF)
     rows, columns = pre_NBF.shape[1:]
     block = triton.next_power_of_2(columns)
-    _select_rows[(pre_NBF.shape[0] * rows,)](
-        pre_NBF, selected_NBF, k_N, rows, columns, BLOCK=block, num_warps=_warps(block)
-    )
+    with current(pre_NBF.device):  # Triton launches on the current device, wherever tensors are
+        _select_rows[(pre_NBF.shape[0] * rows,)](
+            pre_NBF, selected_NBF, k_N, rows, columns, BLOCK=block, num_warps=_warps(block)
+        )
     return selected_NBF
 
 
@@ -116,11 +145,12 @@ def adam_rows(
     """
     rows, columns = p.shape[1:]
     block = triton.next_power_of_2(columns)
-    _adam_rows[(p.shape[0] * rows,)](
-        p, g.contiguous(), m, v, clip_N, rate_N, root, alive_N.to(torch.int32), rows, columns,
-        betas[0], betas[1], epsilon, torch.finfo(torch.float32).tiny, UNIT=unit, BLOCK=block,
-        num_warps=_warps(block),
-    )  # fmt: skip
+    with current(p.device):
+        _adam_rows[(p.shape[0] * rows,)](
+            p, g.contiguous(), m, v, clip_N, rate_N, root, alive_N.to(torch.int32), rows, columns,
+            betas[0], betas[1], epsilon, torch.finfo(torch.float32).tiny, UNIT=unit, BLOCK=block,
+            num_warps=_warps(block),
+        )  # fmt: skip
 
 
 def _warps(block: int) -> int:

@@ -21,6 +21,31 @@ def training_bytes(d_in: int, d_sae: int, training: TrainingConfig) -> int:
     return 4 * weights * FLOAT + copies + batch
 
 
+def packed_bytes(d_in: int, d_sae: int, training: TrainingConfig, aux: bool, sorts: bool) -> int:
+    """Peak memory of one SAE in a packed program in bytes, without its rows, an upper estimate.
+
+    ``aux``: whether it has an AuxK loss; ``sorts``: whether its selection sorts, as BatchTopK's does.
+    Weights and moments stay; the temporaries of a step exist twice, in the pool of the graphs and
+    outside of it, where the first steps of each kind and the evaluations run.
+    """
+    weights = 2 * d_in * d_sae * FLOAT
+    plain = _temporaries(d_in, d_sae, training, 6 * sorts)
+    whole = _temporaries(d_in, d_sae, training, 6 * sorts + 4) if aux else plain
+    return 3 * weights + 16 * d_sae + plain + whole
+
+
+def _temporaries(d_in: int, d_sae: int, training: TrainingConfig, more: int) -> int:
+    """Bytes of a packed step's temporaries: those of the gradients, or later those of Adam.
+
+    ``more`` latents of each row are held beside the usual four, as sorting and AuxK do.
+    """
+    weights = 2 * d_in * d_sae * FLOAT
+    latents, rows = (training.batch_size * size * FLOAT for size in (d_sae, d_in))
+    gradients = 1.5 * weights + (4.4 + more) * latents
+    adam = 3 * weights + 2 * latents
+    return int(max(gradients, adam) + 8 * rows)
+
+
 def largest_d_sae(d_in: int, available: float, training: TrainingConfig) -> int:
     """The largest d_sae whose training takes at most ``available`` bytes; below 1: none."""
     fixed = training_bytes(d_in, 0, training)
@@ -28,17 +53,34 @@ def largest_d_sae(d_in: int, available: float, training: TrainingConfig) -> int:
 
 
 def free_bytes(device: str) -> int | None:
-    """Free memory of ``device`` in bytes; None when it is not known."""
+    """Free memory of ``device`` in bytes; None when it is not known.
+
+    On a GPU it includes the blocks that torch has cached in this process, and is no more than is left of
+    the fraction that the process may take.
+    """
     if device.startswith("cuda"):
         import torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        allocated = torch.cuda.memory_allocated(device)
+        free, total = torch.cuda.mem_get_info(device)
+        share = torch.cuda.get_per_process_memory_fraction(device)
+        cached = torch.cuda.memory_reserved(device) - allocated
+        return min(free + cached, max(int(share * total) - allocated, 0))
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
     values = dict(line.split(":", 1) for line in lines)
     return int(values["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in values else None
+
+
+def release_cached(device: str) -> None:
+    """Give the blocks that torch has cached on a GPU back to it; on a CPU there are none."""
+    if device.startswith("cuda"):
+        import torch
+
+        with torch.cuda.device(device):
+            torch.cuda.empty_cache()
 
 
 def require_room(config: SAEConfig, d_in: int, training: TrainingConfig, device: str) -> None:

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from raysae.sae.metrics import Sinks
+from raysae.sae.truth import Truth
 from raysae.training.config import TrainingConfig
 from raysae.training.gathering import gathered
+from raysae.training.placing import placed
 from raysae.training.windows import Window, WindowOrder, pieces, windows
 
 EVALUATION_BATCH = 4096
@@ -297,8 +299,8 @@ class Splits:
 
     train: IndexedRows
     validation: IndexedRows
-    truth: Tensor | None = None
-    """The true atoms ``[atoms, d_in]``, where the rows are synthetic."""
+    truth: Truth | None = None
+    """The true atoms and where they fire, where the rows are synthetic."""
 
 
 def same_d_in(train: RowSource, validation: IndexedRows) -> None:
@@ -331,14 +333,17 @@ class Rows(IndexedRows):
         """The storage dtype."""
         return self.blocks[0].dtype
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return sum(block.nbytes for block in self.blocks)
+
     def __len__(self) -> int:
         return self._rows
 
     def to(self, device: str) -> "Rows":
-        """The same rows on ``device``; not copied when they are there already."""
-        blocks = [block.to(device) for block in self.blocks]
-        there = all(new is old for new, old in zip(blocks, self.blocks, strict=True))
-        return self if there else Rows(blocks, self.sequential)
+        """The same rows on ``device``, one copy a process; where they do not fit there, these rows."""
+        return placed(self, device, Rows)
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` in storage order, ``[stop - start, d_in]``, a copy."""

@@ -6,6 +6,8 @@ same mathematics for TopK and BatchTopK on CPUs. Shapes: B batch, D d_in, F d_sa
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,6 +16,24 @@ from raysae.sae import SAE
 from raysae.training.config import TrainingConfig
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+
+@contextmanager
+def products_in(precision: str) -> Iterator[None]:
+    """Matrix products on a GPU in TF32, if that is the ``precision``, while the block runs.
+
+    Else as this process has them: without TF32, unless somebody has asked torch for it.
+    """
+    if precision != "tf32":
+        yield
+        return
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = precision
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 class Step(ABC):
@@ -66,7 +86,8 @@ class ReferenceStep(Step):
 
     def __init__(self, model: SAE, training: TrainingConfig):
         super().__init__(model, training)
-        self.optimizer = torch.optim.Adam(model.parameters(), betas=BETAS, eps=EPSILON, fused=True)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, betas=BETAS, eps=EPSILON, fused=True)
         self.adam_state = self.optimizer.state
 
     def gradients(
@@ -77,11 +98,12 @@ class ReferenceStep(Step):
             dead_F = torch.zeros_like(self.model.b_enc, dtype=torch.bool)
         halved = self.training.precision == "bfloat16"
         inputs_BD = (x_BD - self.mean_D) * self.scale  # in float32, also where products are not
-        with torch.autocast(x_BD.device.type, torch.bfloat16, enabled=halved):
-            loss, features_BF = self.model.loss(inputs_BD, dead_F, sparsity_fraction)
-        self._features_BF = features_BF.detach()
         self.optimizer.zero_grad()
-        loss.backward()
+        with products_in(self.training.precision):
+            with torch.autocast(x_BD.device.type, torch.bfloat16, enabled=halved):
+                loss, features_BF = self.model.loss(inputs_BD, dead_F, sparsity_fraction)
+            loss.backward()
+        self._features_BF = features_BF.detach()
         self.model.remove_parallel_gradient()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.gradient_clip)
         return float(loss.detach()), float(norm)

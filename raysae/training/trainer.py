@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from raysae.sae import SAE, SAEConfig, build_sae
-from raysae.sae.dictionary import decoder_statistics, mmcs
+from raysae.sae.dictionary import decoder_statistics
+from raysae.sae.indicators import mean_abs_cosine, nth_projection
 from raysae.sae.metrics import ReconstructionSums, evaluate
+from raysae.sae.truth import Truth, truth_metrics
 from raysae.training.compiled import step_of
 from raysae.training.config import TrainingConfig
 from raysae.training.feeding import Feed
@@ -29,10 +31,15 @@ EVALUATION_LATENTS = 2**18
 """The most feature values in memory at a time during an evaluation."""
 
 
+def evaluation_rows(d_sae: int, least: int) -> int:
+    """Rows in a batch of an evaluation: at least ``least``, on a GPU as many as train together."""
+    return min(EVALUATION_BATCH, max(EVALUATION_LATENTS // d_sae, least))
+
+
 class Trainer:
     """Trains one SAE on ``train`` and evaluates it on ``validation``, both ``[rows, d_in]``.
 
-    ``truth`` holds the true atoms ``[atoms, d_in]`` of synthetic rows. ``statistics`` are those of
+    ``truth`` is what is known of synthetic rows. ``statistics`` are those of
     these rows, when the caller knows them already. Iterate ``rounds()``; ``sae()`` and
     ``metrics()`` give the current SAE and its metrics at any time. The result depends on the
     arguments alone: on a CPU, with the same number of threads, it is equal to the bit.
@@ -49,7 +56,7 @@ class Trainer:
         *,
         seed: int = 0,
         device: str = "cpu",
-        truth: Tensor | None = None,
+        truth: Truth | None = None,
         statistics: InputStatistics | None = None,
     ):
         same_d_in(train, validation)
@@ -66,6 +73,7 @@ class Trainer:
         require_room(sae_config, train.d_in, training, device)
         self.model = build_sae(sae_config, train.d_in, seed).to(device)
         shrink_encoder(self.model)
+        self.model.W_dec.requires_grad_(training.frozen != "decoder")
         self._step = step_of(self.model, training, device)
         self.read_as(self.statistics.mean_D, self.statistics.scale)
         median_D = (self.statistics.sinks.centre_D - self.statistics.mean_D) * self.scale
@@ -190,19 +198,32 @@ class Trainer:
         }
 
     def final_metrics(self) -> dict[str, Any]:
-        """``metrics()``, the similarity of the decoder's rows to each other, and, when the true
-        atoms are known, to those."""
-        return {**self.metrics(), **self._compared()}
+        """``metrics()``, the similarity of the decoder's rows to each other, the indicators of
+        ``raysae.sae.indicators``, and, when the true atoms are known, the metrics of those."""
+        halves = {"explained_variance_halves": self._evaluated().halves_differ()}
+        return {**self.metrics(), **halves, **self._compared()}
 
     def _compared(self) -> dict[str, float]:
         """The metrics of the decoder's rows at this step, computed once."""
         if self._dictionary is None or self._dictionary[0] != self.step:
             W_dec_FD = self.model.W_dec.detach()
-            found = decoder_statistics(W_dec_FD)
+            found = decoder_statistics(W_dec_FD) | self._indicators()
             if self.truth is not None:
-                found["mmcs"], found["recovered"] = mmcs(self.truth.to(W_dec_FD), W_dec_FD)
+                found |= truth_metrics(
+                    self.truth, W_dec_FD, lambda rows_BD: self._reconstruct(rows_BD)[1]
+                )
             self._dictionary = self.step, found
         return self._dictionary[1]
+
+    def _indicators(self) -> dict[str, float]:
+        live_FD = self.live_decoder()
+        inputs = ((x_BD - self.mean_D) * self.scale for x_BD in self._validation_batches())
+        projection = nth_projection(live_FD, inputs)
+        return {
+            "decoder_cosine_mean_abs": mean_abs_cosine(live_FD),
+            "decoder_projection": projection.mean,
+            "decoder_projection_halves": projection.difference,
+        }
 
     def live_decoder(self) -> Tensor:
         """The decoder rows ``[live, d_in]`` of the latents that fire on the validation rows."""
@@ -253,7 +274,8 @@ class Trainer:
         return reconstruction_BD / self.scale + self.mean_D, features_BF
 
     def _validation_batches(self) -> Iterator[Tensor]:
-        rows = min(EVALUATION_BATCH, max(EVALUATION_LATENTS // self.model.config.d_sae, 64))
+        least = self.training.batch_size if torch.device(self.device).type == "cuda" else 64
+        rows = evaluation_rows(self.model.config.d_sae, least)
         return (batch_BD.to(self.device).float() for batch_BD in self.validation.batches(rows))
 
     def _update(self, x_BD: Tensor) -> None:

@@ -4,7 +4,7 @@ Shapes: S sequences, T tokens, D d_in, N rows.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -114,7 +114,7 @@ class Capturer:
         ]
         captured: dict[Site, list[Tensor]] = {site: [] for site in sites}
         limit = FORWARD_TOKENS[self._device.type]
-        batches = list(_batches(sequences, limit, self.padding))
+        batches = list(length_batches(sequences, limit, self.padding))
         for batch in batches:
             ids = [sequences[i].token_id for i in batch]
             where = {p: _flat([places[i] for i in batch]) for p, places in picks.items()}
@@ -264,8 +264,8 @@ def _attach(tap: Tap, place: Place, add: Callable[[Place, Tap, Tensor], None]) -
     return tap.module.register_forward_hook(take_output)
 
 
-def _batches(
-    sequences: Sequence[TokenSequence], tokens: int, padding: bool = True
+def length_batches(
+    sequences: Sequence[Sized], tokens: int, padding: bool = True
 ) -> Iterator[list[int]]:
     """The indices of the sequences sorted by length, in batches of at most ``tokens`` tokens, padding
     included. A longer sequence is a batch of its own. Without ``padding``, all of a batch have one

@@ -98,14 +98,32 @@ def load_tokenizer(spec: ModelSpec) -> Any:
 def load_model(spec: ModelSpec) -> Any:
     """Load the transformer, in the class that its configuration names and ``spec.dtype``.
 
-    An adapter is merged into its base model. Raises UserError when it cannot be loaded, or when weights
-    are missing, which would be random.
+    An adapter is merged into its base model. With ``spec.shuffled`` every weight's values are shuffled.
+    Raises UserError when it cannot be loaded, or when weights are missing, which would be random.
     """
     base, settings = _base_and_adapter(spec)
     if settings is not None:
         require_peft(spec)
     model = _load_whole(base)
-    return model if settings is None else with_adapter(model, spec, settings, model_location(spec))
+    if settings is not None:
+        model = with_adapter(model, spec, settings, model_location(spec))
+    if spec.shuffled is not None:
+        shuffle_weights(model, spec.shuffled)
+    return model
+
+
+def shuffle_weights(model: Any, seed: int) -> None:
+    """Shuffle the values within each parameter of ``model``, in place, by ``seed``.
+
+    Each keeps its mean and its spread; what the model has learned is gone. Weights that are tied stay so.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, weight in sorted(model.named_parameters()):
+            order = torch.randperm(weight.numel(), generator=generator)
+            weight.copy_(weight.flatten()[order.to(weight.device)].view_as(weight))
 
 
 def model_class(config: Any, spec: ModelSpec) -> Any:

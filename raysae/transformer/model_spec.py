@@ -16,5 +16,7 @@ class ModelSpec:
     """The number format in which the model computes."""
     trust_remote_code: bool = False
     """Whether Python code that lies beside the model may run here."""
+    shuffled: int | None = None
+    """The seed by which the values of every weight are shuffled; None leaves them as they are."""
     prefix: str = ""
     """What stands before a setting's name in error messages, such as ``source.``."""

@@ -68,9 +68,8 @@ def read_documents(spec: TextSpec) -> Iterator[Document]:
     At most the first ``spec.sequences`` rows are read. Raises UserError when the data set is missing,
     unreachable or empty, cannot be read to its end, lacks a column, or a value is no text.
     """
-    rows = _checked(spec, _pocket_rows() if spec.dataset == POCKET else _dataset_rows(spec))
     found = False
-    for document in _documents(spec, islice(rows, spec.sequences)):
+    for _, document in read_rows(spec):
         if document.messages or document.text.strip():
             found = True
             yield document
@@ -79,6 +78,15 @@ def read_documents(spec: TextSpec) -> Iterator[Document]:
             f"{spec.prefix}dataset {spec.dataset!r}: empty, no text to read; "
             "name a data set with at least one row of text"
         )
+
+
+def read_rows(spec: TextSpec) -> Iterator[tuple[dict[str, Any], Document]]:
+    """Yield the data set's rows in order, each with its text, which may be empty.
+
+    Raises UserError as ``read_documents`` does, but for a data set without text.
+    """
+    rows = _checked(spec, _pocket_rows() if spec.dataset == POCKET else _dataset_rows(spec))
+    return _documents(spec, islice(rows, spec.sequences))
 
 
 def _checked(spec: TextSpec, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -221,7 +229,9 @@ def _changed_settings(config: Any, mark: str) -> list[str]:
             and getattr(config, f.name) != getattr(usual, f.name)]  # fmt: skip
 
 
-def _documents(spec: TextSpec, rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
+def _documents(
+    spec: TextSpec, rows: Iterable[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], Document]]:
     parts = [] if spec.chat_column else _parts(spec)
     columns = columns_of(parts)
     for number, row in enumerate(rows):
@@ -231,14 +241,14 @@ def _documents(spec: TextSpec, rows: Iterable[dict[str, Any]]) -> Iterator[Docum
         if spec.chat_column:
             column = f"{spec.prefix}chat_column {spec.chat_column!r}: {where}"
             messages = messages_of(row[spec.chat_column], column)
-            yield Document(number, "", group, messages)
+            yield row, Document(number, "", group, messages)
             continue
         values = {name: _text(spec, name, row[name], where) for name in columns}
         _refuse_long(
             spec, where, sum(len(text) + len(values.get(c or "", "")) for text, c in parts)
         )
         text = "".join(text + ("" if c is None else values[c]) for text, c in parts)
-        yield Document(number, text, group)
+        yield row, Document(number, text, group)
 
 
 def _refuse_long(spec: TextSpec, where: str, length: int) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
@@ -120,7 +121,13 @@ def run_tower(forward: nn.Module, ids_BT: Tensor, mask_BT: Tensor | None = None)
     """One forward pass over ``ids_BT``; without a mask all tokens count."""
     device = next(forward.parameters()).device
     mask_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
-    forward(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device))
+    no_cache = {"use_cache": False} if _takes_cache(forward) else {}
+    forward(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), **no_cache)
+
+
+def _takes_cache(forward: nn.Module) -> bool:
+    """Whether a module can be told to keep no keys and values for tokens to come."""
+    return "use_cache" in signature(forward.forward).parameters
 
 
 def _owner(model: nn.Module, tower: Tower) -> nn.Module:

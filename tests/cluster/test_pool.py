@@ -67,6 +67,12 @@ class Doer:
         self._commit(item)
         self.die(item)
 
+    def lost_once(self, item):
+        tries = self.folder / f"{item}.tries"
+        if tries.read_text() == "x":
+            tries.write_text(f"x{os.getpid()},")
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
     def hang(self, item):
         time.sleep(1000)
 
@@ -145,6 +151,16 @@ def test_an_item_that_kills_its_workers_leaves_the_others_alone(connected_ray, t
     assert poisoned.startswith("worker lost 2 times: ActorDiedError: Worker unexpectedly exits")
     assert (tmp_path / "die-1.tries").read_text() == "xx"
     assert all(outcome.failed is None for outcome in found.values()) and len(found) == 5
+
+
+def test_a_worker_that_lost_its_gpu_ends_and_another_does_its_item(connected_ray, tmp_path):
+    found = outcomes(tmp_path, ["lost_once-1", "a", "b"], workers=1)
+    assert {item: outcome.value for item, outcome in found.items()} == {
+        "lost_once-1": "LOST_ONCE-1", "a": "A", "b": "B"
+    }  # fmt: skip
+    lost = int((tmp_path / "lost_once-1.tries").read_text()[1:].partition(",")[0])
+    assert lost != int((tmp_path / "lost_once-1").read_text()) and starts_in(tmp_path) == 2
+    wait_until(lambda: not is_alive(lost))
 
 
 def test_what_was_committed_before_the_worker_died_is_done(connected_ray, tmp_path):

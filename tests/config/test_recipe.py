@@ -115,7 +115,8 @@ def test_a_config_file_lends_its_name(tmp_path):
         ("sweep.trials=[", "not a valid YAML value"),
         ("training.lr=-1", "must be a positive number"),
         ("resources.gpus_per_trial=-1", "gpus_per_trial"),
-        ("resources.gpus_per_trial=1.5", "a fraction of one GPU, or whole ones"),
+        ("resources.gpus_per_trial=1.5", "a trial is trained on one GPU: give 1 or a fraction"),
+        ("resources.gpus_per_trial=2", "several GPUs train as many trials"),
     ],
 )
 def test_mistakes_are_named(override, words):

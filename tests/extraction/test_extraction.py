@@ -20,7 +20,8 @@ from raysae.errors import UserError
 from raysae.extraction.extract_command import main
 from raysae.extraction.plan import WORK_FOLDER, existing_store, plan_extraction, text_spec
 from raysae.extraction.run import extract
-from raysae.extraction.sequences import write_tokens
+from raysae.extraction.sequences import first_sequences, write_tokens
+from raysae.extraction.shards import load_capturer
 from raysae.pocket.problems import make_problem
 from raysae.transformer.repeats import same_text
 from raysae.transformer.texts import read_documents
@@ -48,6 +49,17 @@ def content(store):
         for file in Path(store.path).rglob("*")
         if file.is_file()
     }
+
+
+def test_blocks_above_the_layers_do_not_run(tmp_path):
+    plan, ran = plan_extraction(recipe_of(tmp_path, "low", "source.layers=[0, 1]")), set()
+    capturer, _ = load_capturer(plan, "cpu")
+    for number, block in enumerate(capturer.tower.blocks):
+        block.register_forward_hook(lambda *_, number=number: ran.add(number))
+    assert set(capturer.rows(first_sequences(plan, 3), [-1])) == {
+        Site(0, -1),
+        Site(1, -1),
+    } and ran == {0, 1}
 
 
 @pytest.mark.long

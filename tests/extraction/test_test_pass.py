@@ -177,14 +177,16 @@ def test_a_model_too_large_for_this_machine_is_left_to_the_first_worker(
 def test_a_model_whose_rows_change_with_padding_runs_over_equal_lengths():
     from transformers import FNetConfig, FNetForMaskedLM
 
-    from raysae.transformer.capture import Capturer, _batches
+    from raysae.transformer.capture import Capturer, length_batches
 
     model = FNetForMaskedLM(FNetConfig(**SIZE, vocab_size=64, tpu_short_seq_length=64)).eval()
     capturer = Capturer(model, hookpoint="resid_post", layers=[1], dtype="float32")
     assert not capturer.padding
     lengths = (5, 9, 5, 7)
     sequences = [module._sequence(list(range(3, 3 + length))) for length in lengths]
-    batches = [[lengths[i] for i in batch] for batch in _batches(sequences, 4096, padding=False)]
+    batches = [
+        [lengths[i] for i in batch] for batch in length_batches(sequences, 4096, padding=False)
+    ]
     assert batches == [[5, 5], [7], [9]]
     together = capturer.rows(sequences, ["all"])[Site(1, "all")].activation_ND
     alone = [capturer.rows([s], ["all"])[Site(1, "all")].activation_ND for s in sequences]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import traceback
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,11 @@ COMMANDS = {
     "store import dataset": ["import", "x.npy", "--out", "there", "--dataset", "{}"],
     "store import model": ["import", "x.npy", "--out", "there", "--model={}"],
     "report": ["{}"],
+    "runs": ["{}"],
+    "show": ["{}"],
+    "failures": ["{}"],
+    "analyze": ["{}"],
+    "analyze store": ["run", "--store", "{}"],
     "export": ["{}", "--to", "saelens", "--out", "there"],
     "export out": ["sae", "--to", "saelens", "--out", "{}"],
 }
@@ -81,7 +87,8 @@ def nested(key, value):
 def main_of(command):
     from raysae.__main__ import VERBS
 
-    return __import__(VERBS[command.split()[0]], fromlist=["main"]).main
+    module, function, _ = VERBS[command.split()[0]]
+    return getattr(import_module(module), function)
 
 
 @pytest.mark.parametrize("uri", URIS)

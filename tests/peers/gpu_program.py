@@ -34,6 +34,31 @@ def selection_keeps_the_k_largest() -> None:
     assert kept_NBF[0, 0].nonzero().squeeze(1).tolist() == [0, 1, 2]
 
 
+def selection_at_any_width() -> None:
+    """Few and many of short and of the longest rows, with values that are equal."""
+    for d_sae, k in ((70, 1), (1000, 512), (4096, 32), (gpu.LARGEST_ROW, 64)):
+        pre_NBF = torch.randn(1, 2, d_sae, generator=torch.Generator().manual_seed(k))
+        pre_NBF[0, 1] = (pre_NBF[0, 1] * 4).round()
+        (kept_BF,) = gpu.select_rows(pre_NBF, torch.tensor([k]))
+        for pre_F, kept_F in zip(pre_NBF[0], kept_BF, strict=True):
+            expected = pre_F.topk(k).values.relu()
+            assert torch.equal(kept_F.topk(k).values, expected) and int((kept_F > 0).sum()) <= k
+            assert torch.equal(kept_F[kept_F > 0], pre_F[kept_F > 0])
+
+
+def selection_keeps_nan() -> None:
+    """Of either sign, above all numbers, as torch's topk does; so the loss is NaN."""
+    pre_NBF = torch.randn(1, 4, D_SAE, generator=torch.Generator().manual_seed(0))
+    pre_NBF[0, 0, 9] = torch.nan
+    pre_NBF[0, 1, 9] = -torch.tensor(torch.nan)
+    pre_NBF[0, 2, 9:20] = torch.nan
+    pre_NBF[0, 3, 9] = torch.inf
+    kept_NBF = gpu.select_rows(pre_NBF, torch.tensor([3]))
+    assert kept_NBF[0].isnan().sum(dim=1).tolist() == [1, 1, 3, 0]
+    assert (kept_NBF[0] != 0).sum(dim=1).tolist() == [3, 3, 3, 3]
+    assert kept_NBF[0, 3, 9] == torch.inf
+
+
 def trained(with_kernels: bool) -> PackedStep:
     gpu.INTERPRETED = with_kernels
     config = sae_config({"variant": "topk", "d_sae": D_SAE, "k": 4})
@@ -59,5 +84,7 @@ def steps_are_those_of_torch() -> None:
 
 
 selection_keeps_the_k_largest()
+selection_at_any_width()
+selection_keeps_nan()
 steps_are_those_of_torch()
 print("the kernels are right")

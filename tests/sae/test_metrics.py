@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from raysae.sae.metrics import ReconstructionSums, cosines, evaluate
+from raysae.sae.metrics import ReconstructionSums, Sinks, cosines, evaluate, mean_of_rows
 
 
 @pytest.fixture
@@ -105,3 +105,31 @@ def test_a_large_mean_costs_the_figures_nothing(mean):
     sums = evaluate(lambda b: (next(calls), torch.ones(len(b), 1)), (x + mean).split(300))
     right = 1 - error.square().sum() / (x - x.mean(dim=0)).square().sum()
     assert sums.metrics()["explained_variance"] == pytest.approx(float(right), abs=1e-9)
+
+
+def test_two_halves_of_the_rows_differ_by_what_their_own_figures_do():
+    rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    scaled = torch.linspace(0.2, 0.9, 40)[:, None] * rows
+    sums = ReconstructionSums(mean_of_rows([rows]))
+    for part in (slice(0, 16), slice(16, 40)):
+        sums.update(rows[part], scaled[part], rows[part])
+    offset = rows.double() - mean_of_rows([rows])
+    error = (rows.double() - scaled.double()).square().sum(dim=1)
+    total = offset.square().sum(dim=1)
+    halves = [1 - float(error[at::2].sum() / total[at::2].sum()) for at in (0, 1)]
+    assert sums.halves_differ() == pytest.approx(abs(halves[0] - halves[1]))
+    same = ReconstructionSums.of_rows(torch.ones(4, 2))
+    same.update(torch.ones(4, 2), torch.ones(4, 2), torch.ones(4, 2))
+    assert math.isnan(same.halves_differ())
+
+
+def test_the_host_waits_once_for_each_kind_of_sum_of_a_batch(x, monkeypatch):
+    """On a GPU each wait costs more than a sum; with sinks there are two kinds."""
+    reads, sinks = [], Sinks(torch.zeros(16, dtype=torch.float64), 40.0)
+    for name in ("tolist", "item", "__bool__", "__int__", "__float__"):
+        read = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda *args, read=read: (reads.append(1), read(*args))[1]
+        )
+    evaluate(lambda b: (b, torch.zeros(len(b), 4)), x.split(100), x.mean(dim=0), sinks)
+    assert len(reads) == 2 * 10

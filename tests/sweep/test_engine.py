@@ -270,7 +270,7 @@ def test_a_json_log_is_a_line_an_event(finished, tmp_path, capsys):
     assert all(0 < event["explained_variance"] < 1 for event in ended)
     assert main(["--resume", str(folder), "--log", "quiet"]) == 0
     quiet = capsys.readouterr().out.splitlines()
-    assert len(quiet) == 2 and quiet[0].startswith("Rule parsimonious")
+    assert len(quiet) == 2 and quiet[0].startswith("Rule auto")
     set_log("auto")
 
 

@@ -14,6 +14,8 @@ SCRIPT = """
 import json, sys, threading, time
 from raysae.console.quiet import quiet_environment
 quiet_environment()
+import os
+os.environ["RAYSAE_LOGICAL_GPUS"] = "1"
 import ray
 ray.init("local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
 import raysae

@@ -1,6 +1,7 @@
 """The compiled step is the reference step: the same gradients and updates, whatever the threads."""
 
 import copy
+import math
 import subprocess
 import sys
 
@@ -148,6 +149,36 @@ def test_rows_that_are_not_finite_are_not_followed(bad):
     with pytest.raises(raysae.training.NonFiniteLossError, match="rows themselves"):
         trainer.take(broken)
     assert torch.equal(trainer.model.W_dec, before)
+
+
+BROKEN = [
+    ("W_enc", lambda weight: weight[0, 3:4]), ("b_enc", lambda weight: weight[3:4]),
+    ("W_dec", lambda weight: weight[3, 0:1]), ("b_dec", lambda weight: weight[0:1]),
+    ("b_enc", lambda weight: weight[3:40]),
+]  # fmt: skip
+"""A weight, and the part of it that is set to NaN: of one latent, of more than k latents."""
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("k", [4, 40], ids=["sparse", "dense"])
+@pytest.mark.parametrize("variant", ["topk", "batch_topk"])
+def test_a_weight_that_is_nan_stops_both_before_the_update(variant, k, sign):
+    for name, part in BROKEN:
+        for step in steps(variant, 16, 128, k):
+            part(step.model.get_parameter(name).data).fill_(torch.nan).copysign_(torch.tensor(sign))
+            loss, norm = step.gradients(batch(30, 16), None, 1.0)
+            assert not (math.isfinite(loss) and math.isfinite(norm)), (step.name, name)
+
+
+@pytest.mark.parametrize("variant", ["topk", "batch_topk"])
+def test_a_preactivation_that_is_nan_stops_both_though_the_weights_are_finite(variant):
+    """Infinity minus infinity: no single weight or row is NaN."""
+    for step in steps(variant, 16, 128, 4):
+        step.model.W_enc.data[:2, 7] = torch.tensor([3e38, -3e38])
+        x_BD = torch.zeros(30, 16)
+        x_BD[11, :2] = 1e3
+        loss, norm = step.gradients(x_BD, None, 1.0)
+        assert not (math.isfinite(loss) and math.isfinite(norm)), step.name
 
 
 def test_variants_without_kernels_are_trained_by_torch():

@@ -17,6 +17,7 @@ from raysae.training.initialisation import geometric_median
 from raysae.training.iterator_rows import IteratorRows
 from raysae.training.rows import Rows
 from raysae.training.statistics import input_statistics
+from raysae.training.trainer import evaluation_rows
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +212,8 @@ def test_a_site_brings_its_own_rows(tmp_path):
         SMALL, store.train(site), SETTINGS, validation=store.validation(site), progress=False
     )
     streamed = raysae.fit(SMALL, store.site(site, memory=1000), SETTINGS, progress=False)
-    found = {key: by_site.metrics.pop(key) for key in ("mmcs", "recovered")}
+    of_truth = ("mmcs", "recovered", "mcc", "uniqueness", "f1", "f1_precision", "f1_recall")
+    found = {key: by_site.metrics.pop(key) for key in of_truth}
     assert (found["mmcs"], found["recovered"]) == mmcs(world.truth(), by_site.sae.W_dec)
     assert found == {key: streamed.metrics.pop(key) for key in found}
     assert by_site.metrics == by_rows.metrics == streamed.metrics
@@ -257,3 +259,8 @@ def test_an_sae_says_how_it_was_trained(rows):
     training = fit.sae.metadata["training"]
     assert (training["steps"], training["tokens"], training["seed"]) == (32, 2000, 7)
     assert fit.sae.metadata["metrics"] == fit.metrics
+
+
+def test_evaluations_on_a_gpu_have_at_least_the_rows_of_a_training_batch():
+    assert [evaluation_rows(d_sae, 64) for d_sae in (16, 1024, 24_576)] == [4096, 256, 64]
+    assert evaluation_rows(24_576, 2048) == 2048 and evaluation_rows(24_576, 8192) == 4096

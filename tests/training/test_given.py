@@ -188,7 +188,7 @@ def test_a_late_batch_that_is_not_finite_changes_no_weight(monkeypatch, tmp_path
         ({"warm_up": float("nan")}, "warm_up is nan"),
         ({"tokens": float("inf")}, "tokens is inf"),
         ({"compiled": "yes"}, "compiled is 'yes'; it must be true or false"),
-        ({"precision": "fp16"}, "precision is 'fp16'; it is float32 or bfloat16"),
+        ({"precision": "fp16"}, "precision is 'fp16'; it is float32 or tf32 or bfloat16"),
         ({"sink_rows": "drop"}, "sink_rows is 'drop'; it is keep or leave_out"),
         ({"learning_rate": 1e-3}, "training has no setting 'learning_rate'"),
         ({"epoch": 3}, "training has no setting 'epoch'; did you mean 'epochs'"),
@@ -222,6 +222,7 @@ def test_the_other_arguments_are_refused_by_name():
         raysae.fit(SMALL, X, 3, validation=V)
     refused("seed is 'x'; it must be a whole number", seed="x")
     refused("device is 'gpu'", device="gpu")
+    refused("device is 'mps'; raysae trains on cpu or cuda", device="mps")
     if not torch.cuda.is_available():
         refused("device is 'cuda'; torch finds 0 GPUs", device="cuda")
     with pytest.raises(ValueError, match="max_seconds is 'long'"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from raysae.sites import Site
+from raysae.transformer import towers
 from raysae.transformer.capture import Capturer
 from raysae.transformer.loading import ModelSpec, load_model
 from raysae.transformer.sequence import TokenSequence
@@ -40,3 +41,22 @@ def test_fewer_layers_give_the_same_rows_and_fewer_blocks_run(tiny_models, famil
     for layer in (0, 2):
         site = Site(layer, -1)
         assert torch.equal(again[site].activation_ND, every[site].activation_ND)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "bert"])
+def test_no_keys_and_values_are_kept_for_tokens_to_come(tiny_models, family, monkeypatch):
+    model = load_model(ModelSpec(str(tiny_models[family]), None, "float32", False))
+    capturer = Capturer(model, hookpoint="resid_post", layers=range(3), dtype="float32")
+    kept, inference = [], []
+    capturer.tower.forward.register_forward_hook(
+        lambda module, args, output: kept.append(output.get("past_key_values"))
+    )
+    capturer.tower.blocks[0].register_forward_hook(
+        lambda *_: inference.append(torch.is_inference_mode_enabled())
+    )
+    rows = capturer.rows(list(sequences()), ["all"])
+    assert kept and set(kept) == {None} and all(inference)
+    monkeypatch.setattr(towers, "_takes_cache", lambda kind: False)
+    again = capturer.rows(list(sequences()), ["all"])
+    for site, expected in again.items():
+        assert torch.equal(rows[site].activation_ND, expected.activation_ND)

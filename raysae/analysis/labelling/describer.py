@@ -26,16 +26,16 @@ LONGEST = 300
 """Characters of a description, at most."""
 SHOWN = 8
 """Contexts that a description is written from, at most."""
-DESCRIBE = """A feature of a neural network is active at the token between << and >> in each of these texts. \
-The number after each is its activation, from 1 to 10.
+DESCRIBE = """A feature of a neural network is active at the token between << and >> in each of these \
+texts. The number after each is its activation, from 1 to 10.
 
 {examples}
 
 In one short sentence, say what these tokens or texts have in common. Answer with the sentence alone."""
 DETECT = """A feature of a neural network is described so: {description}
 
-Below are {n} texts, each with one token between << and >>. Say for each whether the feature is active at \
-that token.
+Below are {n} texts, each with one token between << and >>. Say for each whether the feature is active \
+at that token.
 
 {examples}
 

@@ -7,8 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysae.records.run_files import RunFiles
+from raysae.sites import Site
 
 ABLATION = "ablation"
+OTHERS = ("density", "mean_activation", "correlation", "matched_to")
+"""Numbers of the ablation's table that are no effects."""
 
 
 @dataclass(frozen=True)
@@ -28,32 +31,25 @@ class Effects:
 
 
 def read_effects(files: RunFiles) -> Effects:
-    """The effects that the ablation's result has of single features; none where it was not run.
-
-    They are the numbers of its tables with a column ``feature`` and a column ``site``, the site's folder.
-    """
+    """The effects that the ablation's result has of single features; none where it was not run."""
     from raysae.analysis.results import read_result, result_folder
 
-    if read_result(files, ABLATION) is None:
+    file = result_folder(files, ABLATION) / "features.parquet"
+    if read_result(files, ABLATION) is None or not file.is_file():
         return Effects()
-    for file in sorted(result_folder(files, ABLATION).glob("*.parquet")):
-        schema = pq.read_schema(file)
-        if {"site", "feature"} <= set(schema.names):
-            return _of_table(pq.read_table(file, partitioning=None))
-    return Effects()
+    return of_table(pq.read_table(file, partitioning=None))
 
 
-def _of_table(table: pa.Table) -> Effects:
-    """The first row of each site and feature; rows without a feature (of sets) are left out."""
+def of_table(table: pa.Table) -> Effects:
+    """The effects in a table with the columns of a site and ``feature``; its numbers that are no figures
+    of the feature's own activity are effects."""
     names = tuple(
         field.name
         for field in table.schema
-        if pa.types.is_floating(field.type) and field.name != "feature"
+        if (pa.types.is_floating(field.type) or field.name == "rank") and field.name not in OTHERS
     )
     found: dict[tuple[str, int], tuple[float | None, ...]] = {}
-    for row in table.select(["site", "feature", *names]).to_pylist():
-        if row["feature"] is not None:
-            found.setdefault(
-                (str(row["site"]), int(row["feature"])), tuple(row[name] for name in names)
-            )
+    for row in table.to_pylist():
+        site = Site.of_columns(row["layer"], row["position"], row.get("hookpoint"))
+        found.setdefault((site.folder, row["feature"]), tuple(row[name] for name in names))
     return Effects(names, found)

@@ -100,8 +100,8 @@ def check_endpoint(url: str, model: str | None) -> None:
         sound = False
     if not sound:
         raise UserError(
-            f"labels.describer_url: {printable(redacted(url))!r} is no address of an endpoint; expected one "
-            "such as http://localhost:8000/v1"
+            f"labels.describer_url: {printable(redacted(url))!r} is no address of an "
+            "endpoint; expected one such as http://localhost:8000/v1"
         )
     if not model:
         raise UserError(

@@ -78,7 +78,7 @@ def lens_of(subject: Subject, wanted: str) -> Lens | str:
 
 
 def parameters_of(subject: Subject) -> int:
-    """The parameters of the subject's model, without loading it. Raises UserError when it is not known."""
+    """The parameters of the subject's model, which is not loaded. Raises UserError without one."""
     from raysae.extraction.plan import model_spec
     from raysae.transformer.loading import empty_model, load_model_config
 

@@ -72,7 +72,7 @@ class Chunk:
 def read_rows(
     store: "Store", site: "Site", splits: Sequence[str], most: int, together: int = CHUNK_ROWS
 ) -> Iterator[Rows]:
-    """The rows of the splits in order, ``together`` at a time, from whole shards until there are ``most``.
+    """The rows of the splits in order, ``together`` at a time, of whole shards until there are ``most``.
 
     Each split gives its share of ``most``. Raises UserError when a file was altered, or there is no row.
     """

@@ -37,8 +37,8 @@ class LabelsSettings(Section):
     """Whether to load the model for the tokens that a feature promotes; auto does where it has at most
     500 million parameters."""
     attributes: tuple[str, ...] = ()
-    """Columns of the data set, and attributes of its texts, whose correlation with features is told, beside
-    those of single tokens."""
+    """Columns of the data set, and attributes of its texts, whose correlation with features is told,
+    beside those of single tokens."""
     describer_url: str | None = None
     """An OpenAI-compatible endpoint that describes features, such as ``http://HOST:8000/v1``; null for no
     descriptions. A key is read from the environment variable RAYSAE_DESCRIBER_KEY."""

@@ -113,7 +113,7 @@ class Texts:
         return np.repeat(np.array(of_sequence, np.float32), lengths)
 
     def sequences(self, wanted: NDArray[np.int64]) -> Iterator[TokenSequence]:
-        """The sequences of these numbers, sorted within each file; those that are in none are left out."""
+        """The sequences of these numbers, file by file; those that are in none are left out."""
         wanted = np.unique(wanted)
         parts = self._part_of(wanted)
         for part in np.unique(parts[parts >= 0]):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from raysae.cluster.gauges import Gauges
 from raysae.cluster.ray_internals import actor_is_dead
 from raysae.cluster.scan.buffer import Memory, PieceBuffer, Taken
 from raysae.errors import user_error_in
@@ -188,14 +189,24 @@ class ScanService:
 
     def _watch(self) -> None:
         """Close scans that nobody reads, and let go of readers whose process is gone."""
+        gauges = Gauges()
         while True:
             time.sleep(1.0)
+            for name, value in self._gauged().items():
+                gauges.set(name, value, "scan")
             with self._lock:
                 for running in list(self._running.values()):
                     for reader in running.buffer.silent(SILENT_SECONDS):
                         if actor_is_dead(self._actors.get(reader, "")):
                             running.buffer.leave(reader)
                     self._close_if_idle(running)
+
+    def _gauged(self) -> dict[str, float]:
+        """The service's figures, as gauges."""
+        return {
+            "raysae_scan_bytes": self._counts["bytes"], "raysae_scans": self._counts["scans"],
+            "raysae_scan_held_bytes": self.memory.used, "raysae_live_tokens": self._counts["tokens"],
+        }  # fmt: skip
 
     def _close_if_idle(self, running: _Running) -> None:
         if running.buffer.is_idle:

@@ -46,11 +46,11 @@ def find_knee(points: list[tuple[int, int, float]]) -> Knee:
     for name, values in (("d_sae", d_values), ("K", k_values)):
         if len(values) < 2:
             return Knee(None, None, f"only one {name} was tried")
-    ev, kind = _surface(points, d_values, k_values)
+    ev, kind = surface_of(points, d_values, k_values)
     if ev is None:
         return Knee(None, None, kind)
-    gain_d = _gains(ev, d_values, axis=0)
-    gain_k = _gains(ev, k_values, axis=1)
+    gain_d = gains(ev, d_values, axis=0)
+    gain_k = gains(ev, k_values, axis=1)
     if min(gain_d.max(), gain_k.max()) <= LEAST_GAIN:
         return Knee(None, None, f"explained variance does not rise with both d_sae and K ({kind})")
     for column, k in enumerate(k_values[:-1]):
@@ -77,11 +77,11 @@ def find_stable_knee(points: list[tuple[int, int, float, float]]) -> Knee:
     for name, values in (("d_sae", d_values), ("K", k_values)):
         if len(values) < 2:
             return Knee(None, None, f"only one {name} was tried")
-    ev, kind = _surface([(d, k, e) for d, k, e, _ in points], d_values, k_values)
-    agreement, _ = _surface([(d, k, a) for d, k, _, a in points], d_values, k_values)
+    ev, kind = surface_of([(d, k, e) for d, k, e, _ in points], d_values, k_values)
+    agreement, _ = surface_of([(d, k, a) for d, k, _, a in points], d_values, k_values)
     if ev is None or agreement is None:
         return Knee(None, None, kind)
-    row = _settled(_gains(ev, d_values, axis=0), d_values, k_values)
+    row = _settled(gains(ev, d_values, axis=0), d_values, k_values)
     if row is None:
         return Knee(
             None, None,
@@ -123,7 +123,7 @@ def _settled(gain: NDArray[np.float64], d_values: list[int], k_values: list[int]
     return middle if middle < len(d_values) - 1 else None
 
 
-def _surface(
+def surface_of(
     points: list[tuple[int, int, float]], d_values: list[int], k_values: list[int]
 ) -> tuple[NDArray[np.float64] | None, str]:
     """Explained variance ``[d_sae, K]`` for all values tried, and how it was found; None: why not."""
@@ -157,7 +157,7 @@ def _fitted(
     return surface, f"on a surface fitted to {len(mean)} configs"
 
 
-def _gains(ev: NDArray[np.float64], values: list[int], axis: int) -> NDArray[np.float64]:
+def gains(ev: NDArray[np.float64], values: list[int], axis: int) -> NDArray[np.float64]:
     doublings = np.diff(np.log2(np.array(values, dtype=np.float64)))
     shape = (-1, 1) if axis == 0 else (1, -1)
     return np.diff(ev, axis=axis) / doublings.reshape(shape)

@@ -1,5 +1,7 @@
 """The sweet spot: each rule chooses among the finished trials and gives its reason.
 
+- ``auto``: what several indicators say together, with an interval for K and d_sae and how sure it is;
+  see ``raysae.sweep.selection.auto``. The default.
 - ``parsimonious``: the smallest L0, then the smallest d_sae, among the trials whose held-out
   explained variance is within a tolerance of the best.
 - ``knee``: see ``raysae.sweep.selection.knee``.
@@ -16,26 +18,19 @@ A rule that cannot decide chooses nothing and says why.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from raysae.config.search import Constraint, Objective, SelectConfig, SweepConfig
 from raysae.metrics import CANDIDATES, shown
 from raysae.records.rows import TrialRow
+from raysae.sweep.selection.auto import auto
+from raysae.sweep.selection.choice import Choice
 from raysae.sweep.selection.knee import Knee, find_knee, find_stable_knee
 
 CONFIG_COLUMNS = ("sae.d_sae", "sae.k", "sae.l0_coefficient", "sae.l1_coefficient")
 """Settings of a candidate that ``selection.json`` holds, if its variant has them."""
 OBJECTIVES = SweepConfig().objectives
 """The default objectives of a search."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a rule chooses: a trial's number or None, and the reason."""
-
-    trial: int | None
-    reason: str
 
 
 def select(
@@ -67,8 +62,8 @@ def select(
             "objectives": [f"{one.goal} {one.metric}" for one in objectives],
             "front": [row.trial for row in front],
         },
-        "choices": {name: {"trial": c.trial, "reason": c.reason} for name, c in choices.items()},
-        "choice": {"trial": choice.trial, "reason": choice.reason},
+        "choices": {name: choice.entry for name, choice in choices.items()},
+        "choice": choice.entry,
     }
 
 
@@ -102,6 +97,10 @@ def _choose(rule: "Rule", candidates: list[TrialRow], settings: SelectConfig) ->
     if not candidates:
         return Choice(None, "no finished trial lies inside the constraints")
     return rule(candidates, settings)
+
+
+def _auto(candidates: list[TrialRow], settings: SelectConfig) -> Choice:
+    return auto(candidates, _parsimonious(candidates, settings))
 
 
 def _parsimonious(candidates: list[TrialRow], settings: SelectConfig) -> Choice:
@@ -210,6 +209,7 @@ def _named_front(front: list[TrialRow], objectives: Sequence[Objective]) -> str:
 
 Rule = Callable[[list[TrialRow], SelectConfig], Choice]
 RULES: dict[str, Rule] = {
+    "auto": _auto,
     "parsimonious": _parsimonious,
     "knee": _knee,
     "stable_knee": _stable_knee,

@@ -4,17 +4,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ray import tune
-from torch import Tensor
 
 from raysae.cluster.alarm import HangAlarm
 from raysae.cluster.reading import OpenSite, fetched_site
-from raysae.cluster.worker import prepare_worker
+from raysae.cluster.worker import end_if_lost, prepare_worker
 from raysae.config import Recipe
 from raysae.records.members import Key
 from raysae.records.products import seeds_of, stopping, trained
 from raysae.records.run_files import RunFiles
 from raysae.redaction import redacted_errors
 from raysae.sae import SAEConfig
+from raysae.sae.truth import Truth
 from raysae.sites import Site
 from raysae.sweep.trials.gang import GANG, Gang, shared_settings
 from raysae.sweep.trials.trial import Report, Trial
@@ -42,13 +42,13 @@ class SAETrials(tune.Trainable):
         attempt: str,
         store: str,
         provenance: Mapping[Site, dict[str, Any]],
-        truth: Tensor | None,
+        truth: Truth | None,
     ) -> None:
         """Open the rows, once per actor; ``config`` holds the trials' numbers and parameters.
 
         ``attempt`` names this attempt at the run; a gang that hung in another attempt is tried again.
-        ``store`` is the store's digest. ``truth`` holds the true atoms ``[atoms, d_in]`` of a synthetic
-        store, else None.
+        ``store`` is the store's digest. ``truth`` is what is known of a synthetic store's
+        rows, else None.
         """
         self.recipe, self.attempt, self.store = recipe, attempt, store
         self.provenance, self.truth = provenance, truth
@@ -77,13 +77,15 @@ class SAETrials(tune.Trainable):
         """Train until the next evaluation; the reports of all trials of the gang.
 
         Raises RuntimeError when the gang has ended. Tune asks for more when it gives this actor to
-        another gang without its config, as can happen when a node is lost; it then tries again.
+        another gang without its config, as can happen when a node is lost; it then tries again. Ends the
+        process when its GPU is lost: Tune then starts the gang in another one.
         """
         if self._ended:
             raise RuntimeError("this worker was given to another trial without its settings")
         try:
             next(self.rounds, None)
         except Exception as error:  # an error of the whole gang; the actor stays usable
+            end_if_lost(error)
             for trial in self.unfinished:
                 trial.fail(error)
         finally:

@@ -19,6 +19,7 @@ from raysae.sites import Site
 from raysae.storage.trouble import in_words, reason_in_words
 from raysae.training import NonFiniteLossError
 from raysae.training.ensemble import Member
+from raysae.training.lost_device import raise_if_lost
 
 Report = dict[str, Any]
 
@@ -84,8 +85,10 @@ class Trial:
     def fail(self, error: Exception) -> None:
         """End as failed, or as stopped if ``error`` is OutOfTimeError.
 
-        The traceback of a failure is written beside the trial's folder.
+        The traceback of a failure is written beside the trial's folder. Raises ``error`` when the GPU
+        of this process is lost: the trial has not failed, another worker can train it.
         """
+        raise_if_lost(error)
         if isinstance(error, OutOfTimeError):
             assert self.members is not None
             cost = self._cost(self.members)
@@ -163,7 +166,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, NonFiniteLossError):
         return text
     if isinstance(error, torch.OutOfMemoryError):
-        return f"out of GPU memory: {text}; raise resources.gpus_per_trial or lower batch_size"
+        return f"out of GPU memory: {text}; lower batch_size, d_sae or resources.gang"
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         return f"out of memory: {text}; lower d_sae, batch_size or resources.max_concurrent"
     return f"{type(error).__name__}: {text}"

@@ -110,7 +110,7 @@ def _trainable(job: SweepJob, opened: TrialRows) -> Any:
             attempt=uuid.uuid4().hex[:8],
             store=job.store.digest,
             provenance={site: provenance(job.store, site) for site in job.sites},
-            truth=job.store.truth(),
+            truth=job.store.known_truth(),
         ),
         opened.placement.resources,
     )

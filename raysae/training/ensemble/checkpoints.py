@@ -8,6 +8,7 @@ from raysae.errors import UserError
 from raysae.storage.files import remove_folder
 from raysae.training.checkpoint import has_training, load_training, save_training
 from raysae.training.ensemble.members import Member
+from raysae.training.lost_device import raise_if_lost
 from raysae.training.trainer import Trainer
 
 
@@ -60,7 +61,8 @@ def begin(member: Member, make: Callable[[], Trainer]) -> None:
         try:
             member.begin(trainer, load_training(trainer, folder))
             return
-        except Exception:
+        except Exception as error:
+            raise_if_lost(error)
             remove_folder(folder)
             trainer = make()
     member.begin(trainer, [])

@@ -18,6 +18,8 @@ from raysae.training.ensemble.plan import Group, plan
 from raysae.training.ensemble.program import PackedProgram
 from raysae.training.ensemble.stopping import StopRules
 from raysae.training.feeding import ReadAhead, wait_for_one
+from raysae.training.lost_device import raise_if_lost
+from raysae.training.memory import release_cached
 from raysae.training.statistics import StatisticsCache
 from raysae.training.trainer import Trainer
 
@@ -110,6 +112,7 @@ class Ensemble:
                     pass
                 self._running.clear()
             yield group.members
+            release_cached(self.device)  # the next group may have other sizes
 
     def after_batch(self, tokens: int) -> None:
         """Called after each batch with its training tokens; saves the members when that is due."""
@@ -132,7 +135,8 @@ class Ensemble:
             self._on_end(member)
 
     def fail(self, member: Member, error: Exception) -> None:
-        """End a member because of the exception ``error``."""
+        """End a member because of the exception ``error``; it is raised when the GPU is lost."""
+        raise_if_lost(error)
         member.failure = error
         self._on_end(member)
 

@@ -59,7 +59,8 @@ def fit_many(
     - ``keep(number, record)`` returns false after an evaluation.
 
     Raises ValueError, before any training, on configs or rows that cannot train. An error in
-    reading the rows ends the whole call.
+    reading the rows, or too little memory, ends the whole call; the results of the members that had
+    ended before are in the error's ``fits``, in their order, with None for the others.
     """
     device = checked_device(device)
     if max_seconds is not None and not isinstance(max_seconds, int | float):
@@ -83,9 +84,22 @@ def fit_many(
             after_batch=advance,
             on_end=_raise_reading_errors,
         )
-        for ended in ensemble.groups():
-            fits |= {member: _fit(member) for member in ended}
+        with _kept(members, fits):
+            for ended in ensemble.groups():
+                fits |= {member: _fit(member) for member in ended}
     return [fits[member] for member in members]
+
+
+@contextmanager
+def _kept(members: list[Member], fits: dict[Member, Fit]) -> Iterator[None]:
+    """Give what the block raises the results so far: the attribute ``fits``."""
+    try:
+        yield
+    except Exception as error:
+        vars(error)["fits"] = [fits.get(member) for member in members]
+        if fits:
+            error.add_note(f"{len(fits)} of {len(members)} SAEs had ended; they are in error.fits")
+        raise
 
 
 def _told_once(numbers: dict[Member, int], progress: bool) -> Callable[[Member], None]:

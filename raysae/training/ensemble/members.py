@@ -4,9 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from raysae.sae import SAEConfig
+from raysae.sae.truth import Truth
 from raysae.storage.files import remove_folder
 from raysae.training.config import TrainingConfig
 from raysae.training.ensemble.stopping import Budget
@@ -25,8 +24,8 @@ class Member:
     rows: RowSource
     validation: IndexedRows
     seed: int = 0
-    truth: Tensor | None = None
-    """The true atoms ``[atoms, d_in]``, where the rows are synthetic."""
+    truth: Truth | None = None
+    """The true atoms and where they fire, where the rows are synthetic."""
     checkpoint: Path | None = None
     """The folder of its checkpoint; None: its state is not saved."""
     budget: Budget | None = None

@@ -1,17 +1,22 @@
 """The plan of an ensemble: groups of members that share batches or are one packed program."""
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from raysae.sae.config import BatchTopKConfig
 from raysae.training.config import TrainingConfig
 from raysae.training.ensemble.members import Member
 from raysae.training.iterator_rows import IteratorRows
-from raysae.training.memory import free_bytes, training_bytes
+from raysae.training.memory import free_bytes, packed_bytes
 from raysae.training.packed import can_pack
-from raysae.training.rows import Rows
+from raysae.training.rows import Rows, RowSource
+
+RESERVE = 0.1
+"""The part of the free memory that packed programs leave free."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +80,13 @@ def _programs(
     shapes = [_shape(member) for member in members]
     packable = [m for m, shape in zip(members, shapes, strict=True) if shape is not None]
     alike = _alike(packable, [shape for shape in shapes if shape is not None])
-    free = free_bytes(device)
-    if free is None:
-        free = 2**63
+    known = free_bytes(device)
+    free = math.inf if known is None else (1 - RESERVE) * known
     if side_by_side:
-        packed = packable if sum(map(_bytes, alike)) <= free else []
+        packed = packable if sum(_bytes(program, device) for program in alike) <= free else []
         programs = alike if packed else []
     else:
-        programs = [part for program in alike for part in _parts_that_fit(program, free)]
+        programs = [part for program in alike for part in _parts_that_fit(program, free, device)]
         packed = [member for program in programs for member in program]
     return programs, [member for member in members if member not in packed]
 
@@ -90,7 +94,8 @@ def _programs(
 def _shape(member: Member) -> tuple[Any, ...] | None:
     """A key that is equal for members of one packed program; None when it cannot be packed."""
     rows, training, config = member.rows, member.training, member.config
-    if not isinstance(rows, Rows) or not can_pack(config) or training.sink_rows == "leave_out":
+    apart = training.sink_rows == "leave_out" or training.frozen is not None
+    if not isinstance(rows, Rows) or not can_pack(config) or apart:
         return None
     same = (
         config.variant, config.d_sae, getattr(config, "aux_coefficient", None),
@@ -99,26 +104,45 @@ def _shape(member: Member) -> tuple[Any, ...] | None:
     of_training = (
         training.epochs, training.tokens, training.batch_size, training.precision,
         training.gradient_clip, training.evaluations, training.warm_up, training.decay,
+        training.compiled,
     )  # fmt: skip
     return rows.d_in, len(rows), rows.dtype, *same, *of_training
 
 
-def _bytes(program: list[Member]) -> int:
-    """Memory of a packed program in bytes: a copy of its rows, and twice that of each training
-    alone, as gradients and Adam's temporaries are as large as the weights."""
-    sources = {id(member.rows): member.rows for member in program}
-    rows = sum(len(rows) * rows.d_in * rows.dtype.itemsize
-               for rows in sources.values() if isinstance(rows, Rows))  # fmt: skip
-    return rows + sum(
-        2 * training_bytes(member.rows.d_in, member.config.d_sae, member.training)
+def _bytes(program: list[Member], device: str) -> int:
+    """Memory of a packed program in bytes, with the rows that are not on the device yet."""
+    return _row_bytes(program, device) + sum(
+        packed_bytes(
+            member.rows.d_in, member.config.d_sae, member.training,
+            aux=bool(getattr(member.config, "aux_coefficient", None)),
+            sorts=isinstance(member.config, BatchTopKConfig),
+        )
         for member in program
-    )
+    )  # fmt: skip
 
 
-def _parts_that_fit(program: list[Member], free: int) -> list[list[Member]]:
-    """The program in parts of at most ``free`` bytes each; none when no member fits alone."""
-    largest = max(_bytes([member]) for member in program)
-    size = min(free // largest, len(program))
-    if size < 1:
+def _row_bytes(program: list[Member], device: str) -> int:
+    """Bytes of the rows to be copied to the device, once, and of their copy side by side."""
+    train = _sources([member.rows for member in program])
+    every = _sources([*train, *(member.validation for member in program)])
+    there = torch.device(device).type
+    copied = sum(rows.nbytes for rows in every if rows.blocks[0].device.type != there)
+    in_one_block = len(train) == 1 and len(train[0].blocks) == 1
+    return copied + (0 if in_one_block else sum(rows.nbytes for rows in train))
+
+
+def _sources(every: Sequence[RowSource]) -> list[Rows]:
+    """The different rows in memory."""
+    return list({id(rows): rows for rows in every if isinstance(rows, Rows)}.values())
+
+
+def _parts_that_fit(program: list[Member], free: float, device: str) -> list[list[Member]]:
+    """The program in parts of at most ``free`` bytes each; none when a member does not fit alone."""
+    if any(_bytes([member], device) > free for member in program):
         return []
-    return [program[start : start + size] for start in range(0, len(program), size)]
+    parts: list[list[Member]] = [[]]
+    for member in program:
+        if _bytes([*parts[-1], member], device) > free:
+            parts.append([])
+        parts[-1].append(member)
+    return parts

@@ -3,20 +3,24 @@
 Shapes: N SAEs, U different sources of rows, R rows, B batch, D d_in.
 """
 
-import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+from raysae.training.ensemble.clock import step_clock
 from raysae.training.ensemble.members import Member
+from raysae.training.lost_device import raise_if_lost
 from raysae.training.packed import PackedStep
 from raysae.training.rows import Rows, StreamPosition
 from raysae.training.trainer import NonFiniteLossError
 
 if TYPE_CHECKING:
     from raysae.training.ensemble.engine import Ensemble
+
+Result = TypeVar("Result")
 
 
 class PackedProgram:
@@ -29,16 +33,22 @@ class PackedProgram:
 
     def __init__(self, members: list[Member], ensemble: "Ensemble"):
         self.members, self.ensemble = members, ensemble
-        trainers = [member.trainer for member in members]
+        self.position = members[0].trainer.stream.position
+        self.clock = step_clock(ensemble.device)
+        self._trained = set[Member]()
+
+    def _begin(self) -> Iterator[tuple[Tensor, StreamPosition]]:
+        """Put the members side by side; returns their batches."""
+        trainers = [member.trainer for member in self.members]
         self.step = PackedStep(
-            [trainer.model for trainer in trainers], [member.training for member in members],
+            [trainer.model for trainer in trainers], [member.training for member in self.members],
             [trainer.aux_window for trainer in trainers],
             [trainer.tokens_since_fired_F for trainer in trainers], trainers[0].steps,
             adam_states=[trainer.adam_state for trainer in trainers], taken=trainers[0].step,
         )  # fmt: skip
-        self.rows = _PackedRows(members)
-        self.position = trainers[0].stream.position
-        self._trained = set(members)
+        self.rows = _PackedRows(self.members)
+        self._trained = set(self.members)
+        return self.rows.placed(self.position)
 
     @property
     def active(self) -> list[Member]:
@@ -47,24 +57,40 @@ class PackedProgram:
 
     def rounds(self) -> Iterator[None]:
         """Train to the end; yield after each evaluation."""
-        batches = self.rows.placed(self.position)
-        while active := self.active:
+        batches = self._guarded(self._begin)
+        while batches is not None and (active := self.active):
             if len(active) < len(self._trained):
                 self._release_ended()
-            evaluation, rows = self._take(active, batches)
+            taken = self._guarded(partial(self._take, active, batches))
+            if taken is None:
+                break
+            evaluation, rows = taken
             for member in active if evaluation else self._limited(active):
                 self._after_step(member, evaluation)
             self.ensemble.after_batch(len(active) * rows)
             if not self.active:
+                self.clock.settle()
                 self._release()
             if evaluation:
                 yield
         yield
 
+    def _guarded(self, work: Callable[[], Result]) -> Result | None:
+        """What ``work`` returns; None where it raises, as without memory: then all members fail."""
+        try:
+            return work()
+        except Exception as error:
+            raise_if_lost(error)
+            self._release()
+            for member in self.active:
+                self.ensemble.fail(member, error)
+            return None
+
     def settle(self) -> None:
         """Copy the program's state to the trainers; members whose loss is not finite fail."""
         if not self._trained:
             return
+        self.clock.settle()
         losses, failed = self.step.loss_N.tolist(), self.step.failed_N.tolist()
         for number, member in enumerate(self.members):
             if member not in self._trained or member.failure or member.stopped:
@@ -84,17 +110,15 @@ class PackedProgram:
         self, active: list[Member], batches: Iterator[tuple[Tensor, StreamPosition]]
     ) -> tuple[bool, int]:
         """Train on the next batch; returns whether an evaluation follows, and rows per member."""
-        started = time.perf_counter()
+        self.clock.start()
         x_NBD, self.position = next(batches)
         self.step.take(x_NBD)
         for member in active:
             member.trainer.count(x_NBD.shape[1])
+        self.clock.stop(active)
         evaluation = active[0].trainer.at_evaluation()
         if evaluation:
-            self.settle()  # waits for the device, which counts as training time
-        each = (time.perf_counter() - started) / len(active)
-        for member in active:
-            member.trainer.seconds += each
+            self.settle()
         return evaluation, x_NBD.shape[1]
 
     def _release_ended(self) -> None:
@@ -121,7 +145,8 @@ class PackedProgram:
         self._trained.clear()
         for member in self.members:
             member.trainer.adam_state.clear()
-        del self.step, self.rows
+        vars(self).pop("step", None)
+        vars(self).pop("rows", None)
 
 
 class _PackedRows:
@@ -131,11 +156,13 @@ class _PackedRows:
         self.members = members
         sources = {id(member.rows): member.trainer.train for member in members}
         blocks = [_block(rows) for rows in sources.values()]
+        if len({block.device for block in blocks}) > 1:  # some did not fit on the device
+            blocks = [block.cpu() for block in blocks]
         self.rows_URD = blocks[0][None] if len(blocks) == 1 else torch.stack(blocks)
         device, places = self.rows_URD.device, list(sources)
         self.source_N1 = torch.tensor([[places.index(id(m.rows))] for m in members], device=device)
-        self.scale_N = torch.tensor([m.trainer.scale for m in members], device=device)
         self.mean_ND = torch.stack([m.trainer.mean_D for m in members])
+        self.scale_N = self.mean_ND.new_tensor([m.trainer.scale for m in members])
 
     def placed(self, position: StreamPosition) -> Iterator[tuple[Tensor, StreamPosition]]:
         """Batches ``[saes, batch, d_in]``, centred and scaled for each SAE, in float32, from
@@ -146,7 +173,7 @@ class _PackedRows:
             order_NR = torch.stack([self._order(member, epoch, taken) for member in self.members])
             for index_NB in order_NR.to(self.rows_URD.device).split(training.batch_size, dim=1):
                 taken += index_NB.shape[1]
-                x_NBD = self.rows_URD[self.source_N1, index_NB].float()
+                x_NBD = self.rows_URD[self.source_N1, index_NB].to(self.mean_ND).float()
                 following = StreamPosition(epoch + 1) if taken == rows else None
                 inputs_NBD = x_NBD.sub_(self.mean_ND[:, None]).mul_(self.scale_N[:, None, None])
                 yield inputs_NBD, following or StreamPosition(epoch, taken)

@@ -58,6 +58,7 @@ inline __m512 widen16(const bf16* x) {
 #endif
 
 // Append pre + bias where it is at least `least` > 0, and the columns; the outputs need room for 16 more.
+// NaN is above all numbers, as in torch's topk: it is selected, so that the loss is NaN.
 template <class W>
 int append_at_least(const W* pre, const float* bias, int F, float least, float* value, int32_t* column) {
     int n = 0, f = 0;
@@ -67,7 +68,7 @@ int append_at_least(const W* pre, const float* bias, int F, float least, float* 
     const __m512i sixteen = _mm512_set1_epi32(16);
     for (; f + 16 <= F; f += 16) {
         __m512 x = _mm512_add_ps(widen16(pre + f), _mm512_loadu_ps(bias + f));
-        __mmask16 reached = _mm512_cmp_ps_mask(x, bound, _CMP_GE_OQ);
+        __mmask16 reached = _mm512_cmp_ps_mask(x, bound, _CMP_NLT_UQ);
         _mm512_storeu_ps(value + n, _mm512_maskz_compress_ps(reached, x));
         _mm512_storeu_si512(column + n, _mm512_maskz_compress_epi32(reached, columns));
         columns = _mm512_add_epi32(columns, sixteen);
@@ -78,7 +79,7 @@ int append_at_least(const W* pre, const float* bias, int F, float least, float* 
         float x = widen(pre[f]) + bias[f];
         value[n] = x;
         column[n] = f;
-        n += x >= least;
+        n += !(x < least);
     }
     return n;
 }
@@ -86,20 +87,22 @@ int append_at_least(const W* pre, const float* bias, int F, float least, float* 
 template <class W>
 int count_at_least(const W* pre, const float* bias, int F, float least) {
     int count = 0;
-    for (int f = 0; f < F; f++) count += widen(pre[f]) + bias[f] >= least;
+    for (int f = 0; f < F; f++) count += !(widen(pre[f]) + bias[f] < least);
     return count;
 }
 
-// The k-th largest of n > k positive floats, whose order is that of their bits.
+// The k-th largest of n > k positive floats, whose order is that of their bits; NaN of either sign is the
+// largest.
 float kth_largest(const float* value, int n, int k) {
-    const int32_t* bits = reinterpret_cast<const int32_t*>(value);
+    const int32_t* signed_bits = reinterpret_cast<const int32_t*>(value);
+    auto bits = [&](int i) { return signed_bits[i] & INT32_MAX; };
     int32_t low = INT32_MAX, high = 0;  // at least k reach low, fewer than k reach high
-    for (int i = 0; i < n; i++) low = std::min(low, bits[i]), high = std::max(high, bits[i]);
-    high++;
+    for (int i = 0; i < n; i++) low = std::min(low, bits(i)), high = std::max(high, bits(i));
+    high = std::min(high, INT32_MAX - 1) + 1;
     while (high - low > 1) {
         int32_t probe = low + (high - low) / 2;
         int count = 0;
-        for (int i = 0; i < n; i++) count += bits[i] >= probe;
+        for (int i = 0; i < n; i++) count += bits(i) >= probe;
         if (count == k) return float_of(probe);
         if (count > k) low = probe;
         else high = probe;
@@ -110,15 +113,15 @@ float kth_largest(const float* value, int n, int k) {
 // Select k entries that are >= `least`, in place; of those equal to it, the first ones.
 int keep_k(float* value, int32_t* column, int n, int k, float least) {
     int equal = k, kept = 0;
-    for (int i = 0; i < n; i++) equal -= value[i] > least;
+    for (int i = 0; i < n; i++) equal -= !(value[i] <= least);
     for (int i = 0; i < n; i++) {
         float x = value[i];
-        bool keep = x > least || (x == least && equal-- > 0);
+        bool keep = !(x <= least) || (x == least && equal-- > 0);
         value[kept] = x;
         column[kept] = column[i];
         kept += keep;
     }
-    return kept;
+    return std::min(kept, k);  // more are kept where more than k are NaN
 }
 
 // Each row's k largest positive entries.
@@ -140,7 +143,7 @@ void select_rows(const W* pre, const float* bias, int64_t B, int F, int k, float
             if (n > k) {
                 float kth = kth_largest(values.data(), n, k);
                 n = keep_k(values.data(), columns.data(), n, k, kth);
-                usual = usual == 0 ? kth : 0.9f * usual + 0.1f * kth;
+                if (kth == kth) usual = usual == 0 ? kth : 0.9f * usual + 0.1f * kth;
             }
             first[b] = b * k;
             last[b] = b * k + n;
@@ -148,6 +151,11 @@ void select_rows(const W* pre, const float* bias, int64_t B, int F, int k, float
             std::memcpy(column + b * k, columns.data(), n * sizeof(int32_t));
         }
     }
+}
+
+// NaN has no place in an order by `greater`.
+inline void nan_to_infinity(float* value, int64_t n) {
+    for (int64_t i = 0; i < n; i++) value[i] = value[i] == value[i] ? value[i] : INFINITY;
 }
 
 // A threshold that somewhat more than `total` entries of the batch are likely to reach.
@@ -158,6 +166,7 @@ float likely_threshold(const W* pre, const float* bias, int64_t B, int F, int64_
     std::vector<int32_t> columns(rows * F + 16);
     for (int64_t b = 0; b < B; b += stride)
         n += append_at_least(pre + b * F, bias, F, SMALLEST, values.data() + n, columns.data() + n);
+    nan_to_infinity(values.data(), n);
     int64_t rank = int64_t(1.2 * double(total) * double(rows) / double(B)) + 16;
     if (n <= rank) return SMALLEST;
     std::nth_element(values.begin(), values.begin() + rank, values.begin() + n, std::greater<float>());
@@ -193,14 +202,15 @@ int64_t select_batch(const W* pre, const float* bias, int64_t B, int F, int64_t 
     }
     if (reached <= total) return reached;
     std::vector<float> ranked(value, value + reached);
+    nan_to_infinity(ranked.data(), reached);
     std::nth_element(ranked.begin(), ranked.begin() + (total - 1), ranked.end(), std::greater<float>());
     float smallest = ranked[total - 1];
     int64_t equal = total, kept = 0;
-    for (int64_t i = 0; i < reached; i++) equal -= value[i] > smallest;
+    for (int64_t i = 0; i < reached; i++) equal -= !(value[i] <= smallest);
     for (int64_t b = 0, i = 0; b < B; b++) {
         for (int64_t end = first[b + 1]; i < end; i++) {
             float x = value[i];
-            const bool keep = x > smallest || (x == smallest && equal-- > 0);
+            const bool keep = !(x <= smallest) || (x == smallest && equal-- > 0);
             value[kept] = x;
             column[kept] = column[i];
             kept += keep;

@@ -77,7 +77,7 @@ def test_every_rules_choice_is_written_down_with_a_reason():
     selection = select(trials(R3), SelectConfig())
     assert set(selection["choices"]) == set(get_args(Rule))
     assert all(choice["reason"] for choice in selection["choices"].values())
-    assert selection["choice"] == selection["choices"]["parsimonious"]
+    assert selection["choice"] == selection["choices"]["auto"]
     assert len(selection["candidates"]) == 8
 
 

@@ -62,7 +62,12 @@ def test_figures_are_means_with_the_worst_site(tmp_path):
     assert figures["explained_variance"] == pytest.approx(sum(each.values()) / 4)
     by_site = [(each[site, 0] + each[site, 1]) / 2 for site in (HERE, THERE)]
     assert figures["explained_variance_worst"] == pytest.approx(min(by_site))
-    assert 0 < figures["stability"] < 1
+    assert 0 < figures["stability_chance"] < figures["stability"] < 1
+    apart = [abs(each[site, 0] - each[site, 1]) / 2**0.5 for site in (HERE, THERE)]
+    assert figures["explained_variance_seeds"] == pytest.approx(sum(apart) / 2)
+    assert figures["decoder_projection_seeds"] >= 0 <= figures["stability_halves"]
+    alone = members.first.final_metrics()
+    assert 0 < alone["decoder_cosine_mean_abs"] < 1 and "stability_chance" not in alone
     assert members.cost["tokens_trained"] == 4 * 6 * 500
 
 

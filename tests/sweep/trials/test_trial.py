@@ -1,11 +1,14 @@
 """One trial where the disk is full: it says so, its checkpoint stays, and the next attempt is done."""
 
+import os
 import shutil
 import subprocess
 
 import pytest
+import torch
 
 from raysae.activations.synthetic import SuperpositionWorld
+from raysae.cluster.alarm import HangAlarm
 from raysae.records.run_files import RunFiles
 from raysae.sae import sae_config
 from raysae.sites import Site
@@ -70,3 +73,32 @@ def test_a_worker_that_is_asked_for_more_after_the_end_gives_no_old_reports():
     worker._ended = True
     with pytest.raises(RuntimeError, match="given to another trial"):
         worker.step()
+
+
+class EndedError(Exception):
+    """In the place of the end of the process."""
+
+
+def test_a_worker_that_lost_its_gpu_ends_and_its_trials_have_not_failed(monkeypatch, tmp_path):
+    def ended(code):
+        raise EndedError
+
+    def rounds(trial):
+        yield
+        trial.fail(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+    monkeypatch.setattr(os, "_exit", ended)
+    trial = Trial(ASKED, RunFiles(tmp_path), "cpu", MADE)
+    worker = object.__new__(SAETrials)
+    worker._ended, worker.trials, worker.rounds = False, [trial], rounds(trial)
+    worker.alarm = HangAlarm(tmp_path / "hung.txt", None)
+    worker.step()
+    with pytest.raises(EndedError):
+        worker.step()
+    assert not trial.ended and not list(tmp_path.rglob("*.failure.txt"))
+
+
+def test_out_of_memory_is_a_trials_own_failure(tmp_path):
+    trial = Trial(ASKED, RunFiles(tmp_path), "cpu", MADE)
+    trial.fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert trial.ended and "lower batch_size, d_sae or resources.gang" in trial.report["failed"]

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from raysae.sae import sae_config
+from raysae.sae.batch_topk import BatchTopKSAE
 from raysae.training import NonFiniteLossError, Trainer, TrainingConfig, has_training
-from raysae.training.ensemble import Budget, Ensemble, Member, train_members
+from raysae.training.ensemble import Budget, Ensemble, Member, program, train_members
 from raysae.training.ensemble import checkpoints as checkpoints_module
 from raysae.training.rows import Rows
 
@@ -183,6 +184,22 @@ def test_a_packed_program_is_saved_and_continues_to_the_same_bits(tmp_path, vari
     again = trained(four(tmp_path, variant), pack=True)
     for one, expected in zip(again, whole, strict=True):
         same(one, expected)
+
+
+def test_a_packed_program_without_memory_ends_alone(monkeypatch):
+    """The other programs of the same process go on, and nothing is raised."""
+
+    class Step(program.PackedStep):
+        def __init__(self, models, *args, **kwargs):
+            if isinstance(models[0], BatchTopKSAE):
+                raise torch.OutOfMemoryError("no memory is left")
+            super().__init__(models, *args, **kwargs)
+
+    monkeypatch.setattr(program, "PackedStep", Step)
+    members = [member(), member(k=2), member(variant="batch_topk"), member(seed=1)]
+    trained(members, pack=True)
+    assert [one.failure is None for one in members] == [True, True, False, True]
+    assert [len(one.history) for one in members] == [4, 4, 0, 4]
 
 
 def test_a_packed_checkpoint_continues_unpacked(tmp_path):

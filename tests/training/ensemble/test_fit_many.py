@@ -6,6 +6,7 @@ import torch
 import raysae
 from raysae.sae import sae_config
 from raysae.training.config import TrainingConfig
+from raysae.training.ensemble import engine, program
 from raysae.training.rows import Rows
 
 TRAINING = {"epochs": 4, "batch_size": 64, "lr": 3e-3, "evaluations": 2}
@@ -226,3 +227,33 @@ def test_a_packed_program_has_its_time_measured_and_keeps_to_a_budget():
     x = rows()
     fits = many(SMALL, x, PACKED, seeds=[0, 1], pack=True, max_seconds=0.0)
     assert all(fit.stopped.startswith("at step 1 of 32 it had trained for") for fit in fits)
+
+
+def out_of_memory_from(patch, call):
+    """The packed steps from that number on find no memory."""
+    made = []
+
+    class Step(program.PackedStep):
+        def __init__(self, *args, **kwargs):
+            made.append(None)
+            if len(made) >= call:
+                raise torch.OutOfMemoryError("no memory is left")
+            super().__init__(*args, **kwargs)
+
+    patch.setattr(program, "PackedStep", Step)
+
+
+def test_a_pack_without_memory_costs_its_own_members_alone(monkeypatch):
+    """What ended before is in the error, and in a run the others go on."""
+    released = []
+    monkeypatch.setattr(engine, "release_cached", released.append)
+    configs = [SMALL, {**SMALL, "d_sae": 24}, SMALL, {**SMALL, "d_sae": 24}]
+    expected = many(configs, rows(), PACKED, pack=True)
+    assert len(released) == 2, "after each of the two packs"
+    out_of_memory_from(monkeypatch, 2)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory is left") as raised:
+        many(configs, rows(), PACKED, pack=True)
+    assert [fit is None for fit in raised.value.fits] == [False, True, False, True]
+    for number in (0, 2):
+        same(raised.value.fits[number], expected[number])
+    assert raised.value.__notes__ == ["2 of 4 SAEs had ended; they are in error.fits"]

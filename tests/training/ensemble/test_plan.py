@@ -57,6 +57,7 @@ def test_the_settings_of_the_batches_are_all_that_change_them():
         "warm_up": 0.1, "decay": 0.1, "evaluations": 2, "gradient_clip": 1.0,
         "precision": "bfloat16", "compiled": False, "dead_window_tokens": 5,
         "aux_window_tokens": 5, "sparsity_warm_up": 0.3, "sink_rows": "leave_out",
+        "frozen": "decoder",
     }  # fmt: skip
     assert set(changes) == {field.name for field in dataclasses.fields(TrainingConfig)}
     for name, value in changes.items():
@@ -70,13 +71,14 @@ def test_members_of_one_shape_are_one_packed_program():
     assert groups(*members, pack=True) == [([0, 1], True), ([2], False)]
     assert groups(*members, pack=None) == [([0, 2], False), ([1], False)]
     assert groups(member(sink_rows="leave_out"), pack=True) == [([0], False)]
+    assert groups(member(), member(compiled=False), pack=True) == [([0], True), ([1], True)]
     half = Rows(NUMBERS.half())
     assert groups(member(), member(rows=half), pack=True) == [([0], True), ([1], True)]
 
 
 def test_what_does_not_fit_is_packed_in_parts_or_not_at_all(monkeypatch):
     members = [member(seed=seed) for seed in range(5)]
-    room = 2 * plan_module._bytes(members[:1]) + 1
+    room = int(2 * plan_module._bytes(members[:1], "cpu") / 0.9) + 1  # a tenth is a reserve
     monkeypatch.setattr(plan_module, "free_bytes", lambda device: room)
     assert groups(*members, pack=True, side_by_side=False) == [
         ([0, 1], True), ([2, 3], True), ([4], True)
@@ -91,3 +93,12 @@ def test_rows_that_pass_by_once_serve_one_group():
     assert groups(member(rows=once), member(rows=once, k=3)) == [([0, 1], False)]
     with pytest.raises(ValueError, match="an iterator can be trained on once"):
         groups(member(rows=once), member(rows=once, seed=1))
+
+
+def test_a_pack_counts_the_rows_that_are_not_on_its_device_yet():
+    two = [member(), member(rows=OTHER_ROWS)]
+    alone, together = (plan_module._bytes(members, "cpu") for members in (two[:1], two))
+    assert together == 2 * alone + 2 * ROWS.nbytes, "side by side they are one more copy"
+    assert plan_module._bytes(two[:1], "cuda") == alone + ROWS.nbytes
+    two[0].validation = OTHER_ROWS
+    assert plan_module._bytes(two[:1], "cuda") == alone + 2 * ROWS.nbytes

@@ -1,0 +1,73 @@
+"""Intervals of estimates: the bootstrap's percentiles, and a share's by Wilson's formula."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DRAWS = 1000
+"""Samples of a bootstrap."""
+VALUES_AT_ONCE = 2**22
+CONFIDENCE = 0.95
+Interval = tuple[float, float]
+
+
+def bootstrap_ratio(
+    above: Sequence[float] | NDArray[Any], below: Sequence[float] | NDArray[Any] | None, seed: int
+) -> Interval:
+    """The 95% interval of ``sum(above) / sum(below)`` over units that are drawn with replacement.
+
+    Without ``below`` it is that of the mean. The percentile bootstrap (Efron 1979) with 1,000 draws; NaN
+    without a unit.
+    """
+    top = np.asarray(above, np.float64)
+    under = np.ones(len(top)) if below is None else np.asarray(below, np.float64)
+    return bootstrap(lambda drawn: _ratio(top[drawn].sum(axis=1), under[drawn].sum(axis=1)),
+                     len(top), seed)  # fmt: skip
+
+
+def _ratio(top: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.divide(top, under, out=np.full_like(top, np.nan), where=under != 0)
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.int64]], NDArray[np.float64]], units: int, seed: int
+) -> Interval:
+    """The 95% interval of a statistic of ``units`` units that are drawn with replacement.
+
+    ``statistic`` gives the value of each of several draws ``[draws, units]`` (numbers of units).
+    """
+    if not units:
+        return math.nan, math.nan
+    random = np.random.default_rng(seed)
+    together = max(VALUES_AT_ONCE // units, 1)
+    found = [
+        statistic(random.integers(units, size=(min(together, DRAWS - start), units)))
+        for start in range(0, DRAWS, together)
+    ]
+    low, high = np.nanquantile(np.concatenate(found), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """The 95% interval of a share of ``n`` by Wilson (1927); NaN when ``n`` is 0."""
+    if not n:
+        return math.nan, math.nan
+    z, share = 1.959963984540054, successes / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(middle - reach, 0.0), min(middle + reach, 1.0)
+
+
+def interval_text(interval: Interval, form: str = "{:.3f}") -> str:
+    """Such as ``0.410 to 0.520``; ``no interval`` where it is undefined."""
+    if any(math.isnan(end) for end in interval):
+        return "no interval"
+    return " to ".join(form.format(end) for end in interval)
+
+
+def known(value: float) -> float | None:
+    """The value, or None where it is undefined, as JSON and tables keep it."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""Controls: what explains the same rows without having learned a dictionary of them."""

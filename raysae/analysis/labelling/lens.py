@@ -24,8 +24,8 @@ CLOSE = 1e-3
 FORM = (
     "the direction alone goes through the model's final norm, with the norm's weights, and its "
     "unembedding; what a zero vector gives (biases) and the mean over the vocabulary are taken off. As a "
-    "norm divides by the size of what it is given, this is the linearised effect on the logits up to one positive factor "
-    "for each feature: it ranks tokens, and is no logit"
+    "norm divides by the size of what it is given, this is the linearised effect on the logits up to one "
+    "positive factor for each feature: it ranks tokens, and is no logit"
 )
 """How tokens are ranked (nostalgebraist 2020; as for SAE features, Bricken et al. 2023)."""
 

@@ -204,10 +204,11 @@ def _best_attribute(labels: SiteLabels) -> dict[str, pa.Array]:
     """The attribute of the largest correlation of each feature, with the control's largest."""
     names = () if labels.texts is None else labels.texts.names
     r_FA, control_FA = labels.correlations.r(), labels.correlations.r(control=True)
-    known_F = np.isfinite(r_FA).any(axis=1) if names else np.zeros(labels.d_sae, bool)
+    known_F = np.zeros(labels.d_sae, bool)
     best_F = np.zeros(labels.d_sae, np.int64)
     r_F, control_F, n_F = (np.full(labels.d_sae, np.nan) for _ in range(3))
     if names:
+        known_F = np.isfinite(r_FA).max(axis=1)
         size_FA = np.where(np.isfinite(r_FA), np.abs(r_FA), -1)
         best_F = size_FA.argmax(axis=1)
         r_F = np.where(known_F, r_FA[np.arange(labels.d_sae), best_F], np.nan)
@@ -215,10 +216,7 @@ def _best_attribute(labels: SiteLabels) -> dict[str, pa.Array]:
         control_F = np.where(known_F, control_F, np.nan)
         n_F = _independent(labels)[best_F].astype(np.float64)
     low, high = fisher(r_F, np.nan_to_num(n_F).astype(np.int64))
-    named = [
-        names[best] if known else None
-        for best, known in zip(best_F.tolist(), known_F.tolist(), strict=True)
-    ]
+    named = [names[best_F[one]] if known_F[one] else None for one in range(labels.d_sae)]
     return {
         "attribute": pa.array(named, pa.string()),
         "attribute_r": nullable(r_F),

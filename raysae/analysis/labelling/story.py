@@ -152,8 +152,9 @@ class Overview:
     def brief(self) -> str:
         """The outcome in a line."""
         said = f"{self.live:,} of {self.features:,} features live at {len(self.sites)} sites"
-        if self.coherence.size and self.control.size:
-            said += f"; coherence {_mean(self.coherence):.3f}, of drawn contexts {_mean(self.control):.3f}"
+        coherent, control = _mean(self.coherence), _mean(self.control)
+        if coherent is not None and control is not None:
+            said += f"; coherence {coherent:.3f}, of drawn contexts {control:.3f}"
         return said
 
 
@@ -214,8 +215,8 @@ def _sentences(one: Overview, settings: LabelsSettings) -> list[str]:
         said.append(
             f"The words of a feature's top contexts share {coherence.mean():.3f} of them on average "
             f"({interval(coherence)}; n = {len(coherence):,} features), those of contexts drawn from all "
-            f"features of the site {control.mean():.3f} ({interval(control)}; n = {len(control):,} sets); "
-            f"{share:.1%} of the features are above the drawn ones' 95% quantile, where chance gives 5%."
+            f"features of the site {control.mean():.3f} ({interval(control)}; n = {len(control):,} sets)"
+            f"; {share:.1%} of the features are above these ones' 95% quantile, where chance gives 5%."
         )
     if one.attribute_r.size:
         said.append(
@@ -225,8 +226,8 @@ def _sentences(one: Overview, settings: LabelsSettings) -> list[str]:
         )
     if one.agreement.size:
         said.append(
-            f"A feature's nearest in another seed's SAE has the cosine {one.agreement.mean():.3f} on average "
-            f"({interval(one.agreement)}; n = {len(one.agreement):,} live features)."
+            f"A feature's nearest in another seed's SAE has the cosine {one.agreement.mean():.3f} on "
+            f"average ({interval(one.agreement)}; n = {len(one.agreement):,} live features)."
         )
     said += _of_describer(one, settings)
     return said
@@ -303,9 +304,9 @@ def _attributes(one: Overview) -> Table:
         for row in one.listed.get("attribute", [])
     ]  # fmt: skip
     note = (
-        "r: Pearson's correlation of activation and attribute over all rows whose attribute is known; its "
-        "interval counts sequences. Permuted: the largest |r| of the feature with permuted attributes. The "
-        "features are the best of many, so the true r of each is somewhat less."
+        "r: Pearson's correlation of activation and attribute over all rows whose attribute is known; "
+        "its interval counts sequences. Permuted: the largest |r| of the feature with permuted "
+        "attributes. The features are the best of many, so the true r of each is somewhat less."
     )
     return Table("Features that follow a known attribute", columns, rows, note)
 

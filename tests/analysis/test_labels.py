@@ -204,9 +204,10 @@ def endpoint(status=200):
             seen.append((self.path, self.headers.get("Authorization")))
             question = body["messages"][0]["content"]
             if "In one short sentence" in question:
-                answer = question.partition("1. ")[2].partition("<<")[2].partition(">>")[0]
+                token = question.partition("1. ")[2].partition("<<")[2].partition(">>")[0]
+                answer = f"the token <<{token}>>"
             else:
-                word = question.partition("described so: ")[2].partition("\n")[0]
+                word = question.partition("so: the token <<")[2].partition(">>")[0]
                 lines = [line for line in question.split("\n") if line[:1].isdigit()]
                 answer = str([int(f"<<{word}>>" in line) for line in lines])
             content = json.dumps({"choices": [{"message": {"content": answer}}]}).encode()
@@ -235,7 +236,7 @@ def test_an_endpoint_describes_features_and_is_scored(planted, tmp_path, monkeyp
     words = [row for row in described if row["tokens"][0].isalnum()]
     assert len(described) == 4 and words
     for row in words:
-        assert row["description"] == row["tokens"][0]
+        assert row["description"] == f"the token <<{row['tokens'][0]}>>"
         assert (row["detection_score"], row["detection_low"], row["detection_high"]) == (1, 1, 1)
         assert row["detection_n"] >= 4 and row["detection_control"] == 0.5
     assert set(seen) == {("/v1/chat/completions", "Bearer a-secret-key-1")}

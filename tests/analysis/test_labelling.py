@@ -66,7 +66,7 @@ def test_steps_of_a_calculation_are_found():
 
     assert where("operand") == "23 14    37 2" and where("result") == "37"
     assert where("intermediate") == "37" and first["intermediate"][9:11].all()
-    assert where("step multiplies") == "37*2=" and where("operator") == "+  =     *  ="[:14]
+    assert where("step multiplies") == "37*2=" and where("operator") == "+  =     * ="
     assert first["step's result"][:8].tolist() == [37.0] * 8
     assert np.isnan(first["step's result"][8]) and first["step's result"][-1] == 74
     assert of["step's result"][-1] == 5 and not of["intermediate"][len(text) :].any()

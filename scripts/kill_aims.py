@@ -45,6 +45,13 @@ def atlas_recipe(folder: Path, name: str) -> dict[str, Any]:
     return {**recipe, "training": training, "sweep": sweep, "resources": resources}
 
 
+def seeds_recipe(folder: Path, name: str) -> dict[str, Any]:
+    """The recipe of an atlas of a given config, of three seeds a site."""
+    recipe = atlas_recipe(folder, name)
+    sae = {key.removeprefix("sae."): value for key, value in CONFIG.items()}
+    return {**recipe, "sweep": {"enabled": False}, "sae": sae, "atlas": {"seeds_per_site": 3}}
+
+
 def extraction_recipe(folder: Path, name: str) -> dict[str, Any]:
     """The recipe of an extraction into many shards."""
     source = {
@@ -115,6 +122,10 @@ AIMS = {
     "atlas": Aim(
         "raysae.sweep", atlas_recipe, {"worker": POOL_WORKER}, "runs",
         "atlas/*/*/metrics.json", "atlas/*/*.training", sites=24,
+    ),
+    "seeds": Aim(
+        "raysae.sweep", seeds_recipe, {**DRIVER, "worker": POOL_WORKER}, "runs",
+        "atlas/*/*/metrics.json", "atlas/*/*.training", sites=6,
     ),
     "extraction": Aim(
         "raysae.extract", extraction_recipe, {**DRIVER, "worker": POOL_WORKER}, "stores",

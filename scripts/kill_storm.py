@@ -1,9 +1,10 @@
 """SIGKILL a run's processes at random moments; compare its results with an undisturbed run.
 
-    python scripts/kill_storm.py [--aim sweep|atlas|extraction|scan|live|live-keep] [--kills 20]
+    python scripts/kill_storm.py [--aim sweep|atlas|seeds|extraction|scan|live|live-keep] [--kills 20]
 
 - ``sweep``: 12 trials, two at once. Driver, workers and raylet are killed, and the run is resumed.
 - ``atlas``: 24 sites, two at once. Only workers are killed, and the run must end without a restart.
+- ``seeds``: six sites of three seeds each, given a config. Driver and workers are killed.
 - ``extraction``: 100 shards, two at once. Workers and driver are killed; a killed driver is
   restarted.
 - ``scan``: a sweep whose two trials at a time share one scan of a store five times larger than the

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 Directions = NDArray[np.float64]
 PROJECTIONS = 50
+CONVERGED = 1e-9
 
 
 def unit_rows(random: np.random.Generator, count: int, d_in: int) -> Directions:
@@ -24,7 +25,9 @@ def near_orthogonal(atoms_GD: Directions) -> Directions:
     if len(atoms_GD) <= atoms_GD.shape[1]:
         return _polar(atoms_GD.T).T
     for _ in range(PROJECTIONS):
-        atoms_GD = _of_norm_1(_polar(atoms_GD))
+        before_GD, atoms_GD = atoms_GD, _of_norm_1(_polar(atoms_GD))
+        if np.abs(atoms_GD - before_GD).max() < CONVERGED:
+            break
     return atoms_GD
 
 

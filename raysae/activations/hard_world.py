@@ -196,21 +196,30 @@ class HardWorld:
         row_A, atom_A = np.nonzero(drawn_NG > self._thresholds)
         deviation_A = random.standard_normal(len(row_A), np.float32) * self._spreads[atom_A]
         active_NG[row_A, atom_A] = np.maximum(self._magnitudes[atom_A] + deviation_A, 0)
-        for parent, last in self.families:
-            self._follow(active_NG, parent, slice(last - self.children + 1, last + 1), random)
+        for generation in range(self.depth if self.roots else 0):
+            self._follow(active_NG, generation, random)
         return active_NG
 
-    def _follow(
-        self, active_NG: Floats, parent: int, siblings: slice, random: np.random.Generator
-    ) -> None:
-        """Silence children without their parent, and all but one where siblings exclude each other."""
-        parent_N1 = active_NG[:, parent, None]
-        factor_N1 = parent_N1 / self._magnitudes[parent] if self.scaled else parent_N1 > 0
-        children_NC = active_NG[:, siblings] * factor_N1
-        if parent in self.exclusive_parents:
-            lot_NC = random.random(children_NC.shape, np.float32) * (children_NC > 0)
-            children_NC *= lot_NC == lot_NC.max(axis=1, keepdims=True)
-        active_NG[:, siblings] = children_NC
+    def _follow(self, active_NG: Floats, generation: int, random: np.random.Generator) -> None:
+        """Silence children without their parent, and all but one where siblings exclude each other.
+
+        The parents P of a generation follow one another, and so do their children, C of each."""
+        before = self.roots * sum(self.children**age for age in range(generation))
+        parents = slice(before, before + self.roots * self.children**generation)
+        count = parents.stop - parents.start
+        below = slice(parents.stop, parents.stop + count * self.children)
+        parent_NP = active_NG[:, parents]
+        factor_NP = parent_NP / self._magnitudes[parents] if self.scaled else parent_NP > 0
+        children_NPC = active_NG[:, below].reshape(len(active_NG), count, self.children)
+        children_NPC = children_NPC * factor_NP[:, :, None]
+        excluding = [
+            p - before for p in self.exclusive_parents if parents.start <= p < parents.stop
+        ]
+        if excluding:
+            drawn_PNC = random.random((len(excluding), len(active_NG), self.children), np.float32)
+            lot_NPC = drawn_PNC.transpose(1, 0, 2) * (children_NPC[:, excluding] > 0)
+            children_NPC[:, excluding] *= lot_NPC == lot_NPC.max(axis=2, keepdims=True)
+        active_NG[:, below] = children_NPC.reshape(len(active_NG), -1)
 
     @cached_property
     def _atoms(self) -> Tensor:

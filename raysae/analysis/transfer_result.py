@@ -18,6 +18,7 @@ LEAST_SITES = 5
 """Of fewer sites the mean has no interval; each site has its own."""
 MOST_SITES = 60
 EV = "explained_variance"
+RECOVERED = ("ce_recovered", "final_cosine_recovered")
 NOTES = [
     "On another store: explained variance, L0 and dead share of the atlas's SAEs on the "
     "validation rows of "
@@ -55,6 +56,8 @@ def summary(files: Sequence[Path], settings: Any, seed: int) -> Result:
     tables += [_model_table(models), _universal_table(matches)] if models else []
     missing = sorted({row["shuffled_missing"] for row in models if row.get("shuffled_missing")})
     notes = [*NOTES, *(f"Without the control of shuffled weights: {reason}" for reason in missing)]
+    lost = sorted({row["loss_missing"] for row in data if row.get("loss_missing")})
+    notes += [f"Without the loss of the model: {reason}" for reason in lost]
     rows = {"data": data, "models": models, "matches": matches}
     return Result(figures, Section(sentences, tables, notes), rows, brief=_brief(figures))
 
@@ -74,7 +77,7 @@ def _brief(figures: Mapping[str, Any]) -> str:
 def _data_row(found: Mapping[str, Any]) -> Row:
     """An item of another store as one row: ``own_``, ``other_`` and, of the other's SAE, "
     "``other_sae_``."""
-    row: Row = {"site": found["site"]}
+    row: Row = {"site": found["site"], "loss_missing": found.get("loss_missing")}
     for name in ("own", "other", "other_sae_own", "other_sae_other"):
         row |= {f"{name}_{key}": value for key, value in found.get(name, {}).items()}
     for name in ("overlap", "other_sae_overlap"):
@@ -91,7 +94,7 @@ def _data_figures(data: Sequence[Row], seed: int) -> dict[str, float | None]:
     names = [
         f"{side}_{name}"
         for side in ("own", "other", "other_sae_other", "other_sae_own")
-        for name in (EV, "l0", "dead_share")
+        for name in (EV, "l0", "dead_share", *RECOVERED)
     ]
     names += ["live_overlap", "live_chance", "density_correlation", "density_correlation_permuted"]
     found: dict[str, float | None] = {}
@@ -158,6 +161,16 @@ def _data_sentences(figures: Mapping[str, Any], data: Sequence[Row]) -> list[str
         f"{_mean(figures, 'density_correlation')}, permuted at "
         f"{_mean(figures, 'density_correlation_permuted')}.",
     ]
+    said += [
+        f"Spliced into the model, the SAEs have a {name} of {_mean(figures, f'other_{name}')} on "
+        "the other "
+        f"texts and {_mean(figures, f'own_{name}')} on their own (up to "
+        f"{max(row['own_ce_texts'] for row in data if row.get('own_ce_texts'))} texts a site); "
+        "those trained "
+        f"there {_mean(figures, f'other_sae_other_{name}')} on the other texts."
+        for name in RECOVERED
+        if f"other_{name}" in figures
+    ]
     if f"other_sae_other_{EV}" in figures:
         said.append(
             f"The SAEs that were trained on the other store explain "
@@ -196,6 +209,7 @@ def _data_table(data: Sequence[Row]) -> Table:
         "EV own": f"own_{EV}", "from": f"own_{EV}_low", "to": f"own_{EV}_high",
         "EV other": f"other_{EV}", "from ": f"other_{EV}_low", "to ": f"other_{EV}_high",
         "EV of the other's SAE": f"other_sae_other_{EV}",
+        "CE recovered own": "own_ce_recovered", "CE recovered other": "other_ce_recovered",
         "L0 own": "own_l0", "L0 other": "other_l0", "dead own": "own_dead_share",
         "dead other": "other_dead_share", "live on both": "live_overlap",
         "density correlation": "density_correlation",
@@ -287,8 +301,8 @@ def _draw_models(rows: Sequence[Row], source: str, path: Path) -> None:
         places = [place + 0.27 * (number - 1) for place in range(len(rows))]
         ends = [wilson(row.get(name) or 0, row["pairs"]) for row in rows]
         spread = [
-            [one - low for one, (low, _) in zip(share, ends, strict=True)],
-            [high - one for one, (_, high) in zip(share, ends, strict=True)],
+            [max(one - low, 0) for one, (low, _) in zip(share, ends, strict=True)],
+            [max(high - one, 0) for one, (_, high) in zip(share, ends, strict=True)],
         ]
         axes.bar(places, share, width=0.25, color=colour, label=label)
         axes.errorbar(places, share, yerr=spread, fmt="none", color="#44546a", linewidth=0.9)

@@ -152,6 +152,7 @@ class AtlasWorker:
             if members.failure is not None:
                 raise members.failure
             source = provenance(self.store, site)
+            members.release()  # before the last figures, which need memory of their own
             record = commit(
                 self.files, members.first, folder, self.settings.of(site), source, members.history,
                 started[0], seconds=time.monotonic() - started[1], metrics=members.final_metrics(),

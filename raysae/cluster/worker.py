@@ -18,6 +18,9 @@ def prepare_worker() -> str:
     import ray
     import torch
 
+    from raysae.training.memory import map_large_tensors
+
+    map_large_tensors()
     torch.set_num_threads(max(int(os.environ.get("OMP_NUM_THREADS", "1")), 1))
     here = ray.get_runtime_context()
     if not here.get_accelerator_ids().get("GPU", []) or are_logical():

@@ -13,6 +13,7 @@ from raysae.console.board import console
 from raysae.errors import UserError
 from raysae.pipeline.estimate import Needs
 from raysae.sae import SAEConfig
+from raysae.sae.dictionary import agreement
 from raysae.training import TrainingConfig
 from raysae.training.ensemble import Member, train_members
 from raysae.training.memory import free_bytes
@@ -84,7 +85,7 @@ def _measured(resources: ResourcesConfig, placement: Placement, wanted: Needs) -
         "runtime_env": alone,
     }  # fmt: skip
     task = ray.remote(**options)(peak_memory).remote(
-        wanted.largest, wanted.d_in, wanted.trained_together, wanted.row_bytes
+        wanted.largest, wanted.d_in, wanted.trained_together, wanted.row_bytes, wanted.seeds
     )
     try:
         return ray.get(task, timeout=LOOK_SECONDS)
@@ -101,9 +102,11 @@ def _measured(resources: ResourcesConfig, placement: Placement, wanted: Needs) -
 
 
 def peak_memory(
-    largest: tuple[SAEConfig, TrainingConfig], d_in: int, together: int, row_bytes: int = 0
-) -> int:
-    """Bytes at the peak of ``together`` trainings on noise, with evaluation and export.
+    largest: tuple[SAEConfig, TrainingConfig], d_in: int, together: int, row_bytes: int = 0,
+    seeds: int = 1,
+) -> int:  # fmt: skip
+    """Bytes at the peak of ``together`` trainings on noise, with evaluation and export; the dictionaries
+    of ``seeds`` of them are compared.
 
     All latents are dead, so that AuxK takes what it can take. On a GPU, ``row_bytes`` more are held, as
     the real rows are. Runs in a worker of its own. On a CPU, what the worker held before is subtracted.
@@ -120,8 +123,11 @@ def peak_memory(
         if member.failure is not None:
             raise member.failure
     for member in members:
+        member.trainer.release()
+    for member in members:
         member.trainer.final_metrics()
         member.trainer.sae()
+    agreement([[member.trainer.live_decoder() for member in members[:seeds]]])
     del held
     if device == "cuda":
         return torch.cuda.max_memory_reserved()

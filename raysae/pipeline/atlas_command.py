@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> int:
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return DONE
-    return carry_out(recipe, args.log, dry=args.dry_run, force=args.force)
+    chosen = args.run is not None
+    return carry_out(recipe, args.log, dry=args.dry_run, force=args.force, chosen=chosen)
 
 
 def given_recipe(config: str | None, overrides: Sequence[str]) -> "Recipe":

@@ -14,7 +14,7 @@ from raysae.sae import SAEConfig
 from raysae.sites import ALL, Site
 from raysae.sweep.search.space import MEMORY, Parameters, Space
 from raysae.training import TrainingConfig
-from raysae.training.memory import FLOAT, largest_d_sae, training_bytes
+from raysae.training.memory import FLOAT, largest_d_sae, peak_bytes, training_bytes
 
 CHECKPOINT_COPIES = 4
 """Sizes of the weights that a checkpoint takes: weights, Adam's two moments, the state before."""
@@ -36,6 +36,8 @@ class Needs:
     """Bytes of a store that has to be extracted; 0 when the number of texts is not known."""
     row_bytes: int = 0
     """Bytes of the rows of the sweep's sites, which a process holds once on its GPU where they fit."""
+    seeds: int = 1
+    """SAEs of one site whose dictionaries are compared at the end."""
 
 
 def configs_of(recipe: Recipe, d_in: int | None = None) -> list[Parameters]:
@@ -70,13 +72,14 @@ def needs(
     together = max(members * recipe.resources.gang, seeds if atlas_sites else 1)
     if not recipe.sweep.enabled:
         trials, together = 0, seeds
+    compared = max(recipe.sweep.seeds_per_trial * (trials > 0), seeds * (atlas_sites > 0))
     sae_bytes = 2 * where.d_in * largest[0].d_sae * FLOAT
     written = trials * members + CHECKPOINT_COPIES * together + 1 + atlas_sites * seeds
     return Needs(
         where.d_in, largest, together,
-        together * training_bytes(where.d_in, largest[0].d_sae, largest[1]),
+        peak_bytes(where.d_in, largest[0].d_sae, largest[1], together, compared),
         written * sae_bytes, 0 if isinstance(where, Store) else _store_bytes(where),
-        _row_bytes(where, sites),
+        _row_bytes(where, sites), compared,
     )  # fmt: skip
 
 

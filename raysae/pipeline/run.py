@@ -24,6 +24,7 @@ from raysae.pipeline.stages import (
     SELECT,
     SWEEP,
     Attempt,
+    atlas_and_analysis,
     end_run,
     ensure_store,
     is_finished,
@@ -61,15 +62,26 @@ def run_sweep(
     return run_plan(preflight(as_recipe(recipe)), force=force)
 
 
-def run_plan(plan: RunPlan, *, force: bool = False) -> SweepResult:
-    """Run the main job by a plan of ``preflight``; see ``run_sweep``."""
+def run_atlas(recipe: Recipe, *, force: bool = False) -> SweepResult:
+    """Train the sites that the atlas of a run lacks, with the config that the run has chosen.
+
+    The run's search stays as it is: failed trials are not tried again. Raises what ``run_sweep`` raises.
+    """
+    return run_plan(preflight(recipe), force=force, chosen=recipe.sweep.enabled)
+
+
+def run_plan(plan: RunPlan, *, force: bool = False, chosen: bool = False) -> SweepResult:
+    """Run the main job by a plan of ``preflight``; see ``run_sweep``, and ``run_atlas`` (``chosen``)."""
     with (
         told_if_begun(plan.recipe) as begun,
         open_run(plan.recipe, force, plan.data) as run,
         _attempt(plan, run, begun) as attempt,
     ):
         set_damaged_aside(run)
-        if not is_finished(attempt):
+        finished = is_finished(attempt)
+        if not finished and chosen:
+            _run_chosen(attempt)
+        elif not finished:
             first, *_ = stages_of(plan.recipe)
             if attempt.plan.store is None or first.is_missing(attempt):
                 _ = attempt.placement  # Ray will be needed: start it first
@@ -78,6 +90,19 @@ def run_plan(plan: RunPlan, *, force: bool = False) -> SweepResult:
             listeners = attempt.events.listeners[1:]  # not the console
             emit_again(attempt.result, Events(*listeners))
         return attempt.result
+
+
+def _run_chosen(attempt: Attempt) -> None:
+    """Make what is missing after the choice. Raises UserError when table or choice are damaged."""
+    ensure_store(attempt)
+    _read_trials(attempt)
+    SELECT.check(attempt)
+    for stage in (CONTROLS, SCALING):
+        if not stage.is_missing(attempt):
+            stage.read(attempt)
+    atlas_and_analysis(attempt)
+    attempt.stop_ray()
+    end_run(attempt)
 
 
 def select_again(recipe: Recipe) -> SweepResult:

@@ -285,20 +285,21 @@ def run_stages(attempt: Attempt) -> None:
     """Run the stages in order; each makes only what is missing."""
     ensure_store(attempt)
     if not attempt.recipe.sweep.enabled:
-        _atlas_and_analysis(attempt)
+        atlas_and_analysis(attempt)
     else:
         run_stage(SWEEP, attempt)
         if not (attempt.recipe.atlas.enabled or attempt.recipe.sweep.wanted_controls):
             attempt.stop_ray()
         if try_stage(SELECT, attempt):
             try_stage(CONTROLS, attempt)
-            _atlas_and_analysis(attempt)
+            atlas_and_analysis(attempt)
         try_stage(SCALING, attempt)
     attempt.stop_ray()
     end_run(attempt)
 
 
-def _atlas_and_analysis(attempt: Attempt) -> None:
+def atlas_and_analysis(attempt: Attempt) -> None:
+    """Train the sites that are missing; if that succeeds, analyse them."""
     if try_stage(ATLAS, attempt):
         try_stage(ANALYZE, attempt)
 

@@ -61,14 +61,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", help="a Ray cluster to join; the same as resources.address=")
 
 
-def carry_out(recipe: "Recipe", log: "Log", *, dry: bool, force: bool) -> int:
+def carry_out(recipe: "Recipe", log: "Log", *, dry: bool, force: bool, chosen: bool = False) -> int:
     """Run the main job of ``recipe``, or say what it would do (``dry``); the exit code.
 
-    Raises UserError on unusable input.
+    ``chosen``: only what follows the choice that its run has made. Raises UserError on unusable input.
     """
     from raysae.console.board import console, emit, set_log
     from raysae.pipeline.begun import continuing
-    from raysae.pipeline.run import run_sweep
+    from raysae.pipeline.run import run_atlas, run_sweep
     from raysae.pipeline.summary import print_summary
 
     set_log("auto" if dry and log == "quiet" else log)
@@ -80,7 +80,7 @@ def carry_out(recipe: "Recipe", log: "Log", *, dry: bool, force: bool) -> int:
     try:
         if recipe.several:
             return _run_models(recipe, force)
-        result = run_sweep(recipe, force=force)
+        result = (run_atlas if chosen else run_sweep)(recipe, force=force)
     except KeyboardInterrupt:
         say(f"interrupted; {continuing(recipe)} continues it", sys.stderr)
         return INTERRUPTED

@@ -93,6 +93,11 @@ class Members:
         """Whether any member has steps left."""
         return any(member.active for member in self.members.values())
 
+    def release(self) -> None:
+        """Free what only steps need. No step can follow; the figures and the SAEs remain."""
+        for trainer in self.trainers.values():
+            trainer.release()
+
     def final_metrics(self) -> Record:
         """The trial's figures at its end: means, the worst site's explained variance, and the agreement
         of seeds (``stability``)."""

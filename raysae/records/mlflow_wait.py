@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from raysae.records.mlflow_session import TransactionClient, one_transaction
+
 LAST_CALL_SECONDS = 5.0
 """Seconds for a call that has begun before the run ended, at least."""
 STUCK_SECONDS = 30.0
@@ -92,6 +94,15 @@ class Calls:
 
     def __init__(self, client: Any, wait: Wait):
         self._client, self._wait = client, wait
+
+    @contextmanager
+    def one_transaction(self) -> Iterator[TransactionClient | None]:
+        """See ``mlflow_session.one_transaction``; noted as one call."""
+        if self._wait.closed:
+            raise Closed
+        with one_transaction(self._client) as together:
+            yield together
+        self._wait.moved()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         call = getattr(self._client, name)

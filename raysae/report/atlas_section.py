@@ -16,6 +16,7 @@ from raysae.records.rows import SiteRow
 from raysae.records.run_files import RunFiles
 from raysae.report.atlas_rows import atlas_metrics, by_hookpoint, is_done, layers_of, positions_of
 from raysae.report.claims import Claim, Extremes, claims_of, extremes_of
+from raysae.report.seeds import spread_over_seeds
 
 MOST_ROWS = 2000
 """Sites in the page's table, at most; ``atlas/metrics.parquet`` has them all."""
@@ -111,14 +112,16 @@ def draw_atlas(run: RunFiles, rows: list[SiteRow], source: str, folder: Path) ->
     from raysae.report.profiles import has_profiles, profiles
 
     for hookpoint, there in by_hookpoint(rows).items():
+        spread = spread_over_seeds(run, there)
         foot = source if hookpoint is None else f"{hookpoint} · {source}"
         if len(layers_of(there)) * len(positions_of(there)) > 1:
             for metric in atlas_metrics(there):
                 file = folder / f"{file_name(f'{PREFIX}{metric.name}', hookpoint)}.png"
-                heatmap(there, metric, _title(metric, there, hookpoint), foot, file)
+                heatmap(there, metric, _title(metric, there, hookpoint), foot, file, spread)
         if has_profiles(there) and atlas_metrics(there):
             title = _at("Profiles of the atlas", hookpoint)
-            profiles(there, title, foot, folder / f"{file_name(PROFILES, hookpoint)}.png")
+            file = folder / f"{file_name(PROFILES, hookpoint)}.png"
+            profiles(there, title, foot, file, spread)
         if any(map(is_done, there)):
             _draw_curves(run, there, foot, folder / f"{file_name(CURVES, hookpoint)}.png")
 

@@ -1,6 +1,6 @@
 """Heatmaps of an atlas, of bounded size: layers down, positions across, sites without SAE hatched."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from raysae.report.drawing import (
     save,
 )
 from raysae.report.grids import Grid, bounds
+from raysae.report.seeds import NO_SPREAD, Place, Spread
 
 UNDEFINED_COLOUR = "#d0d5dd"
 MOST_TEXTS = 400
@@ -35,25 +36,37 @@ HATCHED_FROM = 12
 """Pixels of a side of a cell from which on hatching can be seen; smaller cells are filled."""
 CHARACTER, LINE, TITLE_CHARACTER = 0.062, 0.14, 0.085
 """Width of a character and height of a line at the axes, and width of a title's character, in inches."""
+Ranges = Mapping[Place, tuple[float, float]]
+"""The range of a metric over the seeds, by layer and position."""
 OUTLYING = 4
 """A scale ends at the 1st and 99th percentile when the whole range is this many times as wide."""
 
 
-def heatmap(rows: Sequence[Row], metric: Metric, title: str, source: str, path: Path) -> None:
+def heatmap(
+    rows: Sequence[Row], metric: Metric, title: str, source: str, path: Path,
+    spread: Spread = NO_SPREAD,
+) -> None:  # fmt: skip
     """Draw a metric over layers (down) and positions (across); of one layer or one position a line.
 
     ``rows`` are the sites of one hookpoint. Bright is better; the metric says which way that is, and how
     values are written. Values are written where they fit. A site without SAE is hatched, one without
-    value is grey. ``source`` is the line at the foot.
+    value is grey. ``source`` is the line at the foot. ``spread`` is that over the seeds of a site: a band
+    beside a line, and half of it in small under a value.
     """
-    grid = Grid.of(rows, metric)
+    grid, known = Grid.of(rows, metric), _spread_of(metric, spread)
     if min(grid.values.shape) == 1:
-        _draw_line(grid, metric, title, source, path)
+        _draw_line(grid, metric, title, source, path, known)
     else:
-        _draw_cells(grid, metric, title, source, path)
+        _draw_cells(grid, metric, title, source, path, known)
 
 
-def _draw_cells(grid: Grid, metric: Metric, title: str, source: str, path: Path) -> None:
+def _spread_of(metric: Metric, spread: Spread) -> Ranges:
+    return {place: ranges[metric.name] for place, ranges in spread.items() if metric.name in ranges}
+
+
+def _draw_cells(
+    grid: Grid, metric: Metric, title: str, source: str, path: Path, spread: Ranges
+) -> None:
     cells = grid.cells()
     layers, positions = cells.values.shape
     wide, high = (0.5, 0.3) if cells.values.size <= MOST_TEXTS else (0.22, 0.16)
@@ -70,18 +83,26 @@ def _draw_cells(grid: Grid, metric: Metric, title: str, source: str, path: Path)
     across, down = _cell_size(figure, cells, _label_ticks(figure, axes, cells))
     marks = _mark_holes(axes, cells, hatched=min(across, down) * DPI >= HATCHED_FROM)
     _explain(axes, grid, marks)
-    _write_values(axes, cells, image, metric.cell, across, down)
+    if max(grid.joined) > 1:
+        spread = {}
+    if _write_values(axes, cells, image, metric.cell, across, down, spread):
+        axes.set_xlabel(f"{axes.get_xlabel()}; ±: half the range over the seeds")
     save(figure, path)
 
 
-def _draw_line(grid: Grid, metric: Metric, title: str, source: str, path: Path) -> None:
+def _draw_line(
+    grid: Grid, metric: Metric, title: str, source: str, path: Path, spread: Ranges
+) -> None:
     """Draw the metric over layers, or over positions when there is one layer."""
     by_layer = len(grid.positions) == 1
     names = [str(layer) for layer in grid.layers] if by_layer else grid.positions
     places, values = np.arange(len(names)), grid.values.ravel()
     figure, axes = new_figure(max(6.4, 2 + 0.12 * len(names)), 3.6, source)
     axes.plot(places, values, marker="." if len(names) <= 100 else "", color="#3b528b", zorder=3)
-    low, high, logarithmic = bounds(grid.known, metric)
+    if spread:
+        _draw_band(axes, grid, spread)
+    ends = [end for both in spread.values() for end in both]
+    low, high, logarithmic = bounds(np.array([*grid.known, *ends]), metric)
     if logarithmic:
         axes.set_yscale("log")
     else:
@@ -96,6 +117,18 @@ def _draw_line(grid: Grid, metric: Metric, title: str, source: str, path: Path) 
     _thin(axes.xaxis, names, figure.get_figwidth() - 1, max(longest, 2) * CHARACTER + 0.06)
     _explain(axes, grid, {"missing": Patch(**HATCHING)} if grid.missing.any() else {})
     save(figure, path)
+
+
+def _draw_band(axes: Axes, grid: Grid, spread: Ranges) -> None:
+    """Draw the range over the seeds at each place of a line."""
+    places = [(layer, position) for layer in grid.layers for position in grid.positions]
+    ends = np.array([spread.get(place, (np.nan, np.nan)) for place in places])
+    label = "range over the seeds"
+    axes.vlines(range(len(places)), *ends.T, color="#3b528b", alpha=0.5, linewidth=1)
+    axes.fill_between(
+        range(len(places)), *ends.T, color="#3b528b", alpha=0.2, linewidth=0, label=label
+    )
+    axes.legend(frameon=False, fontsize=8, loc="best")
 
 
 def _wrapped(title: str, width: float) -> str:
@@ -192,18 +225,50 @@ def _explain(axes: Axes, grid: Grid, marks: dict[str, Patch]) -> None:
 
 
 def _write_values(
-    axes: Axes, cells: Grid, image: AxesImage, form: str, across: float, down: float
-) -> None:
-    """Write the values, in white where a cell is dark, if they fit cells of this size in inches."""
+    axes: Axes, cells: Grid, image: AxesImage, form: str, across: float, down: float, spread: Ranges
+) -> bool:
+    """Write the values, in white where a cell is dark, if they fit cells of this size in inches.
+
+    Half the range over the seeds stands under them if that fits, too; returns whether it does.
+    """
     known = ~np.isnan(cells.values)
-    texts = {(int(y), int(x)): form.format(cells.values[y, x]) for y, x in np.argwhere(known)}
-    longest = max(map(len, texts.values()), default=0)
-    size = next((s for s in (7, 5.5) if longest * s * 0.0095 < across and s * 0.0185 < down), None)
-    if size is None or len(texts) > MOST_TEXTS:
-        return
+    places = [(int(y), int(x)) for y, x in np.argwhere(known)]
+    texts = {place: form.format(cells.values[place]) for place in places}
+    both = {
+        (y, x): f"{text}\n{_half(spread.get((cells.layers[y], cells.positions[x])), form)}"
+        for (y, x), text in texts.items()
+    }
+    for written in (both, texts) if spread else (texts,):
+        size = _text_size(written.values(), across, down)
+        if size is not None and len(written) <= MOST_TEXTS:
+            _write(axes, image, cells, written, size)
+            return written is both
+    return False
+
+
+def _text_size(texts: Iterable[str], across: float, down: float) -> float | None:
+    """The size of letters in which all texts fit a cell; None if there is none."""
+    lines = [text.split("\n") for text in texts]
+    longest = max((len(line) for text in lines for line in text), default=0)
+    most = max(map(len, lines), default=1)
+    sizes = (s for s in (7, 5.5) if longest * s * 0.0095 < across and most * s * 0.0185 < down)
+    return next(sizes, None)
+
+
+def _write(
+    axes: Axes, image: AxesImage, cells: Grid, texts: Mapping[tuple[int, int], str], size: float
+) -> None:
     colours = np.asarray(image.cmap(image.norm(cells.values)))
     for (row, column), text in texts.items():
         red, green, blue, _ = colours[row, column]
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
         colour = "white" if dark else "black"
         axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
+
+
+def _half(ends: tuple[float, float] | None, form: str) -> str:
+    """Half the range, as the values are written; ``±0`` where it would be rounded to nothing."""
+    if ends is None:
+        return ""
+    text = form.format((ends[1] - ends[0]) / 2)
+    return f"±{text if any(digit in text for digit in '123456789') else '0'}"

@@ -22,8 +22,10 @@ from raysae.report.atlas_rows import (
 )
 from raysae.report.drawing import LONGEST_TICK, grid_figure, plot_text, save
 from raysae.report.grids import bounds
+from raysae.report.seeds import NO_SPREAD, Spread, place_of
 
 LINE_COLOUR, PARITY_COLOURS = "#3b528b", {"even": "#1f77b4", "odd": "#ff7f0e"}
+SEEDS_COLOUR = "#e4572e"
 PART_COLOURS = dict(zip(PARTS, ("#440154", "#21918c", "#d8a200"), strict=True))
 MOST_TICKS, UPRIGHT_FROM = 12, 4
 """Labels at an axis, at most, and the length beyond which they stand upright."""
@@ -35,16 +37,19 @@ def has_profiles(rows: Sequence[Row]) -> bool:
     return len(layers_of(rows)) > 1 and len(positions_of(rows)) > 1
 
 
-def profiles(rows: Sequence[Row], title: str, source: str, path: Path) -> None:
+def profiles(
+    rows: Sequence[Row], title: str, source: str, path: Path, spread: Spread = NO_SPREAD
+) -> None:
     """Draw each metric of the atlas over layers and over positions, one row of plots a metric.
 
     ``rows`` are the sites of one hookpoint with several layers and positions. Left: mean over positions
     at each layer, with quartiles and range. Middle: odd and even positions. Right: early, middle and late
     layers at each position. Bands of these are one standard deviation. A plot whose groups the atlas does
-    not have is left out.
+    not have is left out. Where sites have several seeds, bars at the left show the range over these, as
+    a mean over positions.
     """
     metrics = atlas_metrics(rows)
-    panels = _panels(rows)
+    panels = _panels(rows, spread)
     figure, grid = grid_figure(
         (0.3 + 3.6 * len(panels), 1.4 + 2.0 * len(metrics)), (len(metrics), len(panels)),
         (0.4, 0.35 + _label_height(positions_of(rows))), title, source, sharex="col", sharey="row",
@@ -57,16 +62,19 @@ def profiles(rows: Sequence[Row], title: str, source: str, path: Path) -> None:
             if metric is metrics[-1]:
                 axes.set_xlabel(label)
         line[0].set_ylabel(metric.axis.replace(" (", "\n("), fontsize=8)
-        _set_range(line[0], rows, metric)
+        _set_range(line[0], rows, metric, spread)
     figure.align_ylabels(grid[:, 0])
     for axes in grid[0, 1:]:
         axes.legend(frameon=False, fontsize=7, ncols=3)
     save(figure, path)
 
 
-def _set_range(axes: Axes, rows: Sequence[Row], metric: Metric) -> None:
+def _set_range(axes: Axes, rows: Sequence[Row], metric: Metric, spread: Spread) -> None:
     """Show the range of the values, on the scale that a heatmap of them would have."""
-    values = np.array([value(row, metric) for row in rows])
+    ends = [_over_seeds(rows, metric, layer, spread) for layer in layers_of(rows)]
+    values = np.array(
+        [*(value(row, metric) for row in rows), *(end for both in ends for end in both)]
+    )
     values = values[~np.isnan(values)]
     low, high, logarithmic = bounds(values, metric)
     if logarithmic:
@@ -81,14 +89,15 @@ def _set_range(axes: Axes, rows: Sequence[Row], metric: Metric) -> None:
 Panel = tuple[str, str, Callable[[Axes, Metric], None]]
 
 
-def _panels(rows: Sequence[Row]) -> list[Panel]:
+def _panels(rows: Sequence[Row], spread: Spread) -> list[Panel]:
     """The columns of plots that this atlas has: heading, name of the axis, and how to draw a metric."""
     layers, positions = layers_of(rows), positions_of(rows)
     found: list[Panel] = [
         (
-            "Over layers: mean, quartiles and range\nover positions",
+            "Over layers: mean, quartiles and range\nover positions"
+            + ("; bars: range over seeds" if spread else ""),
             "layer",
-            lambda axes, metric: _spread(axes, rows, metric, layers),
+            lambda axes, metric: _spread(axes, rows, metric, layers, spread),
         )
     ]
     if has_parity(positions):
@@ -120,8 +129,11 @@ def _grouped(
     return {name: [row for row in rows if name_of(row) == name] for name in names}
 
 
-def _spread(axes: Axes, rows: Sequence[Row], metric: Metric, layers: Sequence[int]) -> None:
-    """Draw the mean over positions at each layer, with quartiles and range."""
+def _spread(
+    axes: Axes, rows: Sequence[Row], metric: Metric, layers: Sequence[int], spread: Spread
+) -> None:
+    """Draw the mean over positions at each layer, with quartiles and range, and the mean range over
+    seeds."""
     by_layer = _by_place(rows, metric, "layer", layers)
     marks = [_summary(values, lambda v: np.percentile(v, [0, 25, 75, 100])) for values in by_layer]
     low, first, third, high = np.array(marks).T
@@ -129,7 +141,18 @@ def _spread(axes: Axes, rows: Sequence[Row], metric: Metric, layers: Sequence[in
     axes.fill_between(range(len(layers)), low, high, color=LINE_COLOUR, alpha=0.12, linewidth=0)
     axes.fill_between(range(len(layers)), first, third, color=LINE_COLOUR, alpha=0.3, linewidth=0)
     axes.plot(range(len(layers)), means, color=LINE_COLOUR, **_marker(layers))
+    ends = [_over_seeds(rows, metric, layer, spread) for layer in layers]
+    axes.vlines(range(len(layers)), *np.array(ends).T, color=SEEDS_COLOUR, linewidth=2, zorder=3)
     _label(axes, [str(layer) for layer in layers])
+
+
+def _over_seeds(
+    rows: Sequence[Row], metric: Metric, layer: int, spread: Spread
+) -> Sequence[float] | np.ndarray:
+    """The least and the largest value over seeds, means over the positions of the layer; else NaN."""
+    there = [spread.get(place_of(row), {}) for row in rows if row["layer"] == layer]
+    known = [ranges[metric.name] for ranges in there if metric.name in ranges]
+    return np.array(known).mean(axis=0) if known else [np.nan, np.nan]
 
 
 def _lines(

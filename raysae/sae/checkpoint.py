@@ -1,13 +1,14 @@
 """An SAE on disk: a folder with ``cfg.json`` and ``sae.safetensors``. Never a pickle."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from raysae.errors import UserError
@@ -18,7 +19,6 @@ from raysae.sae.jumprelu import JumpReLUSAE
 from raysae.sae.variants import build_sae
 from raysae.storage.files import read_json, refuse_other_content, replacing_folder, write_json
 from raysae.storage.tensors import tensor_problem
-from raysae.storage.trouble import as_os_error
 from raysae.storage.untrusted import usable_path
 
 SCHEMA_VERSION = 2
@@ -26,6 +26,15 @@ SCHEMA_VERSION = 2
 CONFIG_FILE, WEIGHTS_FILE, METRICS_FILE = "cfg.json", "sae.safetensors", "metrics.json"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The dtypes of weights that are read; they are used in float32."""
+KINDS = {
+    torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32",
+    torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # fmt: skip
+"""The names of dtypes in a safetensors file, in the order in which its tensors lie."""
+WRITTEN_AT_ONCE, LEAST_ROWS = 2**20, 16
+"""Bytes of a tensor that are copied at a time when it is written, and rows: of a tensor that is stored
+column by column, 16 floats are read in a piece anyway."""
 UNREADABLE = (
     SafetensorError, OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError,
     MemoryError,
@@ -76,10 +85,36 @@ def read_sae(folder: Path) -> SAE:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file. Raises OSError when it cannot be written."""
-    ready = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    with as_os_error(path):
-        save_file(ready, path, metadata={"format": "pt"})
+    """Write a safetensors file. Raises OSError when it cannot be written.
+
+    The bytes are those of ``safetensors.torch.save_file``, which would need a copy of each tensor that
+    is on a GPU or stored column by column, of all of them at once.
+    """
+    kinds = list(KINDS)
+    order = sorted(tensors, key=lambda name: (kinds.index(tensors[name].dtype), name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].nbytes
+        header[name] = {
+            "dtype": KINDS[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            _write_values(file, tensors[name].detach())
+
+
+def _write_values(file: BinaryIO, tensor: Tensor) -> None:
+    """Write a tensor's values row by row, some rows at a time."""
+    rows = tensor.reshape(1) if not tensor.dim() else tensor
+    count = max(WRITTEN_AT_ONCE * len(rows) // max(rows.nbytes, 1), LEAST_ROWS)
+    for part in rows.split(count):
+        file.write(part.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

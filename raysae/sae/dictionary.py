@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 COSINES_AT_ONCE = 2**20
 ROWS_AT_ONCE = 4096
+TRUE_COSINES_AT_ONCE = 2**22
 RECOVERED_ABOVE = 0.9
 ALL_PAIRS = 8192
 """Up to so many rows all pairs are compared, which costs rows² d_in. Beyond, time grows with rows
@@ -145,7 +146,8 @@ def _cosines(rows_FD: Tensor) -> tuple[float, Tensor]:
 def mmcs(truth_GD: Tensor, W_dec_FD: Tensor) -> tuple[float, float]:
     """``mmcs``, ``recovered`` of decoder rows ``[d_sae, d_in]`` for atoms ``[atoms, d_in]``."""
     truth, learned = normalize(truth_GD.double(), dim=1), normalize(W_dec_FD.double(), dim=1)
-    best_G = (truth @ learned.T).abs().amax(dim=1)
+    at_once = max(TRUE_COSINES_AT_ONCE // len(learned), 64)
+    best_G = torch.cat([(part @ learned.T).abs_().amax(dim=1) for part in truth.split(at_once)])
     return float(best_G.mean()), float((best_G > RECOVERED_ABOVE).double().mean())
 
 
@@ -183,6 +185,13 @@ def matches(first: int, second: int) -> int:
     """The number of rows that ``best_match`` matches, of sets of ``first`` and ``second`` rows."""
     fewer, more = sorted((first, second))
     return fewer if more <= ALL_MATCHED else min(fewer, MATCH_SAMPLE)
+
+
+def match_bytes(rows: int, d_in: int) -> int:
+    """Bytes that ``best_match`` takes at most for two sets of ``rows`` rows."""
+    if rows > ALL_MATCHED:  # both normalized in float32, and a sample's cosines
+        return 4 * (3 * rows * d_in + MATCH_SAMPLE * (d_in + 3 * rows))
+    return 8 * (3 * rows * d_in + 2 * rows**2)
 
 
 def agreement(decoders: Iterable[Sequence[Tensor]]) -> dict[str, float]:

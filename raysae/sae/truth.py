@@ -104,4 +104,4 @@ class Detection:
 
 def _cosines(first_XD: Tensor, second_YD: Tensor) -> Tensor:
     first, second = normalize(first_XD.double(), dim=1), normalize(second_YD.double(), dim=1)
-    return (first @ second.T).abs()
+    return (first @ second.T).abs_()

@@ -64,6 +64,7 @@ def save_training(trainer: Trainer, folder: str | Path, history: Sequence[Any] =
                 "history": list(history),
             },
         )
+    trainer.give_back()
 
 
 def has_training(folder: str | Path) -> bool:
@@ -258,7 +259,7 @@ def _load_moments(trainer: Trainer, tensors: dict[str, Tensor], path: Path) -> N
                     f"{list(parameter.shape)}"
                 )
         trainer.adam_state[parameter] = {
-            moment: tensor.to(trainer.device) for moment, tensor in state.items()
+            moment: tensor.to(trainer.device, copy=True) for moment, tensor in state.items()
         }
 
 

@@ -17,6 +17,9 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LARGEST_ROW = 2**16
 """The most elements of a row that one program can process."""
+WIDEST_PART = 2**11
+"""Elements of a row that a program of Adam processes, where it need not see whole rows: its registers
+hold no more of wide ones."""
 
 if find_spec("triton") is not None:
     import triton
@@ -60,14 +63,15 @@ if find_spec("triton") is not None:
         p, g, m, v, clip_N, rate_N, root_N, alive_N, rows, columns, first, second, epsilon, tiny,
         UNIT: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
-        """One program per row of a matrix: clipping, Adam and, for decoder rows, the unit norm."""
+        """One program per row of a matrix, or per part of it: clipping, Adam and, for decoder rows,
+        which are one part each, the unit norm."""
         row = tl.program_id(0).to(tl.int64)
         sae = row // rows
         if tl.load(alive_N + sae) == 0:
             return
         clip, rate = tl.load(clip_N + sae), tl.load(rate_N + sae)
         root = tl.load(root_N)
-        place = tl.arange(0, BLOCK)
+        place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = place < columns
         at = row * columns + place
         gradient = tl.load(g + at, mask=inside, other=0.0) * clip
@@ -145,8 +149,10 @@ def adam_rows(
     """
     rows, columns = p.shape[1:]
     block = triton.next_power_of_2(columns)
+    if not unit:
+        block = min(block, WIDEST_PART)
     with current(p.device):
-        _adam_rows[(p.shape[0] * rows,)](
+        _adam_rows[(p.shape[0] * rows, triton.cdiv(columns, block))](
             p, g.contiguous(), m, v, clip_N, rate_N, root, alive_N.to(torch.int32), rows, columns,
             betas[0], betas[1], epsilon, torch.finfo(torch.float32).tiny, UNIT=unit, BLOCK=block,
             num_warps=_warps(block),

@@ -1,12 +1,22 @@
 """Memory of a training: an estimate of its size, and a check that the device has enough."""
 
+import ctypes
 import math
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from raysae.sae import SAEConfig
+from raysae.sae.dictionary import match_bytes
 from raysae.training.config import TrainingConfig
 
-FLOAT = 4
+FLOAT, DOUBLE = 4, 8
+STATISTICS_ROWS = 4096
+"""Rows of a batch or sample from which statistics are computed, in float64."""
+MMAP_THRESHOLD, LARGE = -3, 16 * 2**20
+"""glibc's number of that option, and the size of a tensor, in bytes, that is worth it."""
+TRIM_FROM = 64 * 2**20
+"""A training of fewer bytes leaves too little freed memory to be worth giving back."""
 
 
 def training_bytes(d_in: int, d_sae: int, training: TrainingConfig) -> int:
@@ -44,6 +54,48 @@ def _temporaries(d_in: int, d_sae: int, training: TrainingConfig, more: int) -> 
     gradients = 1.5 * weights + (4.4 + more) * latents
     adam = 3 * weights + 2 * latents
     return int(max(gradients, adam) + 8 * rows)
+
+
+def peak_bytes(d_in: int, d_sae: int, training: TrainingConfig, together: int, seeds: int) -> int:
+    """Peak memory in bytes of a worker that trains ``together`` SAEs, from the rows' statistics to the
+    written files, without the rows; ``seeds`` of them are at one site.
+
+    The steps take the most, except where the dictionaries of several seeds are matched.
+    """
+    steps = together * training_bytes(d_in, d_sae, training)
+    matching = 0
+    if seeds > 1:  # the weights of all, the live rows of the seeds
+        matching = (2 * together + seeds) * d_in * d_sae * FLOAT + match_bytes(d_sae, d_in)
+    return max(steps, matching, STATISTICS_ROWS * d_in * (FLOAT + 2 * DOUBLE + FLOAT))
+
+
+def give_back(freed: int = TRIM_FROM) -> None:
+    """Give freed memory back to the system, where ``freed`` bytes or more were.
+
+    The C library would keep most of it, in pieces that the next SAE's tensors do not fit into.
+    """
+    trim = _of_c("malloc_trim")
+    if freed >= TRIM_FROM and trim is not None:
+        trim(0)
+
+
+def map_large_tensors() -> None:
+    """From now on, give a freed tensor of ``LARGE`` bytes back at once.
+
+    By itself the C library changes its limit to the largest tensor that was freed, up to 32 MiB, and the
+    memory of smaller ones stays in pieces.
+    """
+    if (mallopt := _of_c("mallopt")) is not None:
+        mallopt(MMAP_THRESHOLD, LARGE)
+
+
+@cache
+def _of_c(name: str) -> Callable[..., int] | None:
+    """A function of glibc; None with another C library."""
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):
+        return None
 
 
 def largest_d_sae(d_in: int, available: float, training: TrainingConfig) -> int:

@@ -25,9 +25,10 @@ from raysae.training.config import TrainingConfig
 from raysae.training.finite import finite, refuse_non_finite
 from raysae.training.health import Health, with_sample
 from raysae.training.initialisation import geometric_median
+from raysae.training.memory import STATISTICS_ROWS
 from raysae.training.rows import IndexedRows, RowSource
 
-MEDIAN_SAMPLE = 4096
+MEDIAN_SAMPLE = STATISTICS_ROWS
 SURVEY_ROWS = 262_144
 """The most rows that mean and scale are measured on; they are spread over all rows."""
 HEALTH_ROWS = 8192

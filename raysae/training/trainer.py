@@ -23,7 +23,7 @@ from raysae.training.config import TrainingConfig
 from raysae.training.feeding import Feed
 from raysae.training.finite import NonFiniteLossError
 from raysae.training.initialisation import shrink_encoder
-from raysae.training.memory import require_room, training_bytes
+from raysae.training.memory import give_back, require_room, training_bytes
 from raysae.training.rows import EVALUATION_BATCH, IndexedRows, RowSource, Stream, same_d_in
 from raysae.training.statistics import InputStatistics, input_statistics
 
@@ -66,6 +66,9 @@ class Trainer:
             train.to(device), self.validation, seed, training
         )
         self.train = self.statistics.rows.to(device)
+        self._bytes = training_bytes(train.d_in, sae_config.d_sae, training)
+        self._released = False
+        self.give_back()
         self.stream = Stream(
             self.train, seed=seed, epochs=training.passes(len(self.train)),
             batch_size=training.batch_size, shuffle_rows=training.shuffle_rows,
@@ -161,7 +164,15 @@ class Trainer:
 
     def release(self) -> None:
         """Free the working memory. No step can follow; metrics and the SAE remain available."""
+        if self._released:
+            return
+        self._released = True
         self._step.release()
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Give memory that other work has freed back to the system."""
+        give_back(self._bytes)
 
     def sae(self) -> SAE:
         """The current SAE on the CPU; it reads activations as they are, not centred or scaled."""
@@ -192,9 +203,7 @@ class Trainer:
             "dead_fraction_validation": sums.dead_fraction(),
             "dead_validation_tokens": sums.rows,
             "mean_ratio": self.statistics.health.mean_ratio,
-            "training_bytes": training_bytes(
-                self.train.d_in, self.model.config.d_sae, self.training
-            ),
+            "training_bytes": self._bytes,
         }
 
     def final_metrics(self) -> dict[str, Any]:

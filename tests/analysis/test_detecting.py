@@ -48,7 +48,7 @@ def world(seed=0, planted=True):
     return x_NM.astype(np.float32), Examples(np.arange(N), label_N, group_N, "it", "true", {})
 
 
-def detected(x_NM, examples, permutations=2, kinds=(SAE,), most=M):
+def detected(x_NM, examples, permutations=1, kinds=(SAE,), most=M):
     prober = Prober(examples, permutations, 0, "item", nothing)
     rows = np.arange(N)
     found = prober.begin(rows, "here")
@@ -60,8 +60,13 @@ def detected(x_NM, examples, permutations=2, kinds=(SAE,), most=M):
     return {row["input"]: row for row in rows_of(found, WHERE, 200, 0)}, found
 
 
-def test_the_probe_on_one_feature_finds_the_planted_one():
-    rows, found = detected(*world())
+@pytest.fixture(scope="module")
+def planted():
+    return detected(*world(), permutations=5)
+
+
+def test_the_probe_on_one_feature_finds_the_planted_one(planted):
+    rows, found = planted
     one = rows[sparse_kind(SAE, 1)]
     assert found.picked[SAE] == [PLANTED] * OUTER
     assert one["auroc"] > 0.9 and one["auroc_low"] > 0.85
@@ -70,21 +75,21 @@ def test_the_probe_on_one_feature_finds_the_planted_one():
 
 
 def test_noise_gives_chance_within_its_interval():
-    rows, _ = detected(*world(planted=False))
+    rows, _ = detected(*world(7, planted=False), permutations=1)
     for kind in (SAE, *(sparse_kind(SAE, count) for count in (1, 2, 5, 10))):
         assert rows[kind]["auroc_low"] < 0.5 < rows[kind]["auroc_high"], kind
 
 
-def test_permuted_labels_give_chance_where_the_labels_do_not():
-    rows, found = detected(*world(), permutations=12)
+def test_permuted_labels_give_chance_where_the_labels_do_not(planted):
+    rows, found = planted
     for kind in (SAE, sparse_kind(SAE, 1)):
         assert rows[kind]["permuted_low"] < 0.5 < rows[kind]["permuted_high"]
-        assert len(found.permuted[kind]) == rows[kind]["permutations"] == 12
+        assert len(found.permuted[kind]) == rows[kind]["permutations"] == 5
         assert rows[kind]["permuted_high"] < rows[kind]["auroc_low"]
 
 
-def test_the_majority_knows_nothing():
-    rows, _ = detected(*world())
+def test_the_majority_knows_nothing(planted):
+    rows, _ = planted
     assert rows[MAJORITY]["auroc"] == 0.5
     assert rows[MAJORITY]["balanced_accuracy"] == 0.5
     assert rows[MAJORITY]["permuted"] is None

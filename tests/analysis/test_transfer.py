@@ -141,9 +141,25 @@ def test_a_model_shares_every_feature_with_itself_and_few_with_shuffled_weights(
     assert result.figures["universal_share"] == 1
 
 
-def test_models_are_drawn(itself, tmp_path):
+def test_on_its_own_store_an_atlas_loses_what_it_does(run, tmp_path):  # noqa: F811
+    subject = Subject(str(run.folder), RunFiles(tmp_path), str(run.store.path))
+    settings = TransferSettings(store=str(run.store.path), atlas=str(run.folder), ce_texts=6)
+    result = Transfer().collect(subject, settings, done(Transfer(), subject, settings, tmp_path))
+    row = next(one for one in result.tables["data"] if one["site"].endswith("all"))
+    assert row["loss_missing"] is None and row["own_ce_texts"] == 6
+    for name in ("ce_recovered", "explained_variance", "dead_share", "ce_recovered_low"):
+        assert row[f"own_{name}"] == row[f"other_{name}"] == row[f"other_sae_other_{name}"]
+    assert 0 < row["own_ce_recovered"] < 1 and row["density_correlation"] == pytest.approx(1)
+    assert any("ce_recovered" in sentence for sentence in result.section.sentences)
+
+
+def test_models_are_drawn_also_where_a_share_is_0_or_1(itself, tmp_path):
     _, settings, result = itself
+    row = result.tables["models"][0]
+    ends = {"pairs": 107, "universal": 0, "shuffled_universal": 107, "permuted_universal": 0}
+    result.tables["models"].append({**row, **ends})
     Transfer().draw(result, settings, "the pocket GPT-2", tmp_path)
+    result.tables["models"].pop()
     assert [one.name for one in tmp_path.iterdir()] == ["models.png"]
 
 

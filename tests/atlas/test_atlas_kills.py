@@ -1,5 +1,6 @@
 """An atlas whose workers are killed: every site is done, to the same bits, and from its checkpoint on."""
 
+import random
 import threading
 import time
 
@@ -30,7 +31,9 @@ def store(tmp_path_factory):
     return open_store(folder)
 
 
-def atlas(store, runs, training=None, sites=None, at_once=2, meanwhile=lambda folder: None):
+def atlas(
+    store, runs, training=None, sites=None, at_once=2, meanwhile=lambda folder: None, seeds=1
+):
     """The rows and the folder of an atlas; ``meanwhile(folder)`` is called in a thread of its own."""
     recipe = Recipe.model_validate(
         {
@@ -39,7 +42,10 @@ def atlas(store, runs, training=None, sites=None, at_once=2, meanwhile=lambda fo
         }
     )  # fmt: skip
     settings = SiteSettings(
-        store.digest, (recipe.seed,), *recipe.with_parameters(PARAMETERS), parameters=PARAMETERS
+        store.digest,
+        tuple(range(seeds)),
+        *recipe.with_parameters(PARAMETERS),
+        parameters=PARAMETERS,
     )
     with open_run(recipe) as run:
         job = AtlasJob(run, store, settings)
@@ -79,7 +85,7 @@ def first_checkpoint(folder):
     until = time.monotonic() + 60
     while time.monotonic() < until:
         for checkpoint in folder.glob("*/*.training"):
-            step = step_of(checkpoint)
+            step = max(map(step_of, (checkpoint, *checkpoint.glob("*"))), key=lambda at: at or 0)
             if step is not None and step > 10:
                 return checkpoint, step
         time.sleep(0.01)
@@ -127,6 +133,27 @@ def test_a_site_goes_on_from_its_checkpoint(quiet, store, tmp_path):
     assert weights(folder)[name] == weights(quiet[1])[name]
     records = [read_json(one / site.folder / "metrics.json") for one in (folder, quiet[1])]
     assert records[0]["history"] == records[1]["history"] and len(records[0]["history"]) == 4
+
+
+@pytest.mark.long
+def test_sites_of_several_seeds_are_killed_at_random_moments(connected_ray, store, tmp_path):
+    kills, moments = [], random.Random(0)
+
+    def kill_at_random(folder):
+        for _ in range(3):
+            first_checkpoint(folder)
+            time.sleep(moments.random())
+            kills.extend(pid for pid in processes_below(b"ray::PoolWorker")[:1] if kill(pid))
+
+    training, sites = {**LONG, "epochs": 15}, store.sites[:3]
+    _, peace = atlas(store, tmp_path / "peace", training, sites, seeds=3)
+    rows, folder = atlas(
+        store, tmp_path / "run", training, sites, meanwhile=kill_at_random, seeds=3
+    )
+    assert len(kills) >= 2 and [row["state"] for row in rows] == ["done"] * 3
+    assert all(0 < row["stability"] <= 1 for row in rows)
+    assert weights(folder) == weights(peace) and len(weights(folder)) == 9
+    assert not list(folder.rglob("*.training"))
 
 
 def test_a_site_that_fails_leaves_its_traceback_beside_its_folder(connected_ray, store, tmp_path):

@@ -83,6 +83,7 @@ def steps_are_those_of_torch() -> None:
     assert torch.equal(ours.since_fired_NF, theirs.since_fired_NF)
 
 
+gpu.WIDEST_PART = 16  # so that rows of d_sae have several parts
 selection_keeps_the_k_largest()
 selection_at_any_width()
 selection_keeps_nan()

@@ -85,6 +85,29 @@ def test_more_sites_of_a_choice_go_into_the_runs_own_atlas(connected_ray, place,
         main(["--run", str(run)])
 
 
+@pytest.mark.long
+def test_failed_trials_of_the_sweep_are_not_tried_again(connected_ray, place):
+    from raysae.pipeline.sweep_command import main as sweep
+
+    configs = "sweep.configs=[{training.lr: 0.001},{training.lr: 1.0e+38}]"
+    words = [
+        "store=s",
+        "name=half",
+        *QUICK,
+        *CONFIG,
+        "sweep.sampler=list",
+        configs,
+        "sweep.layer=0",
+    ]
+    assert sweep([*words, "atlas.layers=[0]"]) == 1
+    run = place / "runs" / "half"
+    (failure,) = (run / "trials").glob("*.failure.txt")
+    before = failure.stat().st_mtime_ns, (run / "trials.parquet").read_bytes()
+    assert main(["--run", str(run), "atlas.layers=[1,3]"]) == 1
+    assert [row.layer for row in read_sites(run / "atlas" / "metrics.parquet")] == [0, 1, 3]
+    assert before == (failure.stat().st_mtime_ns, (run / "trials.parquet").read_bytes())
+
+
 def test_what_is_no_finished_sweep_is_refused(place):
     with pytest.raises(raysae.UserError, match="not a run folder"):
         main(["--run", "runs/nothing"])
@@ -112,7 +135,7 @@ def test_the_disk_is_asked_for_every_seed_of_every_site(place, monkeypatch):
     )
     sae = 2 * 8 * 16 * 4
     assert one.run_bytes == sae * (4 + 1 + 4) and three.run_bytes == sae * (3 * 4 + 1 + 3 * 4)
-    assert three.memory_per_trial == 3 * one.memory_per_trial
+    assert (one.trained_together, three.trained_together, three.seeds) == (1, 3, 3)
     full = type("Usage", (), {"free": 100})
     monkeypatch.setattr("shutil.disk_usage", lambda path: full)
     with pytest.raises(raysae.UserError, match="are free; free some space"):

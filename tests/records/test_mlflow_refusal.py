@@ -73,7 +73,7 @@ def test_a_server_that_is_down(tmp_path, monkeypatch):
 
 def test_mlflow_that_never_returns_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(mlflow_listener, "STUCK_SECONDS", 0.2)
-    monkeypatch.setattr(mlflow_listener._Writer, "__init__", lambda self, run, uri: time.sleep(30))
+    monkeypatch.setattr(mlflow_listener.Writer, "__init__", lambda self, run, uri: time.sleep(30))
     lost, reason, took = refused(tmp_path, "http://host")
     assert (lost, reason) == (1, "it does not answer") and took < 20
 

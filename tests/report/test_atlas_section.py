@@ -9,6 +9,7 @@ import pytest
 from raysae.records.run_files import RunFiles
 from raysae.report.atlas_section import MOST_ROWS, AtlasSection, draw_atlas, pictures
 from raysae.report.page import embedded, template
+from raysae.report.seeds import spread_over_seeds
 from tests.report.atlases import atlas
 
 
@@ -68,6 +69,28 @@ def test_a_site_whose_record_is_gone_costs_only_its_curve(tmp_path):
     (run.path / "atlas/layer=00/position=01/metrics.json").unlink()
     section, _ = drawn(rows, tmp_path, run)
     assert "atlas_curves" in section.plots
+
+
+def test_the_range_over_the_seeds_of_a_site_is_read_and_drawn(tmp_path):
+    rows, run = atlas(3, range(3), holes={(2, 2)}), RunFiles(tmp_path / "run")
+    committed(run, rows)
+    drawn(rows, tmp_path, run)
+    plain = {file.name: file.read_bytes() for file in tmp_path.glob("*.png")}
+    for folder in run.path.glob("atlas/*/position=0[01]"):
+        own = {"metadata": {"metrics": {"mse": 1.0, "l0": 32.0, "degenerate": False}}}
+        (folder / "cfg.json").write_text(json.dumps(own))
+        for seed, mse in ((1, 3.0), (2, None)):
+            other = folder.with_suffix(".members") / f"x,seed={seed}"
+            other.mkdir(parents=True)
+            (other / "metrics.json").write_text(json.dumps({"mse": mse, "l0": 30.0 + seed}))
+    spread = spread_over_seeds(run, rows)
+    assert len(spread) == 6
+    assert spread[0, "0"] == {"mse": (1.0, 3.0), "l0": (31.0, 32.0)}
+    drawn(rows, tmp_path, run)
+    changed = {file for file in plain if (tmp_path / file).read_bytes() != plain[file]}
+    assert changed == {"atlas_mse.png", "atlas_l0.png", "atlas_profiles.png"}
+    next(run.path.rglob("cfg.json")).write_text("{")  # damaged: it costs only its own range
+    assert sum(not ranges for ranges in spread_over_seeds(run, rows).values()) == 1
 
 
 def test_each_hookpoint_has_its_plots_and_a_column(tmp_path):

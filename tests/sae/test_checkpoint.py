@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 import raysae
 from raysae.errors import UserError
 from raysae.sae import build_sae, save_sae
+from raysae.sae.checkpoint import write_tensors
 from raysae.sae.config import TopKConfig
 
 
@@ -34,6 +35,19 @@ def test_saved_and_loaded_give_the_same_output(sae, folder):
 def test_a_folder_holds_no_pickle(folder):
     assert sorted(file.name for file in folder.iterdir()) == ["cfg.json", "sae.safetensors"]
     assert json.loads((folder / "cfg.json").read_text())["metadata"] == {"layer": 3}
+
+
+def test_tensors_are_written_as_safetensors_itself_writes_them(tmp_path):
+    tensors = {
+        "wide": torch.randn(40, 70_000).T, "b": torch.randn(3, 5), "a": torch.arange(4),
+        "scalar": torch.tensor(2.0), "none": torch.zeros(0, 3), "half": torch.randn(5, 2).bfloat16(),
+        "double": torch.randn(4, 4).double().T, "yes": torch.ones(3, dtype=torch.bool),
+        "ä\"": torch.ones(1),
+    }  # fmt: skip
+    write_tensors(tmp_path / "ours", tensors)
+    ready = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(ready, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
 def test_saving_again_replaces(sae, folder):

@@ -54,19 +54,18 @@ def _kinds(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(row["input"] for row in rows))
 
 
-def _tests(rows: Iterable[Row], kind: str) -> int:
-    """Sites of a kind: as many figures did the best come out of."""
-    return sum(row["input"] == kind for row in rows)
-
-
 def _best(rows: Sequence[Row], kind: str) -> Row:
-    """The row of a kind with the highest AUROC, with the interval that holds for the best of them all."""
+    """The row of a kind with the highest AUROC, with the interval that holds for the best of all figures:
+    as many as the kind has sites, for each of the kinds in ``KINDS``."""
     mine = [row for row in rows if row["input"] == kind]
+    figures = len(mine) * len(set(KINDS) & set(_kinds(rows)))
     row = max(mine, key=lambda one: one["auroc"])
     if row["auroc_error"] is None:
-        return {**row, "sites": len(mine), "best_low": None, "best_high": None}
-    low, high = _estimate(row, "auroc").within(len(mine))
-    return {**row, "sites": len(mine), "best_low": low, "best_high": high}
+        return {**row, "sites": len(mine), "best_low": None, "best_high": None, "figures": 1}
+    low, high = _estimate(row, "auroc").within(figures)
+    return {
+        **row, "sites": len(mine), "best_low": low, "best_high": high, "figures": figures,
+    }  # fmt: skip
 
 
 def _estimate(row: Row, name: str) -> Estimate:
@@ -74,7 +73,8 @@ def _estimate(row: Row, name: str) -> Estimate:
 
 
 def _beats(row: Row) -> bool:
-    """Whether the best of a kind's sites is above chance, by the interval that holds for the best."""
+    """Whether the best of a kind's sites is above chance, by the interval that holds for the best of all
+    sites and kinds: else one of many would be, by chance."""
     return row["best_low"] is not None and row["best_low"] > 0.5
 
 
@@ -107,14 +107,16 @@ def _areas(best: Mapping[str, Row], rows: Sequence[Row]) -> list[str]:
         if kind not in best:
             continue
         row, tests = best[kind], best[kind]["sites"]
-        above = sum(_row_beats(one, tests) for one in rows if one["input"] == kind)
+        above = sum(_row_beats(one, row["figures"]) for one in rows if one["input"] == kind)
         of = f"; above chance at {above} of {tests} sites" if tests > 1 else ""
-        as_best = f"; as the best of {tests}: {_span(row['best_low'], row['best_high'])}"
+        as_best = (
+            f"; as one of {row['figures']} figures: {_span(row['best_low'], row['best_high'])}"
+        )
         verdict = "" if _beats(row) else ": no better than chance"
         said.append(
             f"From {kind}: AUROC {row['auroc']:.3f}{_place(row)} (95% CI "
             f"{_span(row['auroc_low'], row['auroc_high'])}, n = {row['n']:,}"
-            f"{as_best if tests > 1 else ''}){of}{verdict}."
+            f"{as_best}){of}{verdict}."
         )
     if not any(_beats(best[kind]) for kind in KINDS if kind in best):
         said.insert(0, "Nothing beats chance: the label cannot be read from any of the inputs.")
@@ -250,7 +252,8 @@ def _notes(settings: Any) -> list[str]:
         "calibration error, 10 bins of equal width.",
         f"Intervals: percentile bootstrap with {settings.bootstraps:,} draws of groups of repeated "
         "texts; of differences, paired. The best of several sites is chosen by its figure: its own "
-        "interval is then too high, and that for the best is widened by Bonferroni.",
+        "interval is then too high, and that for the best is widened by Bonferroni for all sites and "
+        "inputs; by it is judged what beats chance.",
         f"SAE features of a sequence are each one's mean and, where a site has several tokens, maximum; "
         f"at most {settings.features:,} with the most variance on the training part. Raw activations are "
         "means. Sparse probes take the k with the largest difference of class means on the training part "
@@ -275,7 +278,7 @@ def _table(best: Iterable[Row]) -> Table:
     return Table(
         "The best site of each input", [*COLUMNS.values(), "sites", "best from", "best to"], rows,
         "from, to: 95% interval of AUROC; best from, best to: the interval that holds for the best of "
-        f"all sites. {MAJORITY}: only the share of positives is known.",
+        f"all sites and inputs. {MAJORITY}: only the share of positives is known.",
     )  # fmt: skip
 
 

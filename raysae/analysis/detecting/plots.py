@@ -38,7 +38,7 @@ def draw_areas(rows: Sequence[Row], source: str, folder: Path) -> None:
     )
     n = max(row["n"] for row in rows)
     figure, axes = grid_figure(
-        (3.5 * wide + 1, 3.0 * high + 1.2), (high, wide), (0.45, 0.75),
+        (max(3.5 * wide + 1, 7.5), 3.0 * high + 1.4), (high, wide), (0.3, 1.0),
         f"Detection by layer, AUROC with 95% intervals, n = {n:,} sequences{left}", source,
         sharex=True, sharey=True,
     )  # fmt: skip
@@ -52,14 +52,15 @@ def draw_areas(rows: Sequence[Row], source: str, folder: Path) -> None:
                     ax.axhline(row["auroc"], color=COLOURS[kind], linestyle="--", label=kind)
         ax.axhline(0.5, color="black", linewidth=0.8, label="chance")
         ax.set_title(panel)
-        ax.set_xlabel("layer")
+    for column in range(wide):
+        axes[(len(panels) - 1 - column) // wide, column].set_xlabel("layer")
     for row_of_axes in axes:
         row_of_axes[0].set_ylabel("AUROC, out of fold")
     handles, labels = axes.flat[0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(
         unique.values(), unique.keys(), loc="upper center", ncols=min(len(unique), 4), fontsize=8,
-        frameon=False, bbox_to_anchor=(0.5, 0.3 / figure.get_size_inches()[1] + 0.02),
+        frameon=False, bbox_to_anchor=(0.5, 0.75 / figure.get_size_inches()[1]),
     )  # fmt: skip
     save(figure, folder / "auroc_by_layer.png")
 
@@ -113,5 +114,5 @@ def draw_reliability(bins: Sequence[Row], source: str, folder: Path) -> None:
     ax.set_ylabel("share of positives")
     ax.set_xlim(-0.02, 1.02)
     ax.set_ylim(-0.02, 1.02)
-    ax.legend(fontsize=8, loc="upper left")
+    ax.legend(fontsize=8, loc="lower right")
     save(figure, folder / "reliability.png")

@@ -5,7 +5,7 @@ Shapes: R rows, S sequences of a block, D d_in, F d_sae.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -86,25 +86,26 @@ def _blocks(
     for first in range(0, len(places), together):
         last = min(first + together, len(places))
         rows = slice(int(start[first]), ends[last - 1])
-        number_R = torch.from_numpy(np.searchsorted(places, place_R[rows]) - first)
+        number_R = np.searchsorted(places, place_R[rows]) - first
         yield _pooled(rows_RD[rows], number_R, places[first:last], sae)
         alive()
 
 
-def _pooled(rows_RD: Tensor, number_R: Tensor, places: NDArray[np.int64], sae: "SAE") -> Block:
+def _pooled(
+    rows_RD: Tensor, number_R: NDArray[np.int64], places: NDArray[np.int64], sae: "SAE"
+) -> Block:
+    """The block of rows that are ordered by ``number_R``, the number of their sequence in it."""
     S, F = len(places), sae.config.d_sae
-    mean_SF, max_SF = torch.zeros(S, F), torch.zeros(S, F)
-    raw_SD = torch.zeros(S, rows_RD.shape[1])
-    for x_RD, number in zip(
-        rows_RD.split(max(VALUES // F, 1)), number_R.split(max(VALUES // F, 1)), strict=True
-    ):
-        features_RF = sae.encode(x_RD.to(sae.W_dec)).float().cpu()
-        mean_SF.index_add_(0, number, features_RF)
-        max_SF.index_reduce_(0, number, features_RF, "amax")
-        raw_SD.index_add_(0, number, x_RD.float())
-    count_S = torch.bincount(number_R, minlength=S)[:, None]
-    return Block(places, _array(raw_SD / count_S), _array(mean_SF / count_S), _array(max_SF))
-
-
-def _array(values: Tensor) -> Any:
-    return values.numpy()
+    raw_SD = np.zeros((S, rows_RD.shape[1]), np.float32)
+    mean_SF, max_SF = np.zeros((S, F), np.float32), np.zeros((S, F), np.float32)
+    together = max(VALUES // F, 1)
+    for first in range(0, len(rows_RD), together):
+        x_RD = rows_RD[first : first + together]
+        numbers, starts = np.unique(number_R[first : first + together], return_index=True)
+        features_RF = sae.encode(x_RD.to(sae.W_dec)).float().cpu().numpy()
+        raw_SD[numbers] += np.add.reduceat(x_RD.float().numpy(), starts, axis=0)
+        mean_SF[numbers] += np.add.reduceat(features_RF, starts, axis=0)
+        largest_SF = np.maximum.reduceat(features_RF, starts, axis=0)
+        max_SF[numbers] = np.maximum(max_SF[numbers], largest_SF)
+    count_S = np.bincount(number_R, minlength=S)[:, None].astype(np.float32)
+    return Block(places, raw_SD / count_S, mean_SF / count_S, max_SF)

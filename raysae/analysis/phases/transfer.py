@@ -1,6 +1,7 @@
 """Transfer: SAEs on another data set's rows, and features matched with another model's."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from raysae.analysis.phase import Alive, Item, Phase, Result
 from raysae.analysis.results import sae_digest
 from raysae.analysis.site_latents import row_parts
 from raysae.analysis.subject import Subject
+from raysae.analysis.transfer_loss import loss_on
 from raysae.analysis.transfer_models import (
     Other,
     check_texts,
@@ -37,6 +39,9 @@ class TransferSettings(Section):
     """Another store of the same model, of other texts, with the same sites: its folder or URI."""
     atlas: str | None = None
     """The atlas (or run) that was trained on that store, to compare with."""
+    ce_texts: Annotated[int, Field(ge=0)] = 50
+    """Validation texts of either store over which the SAE is spliced into the model (``ce_recovered``),
+    at most; 0: none. Without the model at hand it is left out, with the reason."""
     other: str | None = None
     """A run (or atlas) of another model over the same texts."""
     other_store: str | None = None
@@ -228,4 +233,30 @@ def _on_both(
         sums = {name: on_rows(sae, rows, alive) for name, rows in parts.items()}
         found |= {f"{prefix}{name}": one.figures(seed) for name, one in sums.items()}
         found[f"{prefix}overlap"] = overlap(sums["own"], sums["other"], seed)
+    _add_losses(found, subject, settings, site, alive)
+    return found
+
+
+def _add_losses(
+    found: dict[str, Any], subject: Subject, settings: TransferSettings, site: Site, alive: Alive
+) -> None:
+    """Add what the model loses with the SAEs spliced in, on either store's texts."""
+    if not settings.ce_texts:
+        return
+    try:
+        check_texts(subject, _elsewhere(settings))
+        for name, one in _spliced(subject, settings).items():
+            if name in found and site in one.sites:
+                model = subject.transformer.model
+                found[name] |= loss_on(one, model, site, settings.ce_texts, alive)
+    except (UserError, OSError) as error:
+        found["loss_missing"] = str(error)
+
+
+def _spliced(subject: Subject, settings: TransferSettings) -> dict[str, Subject]:
+    """The atlas with its own store and with the other; the other's with its own."""
+    there = replace(subject, store_place=settings.store)
+    found = {"own": subject, "other": there}
+    if settings.atlas is not None:
+        found["other_sae_other"] = _elsewhere(settings)
     return found

@@ -7,7 +7,8 @@ With n = d_sae, k the active latents and L the unexplained variance (FVU, the no
 It is fitted by least squares on log L from several starts. Before anything is foretold, the law is
 fitted without the trials of the largest d_sae, and must foretell those within ``MOST_ERROR``; else it is
 refused, in words. Intervals are those of ``DRAWS`` fits to trials drawn with replacement, each with a
-residual drawn from its own.
+residual drawn from its own; and as no draw knows how far the law itself is off, they are wider by the
+error with which it foretold the largest d_sae.
 
 Shapes: T trials, P parameters.
 """
@@ -25,7 +26,7 @@ from raysae.records.rows import TrialRow
 
 Floats = NDArray[np.float64]
 PARAMETERS = ("alpha", "beta_k", "beta_n", "gamma", "zeta", "eta")
-SPARE = 2
+SPARE = 4
 """Trials that a fit needs beyond its parameters, to have something left to be checked by."""
 LEAST_SIZES, LEAST_KS = 3, 2
 """The least numbers of d_sae and of K."""
@@ -208,11 +209,12 @@ def bootstrapped(points: Points, law: Law, seed: int = 0) -> list[tuple[Law, flo
 
 
 def interval(
-    laws: Sequence[tuple[Law, float]], n: float, k: float, residuals: bool = True
+    laws: Sequence[tuple[Law, float]], n: float, k: float, error: float = 0.0
 ) -> list[float]:
-    """The interval of the FVU at ``n`` and ``k``, low and high."""
-    told = [float(law.fvu(n, k)) * math.exp(off if residuals else 0.0) for law, off in laws]
-    return [float(np.quantile(told, edge)) for edge in INTERVAL] if told else []
+    """The interval of the FVU at ``n`` and ``k``, low and high, of a law that is off by ``error``."""
+    told = [float(law.fvu(n, k)) * math.exp(off) for law, off in laws]
+    low, high = np.quantile(told, INTERVAL)
+    return [float(low / (1 + error)), float(high * (1 + error))]
 
 
 def scaling_of(trials: Sequence[TrialRow]) -> dict[str, Any]:
@@ -240,36 +242,39 @@ def scaling_of(trials: Sequence[TrialRow]) -> dict[str, Any]:
     law, largest = fit_law(points), int(points.n_T.max())
     laws = bootstrapped(points, law)
     found["law"] = _law_record(law, laws)
-    found["curves"] = _curves(points, law, laws)
+    found["curves"] = _curves(points, law, laws, checked.error)
     found["predictions"] = [
         {
             "d_sae": times * largest, "k": int(k), "fvu": float(law.fvu(times * largest, k)),
-            "interval": interval(laws, times * largest, k),
+            "interval": interval(laws, times * largest, k, checked.error),
         }
         for times, k in product(LARGER, sorted(set(points.k_T)))
     ]  # fmt: skip
     return found
 
 
-def _curves(points: Points, law: Law, laws: Sequence[tuple[Law, float]]) -> list[dict[str, Any]]:
+def _curves(
+    points: Points, law: Law, laws: Sequence[tuple[Law, float]], error: float
+) -> list[dict[str, Any]]:
     """The law for each K, with its interval, from the smallest d_sae to the largest it is asked about."""
     last = points.n_T.max() * max(LARGER)
     n_G = np.geomspace(points.n_T.min(), last, GRID)
     curves = []
     for k in sorted(set(points.k_T)):
-        drawn_LG = np.array([one.fvu(n_G, k) for one, _ in laws] or [law.fvu(n_G, k)])
+        drawn_LG = np.array([one.fvu(n_G, k) for one, _ in laws])
         low_G, high_G = np.quantile(drawn_LG, INTERVAL, axis=0)
-        values = {"d_sae": n_G, "fvu": law.fvu(n_G, k), "low": low_G, "high": high_G}
+        edges = {"low": low_G / (1 + error), "high": high_G * (1 + error)}
+        values = {"d_sae": n_G, "fvu": law.fvu(n_G, k), **edges}
         curves.append({"k": int(k), **{name: one.tolist() for name, one in values.items()}})
     return curves
 
 
 def _law_record(law: Law, laws: Sequence[tuple[Law, float]]) -> dict[str, Any]:
     """The parameters, each with its interval."""
-    drawn_DP = np.array([one.p_P for one, _ in laws]).reshape(-1, len(PARAMETERS))
-    edges = np.quantile(drawn_DP, INTERVAL, axis=0).T.tolist() if len(drawn_DP) else []
+    drawn_DP = np.array([one.p_P for one, _ in laws])
+    edges = np.quantile(drawn_DP, INTERVAL, axis=0).T.tolist()
     return {
         "parameters": dict(zip(PARAMETERS, law.p_P.tolist(), strict=True)),
-        "intervals": dict(zip(PARAMETERS, edges, strict=False)),
+        "intervals": dict(zip(PARAMETERS, edges, strict=True)),
         "draws": len(drawn_DP),
     }

@@ -138,6 +138,7 @@ class Trial:
         cost = {**members.cost, "memory_bytes": memory_used(self.device)}
         (first_site, _), *_ = members.trainers
         job = {**self.asked, "made": self.made}
+        members.release()  # before the last figures, which need memory of their own
         record = commit(
             self.files, members.first, self.folder, job, provenance[first_site], members.history,
             self.started, seconds=time.monotonic() - self.began, metrics=members.final_metrics(),

@@ -87,6 +87,8 @@ class Ensemble:
             advance(passed)
             ended = [member for member in waiting if not member.active]
             waiting = [member for member in waiting if member.active]
+            if not waiting:  # they refer to this object, and both would keep the rows in memory
+                self._running.clear()
             yield ended
 
     def _advance(self, parts: list[Group], together: bool) -> Callable[[int], None]:

@@ -73,6 +73,7 @@ class Member:
     def release(self) -> None:
         """Free the trainer and its memory; the training has ended."""
         self._trainer, self._released = None, True
+        self.budget = None  # it refers to this object: a cycle would keep the rows in memory
 
     def discard_checkpoint(self) -> None:
         """Remove its checkpoint and save no new one; call it when the result is written."""

@@ -1,0 +1,1 @@
+"""What the phase ``labels`` knows of each feature, from one pass over a site's rows."""

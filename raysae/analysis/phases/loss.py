@@ -51,7 +51,7 @@ DEFINITIONS = [
 class LossSettings(Section):
     """Settings of the phase ``loss``."""
 
-    sequences: Positive = 100
+    sequences: Positive = 50
     """Texts, at most: the first of the split."""
     split: Literal["train", "validation", "test"] = "validation"
     """The split whose texts the model reads."""

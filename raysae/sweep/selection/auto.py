@@ -208,7 +208,7 @@ def _told(
     why = "; ".join(doubts) or "the indicators agree"
     reason = (
         f"{chosen.name}, explained variance {chosen.explained_variance:.4f}, "
-        f"{dead_share(chosen):.1%} of its latents dead; K {k.words}, d_sae {d_sae.words} "
+        f"{dead_share(chosen):.1%} of its latents silent on the validation rows; K {k.words}, d_sae {d_sae.words} "
         f"({sure}: {why})"
     )
     more = {

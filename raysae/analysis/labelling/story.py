@@ -206,8 +206,8 @@ def _sentences(one: Overview, settings: LabelsSettings) -> list[str]:
     there = sum(row["rows_there"] for row in one.sites)
     part = "all" if read == there else f"the first {read:,} of {there:,}"
     said = [
-        f"{one.live:,} of {one.features:,} features at {len(one.sites)} sites fired at least once in {part} rows "
-        f"of {' and '.join(settings.splits)} (n = {read:,}); the others are dead there."
+        f"{one.live:,} of {one.features:,} features at {len(one.sites)} sites fired at least once in "
+        f"{part} rows of {' and '.join(settings.splits)} (n = {read:,}); the others are dead there."
     ]
     coherence, control = one.coherence[np.isfinite(one.coherence)], one.control
     if coherence.size and control.size:

@@ -208,8 +208,8 @@ def _told(
     why = "; ".join(doubts) or "the indicators agree"
     reason = (
         f"{chosen.name}, explained variance {chosen.explained_variance:.4f}, "
-        f"{dead_share(chosen):.1%} of its latents silent on the validation rows; K {k.words}, d_sae {d_sae.words} "
-        f"({sure}: {why})"
+        f"{dead_share(chosen):.1%} of its latents silent on the validation rows; K {k.words}, "
+        f"d_sae {d_sae.words} ({sure}: {why})"
     )
     more = {
         "interval": {"sae.k": k.entry, "sae.d_sae": d_sae.entry},

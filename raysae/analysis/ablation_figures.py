@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysae.analysis.ablating import Effects, Texts
-from raysae.analysis.bootstrap import draws_of, limits, ratio
+from raysae.analysis.intervals import draws_of, limits, ratio
 
 MEASURES = ("ce", "kl", "accuracy", "ce_answer", "away")
 """What is measured, as a change: CE and KL in nats a token, the fraction of answers that are right in all

@@ -1,4 +1,7 @@
-"""Intervals of estimates: the bootstrap's percentiles, and a share's by Wilson's formula."""
+"""Intervals of estimates: the bootstrap's percentiles, and a share's by Wilson's formula.
+
+Shapes: S texts or other units, R draws.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -49,6 +52,28 @@ def bootstrap(
     ]
     low, high = np.nanquantile(np.concatenate(found), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
+
+
+def draws_of(texts: int, seed: int, draws: int = DRAWS) -> NDArray[np.float64]:
+    """How often each text is in each draw, ``[R, S]``."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(texts, np.full(texts, 1 / texts), size=draws).astype(np.float64)
+
+
+def limits(values: NDArray) -> tuple[float, float]:
+    """The 95% interval of the values, those that are no number left out."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return float("nan"), float("nan")
+    edge = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(finite, [edge, 100 - edge])
+    return float(low), float(high)
+
+
+def ratio(numerator: NDArray, denominator: NDArray, least: float = 0.0) -> NDArray:
+    """The ratio; NaN where the denominator's size is at most ``least``."""
+    defined = np.abs(denominator) > least
+    return np.where(defined, numerator / np.where(defined, denominator, 1.0), np.nan)
 
 
 def wilson(successes: int, n: int) -> Interval:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raysae.analysis.bootstrap import draws_of, limits, ratio
+from raysae.analysis.intervals import draws_of, limits, ratio
 from raysae.analysis.scoring import SUMS, Clean, Effect
 from raysae.analysis.spliced_model import SplicedModel
 from raysae.analysis.splicing import Change, Edit, replaced_by, spliced, zeroed

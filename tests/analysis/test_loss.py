@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raysae import Site
-from raysae.analysis.bootstrap import interval, ratio
+from raysae.analysis.intervals import draws_of, limits, ratio
 from raysae.analysis.phases.loss import Loss, LossSettings
 from raysae.analysis.subject import Subject
 from raysae.analysis.token_batches import continuation_of, texts_of
@@ -171,7 +171,7 @@ def test_what_is_missing_is_refused(pocket, pocket_run, tmp_path):
 
 def test_intervals_cover_the_mean_and_ratios_may_be_undefined():
     values = np.random.default_rng(0).normal(3, 1, (200, 1))
-    low, high = interval(values, lambda sums: sums[:, 0] / 200, 0)
+    low, high = limits((draws_of(200, 0) @ values)[:, 0] / 200)
     assert low < values.mean() < high
     assert high - low == pytest.approx(2 * 1.96 / math.sqrt(200), rel=0.2)
     assert np.isnan(ratio(np.array([1.0]), np.array([0.0]))[0])

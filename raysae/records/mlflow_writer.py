@@ -29,6 +29,13 @@ LONGEST_TAG = 5000
 BATCH, PARAMETERS, PAGE = 1000, 100, 1000
 """Metrics of a call, parameters of a call, runs of an answer: as many as MLflow takes and gives."""
 
+KINDS = {"trial": "trial", "atlas": "site"}
+"""The tag ``kind`` of a child, by the beginning of its key."""
+VIEW = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow then opens the experiment on its training runs."""
+DESCRIBING = ("sae.variant", "sae.d_sae", "sae.k", "training.lr", "seed")
+"""Settings that every child has as a parameter, proposed or not, so that MLflow can filter by them."""
+
 
 class Writer:
     """The MLflow runs of one raysae run, found again by tag."""
@@ -57,7 +64,8 @@ class Writer:
         """Find or make the experiment and the parent run. From here on, ``wait`` notes every call."""
         self.client, self._wait = Calls(self.client, wait), wait
         self.experiment = self._experiment(self.uri)
-        self.parent = self._find_or_create(SWEEP, self.run.recipe.name, {}, self.run.started)
+        own = {"kind": "sweep" if self.run.recipe.sweep.enabled else "atlas"}
+        self.parent = self._find_or_create(SWEEP, self.run.recipe.name, own, self.run.started)
         self._parent_parameters()
         if self.parent in self._earlier:
             self._children = self._find_children()
@@ -85,7 +93,7 @@ class Writer:
                 return
             rows = [(floats(row, MLFLOW), row["step"]) for row in record["history"]]
             rows.append((floats({**record, **record["metrics"]}, MLFLOW), record["steps"]))
-            self._log(run_id, record.get("parameters", {}), rows)
+            self._log(run_id, {**_described(record), **record.get("parameters", {})}, rows)
         self._send(run_id, folder)
         ended = record["started"] + record["seconds"]
         self.client.set_terminated(run_id, end_time=int(ended * 1000))
@@ -153,10 +161,10 @@ class Writer:
             return found.experiment_id
         local = uri.startswith("sqlite:///")
         place = (self.run.path.parent / "mlflow_artifacts").as_uri() if local else None
-        return self.client.create_experiment(name, artifact_location=place)
+        return self.client.create_experiment(name, artifact_location=place, tags=VIEW)
 
     def _child(self, item: Item, started: float | None = None) -> str:
-        tags = {"mlflow.parentRunId": self.parent}
+        tags = {"mlflow.parentRunId": self.parent, "kind": KINDS.get(item.key.split("/")[0], "")}
         return self._find_or_create(item.key, item.name, tags, started)
 
     def _find_or_create(
@@ -262,3 +270,13 @@ class Writer:
             history = self.client.get_metric_history(run_id, key) if earlier else []
             self._values[run_id, key] = {(one.step, one.value) for one in history}
         return self._values[run_id, key]
+
+
+def _described(record: dict[str, Any]) -> dict[str, Any]:
+    """What a child is, as parameters: its settings, and of a site its place."""
+    made = record.get("made", {})
+    settings = {key: made[key] for key in DESCRIBING if made.get(key) is not None}
+    return {
+        **{key: record[key] for key in ("layer", "position", "hookpoint") if key in record},
+        **settings,
+    }

@@ -152,6 +152,32 @@ def test_mlflow_has_a_parent_with_a_child_a_trial_and_a_site(small_run):
     assert small_run.records_lost == 0
 
 
+def test_mlflow_filters_trials_and_sites_by_what_they_are(small_run):
+    from mlflow import MlflowClient
+
+    client, runs = MlflowClient(small_run.tracking_uri), mlflow_runs(small_run)
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    mine = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+
+    def found(query):
+        experiment = [parent.info.experiment_id]
+        return {run.info.run_name for run in client.search_runs(experiment, f"{mine} and {query}")}
+
+    assert parent.data.tags["kind"] == "sweep"
+    assert found("tags.kind = 'trial'") == {f"trial {row['trial']}" for row in small_run.trials}
+    assert len(found("tags.kind = 'site'")) == 4
+    assert found("tags.kind = 'site' and params.layer = '1'") == {
+        str(row.site) for row in small_run.atlas if row.layer == 1
+    }
+    assert len(found("params.position = '-1' and params.`sae.variant` = 'topk'")) == 2
+    assert len(found("params.seed = '0' and params.`training.lr` = '0.003'")) == 9
+    best = max(row.explained_variance for row in small_run.trials)
+    query = f"tags.kind = 'trial' and metrics.explained_variance >= {best}"
+    assert len(found(f"{query} and metrics.l0 < 32")) >= 1
+    experiment = client.get_experiment(parent.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
 def test_a_finished_run_is_only_read(small_run):
     before = {f: f.stat().st_mtime_ns for f in small_run.folder.rglob("*") if f.is_file()}
     again = raysae.sweep(small_run.run.recipe)

@@ -62,9 +62,23 @@ def _print_choice(result: SweepResult) -> None:
     console.print(f"\nRule {result.selection['rule']}: {result.selection['choice']['reason']}")
     for line in indicator_lines(result.selection["choice"]):
         console.print(f"  {line}")
+    if cost := _second_seed(result):
+        console.print(f"  {cost}")
     for name, choice in result.selection["choices"].items():
         if name != result.selection["rule"]:
             console.print(f"  {name}: {_short(choice)}", style="dim")
+
+
+def _second_seed(result: SweepResult) -> str:
+    """What a second seed would take here; empty where there are several, or the rule asks for none."""
+    took = [row.seconds for row in result.trials if row.seconds is not None]
+    if (
+        result.selection["rule"] != "auto"
+        or result.run.recipe.sweep.seeds_per_trial > 1
+        or not took
+    ):
+        return ""
+    return f"a second seed would take about {seconds(sum(took))} of one worker"
 
 
 def _print_controls(controls: dict[str, Any]) -> None:

@@ -265,7 +265,7 @@ def test_results_are_as_the_umask_says(umask, tmp_path, monkeypatch):
     for path in [*made, *(below for one in made for below in one.rglob("*"))]:
         wanted = 0o777 if path.is_dir() else 0o666
         assert oct(path.stat().st_mode & 0o777) == oct(wanted & ~umask), path
-    assert len([path for one in made for path in one.rglob("*.safetensors")]) == 3
+    assert len([path for one in made for path in one.rglob("*.safetensors")]) == 4
 
 
 def results(folder):

@@ -14,6 +14,7 @@ from raysae.errors import UserError
 from raysae.pipeline import summary, sweep_command
 from raysae.pipeline.run import run_sweep
 from raysae.records.folder import read_run
+from raysae.records.status import STAGES
 from raysae.report import page, plots, report_command
 from raysae.storage.files import read_json, write_json
 from raysae.sweep.selection import rules
@@ -46,7 +47,7 @@ def trained(folder):
     }
 
 
-DONE = {"extract": "done", "sweep": "done", "select": "done", "atlas": "done", "report": "done"}
+DONE = dict.fromkeys(STAGES, "done")
 ERRORS = {
     "formula": ValueError("\n$x$\n^\nParseFatalException: Expected end of math"),
     "memory": MemoryError(),

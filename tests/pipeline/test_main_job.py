@@ -114,6 +114,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(small_run):
     assert {file.name for file in (small_run.folder / "report").glob("*.png")} == {
         "ev_against_l0.png", "training_curves.png", "atlas_explained_variance.png",
         "atlas_dead_fraction.png", "atlas_l0.png", "atlas_mse.png", "atlas_profiles.png",
+        "atlas_decoder_cosine_mean_abs.png",
         "atlas_curves.png", "scaling.png",
     }  # fmt: skip
     assert small_run.controls["words"] in html.unescape(page)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raysae.metrics.definitions import seconds
 from raysae.records.rows import TrialRow
 from raysae.sweep.selection.choice import Choice
 from raysae.sweep.selection.indicators import (
@@ -244,9 +243,9 @@ def _doubts(tried: Tried, chosen: TrialRow, d_sae: Interval, k: Interval) -> lis
 
 
 def second_seed(rows: Sequence[TrialRow]) -> str:
-    """What a second seed would tell and cost, from what the trials of one seed took."""
-    took = [row.seconds for row in rows if row.seconds is not None]
-    cost = f", for about {seconds(sum(took))} of one worker" if took else ""
+    """What a second seed would tell, and cost in training tokens: the same on every machine."""
+    tokens = sum(row.get("tokens") or 0 for row in rows)
+    cost = f", for {tokens:,} training tokens more" if tokens else ""
     return f"one seed; a second (sweep.seeds_per_trial=2) would tell which K is stable{cost}"
 
 

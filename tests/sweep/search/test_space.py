@@ -152,7 +152,7 @@ def test_what_takes_more_memory_than_is_allowed_is_not_tried(sampler, tmp_path):
     assert {one["sae.d_sae"] for one in configs_of(limited, d_in=32)} <= set(tried)
     wanted = needs(limited, open_store(tmp_path / "store"), 0)
     assert wanted.largest[0].d_sae == (max(tried) if sampler == "grid" else largest)
-    assert wanted.memory_per_trial <= 400_000
+    assert training_bytes(32, wanted.largest[0].d_sae, limited.training) <= 400_000
 
 
 def test_a_limit_that_leaves_nothing_is_refused():

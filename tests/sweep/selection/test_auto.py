@@ -26,7 +26,7 @@ def world(**changes):
             figures = {name: values[place] for name, values in WORLD.items()}
             ev = figures.pop("explained_variance") - less
             noise = {"explained_variance_seeds": 0.002, "decoder_cosine_mean_abs_seeds": 0.0003}
-            more = {**figures, **noise, "stability_chance": 0.3, "seconds": 10.0}
+            more = {**figures, **noise, "stability_chance": 0.3, "tokens": 1000}
             rows.append(row(len(rows), d_sae, k, ev, dead, **{**more, **changes}))
     return rows
 
@@ -77,7 +77,7 @@ def test_with_one_seed_it_says_what_a_second_costs():
     rows = one_seed(world())
     choice = choice_of(rows)
     assert config(rows, choice)[0] == 256 and choice["sure"] in ("likely", "unsure")
-    assert "sweep.seeds_per_trial=2" in choice["why"] and "4 min 30 s" in choice["why"]
+    assert "sweep.seeds_per_trial=2" in choice["why"] and "27,000 training tokens" in choice["why"]
 
 
 def test_half_dead_latents_are_not_chosen_where_fewer_explain_the_same():

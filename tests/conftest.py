@@ -62,6 +62,16 @@ SMALL = {
 """A recipe small enough to run in seconds."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def phases_that_are_asked_for():
+    """Runs in this process analyse nothing unless their recipe names phases: each costs seconds."""
+    import raysae.pipeline.analysis as analysis
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis, "quick_phases", list)
+        yield
+
+
 @pytest.fixture(scope="session")
 def connected_ray(tmp_path_factory):
     import ray
@@ -79,7 +89,8 @@ def small_run(connected_ray, tmp_path_factory):
     import raysae
 
     folder = tmp_path_factory.mktemp("main_job")
-    return raysae.sweep({**SMALL, "runs_dir": str(folder / "runs"), "store": str(folder / "store")})
+    places = {"runs_dir": str(folder / "runs"), "store": str(folder / "store")}
+    return raysae.sweep({**SMALL, "analyze": {"phases": ["labels", "loss"]}, **places})
 
 
 SIZE = {

@@ -180,6 +180,10 @@ def test_names_and_options_are_checked(here):
     }
 
 
+def test_the_main_job_runs_the_quick_phases_of_itself():
+    assert registry.quick_phases() == ["labels", "loss"]
+
+
 def test_the_page_takes_what_a_phase_says(here, subject, tmp_path):
     analysed(subject)
     write_json(tmp_path / "analysis/phases.json", {"not_run": {"after": "no model", "live": ""}})

@@ -22,7 +22,7 @@ from raysae.transformer.layouts import (
     STREAM_NAMES,
     Batch,
     batch_first,
-    layouts_of,
+    check_layout,
     tensors_of,
     tensors_taken,
 )
@@ -132,12 +132,8 @@ class Splicer:
 
     def rows(self, given: Tensor, tap: Tap, batch: Batch, change: Change) -> Tensor:
         """A tap's tensor as ``[B, T, D]``. Raises UserError when its shape is not the test pass's."""
-        if tap.layout not in layouts_of(given, batch, self.tower.d_in):
-            raise UserError(
-                f"{self._place(change.hookpoint, change.layer)}: over {batch.sequences} texts of "
-                f"{batch.tokens} tokens its shape is {tuple(given.shape)}; in the test pass it was "
-                f"{tap.layout}, so raysae cannot tell which row is which token"
-            )
+        place = self._place(change.hookpoint, change.layer)
+        check_layout(given, tap.layout, batch, self.tower.d_in, place)
         return batch_first(given, tap.layout, batch)
 
     def _place(self, key: str | None, layer: int) -> str:

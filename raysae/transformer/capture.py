@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raysae.activations.writer import SiteRows, to_storage
-from raysae.errors import UserError
 from raysae.sites import Position, Site, hookpoints_in_sites
 from raysae.transformer.hookpoints import Tap, Taps, check_sums, find_taps
-from raysae.transformer.layouts import Batch, batch_first, layouts_of, tensors_of, tensors_taken
+from raysae.transformer.layouts import Batch, batch_first, check_layout, tensors_of, tensors_taken
 from raysae.transformer.sequence import TokenSequence
 from raysae.transformer.steadiness import AllRows, check_same_rows, settle_padding
 from raysae.transformer.towers import find_tower, input_embedding, longest_text, run_tower, test_ids
@@ -177,12 +176,9 @@ class Capturer:
                 handle.remove()
 
     def _read(self, given: Tensor, tap: Tap, batch: Batch, hookpoint: str) -> Tensor:
-        if tap.layout not in layouts_of(given, batch, self.tower.d_in):
-            raise UserError(
-                f"{type(self.model).__name__}: over {batch.sequences} texts of {batch.tokens} tokens, "
-                f"{hookpoint} has shape {tuple(given.shape)}; in the test pass it was {tap.layout}, "
-                "so raysae cannot tell which row is which token"
-            )
+        check_layout(
+            given, tap.layout, batch, self.tower.d_in, f"{type(self.model).__name__}: {hookpoint}"
+        )
         return batch_first(given, tap.layout, batch)
 
     def _rows_of_texts(self, hookpoint: str | None) -> AllRows:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from raysae.errors import UserError
+
 Layout = Literal["batch first", "time first", "flat", "flat, time first"]
 
 
@@ -56,6 +58,16 @@ def layouts_of(tensor: Tensor, batch: Batch, d_in: int) -> tuple[Layout, ...]:
         return ("time first",)
     flat = shape in ((b * t, d_in), (1, b * t, d_in))
     return ("flat", "flat, time first") if flat else ()
+
+
+def check_layout(given: Tensor, layout: Layout, batch: Batch, d_in: int, name: str) -> None:
+    """Raise UserError, which names the place, when a tensor no longer has the layout of the test pass."""
+    if layout not in layouts_of(given, batch, d_in):
+        raise UserError(
+            f"{name}: over {batch.sequences} texts of {batch.tokens} tokens it has shape "
+            f"{tuple(given.shape)}; in the test pass it was {layout}, so raysae cannot tell which row is "
+            "which token"
+        )
 
 
 def batch_first(tensor: Tensor, layout: Layout, batch: Batch) -> Tensor:

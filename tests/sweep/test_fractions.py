@@ -55,5 +55,8 @@ def test_a_quarter_of_a_gpu_a_trial_and_one_copy_of_the_rows(tmp_path):
     told = json.loads(done.stdout.splitlines()[-1])
     assert (told["failures"], told["states"]) == ([], ["done"] * 4)
     assert told["gpus"] == pytest.approx(1), "all four were at work"
-    one_copy = raysae.open_store(tmp_path / "store").training_bytes(Site(0, "all"))
-    assert one_copy <= told["held"] < 1.5 * one_copy
+    store = raysae.open_store(tmp_path / "store")
+    one_copy, truth = store.training_bytes(Site(0, "all")), store.known_truth()
+    assert truth is not None
+    known = sum(tensor.nbytes for tensor in truth if tensor is not None)
+    assert one_copy <= told["held"] < 1.5 * one_copy + known, "the rows once, and the truth once"

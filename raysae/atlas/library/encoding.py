@@ -20,6 +20,7 @@ from raysae.sae.interchange.settings import part
 from raysae.sites import Site
 
 if TYPE_CHECKING:  # transformers and pydantic are imported where a text is encoded
+    from raysae.activations.manifest import Manifest
     from raysae.activations.writer import SiteRows
     from raysae.config.source import SourceConfig
     from raysae.transformer.capture import Capturer
@@ -275,11 +276,19 @@ def _of_run(run: Path) -> "SourceConfig | None":
     if recipe.source is not None:
         return with_absolute_paths(recipe.source, recipe.base)
     with suppress(UserError, OSError, ValueError):
-        manifest = manifest_of(files_at(recipe.store_place))
-        if manifest.provenance == "model":
-            known = {key: manifest.source[key] for key in manifest.source if key != "seed"}
-            return with_absolute_paths(_validated(known, f"{recipe.store_place}"), recipe.base)
+        return source_of_store(manifest_of(files_at(recipe.store_place)), recipe.base)
     return None
+
+
+def source_of_store(manifest: "Manifest", base: Path) -> "SourceConfig | None":
+    """How texts became the rows of a store, with its paths from ``base``; None where a model did not make
+    them. Raises UserError when what the manifest says of it is damaged."""
+    from raysae.extraction.plan import with_absolute_paths
+
+    if manifest.provenance != "model":
+        return None
+    known = {key: manifest.source[key] for key in manifest.source if key != "seed"}
+    return with_absolute_paths(_validated(known, "source in the store's manifest"), base)
 
 
 def _together(sequences: "Iterable[TokenSequence]") -> "Iterator[list[TokenSequence]]":

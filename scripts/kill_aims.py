@@ -94,10 +94,10 @@ def kept_recipe(folder: Path, name: str) -> dict[str, Any]:
 
 
 def analyzed_recipe(folder: Path, name: str) -> dict[str, Any]:
-    """The recipe of a run whose atlas is analysed: ten sites of two seeds of the pocket GPT-2."""
+    """The recipe of a run whose atlas is analysed: six sites of two seeds of the pocket GPT-2."""
     return {
         "name": name, "runs_dir": str(folder / "runs"), "store": str(folder / "stores" / name),
-        "source": {"sequences": 400, "layers": [0, 1, 2, 3, 4], "positions": [-1, "all"]},
+        "source": {"sequences": 300, "layers": [1, 2, 3], "positions": [-1, "all"]},
         "training": {"epochs": 2}, "sweep": {"trials": 2, "startup_trials": 2, "controls": "none"},
         "atlas": {"seeds_per_site": 2}, "analyze": {"phases": []}, "records": {"mlflow": False},
         "resources": {"cpus": 2, "retries": 1000},

@@ -12,7 +12,7 @@
   memory allowed. Driver, trials, the scan's service, Ray Data's read workers and raylet are killed.
 - ``live``: a sweep and an atlas that train while the pocket GPT-2 is read. Driver, trials, service,
   extraction workers, atlas workers and raylet are killed. ``live-keep`` also writes the rows.
-- ``analyze``: the phases loss, labels, tracking, stability and ablation on an atlas of ten sites. Driver,
+- ``analyze``: the phases loss, labels, tracking, stability and ablation on an atlas of six sites. Driver,
   workers and raylet are killed. Every file of the analysis is compared.
 
 It counts commits that were lost or written twice. It compares the tables (without times and hosts),

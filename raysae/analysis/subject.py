@@ -162,13 +162,15 @@ class Subject:
         A large model's weights are not read here: the first worker compares them.
         """
         from raysae.extraction.plan import model_spec
+        from raysae.extraction.test_pass import without_bars
         from raysae.transformer.loading import empty_model, load_model_config
 
         spec = model_spec(self.source)
         empty = empty_model(load_model_config(spec), spec)
         if sum(parameter.numel() for parameter in empty.parameters()) <= READ_AT_ONCE:
             known = "transformer" in self.__dict__
-            _ = self.transformer
+            with without_bars():
+                _ = self.transformer
             if not known:
                 del self.__dict__["transformer"]
 

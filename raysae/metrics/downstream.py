@@ -6,7 +6,7 @@ The analysis (phase ``loss``) measures the same at every site of the atlas.
 import math
 from typing import Any
 
-from raysae.metrics.registry import CANDIDATES, MLFLOW, PAGE, TABLE, Metric
+from raysae.metrics.registry import CANDIDATES, CONSOLE, LOG, MLFLOW, PAGE, TABLE, Metric
 
 RECORDED = frozenset({MLFLOW, TABLE})
 UP_TO_ONE = (-math.inf, 1.0)
@@ -19,7 +19,7 @@ def downstream() -> list[Metric]:
         _loss(
             "ce_recovered", "(CE_zero − CE_sae) / (CE_zero − CE_clean), cross-entropies of the next "
             "token with zeros, and with the SAE's reconstruction, in the place of the rows",
-            "maximize", "CE recovered", range=UP_TO_ONE,
+            "maximize", "CE recovered", CONSOLE, LOG, range=UP_TO_ONE,
         ),
         *_ends("ce_recovered"),
         _loss(
@@ -30,7 +30,7 @@ def downstream() -> list[Metric]:
         _loss(
             "final_cosine_recovered", "of a model without a language-model head: the share of its final "
             "embedding's distance (1 − cosine) under zero ablation that the SAE takes back",
-            "maximize", "final cosine recovered", range=UP_TO_ONE,
+            "maximize", "final cosine recovered", CONSOLE, LOG, range=UP_TO_ONE,
         ),
         *_ends("final_cosine_recovered"),
         Metric(
@@ -41,9 +41,12 @@ def downstream() -> list[Metric]:
     ]  # fmt: skip
 
 
-def _loss(name: str, meaning: str, direction: Any, label: str, **more: Any) -> Metric:
+def _loss(
+    name: str, meaning: str, direction: Any, label: str, *places: str, **more: Any
+) -> Metric:  # fmt: skip
+    shown = RECORDED | {CANDIDATES, PAGE, *places}
     return Metric(
-        name, meaning, direction=direction, shown=RECORDED | {CANDIDATES, PAGE}, objective=True,
+        name, meaning, direction=direction, shown=shown, objective=True,
         in_model=True, label=label, axis=label, form="{:.4f}", merge="none", **more,
     )  # fmt: skip
 

@@ -52,10 +52,13 @@ def check_in_model(recipe: Recipe, where: Store | ExtractionPlan, sites: Sequenc
         return 0
     if isinstance(where, ExtractionPlan):
         return _check_plan(recipe, where, sites)
+    from raysae.extraction.test_pass import without_bars
+
     try:
         judge = judge_of(recipe, where, sites)
         assert judge is not None
-        judge.check()
+        with without_bars():
+            judge.check()
     except UserError:
         if (
             recipe.run_folder / TRIALS_FILE
@@ -83,10 +86,12 @@ def _check_plan(recipe: Recipe, plan: ExtractionPlan, sites: Sequence[Site]) -> 
     from raysae.analysis.downstream import check_head
     from raysae.analysis.spliced_model import SplicedModel
     from raysae.analysis.token_batches import AUTO, continuation_of
+    from raysae.extraction.test_pass import without_bars
     from raysae.transformer.loading import load_model
 
     source = plan.source
-    model = load_model(model_spec(plan.readable))
+    with without_bars():
+        model = load_model(model_spec(plan.readable))
     layers = sorted({site.layer for site in sites})
     spliced = SplicedModel(model, source.hookpoints, layers)
     check_head(spliced.model.has_head, recipe.sweep.in_model, source.model)

@@ -16,6 +16,7 @@ import torch
 from sae_lens import SAE
 from sae_lens.evals import get_downstream_reconstruction_metrics, get_recons_loss
 from sae_lens.load_model import HookedProxyLM
+from sae_lens.training.activation_scaler import ActivationScaler
 from transformers import AutoModelForCausalLM
 
 NO_TOKEN = -1
@@ -24,8 +25,6 @@ NO_TOKEN = -1
 
 class Texts:
     """What the evaluation asks of SAELens's activation store: the next text's tokens."""
-
-    normalize_activations = "none"
 
     def __init__(self, texts: list[list[int]]):
         self.left = iter(texts)
@@ -45,8 +44,8 @@ def main(folder: Path) -> None:
     sae.cfg.metadata.hook_name = case["hook"]
     texts = case["texts"]
     figures = get_downstream_reconstruction_metrics(
-        sae, model, Texts(texts), compute_kl=True, compute_ce_loss=True, n_batches=len(texts),
-        eval_batch_size_prompts=1, ignore_tokens={NO_TOKEN},
+        sae, model, Texts(texts), ActivationScaler(), compute_kl=True, compute_ce_loss=True,
+        n_batches=len(texts), eval_batch_size_prompts=1, ignore_tokens=[NO_TOKEN],
     )  # fmt: skip
     figures |= kl_of_predictions(sae, model, texts)
     (folder / "figures.json").write_text(json.dumps(figures))
@@ -58,8 +57,9 @@ def kl_of_predictions(sae: SAE, model: HookedProxyLM, texts: list[list[int]]) ->
     found: dict[str, list[torch.Tensor]] = {"kl_div_with_sae": [], "kl_div_with_ablation": []}
     for text in texts:
         values = get_recons_loss(
-            sae, model, torch.tensor([text]), Texts([]), compute_kl=True, compute_ce_loss=False
-        )
+            sae, model, ActivationScaler(), torch.tensor([text]), compute_kl=True,
+            compute_ce_loss=False,
+        )  # fmt: skip
         for name, kept in found.items():
             kept.append(values[name][0, :-1])
     means = {f"{name}_of_predictions": float(torch.cat(v).mean()) for name, v in found.items()}

@@ -330,6 +330,7 @@ def main() -> int:
     aim = AIMS[args.aim]
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         if aim.sites and not (folder / "store" / "manifest.json").is_file():
             world = SuperpositionWorld(d_in=64, atoms=256, p=0.02)
             write_synthetic_store(folder / "store", world, args.rows, sites=aim.sites, test=0.0)

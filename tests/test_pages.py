@@ -90,16 +90,23 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
+def test_files_that_are_named_exist():
+    """Such as `scripts/demo.sh`, in text as in commands."""
+    for page in PAGES:
+        named = re.findall(
+            r"(?<![\w/.])((?:scripts|configs|tests|raysae|dashboards)/[\w/]+\.\w+)",
+            page.read_text(encoding="utf-8"),
+        )
+        missing = [name for name in named if not (ROOT / name).exists() and "FILE" not in name]
+        assert not missing, page
+
+
 def test_pictures_are_small():
-    pictures = [ROOT / "raysae/docs" / link for link in _pictures()]
+    found = [page.parent / link for page in PAGES for link in links(page)]
+    pictures = [path for path in found if path.suffix in (".png", ".svg", ".jpg", ".gif")]
     assert pictures
     for picture in pictures:
         assert picture.stat().st_size < LARGEST_PICTURE, picture
-
-
-def _pictures() -> list[Path]:
-    found = [page.parent / link for page in PAGES for link in links(page)]
-    return [path for path in found if path.suffix in (".png", ".svg", ".jpg", ".gif")]
 
 
 def test_generated_references_are_up_to_date():

@@ -32,6 +32,8 @@ def listed_files(lines: list[str]) -> set[str]:
     folders: list[str] = []
     found = set()
     for line in lines:
+        if not line or line.startswith("#"):
+            continue
         name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2
         folders[depth:] = [name] if name.endswith("/") else []
         if name.endswith((".py", ".sh")):

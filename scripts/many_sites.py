@@ -4,7 +4,8 @@
 
 Writes a synthetic store of so many layers, each a few hundred rows of 16 numbers, and trains an atlas of
 a given config on it, without the analysis of features. Overhead is what the atlas takes beyond its
-training loops, in its workers' time. The exit code is 1 when it is 50 ms a site or more, or when MLflow takes longer than the atlas itself.
+training loops, in its workers' time. The exit code is 1 when it is 50 ms a site or more, or when MLflow
+takes longer than the atlas itself.
 """
 
 import argparse

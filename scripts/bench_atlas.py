@@ -2,8 +2,8 @@
 
     python scripts/bench_atlas.py [r3] [r1] [--rows 4000]
 
-Each case is ``python -m raysae.atlas`` in a process of its own, on a synthetic store, without the analysis
-of its features (``scripts/bench_analysis.py`` has that):
+Each case is ``python -m raysae.atlas`` in a process of its own, on a synthetic store, without the
+analysis of its features (``scripts/bench_analysis.py`` has that):
 
 - r3: 72 sites (12 layers, 6 positions) of 800 training rows, d_in 768, d_sae 512, K 150, 25 epochs of
   batches of 256. Beside it the updates alone, on batches prepared before, an SAE a core, all cores busy.

@@ -27,7 +27,7 @@ def test_the_commands_are_the_ones_this_file_runs():
     )
     assert others()[:2] == [["scripts/demo.sh"], ["scripts/test.sh"]]
     numbers = (len(SWEEPS), len(EXTRACTS), len(STORES), len(EXPORTS))
-    assert numbers == (14, 1, 5, 3)
+    assert numbers == (15, 1, 5, 3)
     assert JOINS in SWEEPS
     assert verb_arguments("report") == [["runs/quickstart"]]
 
@@ -82,7 +82,7 @@ def test_sweep_commands(arguments, connected_ray, small_run, tmp_path, capsys):
     """Each as written, its placeholders filled in and its sizes cut down."""
     from raysae.pipeline.sweep_command import main
 
-    if "--help" in arguments:
+    if {"--help", "--help-keys"} & set(arguments):
         with pytest.raises(SystemExit) as leaving:
             main(arguments)
         assert leaving.value.code == 0

@@ -135,5 +135,5 @@ def test_a_metric_that_is_added_appears_everywhere(small_run, tmp_path, extra_me
     found = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert sum(extra_metric in run.data.metrics for run in found) >= len(rows), "MLflow"
     with pytest.raises(SystemExit):
-        main(["--help"])
+        main(["--help-keys", "metrics"])
     assert "squared_l0: the square of l0" in capsys.readouterr().out

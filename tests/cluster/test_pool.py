@@ -299,7 +299,12 @@ def test_a_call_sends_the_item_and_a_worker_gets_the_rest_once(
 
     def spied_actor(self):
         actors.append(new_actor(self))
-        return SimpleNamespace(do=SimpleNamespace(remote=spy(actors[-1].do.remote)))
+        do = actors[-1].do
+
+        def named(**options):
+            return SimpleNamespace(remote=spy(do.options(**options).remote))
+
+        return SimpleNamespace(do=SimpleNamespace(options=named))
 
     monkeypatch.setattr(ray.actor.ActorClass, "options", spied_options)
     monkeypatch.setattr(pool._Pool, "_new_actor", spied_actor)

@@ -94,6 +94,7 @@ def sampled(model: Path, file: Path, texts: int) -> Path:
     if file.is_file():
         return file
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # its matrices are small
     spec = ModelSpec(str(model))
     network, tokenizer = load_model(spec).eval(), load_tokenizer(spec)
     start = torch.full((TOGETHER, 1), tokenizer.bos_token_id)

@@ -153,7 +153,7 @@ class Subject:
         """
         _ = self.source
         found = Transformer.of(self.atlas.files, self.device, None, None)
-        found.check(force=False)
+        found.check_same()
         return found
 
     def need_model(self) -> None:

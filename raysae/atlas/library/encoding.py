@@ -161,12 +161,31 @@ class Transformer:
                     f"encode: nothing records which {what} the atlas was made with, so {self.name!r} "
                     "cannot be compared; force=True uses it all the same"
                 )
-            found = min(self.found[what])
             raise UserError(
-                f"encode: the {what} of {self.name!r} have the sha256 {found[:12]}, those that the store "
-                f"was made with {wanted[:12]}; the latents would mean something else: give the model of "
-                "the store (model=FOLDER), or use this one all the same with force=True"
+                f"encode: {self._differs(what, wanted)}; the latents would mean something else: give the "
+                "model of the store (model=FOLDER), or use this one all the same with force=True"
             )
+
+    def check_same(self) -> None:
+        """The same for an analysis, which cannot be made to use another model."""
+        for what, wanted in self.wanted.items():
+            if wanted is None:
+                raise UserError(
+                    f"nothing records which {what} the store was made with, so {self.name!r} cannot be "
+                    "compared; extract the store again"
+                )
+            if wanted not in self.found[what]:
+                raise UserError(
+                    f"{self._differs(what, wanted)}; what it would do with these SAEs says nothing: put "
+                    "the model of the store back in its place, or extract a store with this one"
+                )
+
+    def _differs(self, what: str, wanted: str) -> str:
+        found = min(self.found[what])
+        return (
+            f"the {what} of {self.name!r} have the sha256 {found[:12]}, those that the store was made "
+            f"with {wanted[:12]}"
+        )
 
     @torch.inference_mode()
     def rows(self, texts: list[Text], sites: list[Site]) -> "Iterator[dict[Site, SiteRows]]":

@@ -62,17 +62,18 @@ def everything(folder: Path, shared: Path, texts: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model, questions = shared / "models" / "stories260K", shared / "data" / "gsm8k" / "train.jsonl"
     stories = sampled(model, folder / "stories.jsonl", texts)
-    on_stories = ("source.text=text", f"source.dataset={stories}", f"source.model={model}")
+    here = (f"source.model={model}", f"source.layers={list(LAYERS)}", "source.context_length=256")
+    on_stories = ("source.text=text", f"source.dataset={stories}")
     on_questions = ("source.text=question", f"source.dataset={questions}")
     there = {
-        "stories": (*on_stories, f"source.layers={list(LAYERS)}"),
-        "questions": (*on_questions, f"source.model={model}", f"source.layers={list(LAYERS)}"),
-        "pocket": (*on_questions, "source.model=pocket", f"source.layers={list(LAYERS)}"),
+        "stories": (*on_stories, *here),
+        "questions": (*on_questions, *here),
+        "pocket": (*on_questions, "source.model=pocket", "source.context_length=128"),
     }
     for name, source in there.items():
         ran(folder, "raysae.sweep", f"name={name}", f"runs_dir={folder / 'runs'}",
             f"store={folder / 'stores' / name}", f"source.sequences={texts}",
-            "source.context_length=256", *source, *CONFIG)  # fmt: skip
+            *source, *CONFIG)  # fmt: skip
     runs = folder / "runs"
     for name in ("stories", "questions"):
         other = "questions" if name == "stories" else "stories"

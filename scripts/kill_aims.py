@@ -157,7 +157,7 @@ AIMS = {
 }  # fmt: skip
 AIMS["analyze"] = Aim(
     "raysae.analyze", analyzed_recipe, {**DRIVER, "worker": POOL_WORKER, "raylet": RAYLET}, "runs",
-    "analysis/*/items/*/made.json", "analysis/*/items/*", sites=0, words=PHASES,
+    "analysis/*/items/*/made.json", "analysis/*/items/.*.tmp/*", sites=0, words=PHASES,
 )  # fmt: skip
 LIVE = {
     **DRIVER, "worker": TRIAL, "service": SERVICE, "extraction": FORWARD, "atlas": POOL_WORKER,

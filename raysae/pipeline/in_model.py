@@ -127,9 +127,10 @@ def in_model_cost(
         return None
     members = len(plan.sites) * recipe.sweep.seeds_per_trial
     texts = recipe.sweep.loss_texts
+    saes = f"each of its {members} SAEs" if members > 1 else "its SAE"
     what = (
-        f"after each trial the model reads up to {texts} validation texts twice for each of its "
-        f"{members} SAE{'s' * (members > 1)} ({', '.join(recipe.sweep.in_model)})"
+        f"after each trial the model reads up to {texts} validation texts twice for {saes} "
+        f"({', '.join(recipe.sweep.in_model)})"
     )
     if plan.store is not None:
         seconds = members * _measured(plan, plan.store)
@@ -143,11 +144,14 @@ def in_model_cost(
 
 def _measured(plan: "RunPlan", store: Store) -> float:
     """Seconds of an SAE of the largest config, once model and texts are there."""
+    from raysae.extraction.test_pass import without_bars
+
     judge = judge_of(plan.recipe, store, plan.sites)
     assert judge is not None
     sae, _ = plan.needs.largest
     saes = {(plan.sites[0], 0): build_sae(sae, store.d_in).eval()}
-    judge.figures(saes, lambda: None)
+    with without_bars():
+        judge.figures(saes, lambda: None)
     began = time.perf_counter()
     judge.figures(saes, lambda: None)
     return time.perf_counter() - began

@@ -44,9 +44,9 @@ def curves_chart(
     chart.y_range.start, chart.y_range.end = low, high
     series, renderers = [], []
     for number, curve in enumerate(curves):
-        renderers += _draw(chart, number, curve)
+        renderers += _draw(chart, f"{name}-{number}", *look_of(number), curve)
         colour, dash = look_of(number)
-        series.append(Series(f"curve-{number}", plain(curve.name), colour, dash))
+        series.append(Series(f"{name}-{number}", plain(curve.name), colour, dash))
     hover = [(what, "@name"), ("tokens", "@tokens{0,0}"), ("explained variance", "@ev{0.0000}")]
     add_hover(chart, hover, *renderers)
     shown = rule_of(len(curves), there, f"{what}s")
@@ -56,13 +56,12 @@ def curves_chart(
     )  # fmt: skip
 
 
-def _draw(chart: Any, number: int, curve: Curve) -> list[Any]:
-    colour, dash = look_of(number)
+def _draw(chart: Any, key: str, colour: str, dash: str, curve: Curve) -> list[Any]:
     tokens = np.array([row["tokens"] for row in curve.history], float)
     source = ColumnDataSource(
         {"tokens": tokens, "ev": curve_values(curve), "name": [plain(curve.name)] * len(tokens)}
     )
-    look: dict[str, Any] = {"source": source, "color": colour, "name": f"curve-{number}"}
+    look: dict[str, Any] = {"source": source, "color": colour, "name": key}
     line = chart.line("tokens", "ev", line_width=2, line_dash=dash, **look)
     return [line, chart.scatter("tokens", "ev", size=4, **look)]
 

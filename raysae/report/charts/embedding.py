@@ -4,11 +4,12 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from raysae.report.charts.style import Chart
+if TYPE_CHECKING:  # Bokeh takes a second to import
+    from raysae.report.charts.style import Chart
 
 ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 """What could end a script, as JSON writes it too."""
@@ -16,12 +17,12 @@ DOCUMENT = "page"
 """Bokeh's name for the charts of a page."""
 
 
-def chart_id(chart: Chart) -> str:
+def chart_id(chart: "Chart") -> str:
     """The id of the element that holds a chart."""
     return f"chart-{chart.name}"
 
 
-def embedded_charts(charts: Sequence[Chart]) -> Markup:
+def embedded_charts(charts: "Sequence[Chart]") -> Markup:
     """The charts as JSON for a script element; charts of one page share their data."""
     if not charts:
         return Markup("null")
@@ -33,7 +34,7 @@ def embedded_charts(charts: Sequence[Chart]) -> Markup:
         document.add_root(chart.model)
     roots = {chart.model.id: chart_id(chart) for chart in charts}
     items = [{"docid": DOCUMENT, "roots": roots, "root_ids": list(roots)}]
-    found = {"docs": {DOCUMENT: document.to_json()}, "items": items}
+    found = {"docs": {DOCUMENT: document.to_json(deferred=False)}, "items": items}
     return json_for_script(serialize_json(found, pretty=False))
 
 

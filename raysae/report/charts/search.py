@@ -66,6 +66,12 @@ def parallel_chart(data: TrialData) -> Chart | None:
     )  # fmt: skip
 
 
+def _name(column: str) -> str:
+    """The column's name at the foot of its axis: a setting's, or a metric's title."""
+    known = registered().get(column)
+    return short_name(column) if known is None else known.title
+
+
 class _Axis:
     """One axis of the parallel coordinates: values, words or numbers, as places from 0 to 1."""
 

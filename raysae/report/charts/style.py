@@ -31,6 +31,7 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f
 """Colours that people with any colour vision tell apart (Okabe and Ito 2008), and grey."""
 DASHES = ("solid", "dashed", "dotted", "dotdash")
 """How lines differ where there are more of them than colours."""
+PATTERNS = {"solid": "none", "dashed": "6", "dotted": "2 4", "dotdash": "2 4 6 4"}
 CHOSEN, LINE, QUIET = CHOICE_COLOUR, SERIES[0], "#98a2b3"
 TOOLS = "pan,box_zoom,wheel_zoom,reset,save"
 HEIGHT = 340
@@ -48,6 +49,11 @@ class Series:
     label: str
     colour: str
     dash: str = "solid"
+
+    @property
+    def pattern(self) -> str:
+        """The dash as SVG has it."""
+        return PATTERNS[self.dash]
 
 
 @dataclass(frozen=True)

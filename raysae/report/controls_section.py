@@ -11,6 +11,12 @@ LABELS = {
     "shuffled_model": "the model with shuffled weights",
 }
 
+SHORT = {
+    "frozen_decoder": "random dictionary", "gaussian": "Gaussian rows", "pca": "PCA",
+    "shuffled_model": "shuffled model",
+}  # fmt: skip
+"""The labels of a chart, where there is little room."""
+
 
 @dataclass(frozen=True)
 class ControlsSection:
@@ -29,11 +35,11 @@ class ControlsSection:
         if not self.made:
             return {}
         known = {
-            self._label(name): one["explained_variance"]
+            SHORT.get(name, name): one["explained_variance"]
             for name, one in self.made.items()
             if one.get("explained_variance") is not None
         }
-        return {f"the SAE: {self.controls['config']}": self.controls["explained_variance"], **known}
+        return {"the SAE": self.controls["explained_variance"], **known}
 
     @property
     def rows(self) -> list[list[str]]:

@@ -6,7 +6,13 @@ from typing import Any
 from raysae.records.folder import RunFolder
 from raysae.records.rows import SiteRow, TrialRow
 from raysae.report.atlas_rows import by_hookpoint
-from raysae.report.atlas_section import chart_key, chart_titles, chart_files, site_curves_of, site_ids
+from raysae.report.atlas_section import (
+    chart_files,
+    chart_key,
+    chart_titles,
+    site_curves_of,
+    site_ids,
+)
 from raysae.report.controls_section import ControlsSection
 from raysae.report.importance import Importance
 from raysae.report.site_curves import Curve
@@ -21,7 +27,8 @@ def sweep_charts(
 ) -> Groups:  # fmt: skip
     """The charts of a search; ``measured`` are the trials with figures and ``curves`` theirs."""
     from raysae.report.charts import curves as lines
-    from raysae.report.charts import search, trials as outcomes
+    from raysae.report.charts import search
+    from raysae.report.charts import trials as outcomes
     from raysae.report.charts.trial_data import TrialData
 
     found: list[Any] = [search.timeline_chart(trials)]
@@ -35,7 +42,7 @@ def sweep_charts(
             *([search.importance_chart(importance.shares)] if importance.shares else []),
             *found,
             search.parallel_chart(data),
-            search.slice_chart(data),
+            *search.slice_charts(data),
             lines.curves_chart("trials", curves, len(measured), "trial", "training_curves"),
         ]
     return {"sweep": _there(found), "choice": _there(choice)}
@@ -60,7 +67,7 @@ def atlas_charts(run: RunFolder, rows: Sequence[SiteRow]) -> Groups:
     from raysae.report.charts.atlas import heatmap_charts
     from raysae.report.charts.curves import curves_chart
 
-    ids, found = site_ids(rows), []
+    ids, found = site_ids(rows), list[Any]()
     for hookpoint, there in by_hookpoint(rows).items():
         key = chart_key(hookpoint)
         titles, files = chart_titles(there, hookpoint), chart_files(there, hookpoint)

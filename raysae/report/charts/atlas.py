@@ -1,6 +1,5 @@
 """The charts of an atlas: each metric over layers and positions, of one layer or position as a line."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,11 +11,11 @@ from raysae.report.atlas_rows import (
     atlas_metrics,
     is_done,
     layers_of,
-    name_of,
     positions_of,
     value,
 )
 from raysae.report.charts.style import (
+    AREAS,
     CHOSEN,
     LINE,
     QUIET,
@@ -41,8 +40,11 @@ NARROW = 24
 
 
 def heatmap_charts(
-    rows: Sequence[SiteRow], names: Mapping[int, str], titles: Mapping[str, str],
-    files: Mapping[str, str], key: str,
+    rows: Sequence[SiteRow],
+    names: Mapping[int, str],
+    titles: Mapping[str, str],
+    files: Mapping[str, str],
+    key: str,
 ) -> list[Chart]:
     """A chart of each metric of the rows of one hookpoint; none of a single site or of too many.
 
@@ -50,28 +52,24 @@ def heatmap_charts(
     ``files`` the stems of their pictures, by metric; ``key`` makes the charts' names unique.
     """
     layers, positions = layers_of(rows), positions_of(rows)
-    if not 1 < len(layers) * len(positions) or len(rows) > MOST_SITES:
+    if not len(layers) * len(positions) > 1 or len(rows) > MOST_SITES:
         return []
     metrics = atlas_metrics(rows)
     data = _SiteData(rows, names, layers, positions)
+    about = _holes(rows)
     draw = _cells if min(len(layers), len(positions)) > 1 else _line
     return [
         Chart(
-            f"atlas-{metric.name}-{key}", titles[metric.name], _about(rows, metric),
+            f"atlas-{metric.name}-{key}", titles[metric.name], about,
             draw(data, metric), wide=len(positions) > NARROW, file=files[metric.name],
         )
         for metric in metrics
     ]  # fmt: skip
 
 
-def _about(rows: Sequence[SiteRow], metric: Metric) -> str:
+def _holes(rows: Sequence[SiteRow]) -> str:
     holes = sum(not is_done(row) for row in rows)
-    parts = ["A click goes to the site's row, or to its features where there is a page of them."]
-    if metric.direction is not None:
-        parts.insert(0, "Bright is better.")
-    if holes:
-        parts.append(f"Hatched: no SAE ({holes:,} of {len(rows):,} sites).")
-    return " ".join(parts)
+    return f"Hatched: no SAE ({holes:,} of {len(rows):,} sites)." if holes else ""
 
 
 class _SiteData:
@@ -116,10 +114,18 @@ def _cells(data: _SiteData, metric: Metric) -> Any:
     grid = Grid.of(data.rows, metric)
     low, high, logarithmic, _ = inner_bounds(grid.known, metric)
     mapper = colours(
-        data.columns[metric.name], metric.direction == "minimize", (low, high, logarithmic)
-    )
+        data.columns[metric.name], (low, high, logarithmic),
+        AREAS[::-1] if metric.direction == "minimize" else AREAS,
+    )  # fmt: skip
     mapper.nan_color = UNDEFINED
-    side: dict[str, Any] = {"x": "x", "y": "y", "width": 1, "height": 1, "source": data.source}
+    side: dict[str, Any] = {
+        "x": "x",
+        "y": "y",
+        "width": 1,
+        "height": 1,
+        "dilate": True,
+        "source": data.source,
+    }
     there = [not missing for missing in data.missing]
     cells = chart.rect(
         **side, view=CDSView(filter=BooleanFilter(there)), line_color=None,
@@ -135,15 +141,10 @@ def _cells(data: _SiteData, metric: Metric) -> Any:
                 hatch_weight=1.5, nonselection_hatch_alpha=1.0,
             )
         )  # fmt: skip
-    add_colour_bar(chart, mapper, _short(metric))
+    add_colour_bar(chart, mapper)
     add_hover(chart, data.tooltips, *renderers)
     add_tap(chart, *renderers)
     return chart
-
-
-def _short(metric: Metric) -> str:
-    """The metric's title at a scale of colours, where there is little room."""
-    return metric.title if len(metric.title) < 14 else ""
 
 
 def _line(data: _SiteData, metric: Metric) -> Any:
@@ -163,20 +164,11 @@ def _line(data: _SiteData, metric: Metric) -> Any:
     points = chart.scatter(where, metric.name, source=data.source, size=9, color=LINE)
     if any(data.missing):
         gone = [
-            place for place, missing in zip(data.columns[where], data.missing, strict=True) if missing
+            place
+            for place, missing in zip(data.columns[where], data.missing, strict=True)
+            if missing
         ]
         chart.scatter(gone, [low] * len(gone), marker="x", size=11, color=CHOSEN, line_width=2)
     add_hover(chart, data.tooltips, points)
     add_tap(chart, points)
     return chart
-
-
-def heading(metric: Metric) -> str:
-    """The metric's name as a title."""
-    name = name_of(metric)
-    return name[:1].upper() + name[1:]
-
-
-def has_values(values: Sequence[float]) -> bool:
-    """Whether any value is there."""
-    return any(math.isfinite(value) for value in values)

@@ -1,6 +1,7 @@
 """Charts of a few named amounts: the controls beside the choice, and the time of the stages."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bokeh.models import Range1d
 
@@ -46,7 +47,7 @@ def stages_chart(times: Mapping[str, float]) -> Chart | None:
 def _bars(
     amounts: Mapping[str, float], texts: Sequence[str], paints: Sequence[str], x: str, y: str,
     x_range: Range1d,
-) -> object:  # fmt: skip
+) -> Any:  # fmt: skip
     names = list(amounts)
     chart = new_chart(
         x, y, 100 + 30 * len(names), x_range=x_range, y_range=Range1d(len(names) - 0.4, -0.6)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from bokeh.models import ColumnDataSource
+from bokeh.models import ColumnDataSource, Range1d
 
 from raysae.metrics import registered
 from raysae.report.atlas_rows import Row
@@ -39,9 +39,7 @@ def curves_chart(
         return None
     chart = new_chart("training tokens", axis_of(EV), 380)
     tokens_axis(chart.xaxis[0])
-    low, high = curve_limits(curves)
-    chart.y_range = around([low, high], margin=0.0)
-    chart.y_range.start, chart.y_range.end = low, high
+    chart.y_range = Range1d(*curve_limits(curves))
     series, renderers = [], []
     for number, curve in enumerate(curves):
         renderers += _draw(chart, f"{name}-{number}", *look_of(number), curve)
@@ -51,8 +49,8 @@ def curves_chart(
     add_hover(chart, hover, *renderers)
     shown = rule_of(len(curves), there, f"{what}s")
     return Chart(
-        name, "Training curves", f"{shown[:1].upper()}{shown[1:]}. {ISOLATES}", chart, series,
-        wide=True, file=file,
+        name, f"Training curves of the {what}s", f"{shown[:1].upper()}{shown[1:]}. {ISOLATES}",
+        chart, series, wide=True, file=file,
     )  # fmt: skip
 
 
@@ -71,7 +69,7 @@ def scaling_chart(scaling: Mapping[str, Any]) -> Chart | None:
     points = scaling.get("points") or []
     if not points:
         return None
-    fvus, sizes = [one["fvu"] for one in points], [one["d_sae"] for one in points]
+    fvus = [one["fvu"] for one in points]
     chart = new_chart(
         "d_sae (latents)", registered()["fvu"].axis or "unexplained variance (FVU, validation)", 380,
         x_axis_type="log", y_axis_type="log", y_range=around(fvus, True, 0.1),
@@ -91,7 +89,9 @@ def scaling_chart(scaling: Mapping[str, Any]) -> Chart | None:
     if check:
         foretold = [check["d_sae"]] * len(check["k"])
         chart.scatter(foretold, check["foretold"], marker="x", size=10, color=CHOSEN, line_width=2)
-    add_hover(chart, [("d_sae", "@d_sae"), ("K", "@k"), ("unexplained", "@fvu{0.0000}")], *renderers)
+    add_hover(
+        chart, [("d_sae", "@d_sae"), ("K", "@k"), ("unexplained", "@fvu{0.0000}")], *renderers
+    )
     crosses = f" Crosses: foretold without d_sae {check['d_sae']}." if check else ""
     bands = " Bands are 90% intervals of the law." if scaling.get("curves") else ""
     return Chart(

@@ -30,8 +30,9 @@ def embedded_charts(charts: "Sequence[Chart]") -> Markup:
     from bokeh.document import Document
 
     document = Document()
-    for chart in charts:
-        document.add_root(chart.model)
+    with document.models.freeze():  # else each chart looks through those before it
+        for chart in charts:
+            document.add_root(chart.model)
     roots = {chart.model.id: chart_id(chart) for chart in charts}
     items = [{"docid": DOCUMENT, "roots": roots, "root_ids": list(roots)}]
     found = {"docs": {DOCUMENT: document.to_json(deferred=False)}, "items": items}

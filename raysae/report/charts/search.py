@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bokeh.layouts import gridplot
-from bokeh.models import FixedTicker, Range1d
+from bokeh.models import Range1d
 
 from raysae.metrics import registered
 from raysae.records.rows import TrialRow
@@ -21,7 +20,7 @@ from raysae.report.charts.style import (
     around,
     colours,
     doublings,
-    is_logarithmic,
+    is_doubling,
     names_axis,
     new_chart,
     plain,
@@ -32,7 +31,7 @@ from raysae.report.charts.trials import CLICK, EV
 
 OUTCOMES = ("l0", "dead_fraction", "stability", EV)
 """The metrics that parallel coordinates show after the settings."""
-MOST_AXES = 9
+MOST_AXES, MOST_SLICES = 9, 8
 STATES = {"done": SERIES[0], "failed": SERIES[1], "stopped": SERIES[4], "degenerate": SERIES[3]}
 
 
@@ -56,8 +55,8 @@ def parallel_chart(data: TrialData) -> Chart | None:
     for number, axis in enumerate(places):
         axis.draw(chart, number)
     names_axis(chart.xaxis[0], [_name(name) for name in names], MOST_AXES)
-    chart.x_range = Range1d(-0.4, len(names) - 0.6)
-    add_colour_bar(chart, mapper, "EV")
+    chart.x_range = Range1d(-0.4, len(names) - 0.3)
+    add_colour_bar(chart, mapper)
     add_hover(chart, data.tooltips, lines)
     add_tap(chart, lines)
     return Chart(
@@ -87,7 +86,7 @@ class _Axis:
             self.places = [where.get(plain(value, 16), math.nan) for value in values]
 
     def _scale_numbers(self, values: Sequence[Any], numbers: Sequence[float]) -> None:
-        logarithmic = min(numbers) > 0 and max(numbers) / min(numbers) >= 4
+        logarithmic = is_doubling(numbers)
         scale = math.log2 if logarithmic else float
         low, high = scale(min(numbers)), scale(max(numbers))
         width = high - low or 1.0
@@ -106,46 +105,36 @@ class _Axis:
         )  # fmt: skip
 
 
-def slice_chart(data: TrialData) -> Chart | None:
-    """Explained variance against each setting that was varied; None where none was."""
-    settings = data.varied()[:6]
-    if not settings:
-        return None
-    height = 240
-    charts = [_slice(data, key, height) for key in settings]
-    columns = min(len(charts), 3)
-    model = gridplot(
-        charts, ncols=columns, sizing_mode="stretch_width", merge_tools=False, height=height
-    )
-    return Chart(
-        "slices", "Slices: explained variance against each setting",
-        f"Each point is a trial; {CLICK}.", model, wide=columns > 1,
-    )  # fmt: skip
-
-
-def _slice(data: TrialData, key: str, height: int) -> Any:
-    column = f"s{data.searched.index(key)}"
-    values = [row.get(key) for row in data.rows]
-    y_range = around(data.values(EV))
-    if any(isinstance(value, str) for value in values):
-        words = sorted({str(value) for value in values if value is not None})
-        where = [math.nan if v is None else words.index(str(v)) for v in values]
-        data.source.data[f"w{column}"] = where
-        chart = new_chart(
-            short_name(key), axis_of(EV), height, x_range=Range1d(-0.5, len(words) - 0.5), y_range=y_range
+def slice_charts(data: TrialData) -> list[Chart]:
+    """Explained variance against each setting that was varied."""
+    return [
+        Chart(
+            f"slice-{number}", f"Explained variance against {short_name(key)}",
+            f"Each point is a trial; {CLICK}.", _slice(data, key),
         )
-        names_axis(chart.xaxis[0], words, 4)
+        for number, key in enumerate(data.varied()[:MOST_SLICES])
+    ]  # fmt: skip
+
+
+def _slice(data: TrialData, key: str) -> Any:
+    column, numbers = f"s{data.searched.index(key)}", data.values(key)
+    words = sorted({str(row[key]) for row in data.rows if isinstance(row.get(key), str)})
+    if words:
+        data.source.data[f"w{column}"] = [
+            words.index(row[key]) if isinstance(row.get(key), str) else math.nan
+            for row in data.rows
+        ]
         column = f"w{column}"
-    else:
-        numbers = data.values(key)
-        logarithmic = min(numbers) > 0 and max(numbers) / min(numbers) >= 4
-        chart = new_chart(
-            short_name(key), axis_of(EV), height, x_axis_type="log" if logarithmic else "linear",
-            x_range=around(numbers, logarithmic), y_range=y_range,
-        )  # fmt: skip
-        if logarithmic and min(numbers) >= 1:
-            doublings(chart.xaxis[0])
-    chart.toolbar_location = None
+    logarithmic = not words and is_doubling(numbers)
+    chart = new_chart(
+        short_name(key), axis_of(EV), 260, x_axis_type="log" if logarithmic else "linear",
+        x_range=Range1d(-0.5, len(words) - 0.5) if words else around(numbers, logarithmic),
+        y_range=around(data.values(EV)),
+    )  # fmt: skip
+    if words:
+        names_axis(chart.xaxis[0], words, 4)
+    elif logarithmic and min(filter(math.isfinite, numbers)) >= 1:
+        doublings(chart.xaxis[0])
     points = chart.scatter(
         column, EV, source=data.source, size=8, fill_color=LINE, fill_alpha=0.6, line_color=None
     )
@@ -156,7 +145,7 @@ def _slice(data: TrialData, key: str, height: int) -> Any:
 
 def importance_chart(importance: Mapping[str, float]) -> Chart:
     """The share of the variance of explained variance that each setting accounts for."""
-    names = list(reversed(importance))
+    names = list(importance)[::-1]
     values = [importance[name] for name in names]
     chart = new_chart(
         "share of the variance (fANOVA)", "setting", 90 + 34 * len(names), x_range=Range1d(0, 1.05),
@@ -186,7 +175,7 @@ def timeline_chart(rows: Sequence[TrialRow]) -> Chart | None:
         return None
     first = min(row["started"] for row in timed)
     begins = [row["started"] - first for row in timed]
-    columns = {
+    columns: dict[str, list[Any]] = {
         "row": [f"trial-{row.trial}" for row in timed],
         "trial": [row.trial for row in timed],
         "begin": begins,
@@ -197,7 +186,9 @@ def timeline_chart(rows: Sequence[TrialRow]) -> Chart | None:
         "host": [plain(row.get("host") or "") for row in timed],
     }  # fmt: skip
     chart = new_chart("seconds since the first trial began", "trial", _height(len(rows)))
-    chart.y_range = Range1d(max(row.trial for row in rows) + 0.8, min(row.trial for row in rows) - 0.8)
+    chart.y_range = Range1d(
+        max(row.trial for row in rows) + 0.8, min(row.trial for row in rows) - 0.8
+    )
     chart.yaxis.ticker.desired_num_ticks = 8
     series = []
     for state, colour in STATES.items():

@@ -32,6 +32,10 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f
 DASHES = ("solid", "dashed", "dotted", "dotdash")
 """How lines differ where there are more of them than colours."""
 PATTERNS = {"solid": "none", "dashed": "6", "dotted": "2 4", "dotdash": "2 4 6 4"}
+AREAS = list(Viridis256)
+SPOTS = AREAS[55:240]
+"""The colours of points and lines: those of areas without the darkest and the brightest, which are lost
+on a dark or a white page."""
 CHOSEN, LINE, QUIET = CHOICE_COLOUR, SERIES[0], "#98a2b3"
 TOOLS = "pan,box_zoom,wheel_zoom,reset,save"
 HEIGHT = 340
@@ -107,6 +111,12 @@ def is_logarithmic(values: Iterable[float]) -> bool:
     return bool(known) and min(known) > 0 and max(known) / min(known) > DECADE
 
 
+def is_doubling(values: Iterable[float]) -> bool:
+    """Whether a setting with these values is shown on a logarithmic scale: two doublings or more."""
+    known = [value for value in values if math.isfinite(value)]
+    return bool(known) and min(known) > 0 and max(known) / min(known) >= 4
+
+
 def doublings(axis: Any) -> None:
     """Ticks at powers of two on a logarithmic axis."""
     axis.ticker = LogTicker(base=2, desired_num_ticks=7)
@@ -121,7 +131,13 @@ def tokens_axis(axis: Any) -> None:
 
 def names_axis(axis: Any, names: Sequence[str], most: int = MOST_TICKS) -> None:
     """Name every n-th of the places 0, 1, 2, ... of an axis, so that at most ``most`` are named."""
-    step = max(1, -(-len(names) // most))
+    wanted = max(1, -(-len(names) // max(most, 1)))
+    step = next(
+        digit * 10**power
+        for power in range(9)
+        for digit in (1, 2, 5)
+        if digit * 10**power >= wanted
+    )
     places = list(range(0, len(names), step))
     axis.ticker = FixedTicker(ticks=places)
     axis.major_label_overrides = {place: plain(names[place], 24) for place in places}
@@ -129,7 +145,9 @@ def names_axis(axis: Any, names: Sequence[str], most: int = MOST_TICKS) -> None:
 
 def around(values: Iterable[float], logarithmic: bool = False, margin: float = 0.06) -> Range1d:
     """A range that holds the values with a margin; of one value, too."""
-    known = [float(value) for value in values if math.isfinite(value)] or [0.5 if logarithmic else 0]
+    known = [float(value) for value in values if math.isfinite(value)] or [
+        0.5 if logarithmic else 0
+    ]
     low, high = min(known), max(known)
     if logarithmic:
         factor = max((high / low) ** margin, 1.2)
@@ -139,8 +157,9 @@ def around(values: Iterable[float], logarithmic: bool = False, margin: float = 0
 
 
 def colours(
-    values: Sequence[float], reverse: bool = False, ends: tuple[float, float, bool] | None = None
-) -> LinearColorMapper | LogColorMapper:
+    values: Sequence[float], ends: tuple[float, float, bool] | None = None,
+    palette: Sequence[str] = SPOTS,
+) -> LinearColorMapper | LogColorMapper:  # fmt: skip
     """The scale of colours for these values: viridis, which all kinds of colour vision read.
 
     ``ends`` are the lowest and the highest value of the scale and whether it is logarithmic.
@@ -150,24 +169,36 @@ def colours(
     if low == high:
         low, high = (low / 2, high * 2) if logarithmic else (low - 0.5, high + 0.5)
     kind = LogColorMapper if logarithmic else LinearColorMapper
-    palette = Viridis256[::-1] if reverse else Viridis256
-    return kind(palette=palette, low=low, high=high, nan_color="rgba(0,0,0,0)")
+    return kind(palette=list(palette), low=low, high=high, nan_color="rgba(0,0,0,0)")
 
 
-def add_colour_bar(chart: Any, mapper: Any, title: str, doubling: bool = False) -> None:
-    """A scale of the colours at the right, with a title."""
+def add_colour_bar(chart: Any, mapper: Any, doubling: bool = False) -> None:
+    """A scale of the colours at the right; the text above the chart says of what."""
     bar = ColorBar(
-        color_mapper=mapper, title=title, width=12, padding=4, background_fill_color=None,
-        title_text_font_style="normal", formatter=BasicTickFormatter(use_scientific=False, precision=3),
+        color_mapper=mapper, width=12, padding=4, background_fill_color=None,
+        formatter=BasicTickFormatter(use_scientific=False, precision=3),
     )  # fmt: skip
     if doubling:
         bar.ticker = LogTicker(base=2)
+    elif isinstance(mapper, LogColorMapper):
+        bar.formatter = NumeralTickFormatter(format="0.[00000]")
+        bar.ticker = FixedTicker(ticks=_decades(mapper.low, mapper.high))
     chart.add_layout(bar, "right")
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Ticks 1, 2, 5, 10, ... of a logarithmic scale; its decades where it has many."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    digits = (1, 2, 5) if last - first <= 3 else (1,)
+    ticks = (digit * 10.0**power for power in range(first, last + 1) for digit in digits)
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def add_hover(chart: Any, tooltips: Sequence[tuple[str, str]], *renderers: Any) -> None:
     """Show these figures of the point that the pointer is over."""
-    chart.add_tools(HoverTool(tooltips=list(tooltips), renderers=list(renderers), point_policy="follow_mouse"))
+    chart.add_tools(
+        HoverTool(tooltips=list(tooltips), renderers=list(renderers), point_policy="follow_mouse")
+    )
 
 
 def add_tap(chart: Any, *renderers: Any) -> None:

@@ -29,7 +29,11 @@ def front_chart(data: TrialData, front: Sequence[int]) -> Chart:
     """Explained variance against L0, coloured by d_sae; ``front`` are the trials that no other beats."""
     l0s, evs = data.values("l0"), data.values(EV)
     chart = new_chart(
-        axis_of("l0"), axis_of(EV), x_axis_type="log", x_range=around(l0s, True), y_range=around(evs)
+        axis_of("l0"),
+        axis_of(EV),
+        x_axis_type="log",
+        x_range=around(l0s, True),
+        y_range=around(evs),
     )
     doublings(chart.xaxis[0])
     best = sorted((row.l0, row.explained_variance) for row in data.rows if row.trial in front)
@@ -38,17 +42,17 @@ def front_chart(data: TrialData, front: Sequence[int]) -> Chart:
     sizes = [float(row.d_sae) for row in data.rows]
     mapper = colours(sizes, ends=(min(sizes), max(sizes), True))
     points = chart.scatter(
-        "l0", EV, source=data.source, size=10, alpha=0.9, line_color=None,
+        "l0", EV, source=data.source, size=10, alpha=0.9, line_color=QUIET,
         fill_color={"field": _column_of(data, "sae.d_sae"), "transform": mapper},
     )  # fmt: skip
-    add_colour_bar(chart, mapper, "d_sae", doubling=True)
+    add_colour_bar(chart, mapper, doubling=True)
     _ring_choice(chart, data, "l0", EV)
     add_hover(chart, data.tooltips, points)
     add_tap(chart, points)
     line = " The line joins the trials that no other beats in both." if len(best) > 1 else ""
     return Chart(
         "front", "Explained variance against L0",
-        f"Each point is a trial, measured on held-out rows; {CLICK}.{line}", chart,
+        f"Each point is a trial, coloured by d_sae; {CLICK}.{line}", chart,
         file="ev_against_l0",
     )  # fmt: skip
 
@@ -70,9 +74,9 @@ def grid_chart(data: TrialData, choice: Mapping[str, Any]) -> Chart | None:
     mapper = colours(data.values(EV))
     points = chart.scatter(
         _column_of(data, "sae.k"), _column_of(data, "sae.d_sae"), source=data.source, size=16,
-        line_color=None, fill_color={"field": EV, "transform": mapper},
+        line_color=QUIET, fill_color={"field": EV, "transform": mapper},
     )  # fmt: skip
-    add_colour_bar(chart, mapper, "EV")
+    add_colour_bar(chart, mapper)
     _ring_choice(chart, data, "sae.k", "sae.d_sae")
     add_hover(chart, data.tooltips, points)
     add_tap(chart, points)
@@ -111,7 +115,9 @@ def _draw_indicators(chart: Any, choice: Mapping[str, Any]) -> str:
                 line_color=CHOSEN, line_dash="dotted", line_width=1.5,
             )
         )  # fmt: skip
-    return " Dotted lines are the values that indicators name; the table has them." if values else ""
+    return (
+        " Dotted lines are the values that indicators name; the table has them." if values else ""
+    )
 
 
 def _ring_choice(chart: Any, data: TrialData, x: str, y: str) -> None:

@@ -51,6 +51,8 @@ class AtlasSection:
     rows: list[SiteRow]
     plots: Mapping[str, tuple[int, str]]
     """Width in pixels and data URI by name; see ``pictures``. Only those without an interactive chart."""
+    charts: Sequence[Any] = ()
+    """The interactive charts; see ``raysae.report.charts``."""
     links: Mapping[str, str] = field(default_factory=dict)
     """Addresses of the pages of sites' features, relative to the page, by the sites' folders."""
 

@@ -106,5 +106,6 @@ def save(figure: Figure, path: Path) -> None:
         # a character that no font has is drawn as a box; the page has the text itself
         warnings.filterwarnings("ignore", message=r"(?s).*missing from.*font")
         figure.savefig(path)
+        figure.set_layout_engine("none")  # the layout is found; SVG has other dots an inch
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)

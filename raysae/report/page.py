@@ -67,10 +67,12 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
     with run.replacing_folder(run.report_page.parent) as folder:
         _keep_features(run.report_page.parent, folder)
         plots = _plots(run, store, trials, atlas, selection, folder)
-        charts = _charts(run, trials, atlas, selection)
+        importance = _importance(run, trials)
+        charts = _charts(run, trials, atlas, selection, importance)
         page = template("page.html").render(
             **_provenance(run, store),
             **_of_the_sweep(run, trials, selection),
+            importance=importance,
             atlas=atlas,
             section=_atlas_section(atlas, charts, plots, folder),
             atlas_summary=_atlas_summary(atlas),
@@ -121,7 +123,6 @@ def _of_the_sweep(
         "metrics": labels(PAGE, trials),
         "figure_cells": figure_cells,
         "searched": searched,
-        "importance": _importance(run, trials),
         "controls": ControlsSection(_json(run.controls_file)),
         "scaling": _json(run.scaling_file),
     }
@@ -133,8 +134,9 @@ def _importance(run: RunFolder, trials: list[TrialRow]) -> Importance:
 
 
 def _charts(
-    run: RunFolder, trials: list[TrialRow], atlas: list[SiteRow], selection: Mapping[str, Any]
-) -> "Groups":
+    run: RunFolder, trials: list[TrialRow], atlas: list[SiteRow], selection: Mapping[str, Any],
+    importance: Importance,
+) -> "Groups":  # fmt: skip
     """The interactive charts by section."""
     from raysae.report.page_charts import atlas_charts, other_charts, sweep_charts
 
@@ -145,7 +147,6 @@ def _charts(
         controls, _json(run.scaling_file), {name: took for name, took in times.items() if took}
     )
     if trials:
-        importance = _importance(run, trials)
         curves = _trial_curves(run, rows)
         searched = _searched(run, rows)
         groups |= sweep_charts(trials, rows, curves, searched, selection, importance)
@@ -158,7 +159,9 @@ def _atlas_section(
     """The section of the atlas, with the pictures that no chart shows."""
     drawn = {chart.file for chart in charts["atlas"]}
     rest = {name: uri for name, uri in plots.items() if name not in drawn}
-    return AtlasSection(atlas, pictures(rest, folder), feature_links(atlas, folder))
+    return AtlasSection(
+        atlas, pictures(rest, folder), charts["atlas"], feature_links(atlas, folder)
+    )
 
 
 def _keep_features(old: Path, new: Path) -> None:

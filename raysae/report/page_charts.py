@@ -39,9 +39,9 @@ def sweep_charts(
         choice = [outcomes.grid_chart(data, selection["choice"])]
         found = [
             outcomes.front_chart(data, front),
-            *([search.importance_chart(importance.shares)] if importance.shares else []),
             *found,
             search.parallel_chart(data),
+            *([search.importance_chart(importance.shares)] if importance.shares else []),
             *search.slice_charts(data),
             lines.curves_chart("trials", curves, len(measured), "trial", "training_curves"),
         ]

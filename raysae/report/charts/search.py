@@ -169,48 +169,72 @@ def importance_chart(importance: Mapping[str, float]) -> Chart:
 
 
 def timeline_chart(rows: Sequence[TrialRow]) -> Chart | None:
-    """When each trial ran, coloured by how it ended; None where the records have no times."""
+    """When each trial ran, coloured by how it ended; None where the records have no times.
+
+    Trials without times, as of some that failed, are crosses at the left.
+    """
     timed = [row for row in rows if row.get("started") is not None and row.seconds is not None]
     if not timed:
         return None
     first = min(row["started"] for row in timed)
-    begins = [row["started"] - first for row in timed]
-    columns: dict[str, list[Any]] = {
-        "row": [f"trial-{row.trial}" for row in timed],
-        "trial": [row.trial for row in timed],
-        "begin": begins,
-        "end": [begin + (row.seconds or 0) for begin, row in zip(begins, timed, strict=True)],
-        "took": [registered()["seconds"].text(row.seconds) for row in timed],
-        "config": [plain(row.config) for row in timed],
-        "state": [f"{row.state}: {plain(row.reason, 90)}" if row.reason else row.state for row in timed],
-        "host": [plain(row.get("host") or "") for row in timed],
-    }  # fmt: skip
+    length = max(row["started"] + (row.seconds or 0) for row in timed) - first
     chart = new_chart("seconds since the first trial began", "trial", _height(len(rows)))
-    chart.y_range = Range1d(
-        max(row.trial for row in rows) + 0.8, min(row.trial for row in rows) - 0.8
-    )
+    numbers = [row.trial for row in rows]
+    chart.y_range = Range1d(max(numbers) + 0.8, min(numbers) - 0.8)
+    chart.x_range = Range1d(-0.06 * length, 1.03 * length)
     chart.yaxis.ticker.desired_num_ticks = 8
-    series = []
+    chart.yaxis.ticker.min_interval = 1
+    series, renderers = [], []
     for state, colour in STATES.items():
-        mine = [n for n, row in enumerate(timed) if row.state == state]
+        mine = [row for row in rows if row.state == state]
         if mine:
-            part = {name: [values[n] for n in mine] for name, values in columns.items()}
-            bars = chart.hbar(
-                "trial", 0.75, "end", "begin", source=source_of(part, f"timeline-{state}"),
-                color=colour, name=f"state-{state}",
-            )  # fmt: skip
-            add_hover(
-                chart, [("trial", "@trial"), ("config", "@config"), ("state", "@state"),
-                ("took", "@took"), ("host", "@host")], bars,
-            )  # fmt: skip
+            renderers += _draw_state(chart, state, colour, mine, first, -0.03 * length)
             series.append(Series(f"state-{state}", f"{state} ({len(mine)})", colour))
+    add_hover(
+        chart, [("trial", "@trial"), ("config", "@config"), ("state", "@state"), ("took", "@took"),
+        ("host", "@host")], *renderers,
+    )  # fmt: skip
+    add_tap(chart, *renderers)
     untimed = len(rows) - len(timed)
-    note = f" {untimed:,} trials have no times in the records." if untimed else ""
+    note = f" Crosses: {untimed:,} without times in the records." if untimed else ""
     return Chart(
-        "timeline", "Timeline of the trials", f"From the start of a trial to its commit.{note}",
+        "timeline", "Timeline of the trials", f"From the start of a trial to its commit; {CLICK}.{note}",
         chart, series,
     )  # fmt: skip
 
 
+def _draw_state(
+    chart: Any, state: str, colour: str, rows: Sequence[TrialRow], first: float, left: float
+) -> list[Any]:
+    look: dict[str, Any] = {"color": colour, "name": f"state-{state}"}
+    timed = [row for row in rows if row.get("started") is not None and row.seconds is not None]
+    rest = [row for row in rows if row not in timed]
+    renderers = []
+    if timed:
+        columns = _timeline_columns(timed)
+        columns["begin"] = [row["started"] - first for row in timed]
+        columns["end"] = [row["started"] - first + (row.seconds or 0) for row in timed]
+        source = source_of(columns, f"timeline-{state}")
+        renderers.append(chart.hbar("trial", 0.75, "end", "begin", source=source, **look))
+    if rest:
+        columns = {**_timeline_columns(rest), "begin": [left] * len(rest)}
+        source = source_of(columns, f"untimed-{state}")
+        renderers.append(
+            chart.scatter("begin", "trial", marker="x", size=8, line_width=2, source=source, **look)
+        )
+    return renderers
+
+
+def _timeline_columns(rows: Sequence[TrialRow]) -> dict[str, list[Any]]:
+    return {
+        "row": [f"trial-{row.trial}" for row in rows],
+        "trial": [row.trial for row in rows],
+        "took": [registered()["seconds"].text(row.seconds) for row in rows],
+        "config": [plain(row.config) for row in rows],
+        "state": [f"{row.state}: {plain(row.reason, 90)}" if row.reason else row.state for row in rows],
+        "host": [plain(row.get("host") or "") for row in rows],
+    }  # fmt: skip
+
+
 def _height(trials: int) -> int:
-    return min(max(160 + 12 * trials, 240), 700)
+    return min(max(160 + 12 * trials, 240), 440)

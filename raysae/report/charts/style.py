@@ -208,14 +208,9 @@ def add_tap(chart: Any, *renderers: Any) -> None:
     chart.toolbar.active_tap = tap
 
 
-def ring(chart: Any, x: float, y: float, label: str) -> None:
-    """A ring around the choice, and its name in the legend of the chart."""
-    chart.scatter(
-        [x], [y], size=20, fill_color=None, line_color=CHOSEN, line_width=2.5, legend_label=label
-    )
-    chart.legend.location = "bottom_right"
-    chart.legend.background_fill_alpha = 0.0
-    chart.legend.border_line_color = None
+def ring(chart: Any, x: float, y: float) -> None:
+    """A ring around the choice."""
+    chart.scatter([x], [y], size=20, fill_color=None, line_color=CHOSEN, line_width=2.5)
 
 
 def source_of(columns: Mapping[str, Sequence[Any] | np.ndarray], name: str) -> ColumnDataSource:

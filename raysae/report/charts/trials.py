@@ -46,13 +46,13 @@ def front_chart(data: TrialData, front: Sequence[int]) -> Chart:
         fill_color={"field": _column_of(data, "sae.d_sae"), "transform": mapper},
     )  # fmt: skip
     add_colour_bar(chart, mapper, doubling=True)
-    _ring_choice(chart, data, "l0", EV)
+    chosen = _ring_choice(chart, data, "l0", EV)
     add_hover(chart, data.tooltips, points)
     add_tap(chart, points)
     line = " The line joins the trials that no other beats in both." if len(best) > 1 else ""
     return Chart(
         "front", "Explained variance against L0",
-        f"Each point is a trial, coloured by d_sae; {CLICK}.{line}", chart,
+        f"Each point is a trial, coloured by d_sae; {CLICK}.{chosen}{line}", chart,
         file="ev_against_l0",
     )  # fmt: skip
 
@@ -77,12 +77,12 @@ def grid_chart(data: TrialData, choice: Mapping[str, Any]) -> Chart | None:
         line_color=QUIET, fill_color={"field": EV, "transform": mapper},
     )  # fmt: skip
     add_colour_bar(chart, mapper)
-    _ring_choice(chart, data, "sae.k", "sae.d_sae")
+    chosen = _ring_choice(chart, data, "sae.k", "sae.d_sae")
     add_hover(chart, data.tooltips, points)
     add_tap(chart, points)
     return Chart(
         "grid", "K against d_sae",
-        f"Each point is a trial, coloured by explained variance.{named}", chart,
+        f"Each point is a trial, coloured by explained variance.{chosen}{named}", chart,
     )  # fmt: skip
 
 
@@ -120,10 +120,13 @@ def _draw_indicators(chart: Any, choice: Mapping[str, Any]) -> str:
     )
 
 
-def _ring_choice(chart: Any, data: TrialData, x: str, y: str) -> None:
+def _ring_choice(chart: Any, data: TrialData, x: str, y: str) -> str:
+    """Draw a ring around the choice; returns what to say of it."""
     row = data.chosen_row
-    if row is not None and isinstance(row.get(x), int | float):
-        ring(chart, row[x], row[y], f"chosen: trial {row.trial}")
+    if row is None or not isinstance(row.get(x), int | float):
+        return ""
+    ring(chart, row[x], row[y])
+    return f" The ring is the choice, trial {row.trial}."
 
 
 def _column_of(data: TrialData, key: str) -> str:

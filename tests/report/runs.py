@@ -84,6 +84,11 @@ def record(ev: float) -> dict:
     return {"metrics": {}, "history": history(ev), "steps": 3, "started": 1.0, "seconds": 1.0}
 
 
+def named(run: RunFolder, name: str) -> RunFolder:
+    """The run under a name that no recipe may have."""
+    return RunFolder(run.path, run.recipe.model_copy(update={"name": name}))
+
+
 def page_of(folder: Path, *args, **options) -> Path:
     """The page of a run that ``written_run`` writes."""
     run, store = written_run(folder, *args, **options)

@@ -2,8 +2,8 @@
 
 import sys
 
-from raysae.serving.serve_command import main
 from raysae.console.command_line import run_command
+from raysae.serving.serve_command import main
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

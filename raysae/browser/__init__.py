@@ -1,1 +1,1 @@
-"""Pages on which the features of an atlas are looked through, written from the results of its analysis."""
+"""Pages on which an atlas's features are looked through, from the results of its analysis."""

@@ -20,12 +20,12 @@ class Words:
 
     def number(self, text: str) -> int:
         """The text's number."""
-        return self._numbers.setdefault(shown(text), len(self._numbers))
+        return self._numbers.setdefault(text, len(self._numbers))
 
     @property
     def texts(self) -> list[str]:
-        """The texts by number."""
-        return list(self._numbers)
+        """The texts by number, as they are shown."""
+        return [shown(text) for text in self._numbers]
 
 
 def shown(text: str) -> str:
@@ -120,9 +120,7 @@ def _description(row: Row) -> dict[str, Any] | None:
 def _context(row: Row, words: Words) -> list[Any]:
     """Band (-1: top), its ends, activation, split, sequence, document, marked place, tokens, and the
     activations that are known: 0 is left out, and a token without a row has none."""
-    known = [
-        [place, rounded(value, 3)] for place, value in enumerate(row["activations"]) if value
-    ]
+    known = [[place, rounded(value, 3)] for place, value in enumerate(row["activations"]) if value]
     unread = [place for place, value in enumerate(row["activations"]) if value is None]
     band = -1 if row["band"] is None else row["band"]
     pieces = [words.number(piece) for piece in row["tokens"]] or [words.number(row["token"])]

@@ -25,7 +25,7 @@ FEATURES = "features"
 """The folder of the pages in the folder of the report."""
 CHUNK = 64
 """Features whose details are in one file."""
-MOST_CONTEXTS = 400_000
+MOST_CONTEXTS = 300_000
 """Contexts of all sites, at most, for which the report's stage writes the pages unasked."""
 ASSETS = ("style.css", "common.js", "table.js", "charts.js", "feature.js", "site.js", "sites.js")
 PAGES = "raysae.browser"

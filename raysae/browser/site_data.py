@@ -35,8 +35,8 @@ class SiteData:
             "features", layer=self.site.layer, position=str(self.site.position),
             hookpoint=self.site.hookpoint,
         )  # fmt: skip
-        chosen = {row["feature"]: row for row in rows if row["kind"] == "chosen"}
-        return {row["feature"]: row for row in rows} | chosen
+        rows.sort(key=lambda row: row["kind"] == "chosen")
+        return {row["feature"]: row for row in rows}
 
     @cached_property
     def measure(self) -> str | None:
@@ -103,7 +103,7 @@ class SiteData:
         return [
             {
                 **feature_detail(
-                    self.rows[number], self._contexts.get(number, []),
+                    self.rows[number], self.contexts_of(number),
                     self._attributes.get(number, []), words,
                 ),
                 "effect": effect_detail(self.effects.get(number)),
@@ -116,6 +116,10 @@ class SiteData:
             }
             for number in numbers
         ]  # fmt: skip
+
+    def contexts_of(self, number: int) -> list[Row]:
+        """The contexts of a feature: the strongest, then those of each band, the weakest first."""
+        return self._contexts.get(number, [])
 
     def _track(self, number: int) -> dict[str, Any] | None:
         if not self.results.phases[TRACKING].there:

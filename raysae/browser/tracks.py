@@ -1,6 +1,7 @@
-"""A feature's track: the features that it was matched with from layer to layer, and at other positions."""
+"""A feature's track: what it was matched with from layer to layer, and at neighbouring positions."""
 
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from raysae.browser.tables import PhaseResults
@@ -64,7 +65,7 @@ class Tracks:
             "chain": [[one.layer, number] for one, number in steps],
             "scores": [
                 self._match(here[0], there[0], here[1], forward=True)[1]
-                for here, there in zip(steps, steps[1:], strict=False)
+                for here, there in pairwise(steps)
             ],
             "ends": self._end(steps[-1]),
             "beside": beside,

@@ -57,7 +57,9 @@ raysae.interval = (low, high, form = raysae.number) =>
 
 // A token as it stands in a text: ends of lines are marks, spaces stay.
 raysae.token = (text, attributes = {}) =>
-  raysae.el("bdi.token", attributes, text.replaceAll("\n", "↵") || "∅");
+  raysae.el("bdi.token", attributes, raysae.visible(text));
+
+raysae.visible = (text) => text.trim() ? text.replaceAll("\n", "↵") : text.replaceAll("\n", "↵").replaceAll(" ", "␣") || "∅";
 
 raysae.state = () => new URLSearchParams(location.hash.slice(1));
 
@@ -81,7 +83,7 @@ raysae.siteOf = (layer, position, hookpoint) => raysae.run.sites.find(
 raysae.label = (table, number) => {
   const columns = table.columns;
   if (columns.description[number]) return columns.description[number];
-  const few = (tokens, most) => (tokens || []).slice(0, most).map((token) => token.replaceAll("\n", "↵").trim() || token).join(" · ");
+  const few = (tokens, most) => (tokens || []).slice(0, most).map((token) => raysae.visible(token).trim()).join(" · ");
   const tokens = few(columns.tokens[number], 4), promotes = few(columns.promotes[number], 3);
   return promotes ? `${tokens} → ${promotes}` : tokens;
 };

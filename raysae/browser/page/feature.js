@@ -95,7 +95,7 @@ raysae.Feature = class {
       const why = this.table.columns.contexts[this.number] ? raysae.run.lens : "Only features with contexts have them.";
       return raysae.section("Promoted and suppressed tokens", null, raysae.none(why || "not known"));
     }
-    return raysae.section("Promoted and suppressed tokens", "by its decoder direction (logit lens)", raysae.el("div.two", {}, lists.map(([name, title]) =>
+    return raysae.section("Promoted and suppressed tokens", "by its decoder direction (linearised logit lens: ranks, no logits)", raysae.el("div.two", {}, lists.map(([name, title]) =>
       raysae.el("div", {}, raysae.el("h4", {}, title), this.bars(this.found[name].map(([word, by]) => [this.word(word), by]), (value) => raysae.number(value, 2), title)))));
   }
 
@@ -116,11 +116,11 @@ raysae.Feature = class {
   attributes() {
     const rows = this.found.attributes;
     if (!rows.length) return null;
-    const n = raysae.number, head = ["attribute", "r [95% CI]", "permuted", "precision", "recall"];
+    const n = raysae.number, head = ["attribute", "r [95% CI]", "permuted", "precision, recall"];
     return raysae.section("Known attributes", "correlation with attributes of the text; permuted: with these at random", raysae.el("div.scroll", { tabindex: 0, role: "region", "aria-label": "Attributes" }, raysae.el("table", {},
       raysae.el("thead", {}, raysae.el("tr", {}, head.map((name) => raysae.el("th", { scope: "col" }, name)))),
       raysae.el("tbody", {}, rows.map(([name, r, low, high, permuted, precision, recall]) => raysae.el("tr", {},
-        raysae.el("td", {}, raysae.el("bdi", {}, name)), raysae.el("td.num", {}, n(r), low === null ? null : raysae.el("small", {}, ` [${n(low, 2)}, ${n(high, 2)}]`)), [permuted, precision, recall].map((value) => raysae.el("td.num", {}, n(value, 2)))))))));
+        raysae.el("td", {}, raysae.el("bdi", {}, name)), raysae.el("td.num", {}, n(r), low === null ? null : raysae.el("small", {}, ` [${n(low, 2)}, ${n(high, 2)}]`)), [n(permuted, 2), precision === null ? "" : `${n(precision, 2)}, ${n(recall, 2)}`].map((text) => raysae.el("td.num", {}, text))))))));
   }
 
   effect() {

@@ -60,7 +60,7 @@ def heading_of(files: "RunFiles") -> "Heading":
     from raysae.records.run_files import RECIPE_FILE
 
     if not (files.path / RECIPE_FILE).is_file():
-        return Heading(files.path.name)
+        return Heading(files.path.name, report=False)
     recipe = load_run(files.path)
     source = recipe.source
     hookpoint = "" if source is None else source.hookpoint

@@ -38,6 +38,8 @@ class Heading:
     name: str
     source: str = ""
     """What the data is, in one line."""
+    report: bool = True
+    """Whether a report lies beside the pages."""
 
 
 def write_pages(
@@ -87,7 +89,7 @@ def run_facts(results: Results, heading: Heading) -> dict[str, Any]:
     """What all pages say: names, which phases were run and how, and why the others were not."""
     ablation = results.phases[ABLATION]
     return {
-        "name": _safe(heading.name), "source": _safe(heading.source),
+        "name": _safe(heading.name), "source": _safe(heading.source), "report": heading.report,
         "missing": {
             name: _safe(phase.missing or "")
             for name, phase in results.phases.items()

@@ -102,7 +102,9 @@ class Catalog:
         _, table = self._site(key)
         if not 0 <= number < len(table["tokens"]):
             return ""
-        tokens, promotes = (" · ".join((table[name][number] or [])[:4]) for name in LISTS)
+        tokens, promotes = (
+            " · ".join(map(_visible, (table[name][number] or [])[:4])) for name in LISTS
+        )
         return table["description"][number] or (f"{tokens} → {promotes}" if promotes else tokens)
 
 
@@ -110,6 +112,11 @@ def _text(table: Mapping[str, list[Any]], number: int) -> str:
     found = [table[name][number] or "" for name in TEXTS]
     found += [text for name in LISTS for text in table[name][number] or []]
     return "\n".join(found).lower()
+
+
+def _visible(token: str) -> str:
+    """A token without the space before it; of one that is nothing but space a mark."""
+    return token.strip() or token.replace("\n", "↵").replace(" ", "␣")
 
 
 def _sorted(table: Mapping[str, list[Any]], numbers: list[int], sort: str) -> list[int]:

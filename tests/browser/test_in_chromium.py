@@ -70,7 +70,7 @@ def test_a_click_shows_the_feature_with_its_contexts(page, pages):
             "Contexts"} <= set(sections)  # fmt: skip
     assert page.value("document.querySelectorAll('.context .fires').length") > 0
     assert page.value("document.querySelectorAll('svg rect.bar').length") > 0
-    page.value("document.querySelector('#table').focus()")
+    page.value("document.querySelector('.row[aria-selected=true]').focus()")
     for kind in ("keyDown", "keyUp"):
         page.call("Input.dispatchKeyEvent", type=kind, key="ArrowDown", code="ArrowDown")
     page.wait(f"document.querySelector('h2').innerText !== 'Feature {number}'")

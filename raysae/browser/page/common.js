@@ -61,6 +61,9 @@ raysae.token = (text, attributes = {}) =>
 
 raysae.visible = (text) => text.trim() ? text.replaceAll("\n", "↵") : text.replaceAll("\n", "↵").replaceAll(" ", "␣") || "∅";
 
+// The same inside a running text, where a space is a space.
+raysae.piece = (text, attributes = {}) => raysae.el("bdi.token", attributes, text.replaceAll("\n", "↵"));
+
 raysae.state = () => new URLSearchParams(location.hash.slice(1));
 
 // The address follows what is chosen; with `step` the back button leads to what was before.
@@ -86,6 +89,11 @@ raysae.label = (table, number) => {
   const few = (tokens, most) => (tokens || []).slice(0, most).map((token) => raysae.visible(token).trim()).join(" · ");
   const tokens = few(columns.tokens[number], 4), promotes = few(columns.promotes[number], 3);
   return promotes ? `${tokens} → ${promotes}` : tokens;
+};
+
+// An atlas that was analysed outside a run has no report to go to.
+raysae.withoutReport = () => {
+  if (!raysae.run.report) document.querySelector("nav a").replaceWith("Atlas");
 };
 
 raysae.PHASES = {

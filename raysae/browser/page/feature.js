@@ -116,11 +116,11 @@ raysae.Feature = class {
   attributes() {
     const rows = this.found.attributes;
     if (!rows.length) return null;
-    const n = raysae.number, head = ["attribute", "r [95% CI]", "permuted", "precision, recall"];
+    const n = raysae.number, head = ["attribute", "r [95% CI]", "permuted", "prec., recall"];
     return raysae.section("Known attributes", "correlation with attributes of the text; permuted: with these at random", raysae.el("div.scroll", { tabindex: 0, role: "region", "aria-label": "Attributes" }, raysae.el("table", {},
       raysae.el("thead", {}, raysae.el("tr", {}, head.map((name) => raysae.el("th", { scope: "col" }, name)))),
       raysae.el("tbody", {}, rows.map(([name, r, low, high, permuted, precision, recall]) => raysae.el("tr", {},
-        raysae.el("td", {}, raysae.el("bdi", {}, name)), raysae.el("td.num", {}, n(r), low === null ? null : raysae.el("small", {}, ` [${n(low, 2)}, ${n(high, 2)}]`)), [n(permuted, 2), precision === null ? "" : `${n(precision, 2)}, ${n(recall, 2)}`].map((text) => raysae.el("td.num", {}, text))))))));
+        raysae.el("td.wrap", {}, raysae.el("bdi", {}, name)), raysae.el("td.num", {}, n(r), low === null ? null : raysae.el("small", {}, ` [${n(low, 2)}, ${n(high, 2)}]`)), [n(permuted, 2), precision === null ? "" : `${n(precision, 2)}, ${n(recall, 2)}`].map((text) => raysae.el("td.num", {}, text))))))));
   }
 
   effect() {

@@ -95,7 +95,7 @@ raysae.Try = class {
       const strength = new Map(one.activations);
       const shown = site.read.length > 1 ? raysae.el("p.line", { dir: "auto" }, tokens.map((text, place) => {
         const value = strength.get(place);
-        return raysae.token(text, { class: `token${value ? " fires" : ""}${place === token ? " own" : ""}`, "--share": value ? Math.min(value / most, 1).toFixed(3) : null, title: value ? raysae.number(value) : null });
+        return raysae.piece(text, { class: `token${value ? " fires" : ""}${place === token ? " own" : ""}`, "--share": value ? Math.min(value / most, 1).toFixed(3) : null, title: value ? raysae.number(value) : null });
       })) : null;
       return raysae.el("li", {}, raysae.el("div.fact", {}, raysae.el("a", { href: `/report/features/${site.site}/index.html#f=${one.feature}` }, `#${one.feature}`),
         raysae.el("span.value.fires", { "--share": (one.activation / most).toFixed(3) }, raysae.number(one.activation)), raysae.el("bdi.soft", {}, one.label.replaceAll("\n", "↵"))), shown);

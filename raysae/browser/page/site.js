@@ -32,6 +32,7 @@ raysae.Site = class {
   }
 
   heading() {
+    raysae.withoutReport();
     document.getElementById("name").textContent = raysae.run.name;
     const choice = document.getElementById("sites");
     for (const one of raysae.run.sites) choice.append(raysae.el("option", { value: one.site, selected: one.site === this.table.site }, one.title));

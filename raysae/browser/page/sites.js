@@ -12,6 +12,7 @@ raysae.Sites = class {
   constructor(run) {
     this.run = run;
     this.sort = "layer";
+    raysae.withoutReport();
     document.getElementById("source").textContent = run.source;
     const metric = document.getElementById("metric");
     for (const [key, title] of raysae.METRICS) metric.append(raysae.el("option", { value: key }, title));

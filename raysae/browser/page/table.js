@@ -121,6 +121,15 @@ raysae.Grid = class {
         this.space.append(row);
       }
     }
+    this.mark();
+  }
+
+  // The row in sight that the tab key reaches: the selected one, or else the first.
+  mark() {
+    const places = [...this.drawn.keys()].sort((a, b) => a - b), top = this.body.scrollTop / this.rowHeight;
+    const selected = places.find((place) => this.numbers[place] === this.selected);
+    const reached = selected ?? places.find((place) => place >= top) ?? places[0];
+    for (const [place, row] of this.drawn) row.tabIndex = place === reached ? 0 : -1;
   }
 
   row(place) {
@@ -132,7 +141,7 @@ raysae.Grid = class {
     });
     const dead = this.table.columns.live[number] ? "" : ".dead";
     return raysae.el(`div.row${dead}`, {
-      role: "row", id: `row-${number}`, "data-feature": number, "aria-rowindex": place + 2,
+      role: "row", "data-feature": number, "aria-rowindex": place + 2,
       "aria-selected": String(number === this.selected), "--top": `${place * this.rowHeight}px`,
     }, cells);
   }
@@ -140,8 +149,7 @@ raysae.Grid = class {
   select(number) {
     this.selected = number;
     for (const row of this.drawn.values()) row.setAttribute("aria-selected", String(Number(row.dataset.feature) === number));
-    if (number === null) this.place.removeAttribute("aria-activedescendant");
-    else this.place.setAttribute("aria-activedescendant", `row-${number}`);
+    this.mark();
   }
 
   reveal(number) {
@@ -163,5 +171,6 @@ raysae.Grid = class {
     const next = Math.max(0, Math.min(this.numbers.length - 1, (here < 0 ? -1 : here) + steps[event.key]));
     this.chosen(this.numbers[next], false);
     this.reveal(this.numbers[next]);
+    this.drawn.get(next)?.focus({ preventScroll: true });
   }
 };

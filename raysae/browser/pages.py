@@ -17,6 +17,7 @@ from raysae.browser.details import Words
 from raysae.browser.site_data import SiteData
 from raysae.browser.tables import ABLATION, LABELS, Results, site_key
 from raysae.browser.tracks import Tracks
+from raysae.console.shell import raysae_command
 from raysae.errors import UserError, in_one_line
 from raysae.printable import printable
 from raysae.redaction import redacted
@@ -143,7 +144,7 @@ def pages_beside_report(
     results = Results(place)
     if not results.labels.there:
         return False
-    again = f"python -m raysae.browse {place}"
+    again = raysae_command("browse", place)
     try:
         if results.contexts.rows > MOST_CONTEXTS:
             say(f"no feature browser yet: {results.contexts.rows:,} contexts; {again} makes it")

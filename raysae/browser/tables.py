@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raysae.console.shell import raysae_command
 from raysae.errors import UserError
 from raysae.sites import Site
 from raysae.storage.files import read_json
@@ -123,7 +124,7 @@ class Results:
         if why is not None or not (self.labels.folder / "features.parquet").is_file():
             raise UserError(
                 f"{self.place}: its features have no labels yet{f' ({why})' if why else ''}; make them "
-                f"with python -m raysae.analyze {self.place} labels"
+                f"with {raysae_command('analyze', self.place, 'labels')}"
             )
 
     @cached_property

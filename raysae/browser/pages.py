@@ -18,7 +18,7 @@ from raysae.browser.site_data import SiteData
 from raysae.browser.tables import ABLATION, LABELS, Results, site_key
 from raysae.browser.tracks import Tracks
 from raysae.console.shell import raysae_command
-from raysae.errors import UserError, in_one_line
+from raysae.errors import in_one_line
 from raysae.printable import printable
 from raysae.redaction import redacted
 
@@ -151,7 +151,7 @@ def pages_beside_report(
             return False
         write_pages(results, heading, folder / FEATURES)
         return True
-    except (UserError, OSError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever is wrong with the results, the report is made
         with suppress(OSError):
             _remove(folder / FEATURES)
         say(f"no feature browser: {in_one_line(error)}; {again} tries again")

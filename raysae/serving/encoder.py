@@ -55,6 +55,7 @@ class Encoder:
                 return
             try:
                 self._atlas = open_atlas(self.place)
+                _hide_bars()
                 self._atlas.transformer(self.model, None, self.force)
                 self.state, self.reason = READY, ""
             except Exception as error:  # whatever is wrong with the model, the rest is served
@@ -82,6 +83,13 @@ class Encoder:
             for site, of in found.items()
         ]
         return {"tokens": tokens, "cut": bool(text[last:].strip()), "sites": answer}
+
+
+def _hide_bars() -> None:
+    """Hide the progress bars of transformers: nobody looks at the server's terminal."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _top(latents: Latents, top: int, token: int | None) -> list[dict[str, Any]]:

@@ -2,8 +2,13 @@
 
 import http.client
 import json
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -215,3 +220,16 @@ def test_a_text_in_a_real_browser(server, page):
     page.wait("document.querySelector('#tokens').textContent.includes('<script>')")
     page.click(".site a")
     page.wait("document.querySelectorAll('.space .row').length > 0")
+
+
+@pytest.mark.long
+def test_the_command_serves_until_it_is_interrupted(labelled):
+    command = [sys.executable, "-m", "raysae", "serve", str(labelled.folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = iter(process.stdout.readline, "")
+        url = next(found[0] for line in said if (found := re.search(r"http://127[^ ]+", line)))
+        with urllib.request.urlopen(f"{url}api/run") as answer:
+            assert json.load(answer)["name"] == "small"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == "ended\n" and process.wait(30) == 0

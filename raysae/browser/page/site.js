@@ -56,7 +56,6 @@ raysae.Site = class {
     }
     document.getElementById("q").addEventListener("input", (event) => this.typed("q", event.target.value));
     document.getElementById("deep").addEventListener("change", (event) => raysae.go({ deep: event.target.checked ? 1 : null }));
-    document.getElementById("filters").addEventListener("submit", (event) => event.preventDefault());
   }
 
   typed(key, value) {

@@ -22,7 +22,6 @@ raysae.Sites = class {
       clearTimeout(this.waiting);
       this.waiting = setTimeout(() => raysae.go({ q: search.value.trim() ? search.value : null }), 250);
     });
-    document.getElementById("filters").addEventListener("submit", (event) => event.preventDefault());
     addEventListener("hashchange", () => this.follow());
     this.phases();
     this.table();

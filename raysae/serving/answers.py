@@ -1,4 +1,4 @@
-"""The JSON endpoints. ``API.md`` beside this file says what each takes and gives."""
+"""The JSON endpoints. ``raysae/docs/features.md`` says what each takes and gives."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -14,6 +14,7 @@ from raysae.browser.saedashboard import NOT_KNOWN, export_features
 from raysae.browser.tables import Results
 from raysae.console.command_line import run_command
 from raysae.storage.files import remove_folder
+from tests.pages import verb_arguments
 
 LAST, ALL = Site(1, -1), Site(1, "all")
 TO_JSON = re.compile(r"raysae\.take\.(\w+)\((.*)\);\n", re.DOTALL)
@@ -126,6 +127,14 @@ def test_the_command_writes_them_and_refuses_a_run_without_labels(labelled, tmp_
     assert run_command(main, [str(folder)]) == 2
     said = capsys.readouterr().err
     assert "python -m raysae.analyze" in said and "labels" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("arguments", verb_arguments("browse"), ids=" ".join)
+def test_the_commands_of_the_pages_run(arguments, labelled, tmp_path, capsys):
+    folder = labelled.copy(tmp_path / "run")
+    places = {"runs/quickstart": str(folder), "FOLDER": str(tmp_path / "out")}
+    assert run_command(main, [places.get(word, word) for word in arguments]) == 0
+    assert Path(capsys.readouterr().out.strip()).exists()
 
 
 def test_a_damaged_table_costs_only_the_pages(labelled, tmp_path):

@@ -20,6 +20,7 @@ from raysae.console.command_line import run_command
 from raysae.serving.encoder import MOST_CHARACTERS
 from raysae.serving.serve_command import main, server_of
 from raysae.serving.server import MOST_BYTES, Server
+from tests.pages import verb_arguments
 
 TEXT = "Tom has 3 eggs. He buys 4 eggs.\n3+4=7"
 ALL, LAST = "layer=01,position=all", "layer=02,position=-1"
@@ -220,6 +221,10 @@ def test_a_text_in_a_real_browser(server, page):
     page.wait("document.querySelector('#tokens').textContent.includes('<script>')")
     page.click(".site a")
     page.wait("document.querySelectorAll('.space .row').length > 0")
+
+
+def test_the_commands_of_the_pages_are_these():
+    assert {tuple(words) for words in verb_arguments("serve")} == {("runs/quickstart",)}
 
 
 @pytest.mark.long

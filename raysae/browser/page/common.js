@@ -42,14 +42,14 @@ raysae.number = (value, digits = 3) => {
   if (value === null || value === undefined) return "";
   if (Number.isInteger(value)) return value.toLocaleString("en").replace("-", "−");
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(1).replace("-", "−");
+  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(1).replaceAll("-", "−");
   return String(Number(value.toPrecision(digits))).replace("-", "−");
 };
 
 raysae.percent = (value) => {
   if (value === null || value === undefined) return "";
   const hundred = value * 100;
-  return `${hundred !== 0 && hundred < 0.01 ? hundred.toExponential(1).replace("-", "−") : Number(hundred.toPrecision(3))}%`;
+  return `${hundred !== 0 && hundred < 0.01 ? hundred.toExponential(1).replaceAll("-", "−") : Number(hundred.toPrecision(3))}%`;
 };
 
 raysae.interval = (low, high, form = raysae.number) =>

@@ -47,7 +47,7 @@ raysae.Feature = class {
     const one = this.figures, n = raysae.number, p = raysae.percent;
     const tiles = [
       ["density", p(one.density), `active at ${n(one.active)} of ${n(one.rows)} rows; ${raysae.interval(one.density_low, one.density_high, p)}`],
-      ["maximum", n(one.max_activation), one.mean_activation === null ? "" : `mean ${n(one.mean_activation)}, SD ${n(one.std_activation)}`],
+      ["maximum", n(one.max_activation) || "–", one.mean_activation === null ? "" : `mean ${n(one.mean_activation)}, SD ${n(one.std_activation)}`],
       ["coherence", one.coherence === null ? "–" : n(one.coherence), one.coherence_texts ? `of ${one.coherence_texts} unique texts` : "not defined"],
       this.stability(),
     ];

@@ -20,6 +20,8 @@ from raysae.sites import Site
 LOADING, READY, MISSING = "loading", "ready", "missing"
 MOST_CHARACTERS = 20_000
 """Characters of a text, at most."""
+MOST_ACTIVATIONS = 256
+"""Tokens of a text whose activations of a feature are told, at most: the strongest."""
 MOST_SITES = 64
 """Sites of one request, at most: each has its SAE loaded."""
 
@@ -104,8 +106,10 @@ def _top(latents: Latents, top: int, token: int | None) -> list[dict[str, Any]]:
     for value, feature in zip(best.values.tolist(), best.indices.tolist(), strict=True):
         if value <= 0:
             break
-        mine_A = feature_A == feature
-        pairs = zip(place_A[mine_A].tolist(), latents.values[mine_A].tolist(), strict=True)
+        mine = (feature_A == feature).nonzero()[:, 0]
+        strongest = latents.values[mine].topk(min(MOST_ACTIVATIONS, len(mine))).indices
+        mine = mine[strongest].sort().values
+        pairs = zip(place_A[mine].tolist(), latents.values[mine].tolist(), strict=True)
         activations = [[place, rounded(one)] for place, one in pairs]
         found.append({"feature": feature, "activation": rounded(value), "activations": activations})
     return found

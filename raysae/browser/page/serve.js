@@ -93,10 +93,14 @@ raysae.Try = class {
     const most = Math.max(...site.features.map((one) => one.activation));
     const rows = site.features.map((one) => {
       const strength = new Map(one.activations);
-      const shown = site.read.length > 1 ? raysae.el("p.line", { dir: "auto" }, tokens.map((text, place) => {
+      // of a long text the part around the strongest token
+      const [best] = one.activations.reduce((a, b) => (b[1] > a[1] ? b : a)), near = token ?? best;
+      const from = tokens.length > 120 ? Math.max(near - 24, 0) : 0, to = tokens.length > 120 ? near + 25 : tokens.length;
+      const shown = site.read.length > 1 ? raysae.el("p.line", { dir: "auto" }, from ? "… " : "", tokens.slice(from, to).map((text, number) => {
+        const place = from + number;
         const value = strength.get(place);
         return raysae.piece(text, { class: `token${value ? " fires" : ""}${place === token ? " own" : ""}`, "--share": value ? Math.min(value / most, 1).toFixed(3) : null, title: value ? raysae.number(value) : null });
-      })) : null;
+      }), to < tokens.length ? " …" : "") : null;
       return raysae.el("li", {}, raysae.el("div.fact", {}, raysae.el("a", { href: `/report/features/${site.site}/index.html#f=${one.feature}` }, `#${one.feature}`),
         raysae.el("span.value.fires", { "--share": (one.activation / most).toFixed(3) }, raysae.number(one.activation)), raysae.el("bdi.soft", {}, one.label.replaceAll("\n", "↵"))), shown);
     });

@@ -10,6 +10,8 @@ from urllib.parse import quote
 
 from markupsafe import Markup, escape
 
+from raysae.browser.pages import FEATURES
+from raysae.browser.tables import site_key
 from raysae.errors import UserError
 from raysae.metrics import PAGE, Metric, labels, registered
 from raysae.records.damage import read_record
@@ -37,8 +39,7 @@ MOST_WARNINGS = 10
 """Sites without SAE that are named above the table, at most."""
 PREFIX = "atlas_"
 """How the names of the atlas's plots begin."""
-FEATURES = "features"
-"""The folder of the feature browser, beside the page."""
+
 PROFILES, CURVES = "atlas_profiles", "atlas_curves"
 WIDE_FROM = 1100
 """Pixels from which on a plot has a line of the page to itself."""
@@ -142,7 +143,7 @@ def feature_links(rows: Sequence[SiteRow], folder: Path) -> dict[str, str]:
     found = {}
     for row in rows:
         name = _folder_of(row)
-        place = f"{FEATURES}/{name.replace('/', ',')}/index.html"
+        place = f"{FEATURES}/{site_key(row.site)}/index.html" if name else ""
         if name and (folder / place).is_file():
             found[name] = quote(place)
     return found

@@ -15,7 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raysae.activations import Site, Store
 from raysae.activations.health import HEADS, StoreHealth, health_of_store
-from raysae.console.board import seconds
+from raysae.browser.pages import FEATURES, Heading, pages_beside_report
+from raysae.console.board import console, seconds
 from raysae.console.shell import look_at_records
 from raysae.metrics import PAGE, labels
 from raysae.printable import printable, shortened
@@ -30,7 +31,6 @@ from raysae.records.tables import read_sites, read_trials
 from raysae.redaction import redacted
 from raysae.report.analysis_section import cell, not_run, phase_sections
 from raysae.report.atlas_section import (
-    FEATURES,
     AtlasSection,
     draw_atlas,
     feature_links,
@@ -65,7 +65,9 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
     atlas = read_sites(run.atlas_metrics_file)
     selection = selection or read_choice(run)
     with run.replacing_folder(run.report_page.parent) as folder:
-        _keep_features(run.report_page.parent, folder)
+        heading = Heading(run.recipe.name, source_line(store))
+        if not pages_beside_report(run.path, folder, heading, console.print):
+            _keep_features(run.report_page.parent, folder)
         plots = _plots(run, store, trials, atlas, selection, folder)
         importance = _importance(run, trials)
         charts = _charts(run, trials, atlas, selection, importance)

@@ -124,7 +124,7 @@ def test_nothing_is_wider_than_a_phone_and_the_dark_scheme_is_dark(browser, smal
 
 def test_hostile_names_do_nothing_in_a_browser(browser, tmp_path):
     evil = "</script><img src=x onerror=\"document.title='owned'\">$$x$$"
-    rows = [trial(n, reason=evil, figures={**trial(n).figures, "host": evil}) for n in range(6)]
+    rows = [trial(0, reason=evil, figures={**trial(0).figures, "host": evil})]  # one wide bar
     run, store = written_run(tmp_path, trials=rows, sites=atlas(2, [0]), curves=0)
     shown(browser, write_report(named(run, evil), store))
     move(browser, "#chart-timeline")

@@ -8,6 +8,7 @@ import pytest
 
 from raysae.console.command_line import run_command
 from raysae.report import report_command
+from raysae.report.comparison import write_comparison
 from raysae.report.importance import FEWEST_TRIALS, importance_of
 from raysae.report.page import write_report
 from raysae.report.runs_page import differences_of, write_runs_page
@@ -149,6 +150,27 @@ def test_several_runs_are_compared_on_one_page(tmp_path, capsys):
     assert charts_in(tags) == ["chart-run-trials", "chart-run-atlases", "chart-run-sites"]
     assert {"one/report/index.html", "two/report/index.html"} <= {a["href"] for a in tags.all("a")}
     assert "Nowhere, but for their names and places" in text and "same store" not in text
+
+
+def test_models_are_compared_on_one_page(tmp_path):
+    runs = {name: written_run(tmp_path, name, curves=0)[0] for name in ("one", "two")}
+    rows = [
+        {
+            "model": name, "d_in": 8, "trials": 12, "trial": 3, "config": "d_sae 256, K 1",
+            "explained_variance": 0.7, "l0": 1.0, "dead_fraction": 0.1, "reason": "why",
+            "atlas.sites": 12, "atlas.mean": 0.9, "atlas.lowest": 0.8, "atlas.highest": 1.0,
+        }
+        for name in runs
+    ]  # fmt: skip
+    for run in runs.values():
+        run.report_page.parent.mkdir()
+        run.report_page.touch()
+    page = tmp_path / "report" / "index.html"
+    write_comparison(page, "two models", rows, runs, {"three": EVIL})
+    assert_whole(page)
+    tags = Tags(page.read_text())
+    assert charts_in(tags) == ["chart-run-trials", "chart-run-atlases"]
+    assert len(tags.all("script")) == 3 and EVIL not in page.read_text()
 
 
 def test_the_comparison_goes_where_it_is_asked_for(tmp_path, capsys):

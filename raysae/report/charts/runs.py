@@ -23,14 +23,18 @@ from raysae.report.charts.style import (
 from raysae.report.charts.trial_data import axis_of
 
 EV = "explained_variance"
-ISOLATES = "A click in the legend isolates a run, a second click shows all."
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star")
 
 
+def isolates(what: str) -> str:
+    """What the legend does."""
+    return f"A click in the legend isolates a {what}, a second click shows all."
+
+
 def trials_of_runs(
-    trials: Mapping[str, Sequence[TrialRow]], chosen: Mapping[str, int | None]
+    trials: Mapping[str, Sequence[TrialRow]], chosen: Mapping[str, int | None], what: str = "run"
 ) -> Chart | None:
-    """Explained variance against L0 of each run's measured trials; the choices have rings."""
+    """Explained variance against L0 of the measured trials of each ``what``; the choices have rings."""
     trials = {name: rows for name, rows in trials.items() if rows}
     if not trials:
         return None
@@ -55,12 +59,12 @@ def trials_of_runs(
                 chart.scatter([row.l0], [row.explained_variance], **ring, **look)
         series.append(Series(key, plain(name), colour))
     add_hover(
-        chart, [("run", "@run"), ("trial", "@trial"), ("config", "@config"), ("EV", "@ev_text"),
+        chart, [(what, "@run"), ("trial", "@trial"), ("config", "@config"), ("EV", "@ev_text"),
         ("L0", "@l0_text")], *renderers,
     )  # fmt: skip
     return Chart(
-        "run-trials", "Trials of each run", f"The choices have rings. {ISOLATES}", chart, series,
-        wide=True,
+        "run-trials", f"Trials of each {what}", f"The choices have rings. {isolates(what)}", chart,
+        series, wide=True,
     )  # fmt: skip
 
 
@@ -75,39 +79,49 @@ def _trials_source(name: str, rows: Sequence[TrialRow]) -> ColumnDataSource:
     return source_of(columns, "run-trials")
 
 
-def atlases_of_runs(atlases: Mapping[str, Sequence[SiteRow]]) -> Chart | None:
-    """Explained variance over layers: a run's mean over positions, and their range as a band."""
+def atlases_of_runs(
+    atlases: Mapping[str, Sequence[SiteRow]], depths: Mapping[str, int | None] | None = None,
+    what: str = "run",
+) -> Chart | None:  # fmt: skip
+    """Explained variance over layers: the mean over positions of each ``what``; a band is their range.
+
+    ``depths`` are the models' numbers of layers; if all are known, the axis shows the layer divided by
+    that number.
+    """
     atlases = {name: rows for name, rows in atlases.items() if rows}
     if not atlases or len({row.layer for rows in atlases.values() for row in rows}) < 2:
         return None
-    chart = new_chart("layer", axis_of(EV), 400)
+    known = depths if depths and all(depths[name] for name in atlases) else {}
+    axis = "depth (layer / number of layers)" if known else "layer"
+    chart = new_chart(axis, axis_of(EV), 400)
     chart.xaxis.ticker.desired_num_ticks = 8
-    chart.xaxis.ticker.min_interval = 1
+    chart.xaxis.ticker.min_interval = 0 if known else 1
     series, renderers = [], []
     for number, (name, rows) in enumerate(atlases.items()):
         colour, dash = look_of(number)
         key = f"run-atlas-{number}"
-        source = _layers_source(name, rows)
+        source = _layers_source(name, rows, known.get(name) or 1)
         look: dict[str, Any] = {"source": source, "color": colour, "name": key}
-        chart.varea("layer", "low", "high", fill_alpha=0.12, **look)
-        renderers.append(chart.line("layer", "mean", line_width=2, line_dash=dash, **look))
-        renderers.append(chart.scatter("layer", "mean", size=6, **look))
+        chart.varea("at", "low", "high", fill_alpha=0.12, **look)
+        renderers.append(chart.line("at", "mean", line_width=2, line_dash=dash, **look))
+        renderers.append(chart.scatter("at", "mean", size=6, **look))
         series.append(Series(key, plain(name), colour, dash))
     add_hover(
-        chart, [("run", "@run"), ("layer", "@layer"), ("mean EV", "@mean{0.0000}"),
+        chart, [(what, "@run"), ("layer", "@layer"), ("mean EV", "@mean{0.0000}"),
         ("lowest", "@low{0.0000}"), ("highest", "@high{0.0000}")], *renderers,
     )  # fmt: skip
     return Chart(
         "run-atlases", "Atlases by layer",
-        f"Means over positions; a band is their range. {ISOLATES}", chart, series, wide=True,
+        f"Means over positions; a band is their range. {isolates(what)}", chart, series, wide=True,
     )  # fmt: skip
 
 
-def _layers_source(name: str, rows: Sequence[SiteRow]) -> ColumnDataSource:
+def _layers_source(name: str, rows: Sequence[SiteRow], depth: int) -> ColumnDataSource:
     layers = sorted({row.layer for row in rows})
     values = [[row.explained_variance for row in rows if row.layer == layer] for layer in layers]
     columns: dict[str, Any] = {
-        "run": [plain(name)] * len(layers), "layer": layers, "mean": list(map(fmean, values)),
+        "run": [plain(name)] * len(layers), "layer": layers,
+        "at": [layer / depth for layer in layers], "mean": list(map(fmean, values)),
         "low": list(map(min, values)), "high": list(map(max, values)),
     }  # fmt: skip
     return source_of(columns, "run-layers")

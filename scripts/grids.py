@@ -1,0 +1,103 @@
+"""Grids of d_sae and K that are trained without Ray, as trials of a table; the scripts on the choice use it."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from raysae.records.members import Members
+from raysae.records.rows import TrialRow
+from raysae.records.tables import read_trials
+from raysae.sae import sae_config
+from raysae.sae.truth import Truth
+from raysae.sites import Site
+from raysae.training import TrainingConfig
+from raysae.training.ensemble import Ensemble, Member, StatisticsCache
+from raysae.training.rows import Rows
+from raysae.transformer.loading import load_model, load_tokenizer
+from raysae.transformer.model_spec import ModelSpec
+
+SEEDS = (0, 1)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The configs of a grid, and how each is trained with two seeds."""
+
+    sizes: tuple[int, ...]
+    ks: tuple[int, ...]
+    training: TrainingConfig
+    variant: str = "topk"
+
+
+def trials_on(
+    grid: Grid, x: Tensor, held_out: Tensor, file: Path, truth: Truth | None = None
+) -> list[TrialRow]:
+    """The trials of ``grid`` on rows ``x [rows, d_in]``; read from ``file`` if they are there, else
+    trained and written."""
+    if not file.exists():
+        rows, validation, cache = Rows(x), Rows(held_out), StatisticsCache()
+        found = [
+            columns
+            for d_sae in grid.sizes
+            for columns in _of_size(grid, d_sae, (rows, validation), truth, cache)
+        ]
+        numbered = [{**one, "trial": number} for number, one in enumerate(found)]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(numbered), file)
+    return read_trials(file)
+
+
+def _of_size(
+    grid: Grid, d_sae: int, rows: tuple[Rows, Rows], truth: Truth | None, cache: StatisticsCache
+) -> list[dict[str, Any]]:
+    """The trials of one d_sae, with K up to half of it."""
+    ks = [k for k in grid.ks if k <= d_sae // 2]
+    members = {
+        (k, seed): Member(
+            sae_config({"variant": grid.variant, "d_sae": d_sae, "k": k}), grid.training,
+            *rows, seed, truth,
+        )
+        for k, seed in itertools.product(ks, SEEDS)
+    }  # fmt: skip
+    for _ in Ensemble(list(members.values()), statistics=cache).rounds():
+        pass
+    return [_columns(grid, d_sae, k, [members[k, seed] for seed in SEEDS]) for k in ks]
+
+
+def _columns(grid: Grid, d_sae: int, k: int, members: Sequence[Member]) -> dict[str, Any]:
+    by_seed = {(Site(0, "all"), seed): one for seed, one in zip(SEEDS, members, strict=True)}
+    trained = Members(by_seed, Path("unused"))
+    return {
+        "trial": 0, "state": "done", "reason": "", "seconds": sum(one.seconds for one in members),
+        "sae.variant": grid.variant, "sae.d_sae": d_sae, "sae.k": k,
+        **trained.final_metrics(), "tokens_trained": trained.cost["tokens_trained"],
+    }  # fmt: skip
+
+
+def streams(spec: ModelSpec, texts: Sequence[str], rows: int) -> list[Tensor]:
+    """The residual stream after each layer ``[rows, d_in]``, at every token but the first of the texts."""
+    model, tokenizer = load_model(spec).eval(), load_tokenizer(spec)
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    blocks, found, count = max(lists, key=len), list[list[Tensor]](), 0
+    seen: dict[int, Tensor] = {}
+    for number, block in enumerate(blocks):
+        block.register_forward_hook(lambda _, __, out, at=number: _note(seen, at, out))
+    with torch.no_grad():
+        for text in texts:
+            model(torch.tensor([tokenizer(text)["input_ids"][:128]]))
+            found.append([seen[number][0, 1:].float() for number in range(len(blocks))])
+            count += len(found[-1][0])
+            if count >= rows:
+                break
+    return [torch.cat(layer)[:rows] for layer in zip(*found, strict=True)]
+
+
+def _note(seen: dict[int, Tensor], number: int, out: Tensor | tuple[Tensor, ...]) -> None:
+    seen[number] = out if isinstance(out, Tensor) else out[0]

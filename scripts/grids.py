@@ -34,6 +34,8 @@ class Grid:
     ks: tuple[int, ...]
     training: TrainingConfig
     variant: str = "topk"
+    most: float = 0.5
+    """The largest K, as a part of d_sae."""
 
 
 def trials_on(
@@ -57,8 +59,8 @@ def trials_on(
 def _of_size(
     grid: Grid, d_sae: int, rows: tuple[Rows, Rows], truth: Truth | None, cache: StatisticsCache
 ) -> list[dict[str, Any]]:
-    """The trials of one d_sae, with K up to half of it."""
-    ks = [k for k in grid.ks if k <= d_sae // 2]
+    """The trials of one d_sae, with the K that it may have."""
+    ks = [k for k in grid.ks if k <= d_sae * grid.most]
     members = {
         (k, seed): Member(
             sae_config({"variant": grid.variant, "d_sae": d_sae, "k": k}), grid.training,

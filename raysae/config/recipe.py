@@ -189,7 +189,7 @@ class Recipe(Section):
                 f"resources.gang is {gang}, but sweep.early_stopping ends trials one by one; give up "
                 "one of them"
             )
-        follows = sweep.sampler in ("tpe", "nsga2") and sweep.reproducible
+        follows = sweep.sampler in ("tpe", "gp", "nsga2") and sweep.reproducible
         if follows and gang > sweep.proposal_lag:
             raise ValueError(
                 f"resources.gang is {gang}, but sweep.proposal_lag is {sweep.proposal_lag}: trials that "

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from grids import Grid, trials_on
+from torch import Tensor
 
 from raysae.activations.hard_world import HardWorld
 from raysae.activations.synthetic import SuperpositionWorld
@@ -83,13 +84,20 @@ def grid_of(
     x, fired = world.sample(budget.rows + 3 * held)
     end = budget.rows + held
     truth = Truth(world.truth(), x[end:], fired[end:])
+    variant = "topk" if kind == "independent" else "batch_topk"
+    return grid_on(file, x[:end], truth, variant, budget), time.monotonic() - started
+
+
+def grid_on(
+    file: Path, x: Tensor, truth: Truth | None, variant: str, budget: Budget
+) -> list[TrialRow]:
+    """Every config as a trial on rows ``x``, of which those beyond the budget's are held out; read from
+    ``file`` where it is there."""
     training = TrainingConfig(
         epochs=budget.epochs, batch_size=budget.batch_size, lr=3e-3, evaluations=1
     )
-    variant = "topk" if kind == "independent" else "batch_topk"
     grid = Grid(budget.sizes, budget.ks, training, variant, most=1.0)
-    rows = trials_on(grid, x[: budget.rows], x[budget.rows : end], file, truth)
-    return rows, time.monotonic() - started
+    return trials_on(grid, x[: budget.rows], x[budget.rows :], file, truth)
 
 
 def searched(

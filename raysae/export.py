@@ -39,7 +39,9 @@ def main(arguments: list[str]) -> int:
         help="the format of the SAEs that are read (by default found from their files)",
     )
     parser.add_argument(
-        "--k", type=int, help="of a hierarchical_topk SAE: the K to write it at, as topk (its largest)"
+        "--k",
+        type=int,
+        help="of a hierarchical_topk SAE: the K to write it at, as topk (its largest)",
     )
     args = parser.parse_args(arguments)
     return _export_one(args) if _is_an_sae(args.sae) else _export_all(args)

@@ -2,16 +2,18 @@
 
     python scripts/carrying_over.py FOLDER [--model pocket|stories|both] [--rows 30000] [--epochs 3]
 
-At every layer of the pocket model and of stories260K over GSM8K (``../shared``), a grid of d_sae and K is
-trained with two seeds on each of two disjoint halves of the rows, and kept in FOLDER. Two tables follow:
+At every layer of the pocket model and of stories260K over GSM8K (``../shared``), a grid of d_sae and K
+is trained with two seeds on each of two disjoint halves of the rows, and kept in FOLDER. Two tables
+follow:
 
-- carrying over: ``auto`` chooses on the first half, at the middle layer (``same``), at the first, middle and
-  last layer with the settings of those between interpolated on a logarithmic scale (``layers``), or at the
-  middle layer with K in the ratio of the layers' spread (``spread``: the participation ratio of the
-  covariance), or at each layer (``full``, a sweep at each). The second half judges: how many doublings d_sae
-  and K are off ``auto``'s choice there, and what is lost of explained variance and of the seeds' agreement
-  against the config that the full sweep chose;
-- halves: what ``auto`` chooses on each half and its intervals, and whether each holds the other's choice.
+- carrying over: ``auto`` chooses on the first half, at the middle layer (``same``), at the first,
+  middle and last layer with the settings of those between interpolated on a logarithmic scale
+  (``layers``), or at the middle layer with K in the ratio of the layers' spread (``spread``: the
+  participation ratio of the covariance), or at each layer (``full``, a sweep at each). The second half
+  judges: how many doublings d_sae and K are off ``auto``'s choice there, and what is lost of explained
+  variance and of the seeds' agreement against the config that the full sweep chose;
+- halves: what ``auto`` chooses on each half and its intervals, and whether each holds the other's
+  choice.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -61,8 +63,9 @@ class Layer:
         """A figure of the grid's config nearest to ``config``, in doublings."""
         row = min(
             self.rows[half],
-            key=lambda row: abs(math.log2(row.d_sae / config[0]))
-            + abs(math.log2(row["sae.k"] / config[1])),
+            key=lambda row: (
+                abs(math.log2(row.d_sae / config[0])) + abs(math.log2(row["sae.k"] / config[1]))
+            ),
         )
         return float(row[name])
 
@@ -142,10 +145,14 @@ def _holds(interval: dict[str, list[int | None]] | None, config: tuple[int, int]
     )
 
 
+def _words(ends: Sequence[int | None]) -> str:
+    """Such as ``4-8``, or ``8-`` where it is open above."""
+    return "-".join("" if end is None else str(end) for end in ends)
+
+
 def print_halves(name: str, layers: Sequence[Layer]) -> None:
     """Print what each half chooses, and what its interval says of the other's choice."""
     print(f"\n{name}: d_sae, K by each half; intervals of K and d_sae; holds the other's choice")
-    words: Callable[[Any], str] = lambda one: "-".join("" if v is None else str(v) for v in one)  # noqa: E731
     for number, layer in enumerate(layers):
         cells = []
         for half in (0, 1):
@@ -153,7 +160,7 @@ def print_halves(name: str, layers: Sequence[Layer]) -> None:
             interval = choice.get("interval")
             told = "no interval"
             if interval is not None:
-                told = f"K {words(interval['sae.k'])}, d_sae {words(interval['sae.d_sae'])}"
+                told = f"K {_words(interval['sae.k'])}, d_sae {_words(interval['sae.d_sae'])}"
             config = "{}, {}".format(*layer.chosen(half))
             holds = _holds(interval, layer.chosen(1 - half))
             ev = layer.figure(half, layer.chosen(half), "explained_variance")

@@ -1,6 +1,7 @@
-"""Grids of d_sae and K that are trained without Ray, as trials of a table; the scripts on the choice use it."""
+"""Grids of d_sae and K that are trained without Ray, as a table of trials, for scripts on the choice."""
 
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,23 +69,28 @@ def _of_size(
         )
         for k, seed in itertools.product(ks, SEEDS)
     }  # fmt: skip
+    started = time.process_time()
     for _ in Ensemble(list(members.values()), statistics=cache).rounds():
         pass
-    return [_columns(grid, d_sae, k, [members[k, seed] for seed in SEEDS]) for k in ks]
+    seconds = (time.process_time() - started) / len(ks)
+    return [_columns(grid, (d_sae, k), [members[k, seed] for seed in SEEDS], seconds) for k in ks]
 
 
-def _columns(grid: Grid, d_sae: int, k: int, members: Sequence[Member]) -> dict[str, Any]:
+def _columns(
+    grid: Grid, config: tuple[int, int], members: Sequence[Member], seconds: float
+) -> dict[str, Any]:
+    """A trial's row; ``seconds`` are of CPU, which other programs do not change."""
     by_seed = {(Site(0, "all"), seed): one for seed, one in zip(SEEDS, members, strict=True)}
     trained = Members(by_seed, Path("unused"))
     return {
-        "trial": 0, "state": "done", "reason": "", "seconds": sum(one.seconds for one in members),
-        "sae.variant": grid.variant, "sae.d_sae": d_sae, "sae.k": k,
+        "trial": 0, "state": "done", "reason": "", "seconds": seconds,
+        "sae.variant": grid.variant, "sae.d_sae": config[0], "sae.k": config[1],
         **trained.final_metrics(), "tokens_trained": trained.cost["tokens_trained"],
     }  # fmt: skip
 
 
 def streams(spec: ModelSpec, texts: Sequence[str], rows: int) -> list[Tensor]:
-    """The residual stream after each layer ``[rows, d_in]``, at every token but the first of the texts."""
+    """The residual stream after each layer ``[rows, d_in]``, at all tokens but the first of a text."""
     model, tokenizer = load_model(spec).eval(), load_tokenizer(spec)
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     blocks, found, count = max(lists, key=len), list[list[Tensor]](), 0

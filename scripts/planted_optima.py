@@ -12,14 +12,14 @@ to 32, in powers of two. Parts:
 - front: TPE and NSGA-II with two objectives (explained variance, L0), compared with the same number
   of random trials by the hypervolume of the front, over 5 worlds;
 - asha: one objective; the choice and the number of training tokens with ASHA and without;
-- auto: independent and hard worlds drawn from ranges (``planted_worlds.py``), --worlds of each kind from
-  number --first on; what each rule chooses by --samplers, and whether ``auto``'s interval holds the best K.
-  Every config is trained once, without Ray. Worlds that --keep has already are read;
+- auto: independent and hard worlds drawn from ranges (``planted_worlds.py``), --worlds of each kind
+  from number --first on; what each rule chooses by --samplers, and whether ``auto``'s interval holds
+  the best K. Every config is trained once, without Ray. Worlds that --keep has already are read;
 - stories: a transformer's activations (--model, --texts) instead of a planted world; what each rule
   chooses.
 
-All parts but auto run raysae.sweep on one Ray. The exit code is 1 when stable_knee finds d_sae, and K within
-one step, in less than 90% of the worlds, when knee finds both within one step in less than 80%,
+All parts but auto run raysae.sweep on one Ray. The exit code is 1 when stable_knee finds d_sae, and K
+within one step, in less than 90% of the worlds, when knee finds both within one step in less than 80%,
 when TPE's front is not better than the random one, when ASHA chooses otherwise or needs more than
 half of the tokens, or when auto is near the best in less than 85% of the worlds, or its interval holds
 the best K in less than 95%.

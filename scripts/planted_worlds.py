@@ -73,9 +73,7 @@ def world_of(kind: str, number: int) -> SuperpositionWorld | HardWorld:
     )  # fmt: skip
 
 
-def grid_of(
-    folder: Path, kind: str, number: int, budget: Budget
-) -> tuple[list[TrialRow], float]:
+def grid_of(folder: Path, kind: str, number: int, budget: Budget) -> tuple[list[TrialRow], float]:
     """Every config of this world as a trial, and the seconds that took; read where it was done before."""
     started, file = time.monotonic(), folder / f"{kind}-{number}.parquet"
     if file.exists():

@@ -3,12 +3,12 @@
     python scripts/saelens_worlds.py FOLDER [--worlds 10] [--first 0] [--rows 60000] [--epochs 4]
 
 Worlds are drawn from ranges by their number: 64 to 256 features in 48 to 96 dimensions, Zipfian firing
-probabilities, families with exclusive siblings, low-rank correlation, magnitudes with a spread, a bias. The
-rows come from ``sae_lens.synthetic`` in the peers' environment (scripts/peers.sh makes it; RAYSAE_PEERS
-names another's python). All configs are then trained here (batch_topk, two seeds) and kept in FOLDER, and a
-search of 30 trials by TPE is judged as by ``planted_optima.py --part auto``: right where d_sae is within a
-step of the best ``mcc`` and K within one of the best ``f1``. The last line has the F1 that each rule's
-choice reaches, as a part of the best of all configs.
+probabilities, families with exclusive siblings, low-rank correlation, magnitudes with a spread, a bias.
+The rows come from ``sae_lens.synthetic`` in the peers' environment (scripts/peers.sh makes it;
+RAYSAE_PEERS names another's python). All configs are then trained here (batch_topk, two seeds) and kept
+in FOLDER, and a search of 30 trials by TPE is judged as by ``planted_optima.py --part auto``: right
+where d_sae is within a step of the best ``mcc`` and K within one of the best ``f1``. The last line has
+the F1 that each rule's choice reaches, as a part of the best of all configs.
 """
 
 import argparse

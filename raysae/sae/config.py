@@ -235,7 +235,7 @@ class HierarchicalTopKConfig(KConfig):
         if self.levels is None:
             return
         object.__setattr__(self, "levels", tuple(self.levels))
-        whole = all(level == int(level) and 1 <= level for level in self.levels)
+        whole = all(level == int(level) and level >= 1 for level in self.levels)
         rising = all(low < high for low, high in pairwise((*self.levels, self.k + 1)))
         if not whole or not rising:
             raise ValueError(

@@ -1,8 +1,10 @@
-"""HierarchicalTopK: one dictionary for every K up to the largest, as the first k latents reconstruct alone.
+"""HierarchicalTopK: one dictionary for every K up to the largest, as the first k latents reconstruct
+alone.
 
 Balagansky et al. 2025, "Train one sparse autoencoder across multiple sparsity budgets to preserve
-interpretability and accuracy" (EMNLP), on top of TopK: the loss is the mean of the reconstruction losses
-of each row's k most active latents, over the config's levels of k. Shapes: B batch, D d_in, F d_sae, K k.
+interpretability and accuracy" (EMNLP), on top of TopK: the loss is the mean of the reconstruction
+losses of each row's k most active latents, over the config's levels of k. Shapes: B batch, D d_in, F
+d_sae, K k.
 """
 
 import torch

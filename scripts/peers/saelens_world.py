@@ -3,8 +3,8 @@
     python saelens_world.py FILE
 
 FILE.json holds the settings of a SyntheticModel, with the numbers of ``rows`` and of the rows of a
-``sample`` beside them; FILE.safetensors then holds ``x``, ``atoms``, and of the sample, which are the last
-rows, ``fired``.
+``sample`` beside them; FILE.safetensors then holds ``x``, ``atoms``, and of the sample, which are the
+last rows, ``fired``.
 """
 
 import json

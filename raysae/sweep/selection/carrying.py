@@ -1,8 +1,9 @@
 """How the choice made at some layers gives the configs of the others.
 
-``layers``: d_sae and K of a layer between two swept ones are interpolated on a logarithmic scale; beyond
-the first and the last swept one they are those. ``spread``: K in the ratio of the number of directions over
-which the layers' rows spread (``raysae.sae.spread``). ``scripts/carrying_over.py`` measures both.
+``layers``: d_sae and K of a layer between two swept ones are interpolated on a logarithmic scale;
+beyond the first and the last swept one they are those. ``spread``: K in the ratio of the number of
+directions over which the layers' rows spread (``raysae.sae.spread``). ``scripts/carrying_over.py``
+measures both.
 """
 
 import math

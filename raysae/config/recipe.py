@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 from pydantic import (
@@ -97,6 +97,10 @@ class AtlasConfig(Section):
     seeds_per_site: Positive = 1
     """Seeds each site is trained with; figures are their means, ``stability`` says how far they found the
     same latents, and the SAEs of the further seeds lie beside the first one's."""
+    carry: Literal["same", "layers", "spread"] = "same"
+    """How layers that are not swept get their config: ``same``, that of the sweep; ``layers``, d_sae and
+    K interpolated between those of the layers in ``sweep.per_layer``; ``spread``, those of the nearest of
+    these layers, with K in the ratio of the number of directions that the rows spread over."""
 
 
 class RecordsConfig(Section):
@@ -210,6 +214,21 @@ class Recipe(Section):
                 raise ValueError(str(error)) from None
         return self
 
+    @model_validator(mode="after")
+    def _carried(self) -> "Recipe":
+        carry, swept = self.atlas.carry, self.sweep.per_layer
+        if carry != "same" and not isinstance(swept, tuple):
+            raise ValueError(
+                f"atlas.carry is {carry!r}, but sweep.per_layer is {swept or 'null'}; name the layers to "
+                "sweep, from which the others' configs follow, such as sweep.per_layer=[0,4,8]"
+            )
+        if carry != "same" and not self.atlas.enabled:
+            raise ValueError(
+                f"atlas.carry is {carry!r}, but atlas.enabled is false: no layer would be trained by it; "
+                "give up one of them"
+            )
+        return self
+
     def of_model(self, name: str) -> "Recipe":
         """The recipe of one of ``models``."""
         own = self.models[name]
@@ -233,8 +252,14 @@ class Recipe(Section):
         data |= {"name": f"layer-{layer:02d}", "runs_dir": self.run_uri or str(self.run_folder)}
         data["store"] = self.store_uri or str(self.store_folder)
         data["sweep"] |= {"per_layer": None, "layer": layer}
-        data["atlas"] |= {"layers": [layer]}
+        data["atlas"] |= {"layers": [layer], "carry": "same"}
         return parse_recipe(data, f"sweep.per_layer: layer {layer}")
+
+    def of_carried_layer(self, layer: int, sae: SAEConfig, training: TrainingConfig) -> "Recipe":
+        """The recipe of a layer that is not swept, when ``atlas.carry`` gives its config: its atlas."""
+        data = self.of_layer(layer).dump()
+        data |= {"sweep": {"enabled": False}, "sae": asdict(sae), "training": asdict(training)}
+        return parse_recipe(data, f"atlas.carry: layer {layer}")
 
     @property
     def several(self) -> bool:

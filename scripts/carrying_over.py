@@ -1,6 +1,6 @@
 """How a choice of d_sae and K carries over to other layers, and to the other half of the data.
 
-    python scripts/carrying_over.py FOLDER [--model pocket|stories|both] [--rows 30000] [--epochs 3]
+    python scripts/carrying_over.py FOLDER [--model pocket|stories|both] [--rows 20000] [--epochs 3]
 
 At every layer of the pocket model and of stories260K over GSM8K (``../shared``), a grid of d_sae and K
 is trained with two seeds on each of two disjoint halves of the rows, and kept in FOLDER. Two tables
@@ -41,7 +41,7 @@ from raysae.training import TrainingConfig
 from raysae.transformer.model_spec import POCKET, ModelSpec
 
 SHARED = Path(__file__).parents[2] / "shared"
-SIZES, KS = (64, 128, 256, 512), (1, 2, 4, 8, 16, 32)
+SIZES, KS = (64, 128, 256), (2, 4, 8, 16, 32)
 POLICIES = ("full", "same", "layers", "spread")
 
 
@@ -173,7 +173,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", choices=["pocket", "stories", "both"], default="both")
-    parser.add_argument("--rows", type=int, default=30_000, help="training rows of each half")
+    parser.add_argument("--rows", type=int, default=20_000, help="training rows of each half")
     parser.add_argument("--epochs", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -2,7 +2,7 @@
 
     python scripts/planted_optima.py [--seeds 10] [--trials 30] [--part knees] [--keep FOLDER]
     python scripts/planted_optima.py --part auto [--worlds 10] [--first 0] [--rows 300000] [--epochs 6]
-                                     [--samplers tpe random]
+                                     [--samplers tpe random] [--scale 1]
 
 Each world has 48 dimensions and 128 atoms. Each atom is active with probability 0.03, so 3.84 are
 active on average, and d_sae 128 with a K of about 4 is right. The space is d_sae 16 to 512 and K 1
@@ -257,6 +257,8 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--rows", type=int, default=300_000)
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--scale", type=int, default=1, help="of part auto: 2 halves the worlds")
     parser.add_argument("--samplers", nargs="+", default=["tpe", "random"])
     parser.add_argument("--model", type=Path, default=SHARED / "models" / "stories260K")
     parser.add_argument("--texts", type=Path, default=SHARED / "data" / "gsm8k" / "test.jsonl")
@@ -274,7 +276,7 @@ def main() -> int:
         if args.part in ("asha", "all"):
             asha(folder, min(args.seeds, 5), args.trials)
         if args.part in ("auto", "all"):
-            budget = Budget(args.rows, args.epochs, args.trials)
+            budget = Budget(args.rows, args.epochs, args.trials, args.batch_size).scaled(args.scale)
             auto(folder, args.worlds, args.first, budget, args.samplers)
         if args.part == "stories" or (args.part == "all" and args.model.is_dir()):
             stories(folder, args.model, args.texts)

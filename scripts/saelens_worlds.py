@@ -33,19 +33,19 @@ ROOT = Path(__file__).parents[1]
 PROGRAM = Path(__file__).parent / "peers" / "saelens_world.py"
 
 
-def settings_of(number: int) -> dict[str, Any]:
+def settings_of(number: int, scale: int = 1) -> dict[str, Any]:
     """The settings of the world of this number, as SAELens's SyntheticModelConfig has them."""
     draw = random.Random(f"saelens {number}")
-    features = draw.choice([64, 128, 256])
+    features, width = (n // scale for n in (draw.choice([64, 128, 256]), draw.choice([48, 64, 96])))
     most = draw.uniform(0.2, 0.4)
     return {
-        "num_features": features, "hidden_dim": draw.choice([48, 64, 96]), "seed": 900 + number,
+        "num_features": features, "hidden_dim": width, "seed": 900 + number,
         "firing_probability": {
             "exponent": draw.uniform(0.3, 0.8), "max_prob": most,
             "min_prob": draw.uniform(0.8, 2.0) / features,
         },
         "hierarchy": {
-            "total_root_nodes": draw.choice([4, 8, 12]), "branching_factor": draw.choice([3, 4]),
+            "total_root_nodes": draw.choice([4, 8, 12]) // scale, "branching_factor": draw.choice([3, 4]),
             "max_depth": 1, "mutually_exclusive_portion": draw.choice([0.0, 0.5, 1.0]),
             "compensate_probabilities": False, "scale_children_by_parent": True,
         },
@@ -62,7 +62,7 @@ def peers_python() -> str:
 
 def world_rows(folder: Path, number: int, budget: Budget) -> list[TrialRow]:
     """Every config as a trial on the world of this number; read from ``folder`` where it was trained."""
-    settings, held = settings_of(number), max(budget.rows // 20, 1000)
+    settings, held = settings_of(number, budget.scale), max(budget.rows // 20, 1000)
     data = folder / f"data-{number}"
     if not (grid := folder / f"saelens-{number}.parquet").exists():
         rows = {"rows": budget.rows + held, "sample": 2 * held}
@@ -92,17 +92,19 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--scale", type=int, default=1, help="2 halves the worlds")
     args = parser.parse_args()
     if not Path(peers_python()).exists():
         print("error: no environment with SAELens: scripts/peers.sh makes it", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
-    budget = Budget(args.rows, args.epochs)
+    budget = Budget(args.rows, args.epochs, batch_size=args.batch_size).scaled(args.scale)
     near, f1 = Counter[str](), defaultdict[str, list[float]](list)
     for number in range(args.first, args.first + args.worlds):
         rows = world_rows(args.folder, number, budget)
-        best = best_of(rows, settings_of(number)["num_features"])
+        best = best_of(rows, settings_of(number, budget.scale)["num_features"])
         found = verdicts(searched(rows, "tpe", budget.trials, number), best)
         print(line(f"saelens {number}", found, 0), flush=True)
         near["interval of auto"] += bool(found["auto"].held)

@@ -122,7 +122,7 @@ def look_of(folder: Path, world: World, budget: Budget) -> list[TrialRow]:
     file = folder / f"{world.kind}-{world.number}-look.parquet"
     if not file.exists():
         held = max(budget.rows // 20, 1000)
-        x, _ = world_of(world.kind, world.number).sample(budget.rows + held)
+        x, _ = world_of(world.kind, world.number, budget.scale).sample(budget.rows + held)
         training = TrainingConfig(
             epochs=budget.epochs, batch_size=budget.batch_size, lr=3e-3, evaluations=1
         )
@@ -176,15 +176,18 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--scale", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--part", choices=["samplers", "patience", "look", "all"], default="all")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    budget, worlds = Budget(args.rows, args.epochs), []
+    budget = Budget(args.rows, args.epochs, 30, args.batch_size).scaled(args.scale)
+    worlds = []
     for number in range(args.first, args.first + args.worlds):
         for kind in KINDS:
             rows, _ = grid_of(args.folder, kind, number, budget)
-            best = best_of(rows, world_of(kind, number).atoms)
+            best = best_of(rows, world_of(kind, number, args.scale).atoms)
             worlds.append(World(kind, number, rows, best))
     if args.part in ("samplers", "all"):
         samplers(worlds, args.seeds)

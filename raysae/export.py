@@ -90,7 +90,10 @@ def _at_k(sae: "SAE", k: int) -> "SAE":
 
 def _export_all(args: Namespace) -> int:
     from raysae.atlas.library import export_atlas, open_atlas
+    from raysae.errors import UserError
 
+    if args.k is not None:
+        raise UserError("--k is for one SAE; an atlas is exported as it is: leave --k out")
     exported = export_atlas(open_atlas(args.sae, format=args.format), args.out, args.to)
     _print_failed(exported)
     count = len(exported.folders)

@@ -37,7 +37,7 @@ __getattr__ = loader(
     {
         "load_recipe": "raysae.config.loading",
         "searchable_keys": "raysae.config.mistakes",
-        "AtlasConfig": "raysae.config.recipe",
+        "AtlasConfig": "raysae.config.atlas",
         "Recipe": "raysae.config.recipe",
         "RecordsConfig": "raysae.config.recipe",
         "describe_fields": "raysae.config.recipe",

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
 
 import yaml
 from pydantic import (
@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from raysae.config.analyze import AnalyzeConfig
+from raysae.config.atlas import AtlasConfig
 from raysae.config.keys import Row, describe
 from raysae.config.mistakes import explain, field_names, refuse_unknown
 from raysae.config.overrides import merged, overridden
@@ -29,7 +30,7 @@ from raysae.config.places import path_in, tracking_in
 from raysae.config.resources import ResourcesConfig
 from raysae.config.search import Choices, SelectConfig, SweepConfig
 from raysae.config.searched import as_number, with_searched_defaults
-from raysae.config.section import PositionKey, Positive, Section
+from raysae.config.section import Section
 from raysae.config.source import SourceConfig
 from raysae.errors import UserError
 from raysae.printable import printable
@@ -81,26 +82,6 @@ class TrialSettings(Section):
 
     sae: AnySAEConfig
     training: TrainingConfig
-
-
-class AtlasConfig(Section):
-    """Where the sweet spot is trained."""
-
-    enabled: bool = True
-    """Whether to train the atlas."""
-    layers: tuple[int, ...] | None = None
-    """Layers of the store; null takes every one."""
-    positions: tuple[PositionKey, ...] | None = None
-    """Positions of the store; null takes every one."""
-    hookpoints: tuple[str, ...] | None = None
-    """Hookpoints of the store; null takes every one."""
-    seeds_per_site: Positive = 1
-    """Seeds each site is trained with; figures are their means, ``stability`` says how far they found the
-    same latents, and the SAEs of the further seeds lie beside the first one's."""
-    carry: Literal["same", "layers", "spread"] = "same"
-    """How layers that are not swept get their config: ``same``, that of the sweep; ``layers``, d_sae and
-    K interpolated between those of the layers in ``sweep.per_layer``; ``spread``, those of the nearest of
-    these layers, with K in the ratio of the number of directions that the rows spread over."""
 
 
 class RecordsConfig(Section):
@@ -218,17 +199,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _carried(self) -> "Recipe":
-        carry, swept = self.atlas.carry, self.sweep.per_layer
-        if carry != "same" and not isinstance(swept, tuple):
-            raise ValueError(
-                f"atlas.carry is {carry!r}, but sweep.per_layer is {swept or 'null'}; name the layers to "
-                "sweep, from which the others' configs follow, such as sweep.per_layer=[0,4,8]"
-            )
-        if carry != "same" and not self.atlas.enabled:
-            raise ValueError(
-                f"atlas.carry is {carry!r}, but atlas.enabled is false: no layer would be trained by it; "
-                "give up one of them"
-            )
+        self.atlas.check_carry(self.sweep.per_layer)
         return self
 
     def of_model(self, name: str) -> "Recipe":

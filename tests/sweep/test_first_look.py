@@ -36,7 +36,11 @@ def test_its_explained_variance_is_near_that_of_a_topk(looked):
     x, training, rows = looked
     for row in rows[-2:]:
         fit = raysae.fit(
-            {"d_sae": row.d_sae, "k": row.k}, x[:2000], training, validation=x[2000:], progress=False
+            {"d_sae": row.d_sae, "k": row.k},
+            x[:2000],
+            training,
+            validation=x[2000:],
+            progress=False,
         )
         assert row.explained_variance == pytest.approx(fit.metrics["explained_variance"], abs=0.1)
 

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from raysae.lazy import loader
 
 if TYPE_CHECKING:
+    from raysae.config.atlas import AtlasConfig
     from raysae.config.loading import load_recipe
     from raysae.config.mistakes import searchable_keys
     from raysae.config.recipe import (
-        AtlasConfig,
         Recipe,
         RecordsConfig,
         describe_fields,

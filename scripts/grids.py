@@ -43,18 +43,26 @@ def trials_on(
     grid: Grid, x: Tensor, held_out: Tensor, file: Path, truth: Truth | None = None
 ) -> list[TrialRow]:
     """The trials of ``grid`` on rows ``x [rows, d_in]``; read from ``file`` if they are there, else
-    trained and written."""
+    trained and written, each d_sae on its own, so that the same call goes on where it was ended."""
     if not file.exists():
-        rows, validation, cache = Rows(x), Rows(held_out), StatisticsCache()
-        found = [
-            columns
-            for d_sae in grid.sizes
-            for columns in _of_size(grid, d_sae, (rows, validation), truth, cache)
-        ]
-        numbered = [{**one, "trial": number} for number, one in enumerate(found)]
         file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(numbered), file)
+        rows, validation, cache = Rows(x), Rows(held_out), StatisticsCache()
+        parts = {d_sae: file.with_suffix(f".{d_sae}.parquet") for d_sae in grid.sizes}
+        for d_sae, part in parts.items():
+            if not part.exists():
+                _write(part, _of_size(grid, d_sae, (rows, validation), truth, cache))
+        found = [one for part in parts.values() for one in pq.read_table(part).to_pylist()]
+        _write(file, [{**one, "trial": number} for number, one in enumerate(found)])
+        for part in parts.values():
+            part.unlink()
     return read_trials(file)
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows of a table, so that a file that is there is whole."""
+    temporary = file.with_suffix(".new")
+    pq.write_table(pa.Table.from_pylist(rows), temporary)
+    temporary.rename(file)
 
 
 def _of_size(

@@ -9,6 +9,7 @@ d_sae, K k.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from raysae.sae.config import HierarchicalTopKConfig, TopKConfig
 from raysae.sae.topk import KSAE, TopKSAE, top_k
@@ -26,14 +27,16 @@ class HierarchicalTopKSAE(KSAE):
     def reconstruction_loss(self, x_BD: Tensor, features_BF: Tensor) -> tuple[Tensor, Tensor]:
         """The mean of the levels' losses, and the last level's error ``[batch, d_in]``."""
         values_BK, indices_BK = features_BF.topk(self.config.k, dim=-1, sorted=True)
+        values_BK = values_BK.to(self.W_dec.dtype)
         loss, start, error_BD = x_BD.new_zeros(()), 0, x_BD - self.b_dec
-        ends = self.config.ends
-        for end in ends:
-            ranks = slice(start, end)
-            added_BF = torch.zeros_like(features_BF)
-            added_BF = added_BF.scatter(-1, indices_BK[:, ranks], values_BK[:, ranks])
-            error_BD = error_BD - added_BF @ self.W_dec
-            loss = loss + error_BD.square().sum(dim=1).mean() / len(ends)
+        for end in self.config.ends:
+            # only the rows of the decoder that are in use are read
+            added_BD = embedding_bag(
+                indices_BK[:, start:end].contiguous(), self.W_dec, mode="sum",
+                per_sample_weights=values_BK[:, start:end].contiguous(),
+            )  # fmt: skip
+            error_BD = error_BD - added_BD
+            loss = loss + error_BD.square().sum(dim=1).mean() / len(self.config.ends)
             start = end
         return loss, error_BD
 

@@ -1,10 +1,10 @@
 """A cheap first look over K: one HierarchicalTopK SAE for each d_sae and seed, read at every K.
 
 The trials that it gives are those of a table, so every rule can choose among them
-(``raysae.sweep.selection.rules.select``). Their figures are of one dictionary: explained variance
-hardly differs from that of an SAE trained at that K alone, but agreement of seeds and the decoder's
-cosine change with K only as far as the latents in use do. ``scripts/samplers.py`` measures what it is
-worth.
+(``raysae.sweep.selection.rules.select``); dead latents are those that the validation rows lack. Their
+figures are of one dictionary: explained variance hardly differs from that of an SAE trained at that K
+alone, but agreement of seeds and the decoder's cosine change with K only as far as the latents in use
+do. ``scripts/samplers.py`` measures what it is worth.
 """
 
 import math
@@ -111,6 +111,7 @@ def _of_one(sae: SAE, validation: IndexedRows, mean_D: Tensor) -> tuple[dict[str
     return {
         "explained_variance": metrics["explained_variance"], "l0": metrics["l0"],
         "dead_fraction": dead, "dead_fraction_validation": dead,
+        "dead_window_tokens": len(validation),
         "decoder_cosine_mean_abs": mean_abs_cosine(live_FD),
         "decoder_projection": nth_projection(live_FD, centred).mean,
     }, live_FD  # fmt: skip

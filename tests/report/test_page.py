@@ -60,6 +60,7 @@ def test_what_has_a_chart_is_not_shown_as_a_picture_too(tags):
     assert [one["alt"] for one in tags.all("img")] == ["atlas profiles"]
 
 
+@pytest.mark.long
 def test_a_page_of_a_thousand_sites_and_300_trials_is_small(tmp_path):
     trials = [trial(n) if n % 20 else failed(n, "loss is nan") for n in range(300)]
     page = page_of(

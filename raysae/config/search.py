@@ -27,7 +27,7 @@ Rule = Literal[
 ]
 LARGEST_GRID = 100_000
 """The most configs of a grid."""
-Sampler = Literal["tpe", "nsga2", "random", "grid", "list"]
+Sampler = Literal["tpe", "gp", "nsga2", "random", "grid", "list"]
 Control = Literal["frozen_decoder", "gaussian", "pca", "shuffled_model"]
 CHEAP: tuple[Control, ...] = ("frozen_decoder", "gaussian", "pca")
 """The controls that need no model."""
@@ -156,8 +156,8 @@ class SweepConfig(Section):
     """Layers (or all of the store) that each get a search and a sweet spot of their own, by which the
     atlas of that layer is trained; a run for each, in a folder of this one."""
     sampler: Sampler = "tpe"
-    """How configs are proposed: Optuna's TPE or NSGA-II, at random, every combination, or
-    ``configs``."""
+    """How configs are proposed: Optuna's TPE, Gaussian process (gp) or NSGA-II, at random, every
+    combination, or ``configs``."""
     trials: Positive = 8
     """Trials to run (a list or a grid runs as many as it holds, at most these)."""
     space: dict[str, Values] = {  # noqa: RUF012  (pydantic copies it)
@@ -182,12 +182,12 @@ class SweepConfig(Section):
         Objective(metric="explained_variance", goal="maximize"),
         Objective(metric="l0", goal="minimize"),
     )
-    """What TPE and NSGA-II optimise; several give them a front to spread over."""
+    """What TPE, gp and NSGA-II optimise; several give them a front to spread over."""
     startup_trials: Positive = 4
-    """Random trials before TPE begins; NSGA-II's population."""
+    """Random trials before TPE or gp begins; NSGA-II's population."""
     proposal_lag: Positive = 2
     """Trial i is proposed from the results of trials 0 .. i-lag alone, so that timing never shows;
-    at most so many trials run at once under TPE and NSGA-II."""
+    at most so many trials run at once under TPE, gp and NSGA-II."""
     max_seconds_per_trial: Annotated[float, Field(gt=0)] | None = None
     """A trial that has trained for longer is stopped."""
     max_seconds: Annotated[float, Field(gt=0)] | None = None
@@ -260,7 +260,7 @@ class SweepConfig(Section):
                     f"the grid holds {held:,} configs; expected at most {LARGEST_GRID:,}: give fewer "
                     "choices in space, or another sampler"
                 )
-        searched = self.sampler in ("tpe", "nsga2", "random")
+        searched = self.sampler in ("tpe", "gp", "nsga2", "random")
         for name in ("first", "warm_start"):
             if getattr(self, name) and not searched:
                 raise ValueError(f"{name} is for a sampler; the sampler is {self.sampler!r}")

@@ -16,6 +16,7 @@ from raysae.console.board import console, emit, seconds
 from raysae.console.output import Table
 from raysae.pipeline.admission import Admission, admit
 from raysae.pipeline.atlas_words import config_in_words
+from raysae.pipeline.carrying import carried_layers
 from raysae.pipeline.estimate import Needs, configs_of, existing_parent
 from raysae.pipeline.extraction_forecast import ExtractionSpeed, measure_extraction
 from raysae.pipeline.floor import H100, rows_at_most, run_work
@@ -147,7 +148,13 @@ def _layers(recipe: Recipe, plan: RunPlan) -> dict[str, str]:
     if asked is None:
         return {}
     count = len(plan.data.layers) if asked == "all" else len(asked)
-    return {"Layers": f"a sweep as this, with an atlas of one layer, at each of {count} layers"}
+    text = f"a sweep as this, with an atlas of one layer, at each of {count} layers"
+    if recipe.atlas.carry != "same":
+        others = carried_layers(recipe, {"": plan})
+        text += (
+            f"; atlases of {len(others)} more, their configs by {recipe.atlas.carry} (atlas.carry)"
+        )
+    return {"Layers": text}
 
 
 def _sites(plan: RunPlan) -> str:
@@ -235,6 +242,7 @@ def _time(told: tuple[Forecast, Basis] | None, extract: float | None, plan: RunP
             f"extract {seconds(extract)}, " if extract is not None else "extract not known, "
         )
     sweep = f"sweep {seconds(expected.sweep)}, " if plan.recipe.sweep.enabled else ""
+    sweep += f"controls {seconds(expected.controls)}, " if expected.controls else ""
     speeds = " and ".join(
         f"{cost.tokens_per_second:,.0f} at d_sae {d_sae:,}"
         for d_sae, cost in zip(basis.d_saes, basis.measured.costs, strict=True)

@@ -16,6 +16,8 @@ VERBS = {
     "atlas": ("raysae.pipeline.atlas_command", "main", "one config at every layer and position"),
     "analyze": ("raysae.pipeline.analyze_command", "main", "what the features of an atlas mean"),
     "report": ("raysae.report.report_command", "main", "write the page of a run again"),
+    "browse": ("raysae.browser.browse_command", "main", "pages to look through a run's features"),
+    "serve": ("raysae.serving.serve_command", "main", "which features are active in your texts"),
     "store": ("raysae.activations.store_command", "main", "import, verify and show stores"),
     "export": ("raysae.export", "main", "SAEs in another library's format"),
     "runs": ("raysae.pipeline.runs_command", "runs", "list runs and their states"),

@@ -17,7 +17,9 @@ PAGES = [
     ),
     ROOT / "configs" / "REFERENCE.md",
 ]
-RUN_BY_README = ("atlas", "sweep", "extract", "store", "export", "report", "analyze")
+RUN_BY_README = (
+    "atlas", "sweep", "extract", "store", "export", "report", "analyze", "browse", "serve",
+)  # fmt: skip
 
 
 def blocks(page: Path, kind: str) -> list[str]:

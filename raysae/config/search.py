@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from raysae.config.section import Fraction, PositionKey, Positive, Section
-from raysae.metrics import objectives
+from raysae.metrics import measured_in_model, objectives
 
 
 def _known_metric(name: str) -> str:
@@ -199,6 +199,10 @@ class SweepConfig(Section):
     below the median. Who is stopped depends on timing, so two runs of one recipe may then differ."""
     grace: Fraction = 0.2
     """Fraction of its training that a trial has before it may be stopped early."""
+    loss_texts: Positive = 50
+    """Validation texts, at most, that the model reads with each trial's SAE in it, where an objective or
+    a constraint is of the model's loss (``ce_recovered``, ``kl_recovered``, ``ce_increase``, or of an
+    encoder ``final_cosine_recovered``); measured at the end of a trial."""
     controls: Literal["cheap", "all", "none"] | tuple[Control, ...] = "cheap"
     """What the choice is compared with: ``frozen_decoder``, the chosen config under a dictionary that
     stays random; ``gaussian``, the same trained on Gaussian rows of the same mean and covariance;
@@ -207,6 +211,14 @@ class SweepConfig(Section):
     reproducible: bool = True
     """Whether proposals wait for the trials they follow from; false never waits for a straggler, and
     two runs of one recipe then try different configs."""
+
+    @property
+    def in_model(self) -> tuple[str, ...]:
+        """The metrics among objectives and constraints that are measured with the SAE in the model."""
+        asked = [one.metric for one in self.objectives]
+        asked += [one.metric for one in self.constraints]
+        known = measured_in_model() if self.enabled else frozenset()
+        return tuple(name for name in dict.fromkeys(asked) if name in known)
 
     @property
     def wanted_controls(self) -> tuple[Control, ...]:
@@ -258,8 +270,9 @@ class SweepConfig(Section):
             raise ValueError(
                 "stability compares seeds, but seeds_per_trial is 1; make it at least 2"
             )
+        at_the_end = {"stability", *measured_in_model()}
         if self.early_stopping is not None and (
-            len(self.objectives) > 1 or self.objectives[0].metric == "stability"
+            len(self.objectives) > 1 or self.objectives[0].metric in at_the_end
         ):
             raise ValueError(
                 "early_stopping compares trials by one objective as they go; give a single one in "

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from raysae.browser.pages import FEATURES
 from raysae.console.board import console, seconds
 from raysae.console.output import Table
 from raysae.console.shell import look_at_records, raysae_command
@@ -58,6 +59,8 @@ def _print_report(result: SweepResult) -> None:
         console.print("Report   not made; the same command tries it again, and trains nothing anew")
     else:
         console.print(f"Report   {result.run.report_page}")
+        if (result.run.report_page.parent / FEATURES / "index.html").is_file():
+            console.print(f"Features {raysae_command('serve', result.run.recipe.run_place)}")
 
 
 def _print_choice(result: SweepResult) -> None:

@@ -32,7 +32,7 @@ STEERING = ("objectives", "constraints")
 NOT_SEARCH = (
     "trials", "max_seconds", "max_tokens", "max_seconds_per_trial", "early_stopping", "grace",
     "warm_start", "layer", "position", "hookpoint", "sites", "seeds_per_trial", "enabled",
-    "per_layer", "controls",
+    "per_layer", "controls", "loss_texts",
 )  # fmt: skip
 """Settings of ``sweep`` that affect the extent or the sites of a search, not which configs it tries."""
 STOPPING = ("sweep.early_stopping", "sweep.grace", "sweep.max_seconds_per_trial")
@@ -63,6 +63,19 @@ def trained(
         "seeds_per_trial": len(seeds),
         **flat({"sae": asdict(sae), "training": asdict(training)}),
     }
+
+
+def trial_of(
+    recipe: Recipe, store: str, sites: Sequence[Site], parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What makes a trial of the recipe's search with these parameters, and what is measured of it."""
+    settings = recipe.with_parameters(dict(parameters))
+    return {**trained("trial", store, sites, seeds_of(recipe), *settings), **_in_model(recipe)}
+
+
+def _in_model(recipe: Recipe) -> dict[str, Any]:
+    """Over how many texts the SAEs of trials are put into the model; empty where they are not."""
+    return {"in_model.texts": recipe.sweep.loss_texts} if recipe.sweep.in_model else {}
 
 
 def seeds_of(recipe: Recipe) -> list[int]:
@@ -161,6 +174,7 @@ def search(
     return {
         "generation.sweep": GENERATIONS["sweep"],
         **own,
+        **_in_model(recipe),
         **flat({"sweep": settings}),
         "known": identifier({"trials": learnt}) if learnt else "",
     }

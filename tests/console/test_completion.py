@@ -27,7 +27,7 @@ def completed(line: str, folder: Path) -> list[str]:
 
 def test_a_verb(tmp_path):
     words = sorted(word.strip() for word in completed("raysae s", tmp_path))
-    assert words == ["show", "store", "sweep"]
+    assert words == ["serve", "show", "store", "sweep"]
 
 
 def test_keys_options_and_recipes_of_a_verb(tmp_path):

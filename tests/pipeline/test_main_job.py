@@ -103,6 +103,16 @@ def test_the_sweet_spot_is_the_chosen_trial_and_its_sites_sae(small_run):
     assert small_run.sae.config.d_sae == small_run.trials[chosen]["sae.d_sae"]
 
 
+def test_the_features_of_every_site_have_a_page(small_run):
+    pages = small_run.folder / "report" / "features"
+    sites = {file.parent.name for file in pages.glob("*/index.html")}
+    assert (
+        sites
+        == {f"layer=0{layer},position={position}" for layer in (1, 2) for position in (-3, -1)}
+        and (pages / "index.html").is_file()
+    )
+
+
 def test_the_report_is_one_page_that_needs_nothing_else(small_run):
     page = (small_run.folder / "report/index.html").read_text()
     assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", page)

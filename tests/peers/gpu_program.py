@@ -175,7 +175,9 @@ def steps_are_those_of_torch():
         again = trained(variant, True, sparse, precision) if LONG else ours
         exact = precision == "float32"
         for name, expected in theirs.p.items():
-            near(name, ours.p[name], expected, 1e-4 if exact else 0.1)
+            # Adam makes a step of what is rounding error alone, so single weights may be further apart
+            apart = (ours.p[name] - expected).abs().mean() / expected.abs().mean()
+            assert apart < (2e-5 if exact else 5e-2), (name, float(apart))
             assert torch.equal(ours.p[name], again.p[name]), "twice the same bits"
         near("loss", ours.loss_N, theirs.loss_N, 1e-4 if exact else 2e-2)
         if exact:

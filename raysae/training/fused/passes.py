@@ -128,7 +128,8 @@ def latent_gradients(
             "rows": rows, "columns": columns, "d_in": d_in,
             "extra": added.bias_NC.shape[1] if more else 0,
         },
-        {"BLOCK": block, "TOGETHER": together(block), "MORE": more is not None}, warps_for(block),
+        {"BLOCK": block, "TOGETHER": max(together(block) // 2, 1), "MORE": more is not None},
+        warps_for(block),
     ))  # fmt: skip
     return made
 

@@ -7,8 +7,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from raysae.sae import build_sae, sae_config
-from raysae.training.config import TrainingConfig
 from raysae.training.fused import launching
 from raysae.training.packed import PackedStep
 
@@ -108,31 +106,6 @@ class StepLog(NamedTuple):
         every = [(one.name, one.nbytes) for one in self.operations]
         every += [(one.kernel, one.nbytes) for one in self.launches]
         return sorted(every, key=lambda one: -one[1])[:count]
-
-
-def packed_on_meta(
-    d_in: int, d_sae: int, k: int, batch: int, *, saes: int = 1, variant: str = "topk",
-    precision: str = "bfloat16",
-) -> PackedStep:  # fmt: skip
-    """A packed step whose tensors have no contents."""
-    config = sae_config({"variant": variant, "d_sae": d_sae, "k": k})
-    training = TrainingConfig(batch_size=batch, precision=precision)
-    with torch.device("meta"):
-        models = [build_like(config, d_in) for _ in range(saes)]
-        since_fired = [torch.zeros(d_sae, dtype=torch.int64) for _ in models]
-        return PackedStep(models, [training] * saes, [10**6] * saes, since_fired, 10)
-
-
-def build_like(config: Any, d_in: int) -> Any:
-    """An SAE on the meta device."""
-    small = build_sae(type(config)(d_sae=config.k, k=config.k), d_in)
-    small.config = config
-    for name, shape in {
-        "W_dec": (config.d_sae, d_in), "W_enc": (d_in, config.d_sae), "b_enc": (config.d_sae,),
-        "b_dec": (d_in,),
-    }.items():  # fmt: skip
-        setattr(small, name, torch.nn.Parameter(torch.empty(shape, device="meta")))
-    return small.to("meta")
 
 
 def step_log(step: PackedStep, batch: int, columns: int = 0) -> StepLog:

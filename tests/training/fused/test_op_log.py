@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.training.fused.op_log import HOST_READS, packed_on_meta, step_log
+from scripts.compile_kernels import packed_on_meta
+from tests.training.fused.op_log import HOST_READS, step_log
 
 WIDE = {"d_in": 768, "d_sae": 24_576, "k": 32, "batch": 4096}
 GB = 10**9

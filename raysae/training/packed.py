@@ -29,6 +29,7 @@ from raysae.training.fused.aux_k import Dead
 from raysae.training.fused.backward import Gradients, Kind, Weights, gradients
 from raysae.training.fused.late import LAG, LateNumber
 from raysae.training.graphs import Graphs
+from raysae.training.memory import SPARSE_SHARE
 from raysae.training.step import BETAS, products_in
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -37,9 +38,6 @@ AdamState = dict[Tensor, dict[str, Tensor]]
 """Each parameter's moments, under the names that torch's Adam uses."""
 LEAST_COLUMNS = 64
 """AuxK computes at least so many columns, and then powers of two, where steps are captured."""
-SPARSE_SHARE = 0.02
-"""Up to this part of active latents the kernels that read those alone are taken for faster than whole
-products; a GPU has yet to say where the crossover is."""
 NEVER = 2**62
 """Tokens that no training has: latents of an SAE without AuxK are never dead for it."""
 

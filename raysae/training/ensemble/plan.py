@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from raysae.sae.config import BatchTopKConfig
+from raysae.sae.config import KConfig
+from raysae.training import gpu
 from raysae.training.config import TrainingConfig
 from raysae.training.ensemble.members import Member
 from raysae.training.iterator_rows import IteratorRows
@@ -112,14 +113,13 @@ def _shape(member: Member) -> tuple[Any, ...] | None:
 
 def _bytes(program: list[Member], device: str) -> int:
     """Memory of a packed program in bytes, with the rows that are not on the device yet."""
-    return _row_bytes(program, device) + sum(
-        packed_bytes(
-            member.rows.d_in, member.config.d_sae, member.training,
-            aux=bool(getattr(member.config, "aux_coefficient", None)),
-            sorts=isinstance(member.config, BatchTopKConfig),
-        )
-        for member in program
-    )  # fmt: skip
+    total = _row_bytes(program, device)
+    for member in program:
+        config, training = member.config, member.training
+        assert isinstance(config, KConfig)
+        fast = training.compiled and gpu.launches(torch.device(device))
+        total += packed_bytes(member.rows.d_in, config, training, fast)
+    return total
 
 
 def _row_bytes(program: list[Member], device: str) -> int:

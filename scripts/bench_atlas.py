@@ -2,7 +2,8 @@
 
     python scripts/bench_atlas.py [r3] [r1] [--rows 4000]
 
-Each case is ``python -m raysae.atlas`` in a process of its own, on a synthetic store:
+Each case is ``python -m raysae.atlas`` in a process of its own, on a synthetic store, without the
+analysis of its features (``scripts/bench_analysis.py`` has that):
 
 - r3: 72 sites (12 layers, 6 positions) of 800 training rows, d_in 768, d_sae 512, K 150, 25 epochs of
   batches of 256. Beside it the updates alone, on batches prepared before, an SAE a core, all cores busy.
@@ -49,7 +50,8 @@ def recipe(folder: Path, name: str, **settings: Any) -> Path:
     """A config file of an atlas in ``folder``."""
     file = folder / f"{name}.yaml"
     place = {"runs_dir": str(folder / "runs"), "store": str(folder / name), "source": None}
-    whole = {"name": name, **place, "records": {"mlflow": False}, **settings}
+    kept = {"records": {"mlflow": False}, "analyze": {"phases": []}}
+    whole = {"name": name, **place, **kept, **settings}
     file.write_text(yaml.safe_dump(whole))
     return file
 

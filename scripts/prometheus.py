@@ -1,6 +1,6 @@
 """Does every query of the Grafana dashboard get an answer? A real Prometheus watches a real sweep.
 
-    apt-get install prometheus; pip install -e '.[dashboard]'
+    apt-get install prometheus
     python scripts/prometheus.py [--seconds 300]
 
 The sweep reads by scans, so that Ray Data and raysae's scans have figures too. Queries about GPUs are

@@ -170,12 +170,36 @@ def test_the_config_is_printed_and_can_be_fed_back(capsys, place):
     assert capsys.readouterr().out == (place / "again.yaml").read_text()
 
 
-def test_help_tells_of_every_key(capsys):
+def told(capsys, *words: str) -> str:
     with pytest.raises(SystemExit) as leaving:
-        main(["--help"])
+        main(list(words))
     assert leaving.value.code == 0
-    text = capsys.readouterr().out
-    assert "sweep.trials=8" in text and "Dictionary size" in text and "--resume" in text
+    return capsys.readouterr().out
+
+
+def test_help_fits_a_screen_and_names_the_exit_codes(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = told(capsys, "--help")
+    assert len(text.splitlines()) <= 50
+    assert "--resume" in text and "--help-keys" in text and "130 interrupted" in text
+
+
+def test_help_keys_tells_of_every_key_or_of_one_part(capsys):
+    from raysae.config import describe_fields
+
+    text = told(capsys, "--help-keys")
+    assert all(f"  {key}=" in text for key, _, _ in describe_fields())
+    assert "Dictionary size" in text and "explained_variance:" in text
+    part = told(capsys, "--help-keys", "sae")
+    assert "sae.d_sae=" in part and "sweep.trials=" not in part
+    assert "explained_variance:" in told(capsys, "--help-keys", "metrics")
+
+
+def test_help_keys_of_a_part_that_does_not_exist(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["--help-keys", "trainin"])
+    assert leaving.value.code == 2
+    assert "trainin: no such part of a recipe; did you mean training?" in capsys.readouterr().err
 
 
 def test_a_refusal_as_a_shell_sees_it(tmp_path):

@@ -1,8 +1,6 @@
-"""The README is kept true: its tree, its commands, its Python."""
+"""The commands and the Python of the pages run: README.md and those that it leads to."""
 
 import json
-import re
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,53 +10,26 @@ import pytest
 from raysae.config import load_recipe
 from raysae.pocket.problems import make_problem
 from tests.conftest import SMALL
+from tests.pages import PAGES, README, ROOT, blocks, others, verb_arguments
 
-README = Path("README.md").read_text()
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [
-    shlex.split(line, comments=True)
-    for kind, block in BLOCKS
-    if kind == "bash"
-    for line in block.splitlines()
-]
-SWEEPS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "raysae.sweep"]]
-ATLASES = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "raysae.atlas"]]
-EXTRACTS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "raysae.extract"]]
-STORES = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "raysae.store"]]
-EXPORTS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "raysae.export"]]
-RUN_BELOW = ("raysae.atlas", "raysae.sweep", "raysae.extract", "raysae.store", "raysae.export")
-OTHERS = [words for words in COMMANDS if " ".join(words[2:3]) not in RUN_BELOW]
-
-
-def test_every_file_of_the_package_is_in_the_tree():
-    tree = re.search(r"## The tree\n+```\n(.*?)```", README, re.DOTALL).group(1)
-    named = set(re.findall(r"^ *([\w.]+\.(?:py|sh|toml))", tree, re.MULTILINE))
-    files = {
-        path.name
-        for folder in ("raysae", "scripts")
-        for path in Path(folder).rglob("*")
-        if path.suffix in (".py", ".sh") and path.name != "__init__.py"
-    }
-    assert files == named - {"pyproject.toml"}
+SWEEPS, ATLASES, EXPORTS = map(verb_arguments, ("sweep", "atlas", "export"))
+EXTRACTS, STORES, ANALYSES = map(verb_arguments, ("extract", "store", "analyze"))
+JOINS = ["--address", "auto"]
+"""A sweep that joins a Ray, which no test here starts; ``test_pages.py`` reads its recipe."""
 
 
 def test_the_commands_are_the_ones_this_file_runs():
-    (job,) = (words for words in OTHERS if words[:3] == ["ray", "job", "submit"])
-    assert [
-        ["scripts/demo.sh"],
-        ["scripts/test.sh"],
-        ["python", "-m", "raysae.report", "runs/quickstart"],
-        ["mlflow", "ui", "--backend-store-uri", "sqlite:///$PWD/runs/mlflow.db"],
-        job,
-    ] == OTHERS
-    assert job[:7] == ["ray", "job", "submit", "--runtime-env", "scripts/job.yaml", "--", "python"]
+    (job,) = (words for words in others() if words[:3] == ["ray", "job", "submit"])
     places = load_recipe(None, job[9:])
     assert (places.run_uri, places.store_uri) == (
         "s3://BUCKET/runs/quickstart",
         "s3://BUCKET/store",
     )
-    assert all(Path(words[0]).exists() for words in OTHERS[:2])
-    assert (len(SWEEPS), len(EXTRACTS), len(STORES), len(EXPORTS)) == (12, 1, 5, 3)
+    assert others()[:2] == [["scripts/demo.sh"], ["scripts/test.sh"]]
+    numbers = (len(SWEEPS), len(EXTRACTS), len(STORES), len(EXPORTS))
+    assert numbers == (15, 1, 5, 3)
+    assert JOINS in SWEEPS
+    assert verb_arguments("report") == [["runs/quickstart"]]
 
 
 def problems(folder):
@@ -72,6 +43,7 @@ def problems(folder):
 def test_store_commands(connected_ray, tmp_path, monkeypatch, capsys):
     """The tour of the store in its order, placeholders filled in, in an empty folder."""
     import numpy as np
+    import torch
 
     from raysae.activations.store_command import main as store
     from raysae.extraction.extract_command import main as extract
@@ -79,7 +51,8 @@ def test_store_commands(connected_ray, tmp_path, monkeypatch, capsys):
     (arguments,) = EXTRACTS
     config = Path(arguments[0]).absolute()
     data = problems(tmp_path)
-    np.save(tmp_path / "FILE.npy", np.random.default_rng(0).normal(size=(50, 16)))
+    rows = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)
+    torch.save(torch.from_numpy(rows), tmp_path / "FILE.pt")
     monkeypatch.chdir(tmp_path)
     filled = [
         word.replace("=FOLDER", "=pocket").replace("FILE.jsonl", str(data)) for word in arguments
@@ -90,9 +63,10 @@ def test_store_commands(connected_ray, tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().out
     from raysae.pipeline.sweep_command import main as sweep
 
-    (last,) = [words for words in SWEEPS if "source=null" in words]
+    mine, world = [words for words in SWEEPS if "source=null" in words]
     quick = ["sweep.trials=2", "training.epochs=1", "records.mlflow=false", "atlas.enabled=false"]
-    assert sweep([*last, *quick]) == 0
+    assert sweep([*world, *quick]) == 0
+    assert sweep([*mine, "--dry-run"]) == 0
 
 
 def _param(words):
@@ -101,12 +75,14 @@ def _param(words):
     return pytest.param(words, id=" ".join(words), marks=[pytest.mark.long] if slow else [])
 
 
-@pytest.mark.parametrize("arguments", [_param(w) for w in SWEEPS if "source=null" not in w])
+@pytest.mark.parametrize(
+    "arguments", [_param(w) for w in SWEEPS if "source=null" not in w and w != JOINS]
+)
 def test_sweep_commands(arguments, connected_ray, small_run, tmp_path, capsys):
     """Each as written, its placeholders filled in and its sizes cut down."""
     from raysae.pipeline.sweep_command import main
 
-    if "--help" in arguments:
+    if {"--help", "--help-keys"} & set(arguments):
         with pytest.raises(SystemExit) as leaving:
             main(arguments)
         assert leaving.value.code == 0
@@ -171,8 +147,32 @@ def test_report_command(small_run, capsys):
     assert page.is_file()
 
 
+def test_analyze_commands(small_run, tmp_path, capsys):
+    """Those on the quickstart, whose phases are there already; ``tests/analysis`` runs the others."""
+    from raysae.pipeline.analyze_command import main
+
+    shutil.copytree(small_run.folder, tmp_path / "small")
+    (arguments,) = [words for words in ANALYSES if "runs/quickstart" in words]
+    assert (
+        main([word.replace("runs/quickstart", str(tmp_path / "small")) for word in arguments]) == 0
+    )
+    assert capsys.readouterr().out
+
+
+def python_of(name):
+    """The one block of Python of a page."""
+    (code,) = blocks(ROOT / name, "python")
+    return code
+
+
+def test_no_other_page_has_python():
+    pages = [page for page in PAGES if blocks(page, "python")]
+    assert pages == [README, ROOT / "raysae/docs/atlas.md", ROOT / "raysae/docs/python.md"]
+    assert python_of("raysae/docs/python.md").startswith(python_of("README.md"))
+
+
 def test_the_python_runs(small_run, tmp_path, monkeypatch, capsys):
-    code, _ = [block for kind, block in BLOCKS if kind == "python"]
+    code = python_of("raysae/docs/python.md")
     (tmp_path / "runs").mkdir()
     (tmp_path / "stores").mkdir()
     (tmp_path / "runs" / "quickstart").symlink_to(small_run.folder)
@@ -187,7 +187,7 @@ def test_the_python_runs(small_run, tmp_path, monkeypatch, capsys):
 
 
 def test_the_python_of_the_atlas_runs(small_run, tmp_path, monkeypatch, capsys):
-    _, code = [block for kind, block in BLOCKS if kind == "python"]
+    code = python_of("raysae/docs/atlas.md")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "quickstart").symlink_to(small_run.folder)
     monkeypatch.chdir(tmp_path)

@@ -134,6 +134,8 @@ class Ablator:
     ) -> Iterator[tuple[Tensor, Tensor, Effect]]:  # fmt: skip
         pairs = max(1, self.model.forward_tokens // clean.batch.size.tokens)
         text_P, group_P = rows.pairs(groups)
+        if not len(text_P):  # no feature is active in these texts
+            return
         for text, group in zip(text_P.split(pairs), group_P.split(pairs), strict=True):
             index, delta_ND = rows.changes(text, group, groups, self.sae.W_dec.detach())
             change = Change(self.site.layer, index, added(delta_ND), self.site.hookpoint)

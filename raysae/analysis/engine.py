@@ -147,6 +147,7 @@ class Round:
         outcomes = map_committed(
             list(self.made), work, committed=committed, placement=placement,
             retries=resources.retries, hang_seconds=resources.hang_seconds,
+            label=lambda task: f"{task.phase} {task.item.key}",
         )  # fmt: skip
         with self.events.work("Analysis", len(self.made)) as emit, closing(outcomes):
             for task, outcome in outcomes:

@@ -122,8 +122,14 @@ def _trained(
         yield from map_committed(
             one.groups, Work(AtlasWorker, (_sent(job, one),)), committed=committed,
             placement=one.placement, retries=resources.retries,
-            hang_seconds=resources.hang_seconds, on_progress=on_progress,
+            hang_seconds=resources.hang_seconds, on_progress=on_progress, label=_label,
         )  # fmt: skip
+
+
+def _label(group: Sites) -> str:
+    """What Ray's dashboard calls the training of a group."""
+    more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+    return f"atlas {group[0]}{more}"
 
 
 @contextmanager

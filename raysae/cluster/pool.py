@@ -48,6 +48,7 @@ def map_committed(
     retries: int,
     hang_seconds: float | None,
     on_progress: Callable[[Item, Any], None] = lambda item, report: None,
+    label: Callable[[Item], str] = str,
 ) -> Generator[tuple[Item, Outcome[Value]], None, None]:
     """Do every item that is not committed yet; yield each item with its outcome.
 
@@ -56,6 +57,7 @@ def map_committed(
     is lost, another worker does its item, up to ``retries`` times. An item fails at once when it raises
     an exception or makes no step for ``hang_seconds``. When no worker can be made, all remaining items
     fail with that reason. ``on_progress(item, report)`` receives the workers' reports during an item.
+    ``label(item)`` names its task in Ray's dashboard, and its process in ``ps``.
 
     To stop early, close the iterator (``contextlib.closing``). This ends the actors; an exception or a
     KeyboardInterrupt in the loop does so too.
@@ -69,7 +71,7 @@ def map_committed(
             yield item, Outcome(value)
     if not missing:
         return
-    pool = _Pool(missing, work, committed, placement, retries, hang_seconds, on_progress)
+    pool = _Pool(missing, work, committed, placement, retries, hang_seconds, on_progress, label)
     try:
         yield from pool.outcomes()
     finally:
@@ -89,8 +91,9 @@ class _Slot:
     """How many actors in a row were lost here before they began an item."""
     given_up: bool = False
 
-    def give(self, item: Any) -> None:
-        self.item, self.begun, self.stream = item, None, self.actor.do.remote(item)
+    def give(self, item: Any, label: str) -> None:
+        self.item, self.begun = item, None
+        self.stream = self.actor.do.options(name=f"PoolWorker.do {label}").remote(item)
 
     def end(self) -> None:
         """End the actor if it is alive."""
@@ -112,8 +115,9 @@ class _Pool:
         retries: int,
         hang_seconds: float | None,
         on_progress: Callable[[Any, Any], None],
+        label: Callable[[Any], str],
     ):
-        self.committed, self.on_progress = committed, on_progress
+        self.committed, self.on_progress, self.label = committed, on_progress, label
         self.retries, self.hang_seconds = retries, hang_seconds
         self.waiting, self.losses = deque(items), Counter[Any]()
         self.slots = [_Slot() for _ in range(min(placement.workers, len(items)))]
@@ -151,7 +155,8 @@ class _Pool:
                 return
             if slot.actor is None:
                 slot.actor = self._new_actor()
-            slot.give(self.waiting.popleft())
+            item = self.waiting.popleft()
+            slot.give(item, self.label(item))
 
     def _new_actor(self) -> Any:
         actor = ray.remote(PoolWorker).options(**self.options)

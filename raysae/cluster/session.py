@@ -100,7 +100,7 @@ def check_dashboard(resources: ResourcesConfig) -> None:
     if resources.dashboard and find_spec("aiohttp_cors") is None:
         raise UserError(
             "resources.dashboard is true, but Ray's dashboard is not installed; "
-            "pip install 'raysae[dashboard]' (or 'ray[default]')"
+            "pip install 'ray[default]'"
         )
 
 

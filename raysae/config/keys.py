@@ -7,31 +7,34 @@ from pydantic import BaseModel
 
 Row = tuple[str, str, str]
 """A dotted key, its default as YAML, its meaning."""
+Entry = tuple[str, Any, str, dict[str, Any]]
+"""A dotted key, its default, its meaning, the part of the schema that describes its value."""
 
 
 def describe(model: type[BaseModel], defaults: dict[str, Any]) -> list[Row]:
     """The rows of ``model`` and of all its sections, in their order."""
+    return [(key, as_yaml(value), text) for key, value, text, _ in entries(model, defaults)]
+
+
+def entries(model: type[BaseModel], defaults: dict[str, Any]) -> list[Entry]:
+    """Every key of ``model`` and of all its sections, in their order."""
     schema = model.model_json_schema()
-    return [
-        (
-            key,
-            "" if value is None else yaml.safe_dump(value, default_flow_style=True).splitlines()[0],
-            text,
-        )
-        for key, value, text in _walk(schema, schema, defaults, "")
-    ]
+    return _walk(schema, schema, defaults, "")
 
 
-def _walk(
-    schema: dict[str, Any], root: dict[str, Any], defaults: Any, prefix: str
-) -> list[tuple[str, Any, str]]:
+def as_yaml(value: Any) -> str:
+    """A default as YAML in one line; empty for null."""
+    return "" if value is None else yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
+
+
+def _walk(schema: dict[str, Any], root: dict[str, Any], defaults: Any, prefix: str) -> list[Entry]:
     rows = []
     for name, field in schema["properties"].items():
         sections = _sections(field, root)
         if sections and isinstance(defaults[name], dict):
             rows += _section_rows(sections, root, defaults[name], f"{prefix}{name}.")
         else:
-            rows.append((f"{prefix}{name}", defaults[name], _text(field)))
+            rows.append((f"{prefix}{name}", defaults[name], _text(field), field))
     return rows
 
 
@@ -44,7 +47,7 @@ def _sections(field: dict[str, Any], root: dict[str, Any]) -> list[dict[str, Any
 
 def _section_rows(
     kinds: list[dict[str, Any]], root: dict[str, Any], defaults: Any, prefix: str
-) -> list[tuple[str, Any, str]]:
+) -> list[Entry]:
     """A section's rows; of a section of several kinds, those of all, saying which kinds have a key."""
     if len(kinds) == 1:
         return _walk(kinds[0], root, defaults, prefix)
@@ -59,8 +62,14 @@ def _section_rows(
         else:
             only = f" ({', '.join(map(_kind, having))})" if len(having) < len(kinds) else ""
             text = _text(field) + only
-        rows.append((f"{prefix}{name}", default, text))
+        rows.append((f"{prefix}{name}", default, text, _of_all(having, name)))
     return rows
+
+
+def _of_all(kinds: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """The values that a key may have in any of several kinds of a section."""
+    fields = [kind["properties"][name] for kind in kinds]
+    return fields[0] if all("const" not in field for field in fields) else {"anyOf": fields}
 
 
 def _kind(section: dict[str, Any]) -> str:

@@ -109,6 +109,8 @@ class RecordsConfig(Section):
     environment, not here."""
     experiment: str = "raysae"
     """The MLflow experiment."""
+    system_metrics: bool = False
+    """Whether to record the processor, memory, disk, network and GPUs of the driver's machine too."""
 
 
 QUICKSTART_TRAINING = TrainingConfig(epochs=12, batch_size=256, lr=3e-3)

@@ -16,6 +16,10 @@ LONGEST_WORD = 1000
 DONE, PARTLY, REFUSED, INTERRUPTED = 0, 1, 2, 130
 FAILED = 1
 """The exit code of an unexpected error, as Python has it."""
+EXIT_CODES = (
+    "exit codes: 0 done; 1 a part failed, the same command tries it again; 2 refused before any work; "
+    "130 interrupted, the same command continues"
+)
 
 
 def run_command(command: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
@@ -115,24 +119,50 @@ def leave(code: int) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose messages show control characters of the arguments as escapes."""
+    """A parser whose messages show control characters of the arguments as escapes, and that a shell
+    asks for the words that may follow."""
+
+    _completing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the arguments; where a shell asks, answer it and end the process instead."""
+        if "_ARGCOMPLETE" in os.environ and not self._completing:
+            import argcomplete
+
+            self._completing = True  # argcomplete parses what is there so far by this parser
+            argcomplete.autocomplete(self, always_complete_options=False)  # ends the process
+        return super().parse_known_args(args, namespace)
 
     def _print_message(self, message: str, file: Any = None) -> None:
         super()._print_message(printable(message, lines=True), file)
 
 
 def recipe_parser(program: str, description: str) -> Parser:
-    """A parser for CONFIG.yaml and key=value arguments, its help made from the recipe's fields."""
-    parser = Parser(
-        prog=program,
-        description=description,
-        epilog=_keys(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """A parser for CONFIG.yaml and key=value arguments; ``--help-keys`` prints the recipe's keys."""
+    parser = Parser(prog=program, description=description, epilog=EXIT_CODES)
     parser.add_argument("config", nargs="?", help="a recipe in YAML; without one, the quickstart")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys to replace")
+    for action in parser._actions[-2:]:
+        action.completer = _complete_recipe  # type: ignore[attr-defined]
     parser.add_argument("--print-config", action="store_true", help="print the resolved recipe")
+    parser.add_argument(
+        "--help-keys", nargs="?", const="", metavar="PART", action=_HelpKeys,
+        help="print the recipe's keys and their defaults, all or those of one PART (sae, training, "
+        "sweep, ..., metrics)",
+    )  # fmt: skip
     return parser
+
+
+def add_log_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a command tells of its progress; they set ``log``."""
+    parser.add_argument(
+        "--log", choices=["auto", "quiet", "json"], default="auto",
+        help="quiet: only the outcome; json: a JSON line for everything",
+    )  # fmt: skip
+    for name in ("quiet", "json"):
+        parser.add_argument(
+            f"--{name}", dest="log", action="store_const", const=name, help=f"as --log {name}"
+        )
 
 
 def split_config(args: argparse.Namespace) -> tuple[str | None, list[str]]:
@@ -142,20 +172,22 @@ def split_config(args: argparse.Namespace) -> tuple[str | None, list[str]]:
     return args.config, args.overrides
 
 
-def _keys() -> str:
-    import textwrap
+class _HelpKeys(argparse.Action):
+    """Prints the recipe's keys, all or those of one part, and ends the command."""
 
-    from raysae.config import describe_fields
-    from raysae.metrics.definitions import help_text
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> NoReturn:
+        from raysae.console.help_keys import keys_text
+        from raysae.errors import UserError
 
-    lines = ["recipe keys (and their defaults):"]
-    for key, default, text in describe_fields():
-        lines.append(f"  {key}={default}")
-        lines += textwrap.wrap(text, 88, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    lines += [
-        "",
-        "metrics that a search may optimise or bound (sweep.objectives, sweep.constraints):",
-    ]
-    for name, text in help_text():
-        lines += textwrap.wrap(text, 88, initial_indent=f"  {name}: ", subsequent_indent=" " * 6)
-    return "\n".join(lines)
+        try:
+            print(keys_text(values))
+        except UserError as error:
+            print(f"{option} {error}", file=sys.stderr)
+            sys.exit(REFUSED)
+        sys.exit(DONE)
+
+
+def _complete_recipe(prefix: str, **_: Any) -> list[str]:
+    from raysae.console.help_keys import complete_recipe
+
+    return complete_recipe(prefix)

@@ -194,6 +194,7 @@ def _run(
     shards = map_committed(
         range(len(tokens.parts)), work, committed=committed, placement=placement,
         retries=resources.retries, hang_seconds=resources.hang_seconds,
+        label=lambda shard: f"extract shard {shard}",
     )  # fmt: skip
     failed = {}
     with closing(shards):

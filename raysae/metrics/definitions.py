@@ -40,6 +40,7 @@ def _mebibytes(value: float) -> str:
 
 
 def _reconstruction() -> list[Metric]:
+    """How much is explained, and by how many latents."""
     return [
         Metric(
             "explained_variance", "1 − Σ‖x−x̂‖² / Σ‖x−x̄‖²; predicting the mean scores 0", "",
@@ -81,6 +82,7 @@ def _reconstruction() -> list[Metric]:
 
 
 def _errors() -> list[Metric]:
+    """Errors of the reconstruction."""
     return [
         Metric(
             "fvu", "1 − explained_variance", "", "minimize", COUNT, RECORDED, objective=True,
@@ -107,6 +109,7 @@ def _errors() -> list[Metric]:
 
 
 def _agreement() -> list[Metric]:
+    """How alike dictionaries are, and the rows of one decoder."""
     return [
         Metric(
             "stability", "mean cosine of the best one-to-one match (Hungarian) between the live "
@@ -157,6 +160,7 @@ def _agreement() -> list[Metric]:
 
 
 def _training() -> list[Metric]:
+    """The training, and memory that is known before it."""
     return [
         Metric("step", "training steps so far", "steps", None, COUNT, frozenset({LOG})),
         Metric("steps", "training steps", "steps", None, COUNT, frozenset({LOG, TABLE}), cost=True),
@@ -192,6 +196,7 @@ def _training() -> list[Metric]:
 
 
 def _costs() -> list[Metric]:
+    """What it cost: these differ between two runs of one recipe."""
     running = frozenset({PROGRESS, LOG, TABLE})
 
     def cost(name: str, meaning: str, unit: str = "", **more: Any) -> Metric:
@@ -254,17 +259,6 @@ def register_all() -> None:
     for family in FAMILIES:
         for metric in family():
             register(metric)
-
-
-def markdown() -> str:
-    """The definitions as a Markdown list; the README contains this text."""
-    lines = []
-    for family in FAMILIES[:-1]:
-        for metric in family():
-            unit = f" ({metric.unit})" if metric.unit else ""
-            better = {"maximize": "; more is better", "minimize": "; less is better", None: ""}
-            lines.append(f"- `{metric.name}`{unit}: {metric.meaning}{better[metric.direction]}.")
-    return "\n".join(lines)
 
 
 def help_text() -> list[tuple[str, str]]:

@@ -25,7 +25,7 @@ class Metric:
 
     name: str
     meaning: str
-    """Its definition, without a verb; the help and the README show it."""
+    """Its definition, without a verb; the help and the reference of metrics show it."""
     unit: str = ""
     direction: Literal["maximize", "minimize"] | None = None
     """Whether larger or smaller values are better; None: neither."""

@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raysae.console.command_line import DONE, INTERRUPTED, PARTLY, Parser
+from raysae.console.command_line import DONE, INTERRUPTED, PARTLY, Parser, add_log_options
 from raysae.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,10 +33,7 @@ def main(arguments: list[str]) -> int:
         help="where the folder analysis is written, of an atlas outside a run (by default beside it)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of an atlas outside a run (0)")
-    parser.add_argument(
-        "--log", choices=["auto", "quiet", "json"], default="auto",
-        help="quiet: only the outcome; json: a JSON line for everything",
-    )  # fmt: skip
+    add_log_options(parser)
     args = parser.parse_args(arguments)
     return _carry_out(args)
 

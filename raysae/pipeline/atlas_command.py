@@ -36,11 +36,14 @@ def main(arguments: list[str]) -> int:
     recipe = given_recipe(config, overrides) if args.run is None else chosen_recipe(
         args.run, config, overrides
     )  # fmt: skip
-    if args.print_config:
+    if args.print_config and not args.dry_run:
         print(recipe.to_yaml(), end="")
         return DONE
     chosen = args.run is not None
-    return carry_out(recipe, args.log, dry=args.dry_run, force=args.force, chosen=chosen)
+    code = carry_out(recipe, args.log, dry=args.dry_run, force=args.force, chosen=chosen)
+    if args.print_config:
+        print(f"\n{recipe.to_yaml()}", end="")
+    return code
 
 
 def given_recipe(config: str | None, overrides: Sequence[str]) -> "Recipe":

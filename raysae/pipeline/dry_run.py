@@ -32,7 +32,7 @@ LISTED = 12
 
 
 def dry_run(recipe: Recipe, started: float | None = None) -> None:
-    """Print the resolved recipe and what its run would do; with several models, that of each.
+    """Print what the run of a recipe would do; with several models, that of each.
 
     ``started`` is when the command began, in seconds since the epoch; by default it begins now.
     Raises UserError on everything that a run would refuse before any work.
@@ -48,7 +48,6 @@ def dry_run(recipe: Recipe, started: float | None = None) -> None:
 def _dry_run(recipe: Recipe, started: float) -> None:
     """The dry run of a recipe of one model."""
     plan = preflight(recipe)
-    print(recipe.to_yaml())
     with trial_session(recipe.resources):
         wanted = plan.needs
         admitted = admit(recipe, wanted)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from raysae.browser.pages import FEATURES
 from raysae.console.board import console, seconds
 from raysae.console.output import Table
 from raysae.console.shell import look_at_records, raysae_command
@@ -11,6 +12,9 @@ from raysae.records.folder import STAGES
 from raysae.records.rows import SiteRow, TrialRow
 from raysae.redaction import redacted
 from raysae.report.claims import in_brief
+
+LISTED = 30
+"""The most trials that the last screen lists."""
 
 
 def print_summary(result: SweepResult, total_seconds: float | None, short: bool = False) -> None:
@@ -55,10 +59,18 @@ def _print_report(result: SweepResult) -> None:
         console.print("Report   not made; the same command tries it again, and trains nothing anew")
     else:
         console.print(f"Report   {result.run.report_page}")
+        if (result.run.report_page.parent / FEATURES / "index.html").is_file():
+            console.print(f"Features {raysae_command('serve', result.run.recipe.run_place)}")
 
 
 def _print_choice(result: SweepResult) -> None:
-    console.print(_trials(result.trials, result.selection["choice"]["trial"]))
+    shown = listed_trials(result.trials, result.selection)
+    console.print(_trials(shown, result.selection["choice"]["trial"]))
+    if len(shown) < len(result.trials):
+        console.print(
+            f"{len(result.trials) - len(shown)} more of {len(result.trials)} trials are in "
+            f"{result.run.trials_file}", style="dim",
+        )  # fmt: skip
     console.print(f"\nRule {result.selection['rule']}: {result.selection['choice']['reason']}")
     for line in indicator_lines(result.selection["choice"]):
         console.print(f"  {line}")
@@ -133,6 +145,20 @@ def indicator_lines(choice: dict[str, Any]) -> list[str]:
         f"{said['indicator']} ({said['of'].removeprefix('sae.')}): {said['says']}"
         for said in choice.get("indicators", [])
     ]
+
+
+def listed_trials(trials: list[TrialRow], selection: dict[str, Any]) -> list[TrialRow]:
+    """The trials that the table lists: all of a few; of many the chosen one, those on the front and
+    those that failed first, ``LISTED`` in all, in the order of their numbers."""
+    if len(trials) <= LISTED:
+        return trials
+    first = dict.fromkeys(selection.get("pareto", {}).get("front", []), 1)
+    first[selection["choice"]["trial"]] = 0
+
+    def rank(row: TrialRow) -> tuple[int, int]:
+        return first.get(row.trial, 3 if row.done else 2), row.trial
+
+    return sorted(sorted(trials, key=rank)[:LISTED], key=lambda row: row.trial)
 
 
 def _trials(trials: list[TrialRow], chosen: int | None) -> Table:

@@ -8,7 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from raysae.console.command_line import DONE, INTERRUPTED, PARTLY, recipe_parser, split_config
+from raysae.console.command_line import (
+    DONE,
+    INTERRUPTED,
+    PARTLY,
+    add_log_options,
+    recipe_parser,
+    split_config,
+)
 from raysae.console.output import say
 from raysae.errors import UserError, in_one_line
 
@@ -43,21 +50,24 @@ def main(arguments: list[str]) -> int:
     if args.select is not None:
         overrides = [*overrides, f"select.rule={args.select}"]
     recipe = _recipe(args.run or args.resume, config, overrides, reading=args.select is not None)
-    if args.print_config:
+    if args.print_config and not args.dry_run:
         print(recipe.to_yaml(), end="")
         return DONE
     if args.select is not None:
         return _select(recipe)
-    return carry_out(recipe, args.log, dry=args.dry_run, force=args.force)
+    code = carry_out(recipe, args.log, dry=args.dry_run, force=args.force)
+    if args.print_config:
+        print(f"\n{recipe.to_yaml()}", end="")
+    return code
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that all commands have that carry out a recipe."""
-    parser.add_argument("--dry-run", action="store_true", help="say what the run would do")
     parser.add_argument(
-        "--log", choices=["auto", "quiet", "json"], default="auto",
-        help="quiet: only the outcome; json: a JSON line for everything",
+        "--dry-run", action="store_true",
+        help="say what the run would do; with --print-config its resolved recipe too",
     )  # fmt: skip
+    add_log_options(parser)
     parser.add_argument("--address", help="a Ray cluster to join; the same as resources.address=")
 
 

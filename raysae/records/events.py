@@ -99,6 +99,17 @@ class Analysed(Event):
 
 
 @dataclass(frozen=True)
+class Result:
+    """What a run leaves to be found by its figures: the chosen SAE, or the atlas."""
+
+    name: str
+    settings: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    item: str | None = None
+    """The key of the trial whose SAE it is."""
+
+
+@dataclass(frozen=True)
 class RunEnded(Event):
     """The run has ended; everything that could be made exists."""
 
@@ -108,6 +119,8 @@ class RunEnded(Event):
     """The choice and its reason."""
     files: Sequence[Path]
     """The files and folders that describe the run."""
+    results: Sequence[Result] = ()
+    """The chosen SAE and the atlas, as far as there are any."""
 
 
 class Listener(Protocol):

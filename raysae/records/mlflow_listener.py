@@ -118,8 +118,9 @@ class MLflowRecorder(Recorder):
                 self._put(lambda writer: writer.ended(item, reason, "FAILED"))
             case Stopped(item, reason):
                 self._put(lambda writer: writer.ended(item, reason, "KILLED"))
-            case RunEnded(figures, tags, files):
+            case RunEnded(figures, tags, files, results):
                 metrics = floats(figures, MLFLOW)
+                self._put(lambda writer: writer.results(results))
                 self._put(lambda writer: writer.finish(metrics, dict(tags), list(files)))
 
     def close(self) -> int:

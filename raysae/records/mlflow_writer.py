@@ -6,7 +6,7 @@ MLflow runs are found by tag; what such a run has already is not written again.
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from raysae.identity import flat
 from raysae.metrics import MLFLOW, floats
 from raysae.printable import printable
 from raysae.records import mlflow_refusal as refusal
-from raysae.records.events import Item
+from raysae.records.events import Item, Result
 from raysae.records.folder import RunFolder
+from raysae.records.mlflow_models import KEY_TAG, write_model
 from raysae.records.mlflow_wait import Calls, Wait
 from raysae.redaction import redacted
 
-KEY_TAG = "raysae.key"
 SWEEP = "sweep"
 ANALYSIS = "analysis/"
 """How the keys of an analysis's items, its metrics and its artifacts begin."""
@@ -69,6 +69,8 @@ class Writer:
         self._parent_parameters()
         if self.parent in self._earlier:
             self._children = self._find_children()
+        if self.run.recipe.records.system_metrics:
+            watch_machine(self.parent, self.uri)
 
     def answers(self) -> bool:
         """Whether the server answers."""
@@ -141,6 +143,14 @@ class Writer:
         """Write a phase's figures and files to the parent run."""
         self._metrics(self.parent, metrics, 0)
         self.client.log_artifacts(self.parent, str(folder), f"{ANALYSIS}{phase}")
+
+    def results(self, results: Sequence[Result]) -> None:
+        """Make MLflow's models of the chosen SAE and of the atlas, which can be searched by metric."""
+        for one in results:
+            source = None if one.item is None else self._runs.get(one.item)
+            written = write_model(self.client, self.experiment, self.parent, self.run, one, source)
+            for name, value in written.items():
+                self._there(self.parent, name).add((0, value))
 
     def finish(self, metrics: dict[str, float], tags: dict[str, str], files: list[Path]) -> None:
         self._metrics(self.parent, metrics, 0)
@@ -270,6 +280,13 @@ class Writer:
             history = self.client.get_metric_history(run_id, key) if earlier else []
             self._values[run_id, key] = {(one.step, one.value) for one in history}
         return self._values[run_id, key]
+
+
+def watch_machine(run_id: str, uri: str) -> None:
+    """Write the load of this machine (processor, memory, disk, network, GPUs) to an MLflow run."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri).start()
 
 
 def _described(record: dict[str, Any]) -> dict[str, Any]:

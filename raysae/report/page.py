@@ -13,7 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raysae.activations import Site, Store
 from raysae.activations.health import HEADS, StoreHealth, health_of_store
-from raysae.console.board import seconds
+from raysae.browser.pages import Heading, pages_beside_report
+from raysae.console.board import console, seconds
 from raysae.console.shell import look_at_records
 from raysae.metrics import PAGE, labels
 from raysae.printable import printable, shortened
@@ -47,6 +48,9 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
     atlas = read_sites(run.atlas_metrics_file)
     selection = selection or read_choice(run)
     with run.replacing_folder(run.report_page.parent) as folder:
+        pages_beside_report(
+            run.path, folder, Heading(run.recipe.name, source_line(store)), console.print
+        )
         plots = _plots(run, store, trials, atlas, selection, folder)
         page = template("page.html").render(
             title=run.recipe.name,

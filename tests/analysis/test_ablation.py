@@ -122,6 +122,9 @@ def test_a_feature_that_does_not_fire_changes_nothing(pocket, ablator, texts):
     silent = ~effects.changed
     assert silent.any()
     assert not effects.sums["kl"][silent].any()
+    text, feature = np.argwhere(silent)[0]
+    _, alone = ablator.run([texts[text]], [[int(feature)]], quiet)  # nothing at all changes
+    assert not alone.changed.any() and not alone.sums["kl"].any()
 
 
 def planted_model():

@@ -56,6 +56,9 @@ class Doer:
             yield share
         return self._commit(item)
 
+    def named(self, item):
+        (self.folder / f"{item}.task").write_text(ray.get_runtime_context().get_task_name())
+
     def die(self, item):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -95,7 +98,7 @@ def starts_in(folder):
     return len((folder / "starts").read_text())
 
 
-def mapped(folder, items, *, workers=2, retries=2, hang=None, trouble="", told=None):
+def mapped(folder, items, *, workers=2, retries=2, hang=None, trouble="", told=None, label=str):
     """``map_committed`` over named items."""
 
     def committed(item):
@@ -104,7 +107,7 @@ def mapped(folder, items, *, workers=2, retries=2, hang=None, trouble="", told=N
     return map_committed(
         items, Work(Doer, (folder, trouble)), committed=committed,
         placement=Placement(cpus=1, gpus=0, workers=workers), retries=retries, hang_seconds=hang,
-        on_progress=lambda item, report: told.append((item, report)),
+        on_progress=lambda item, report: told.append((item, report)), label=label,
     )  # fmt: skip
 
 
@@ -132,6 +135,12 @@ def test_what_is_committed_comes_first_and_starts_nothing(connected_ray, tmp_pat
     starts = starts_in(tmp_path)
     assert {o.value for o in outcomes(tmp_path, ["a", "b"]).values()} == {"there: a", "there: b"}
     assert starts_in(tmp_path) == starts and not (tmp_path / "b.tries").exists()
+
+
+def test_an_item_is_a_task_named_by_its_label(connected_ray, tmp_path):
+    outcomes(tmp_path, ["named-1", "named-2"], label=lambda item: f"paint {item}")
+    for item in ("named-1", "named-2"):
+        assert (tmp_path / f"{item}.task").read_text() == f"PoolWorker.do paint {item}"
 
 
 def test_a_lost_worker_costs_its_item_nothing(connected_ray, tmp_path):
@@ -290,7 +299,12 @@ def test_a_call_sends_the_item_and_a_worker_gets_the_rest_once(
 
     def spied_actor(self):
         actors.append(new_actor(self))
-        return SimpleNamespace(do=SimpleNamespace(remote=spy(actors[-1].do.remote)))
+        do = actors[-1].do
+
+        def named(**options):
+            return SimpleNamespace(remote=spy(do.options(**options).remote))
+
+        return SimpleNamespace(do=SimpleNamespace(options=named))
 
     monkeypatch.setattr(ray.actor.ActorClass, "options", spied_options)
     monkeypatch.setattr(pool._Pool, "_new_actor", spied_actor)

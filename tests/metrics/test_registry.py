@@ -2,7 +2,7 @@
 
 import json
 import math
-from pathlib import Path
+import re
 
 import pytest
 
@@ -24,12 +24,11 @@ from raysae.metrics import (
     register,
     registered,
 )
-from raysae.metrics.definitions import markdown, seconds
+from raysae.metrics.definitions import seconds
+from raysae.metrics.reference import metrics_markdown
 from raysae.metrics.registry import unregister
 from raysae.pipeline.sweep_command import main
 from raysae.records.tables import read_table
-
-README = Path(__file__).parents[2] / "README.md"
 
 
 def test_each_metric_says_what_it_is():
@@ -47,10 +46,9 @@ def test_a_name_is_taken_once_and_places_are_known():
         register(Metric("other", "elsewhere", shown=frozenset({"nowhere"})))
 
 
-def test_the_readme_has_the_definitions_of_the_registry():
-    text = README.read_text()
-    begin, end = "definitions.markdown() gives -->\n", "<!-- end of metrics -->"
-    assert text[text.index(begin) + len(begin) : text.index(end)] == markdown() + "\n"
+def test_the_reference_has_every_metric():
+    listed = re.findall(r"^\| `(\w+)` \|", metrics_markdown(), re.MULTILINE)
+    assert listed == list(registered())
 
 
 def test_what_a_search_may_optimise_is_what_the_registry_says():
@@ -137,5 +135,5 @@ def test_a_metric_that_is_added_appears_everywhere(small_run, tmp_path, extra_me
     found = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert sum(extra_metric in run.data.metrics for run in found) >= len(rows), "MLflow"
     with pytest.raises(SystemExit):
-        main(["--help"])
+        main(["--help-keys", "metrics"])
     assert "squared_l0: the square of l0" in capsys.readouterr().out

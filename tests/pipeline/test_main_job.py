@@ -103,6 +103,16 @@ def test_the_sweet_spot_is_the_chosen_trial_and_its_sites_sae(small_run):
     assert small_run.sae.config.d_sae == small_run.trials[chosen]["sae.d_sae"]
 
 
+def test_the_features_of_every_site_have_a_page(small_run):
+    pages = small_run.folder / "report" / "features"
+    sites = {file.parent.name for file in pages.glob("*/index.html")}
+    assert (
+        sites
+        == {f"layer=0{layer},position={position}" for layer in (1, 2) for position in (-3, -1)}
+        and (pages / "index.html").is_file()
+    )
+
+
 def test_the_report_is_one_page_that_needs_nothing_else(small_run):
     page = (small_run.folder / "report/index.html").read_text()
     assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", page)
@@ -147,9 +157,9 @@ def test_mlflow_has_a_parent_with_a_child_a_trial_and_a_site(small_run):
         assert {file.path for file in client.list_artifacts(run.info.run_id, "sae")} >= {
             "sae/sae.safetensors", "sae/cfg.json"
         }  # fmt: skip
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {
-        "config.yaml", "selection.json", "report", "sweet_spot", "trials.parquet"
-    }  # fmt: skip
+    there = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert there >= {"config.yaml", "selection.json", "report", "trials.parquet"}
+    assert "sweet_spot" not in there, "it lies with its trial"
     assert small_run.records_lost == 0
 
 
@@ -175,6 +185,15 @@ def test_mlflow_filters_trials_and_sites_by_what_they_are(small_run):
     best = max(row.explained_variance for row in small_run.trials)
     query = f"tags.kind = 'trial' and metrics.explained_variance >= {best}"
     assert len(found(f"{query} and metrics.l0 < 32")) >= 1
+    models = {
+        one.tags["kind"]: one
+        for one in client.search_logged_models([parent.info.experiment_id])
+        if one.source_run_id == parent.info.run_id
+    }
+    by_number = {f"runs:/{run.info.run_id}/sae": run.info.run_name for run in runs}
+    chosen = f"trial {small_run.selection['choice']['trial']}"
+    assert by_number[models["sweet spot"].params["sae"]] == chosen
+    assert models["atlas"].params["sites"] == "4"
     experiment = client.get_experiment(parent.info.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
 

@@ -181,13 +181,18 @@ class Atlas(Mapping[Site, SAE]):
         """
         wanted = [self.site(key) for key in (self.sites if sites is None else sites)]
         parts: dict[Site, list[Latents]] = {site: [] for site in wanted}
-        for rows in self._ready(model, tokenizer, force).rows(texts_of(texts), wanted):
+        for rows in self.transformer(model, tokenizer, force).rows(texts_of(texts), wanted):
             for site in wanted:
                 parts[site].append(latents_of(self[site], rows.pop(site)))
         return {site: Latents.joined(found) for site, found in parts.items()}
 
-    def _ready(self, model: Any, tokenizer: Any, force: bool) -> Transformer:
-        """The transformer, loaded or taken as given; the last one is kept."""
+    def transformer(
+        self, model: Any = None, tokenizer: Any = None, force: bool = False
+    ) -> Transformer:
+        """The transformer that ``encode`` uses, loaded or taken as given; the last one is kept.
+
+        Raises UserError as ``encode`` does.
+        """
         last = self._transformer
         if last is None or not last.is_for(model, tokenizer):
             last = Transformer.of(self.files, self.device, model, tokenizer)

@@ -176,7 +176,7 @@ class Transformer:
         capturer = self._capturer(sites)
         positions = sorted({Site(0, site.position) for site in sites})
         names = list(self.source.used_patterns)
-        for some in _together(self._sequences(texts)):
+        for some in _together(self.sequences(texts)):
             found = capturer.rows(some, [site.position for site in positions], names)
             yield {site: found[site] for site in sites}
 
@@ -194,7 +194,8 @@ class Transformer:
             self.capturers[layers, hookpoints] = made.only(layers, hookpoints)
         return self.capturers[layers, hookpoints]
 
-    def _sequences(self, texts: list[Text]) -> "Iterator[TokenSequence]":
+    def sequences(self, texts: list[Text]) -> "Iterator[TokenSequence]":
+        """The texts as the model reads them. Raises UserError when one cannot be tokenized."""
         from raysae.extraction.plan import token_rules
         from raysae.transformer.chat import messages_of
         from raysae.transformer.texts import Document

@@ -116,6 +116,7 @@ def _of_store(job: ControlsJob, store: Store, names: tuple[Control, ...]) -> dic
     outcomes = map_committed(
         sites, Work(ControlWorker, (work,)), committed=known.get, placement=job.placement,
         retries=resources.retries, hang_seconds=resources.hang_seconds,
+        label=lambda site: f"controls {site}",
     )  # fmt: skip
     with closing(outcomes):
         for site, outcome in outcomes:

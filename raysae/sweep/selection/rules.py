@@ -176,6 +176,10 @@ def _at(name: str, knee: Knee, candidates: list[TrialRow]) -> Choice:
     )
 
 
+NAMED = 8
+"""The most trials of a front that a reason names."""
+
+
 def _front(candidates: list[TrialRow], objectives: Sequence[Objective]) -> list[TrialRow]:
     """The Pareto front: no other trial is as good in every objective and better in one."""
 
@@ -203,7 +207,9 @@ def _named_front(front: list[TrialRow], objectives: Sequence[Objective]) -> str:
     goals = ", ".join(f"{one.goal} {one.metric}" for one in objectives)
     if not front:
         return "no finished trial lies inside the constraints"
-    names = "; ".join(row.name for row in front)
+    names = "; ".join(row.name for row in front[:NAMED])
+    if len(front) > NAMED:
+        names += f"; and {len(front) - NAMED} more, in selection.json under pareto.front"
     return f"the choice is yours among the front of {len(front)} ({goals}): {names}"
 
 

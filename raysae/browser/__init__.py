@@ -1,0 +1,1 @@
+"""Pages on which an atlas's features are looked through, from the results of its analysis."""

@@ -1,6 +1,7 @@
 """Run in an environment with Triton: its kernels, interpreted, against what they do in plain torch.
 
-``--long`` goes through all sizes: d_sae 70 to 65,536, k 1 to 512, both precisions (some minutes).
+``--long`` goes through all sizes: d_sae 70 to 65,536, k 1 to 512, both precisions (some minutes);
+``--cuda`` runs the kernels on a GPU instead, ``--few`` the fewest of them.
 """
 
 import os
@@ -8,7 +9,7 @@ import sys
 from itertools import product
 from pathlib import Path
 
-os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+os.environ["TRITON_INTERPRET"] = str(int("--cuda" not in sys.argv))  # read by Triton's import
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
@@ -24,11 +25,14 @@ from raysae.training.packed import PackedStep
 
 D_IN, D_SAE, ROWS, STEPS = 12, 300, 9, 6
 FLOAT, HALF = torch.float32, torch.bfloat16
-LONG = "--long" in sys.argv
+CUDA, LONG, FEW = (name in sys.argv for name in ("--cuda", "--long", "--few"))
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+torch.set_default_device(DEVICE)
 
 
 def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(*shape, generator=generator, device="cpu").to(DEVICE)
 
 
 def near(what, ours, theirs, tolerance=1e-5):
@@ -72,7 +76,7 @@ def selections():
             if LONG or (dtype == HALF) == (kind == "ties"):
                 selection(select_rows, d_sae, min(k, d_sae), dtype, kind)
                 selection(select_batch, d_sae, min(k, d_sae), dtype, kind)
-    if not LONG:
+    if not (LONG or FEW):
         selection(select_rows, 65_536, 64, HALF, "ties", saes=1, rows=2)
 
 
@@ -147,11 +151,12 @@ def all_passes():
 
 def trained(variant, with_kernels, sparse, precision="float32"):
     """Two SAEs with dead latents, one of which leaves; the last batch is smaller."""
-    gpu.INTERPRETED = with_kernels
+    gpu.launches = lambda device: with_kernels
     packed.SPARSE_SHARE = 1.0 if sparse else 0.0
     config = sae_config({"variant": variant, "d_sae": D_SAE, "k": 4})
     training = TrainingConfig(lr=1e-2, batch_size=ROWS, precision=precision)
-    models = [build_sae(config, D_IN, seed) for seed in range(2)]
+    with torch.device("cpu"):
+        models = [build_sae(config, D_IN, seed).to(DEVICE) for seed in range(2)]
     since_fired = [torch.zeros(D_SAE, dtype=torch.int64) for _ in models]
     step = PackedStep(models, [training] * 2, [2 * ROWS, 3 * ROWS], since_fired, STEPS)
     assert step.kind.fast == with_kernels and step.kind.sparse == (with_kernels and sparse)
@@ -160,13 +165,14 @@ def trained(variant, with_kernels, sparse, precision="float32"):
         if number == STEPS - 1:
             step.release(1)
         step.take(x_NBD[:, : 5 if number == 3 else ROWS])
-    gpu.INTERPRETED = True
     return step
 
 
 def steps_are_those_of_torch():
     """By kernels over the active latents, by kernels and whole products, and by plain torch."""
     cases = [("topk", True, "float32"), ("batch_topk", False, "float32")]
+    if FEW:
+        cases = cases[:1]
     if LONG:
         cases = list(product(("topk", "batch_topk"), (True, False), ("float32", "bfloat16")))
     for variant, sparse, precision in cases:

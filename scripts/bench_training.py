@@ -40,7 +40,7 @@ import raysae
 from raysae.sae import sae_config
 from raysae.sae.metrics import evaluate
 from raysae.training import Trainer, TrainingConfig
-from raysae.training.packed import PackedStep
+from raysae.training.alone import step_alone
 from raysae.training.rows import Rows
 
 SCHEDULE = {"warm_up": 0.05, "decay": 0.2}
@@ -114,7 +114,7 @@ def ours(shape: Shape, data: Tensor, held_out: Tensor, job: dict[str, Any]) -> R
     device = job["device"]
     few = Rows(held_out[:16])  # makes the trainer's own last evaluation short
     trainer = Trainer(config, settings, Rows(data), few, seed=job["seed"], device=device)
-    take = trainer.take if device == "cpu" or not settings.compiled else in_pack(trainer)
+    take = step_alone(trainer, pack=device != "cpu" and settings.compiled)
     timed = TimedBatches(data.to(device), shape.batch, shape.skip)
     for number, batch_BD in enumerate(timed):
         if number == shape.skip:
@@ -124,21 +124,6 @@ def ours(shape: Shape, data: Tensor, held_out: Tensor, job: dict[str, Any]) -> R
     speed = timed.tokens_per_second()
     assert trainer.step == trainer.steps == shape.steps
     return measured(trainer.sae(), held_out, speed)
-
-
-def in_pack(trainer: Trainer) -> Callable[[Tensor], object]:
-    """A step of a pack of one, as ``raysae.fit`` makes it on a GPU."""
-    step = PackedStep(
-        [trainer.model], [trainer.training], [trainer.aux_window], [trainer.tokens_since_fired_F],
-        trainer.steps,
-    )  # fmt: skip
-
-    def take(batch_BD: Tensor) -> None:
-        inputs_BD = (batch_BD.float() - trainer.mean_D) * trainer.scale
-        step.take(inputs_BD[None])
-        trainer.count(len(batch_BD))
-
-    return take
 
 
 def measured(sae: raysae.SAE, held_out: Tensor, speed: float) -> Result:

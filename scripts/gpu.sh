@@ -34,7 +34,7 @@ fi
 
 if ! "$python" -c "import torch, sys; sys.exit(not torch.cuda.is_available())" 2>/dev/null; then
     if has triton; then
-        part interpreted 300 "$python" -W ignore tests/peers/gpu_program.py
+        part interpreted 400 "$python" -W ignore tests/peers/gpu_program.py --few
     fi
     say tests "skipped: torch finds no GPU that it can use here"
     say sanitizer "skipped: no GPU"

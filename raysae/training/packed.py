@@ -189,7 +189,8 @@ class PackedStep:
         ones, done = torch.ones_like(clip_N, dtype=torch.float64), self.step + 1
         correction_N = 1 - torch.pow(ones * BETAS[0], done)
         root_N = (1 - torch.pow(ones * BETAS[1], done)).sqrt().float()
-        lr_N = self.lr_SN.index_select(0, self.step.view(1)).squeeze(0)
+        number = self.step.clamp_max(len(self.lr_SN) - 1)
+        lr_N = self.lr_SN.index_select(0, number.view(1)).squeeze(0)
         rates = Rates(clip_N, (lr_N / correction_N).float(), root_N[:1], self.alive_N)
         dec, enc = self.moving["W_dec"], self.moving["W_enc"]
         adam_rows(made.latents, dec, enc, self.copies, rates, self.kind.fast)

@@ -68,7 +68,7 @@ def selection(select, d_sae, k, dtype, kind, saes=2, rows=3):
 
 
 def selections():
-    sizes = [(70, 1), (70, 9), (1000, 512)]
+    sizes = [(70, 9)] if FEW else [(70, 1), (70, 9), (1000, 512)]
     if LONG:
         sizes = list(product((70, 1000, 4096, 24_576, 65_536), (1, 32, 512)))
     for d_sae, k in sizes:

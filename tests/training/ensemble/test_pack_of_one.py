@@ -7,6 +7,7 @@ import torch
 
 from raysae.sae import sae_config
 from raysae.training import NonFiniteLossError, Trainer, TrainingConfig, fitting
+from raysae.training.alone import step_alone
 from raysae.training.checkpoint import load_training, save_training
 from raysae.training.ensemble import Ensemble, Member, StopRules, program
 from raysae.training.iterator_rows import IteratorRows
@@ -67,6 +68,20 @@ def test_a_pack_of_one_stops_before_the_update():
     with pytest.raises(NonFiniteLossError, match="not finite at step"):
         list(fitting._records(trainer, [], lambda _: 0, True))
     assert trainer.model.W_enc.isfinite().all()
+
+
+def test_the_step_of_one_that_is_only_timed_is_that_of_a_pack_of_one():
+    one, endless = member(), replace(member().training, tokens=10**12)
+    trainers = [Trainer(one.config, t, ROWS, VALIDATION) for t in (one.training, endless)]
+    for trainer in trainers:
+        assert step_alone(trainer) == trainer.take, "on a CPU"
+        take = step_alone(trainer, pack=True)
+        for batch_BD in trainer.feed:
+            take(batch_BD)
+            if trainer.step == one.training.steps(len(ROWS)):
+                break
+    assert trainers[0].record() | {"loss": 0} == alone(one).history[-1] | {"loss": 0}
+    assert trainers[1].step == trainers[0].step and trainers[1].model.W_enc.isfinite().all()
 
 
 def iterator(rows=640):

@@ -127,8 +127,9 @@ class PackedStep:
             x_NBD, columns, rows = x_NBD.contiguous(), self._aux_columns(), x_NBD.shape[1]
             if self._fast:
                 self._size = max(self._size, rows)
-                padded_NBD = torch.nn.functional.pad(x_NBD, (0, 0, 0, self._size - rows))
-                self._graphs.take(padded_NBD, rows, columns)
+                if rows < self._size:
+                    x_NBD = torch.nn.functional.pad(x_NBD, (0, 0, 0, self._size - rows))
+                self._graphs.take(x_NBD, rows, columns)
             else:
                 self._train(x_NBD, torch.tensor(rows, device=self.device), columns)
             if self.has_aux:

@@ -152,10 +152,12 @@ class PackedProgram:
                 member.trainer.adam_state.clear()
                 PackedStep.part(member.trainer.model, member.trainer.tokens_since_fired_F)
         self._trained = [self._trained[number] for number in left]
-        if self._trained:
-            release_cached(self.ensemble.device)
-            self._hold()
-            self.rows.keep(left)
+        if not self._trained:
+            self._release()
+            return iter(())
+        release_cached(self.ensemble.device)
+        self._hold()
+        self.rows.keep(left)
         return self.rows.placed(self.position)
 
     def _limited(self, active: list[Member]) -> list[Member]:

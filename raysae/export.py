@@ -10,6 +10,7 @@ from raysae.console.output import Table, say, table_lines
 
 if TYPE_CHECKING:
     from raysae.atlas.library import Exported
+    from raysae.sae import SAE
 
 OWN = "raysae"
 
@@ -37,6 +38,11 @@ def main(arguments: list[str]) -> int:
         choices=[OWN, *FORMATS],
         help="the format of the SAEs that are read (by default found from their files)",
     )
+    parser.add_argument(
+        "--k",
+        type=int,
+        help="of a hierarchical_topk SAE: the K to write it at, as topk (its largest)",
+    )
     args = parser.parse_args(arguments)
     return _export_one(args) if _is_an_sae(args.sae) else _export_all(args)
 
@@ -57,6 +63,7 @@ def _export_one(args: Namespace) -> int:
     from raysae.sae import export_sae, load_sae, save_sae
 
     sae = load_sae(args.sae, format=args.format)
+    sae = sae if args.k is None else _at_k(sae, args.k)
     if args.to == OWN:
         save_sae(sae, args.out)
     else:
@@ -66,9 +73,27 @@ def _export_one(args: Namespace) -> int:
     return DONE
 
 
+def _at_k(sae: "SAE", k: int) -> "SAE":
+    """The topk SAE that a hierarchical one is at ``k``. Raises UserError when there is none."""
+    from raysae.errors import UserError
+    from raysae.sae.hierarchical_topk import HierarchicalTopKSAE
+
+    if not isinstance(sae, HierarchicalTopKSAE):
+        raise UserError(
+            f"--k is for hierarchical_topk; this SAE is {sae.config.variant}: leave --k out"
+        )
+    try:
+        return sae.at_k(k)
+    except ValueError as error:
+        raise UserError(f"--k: {error}") from None
+
+
 def _export_all(args: Namespace) -> int:
     from raysae.atlas.library import export_atlas, open_atlas
+    from raysae.errors import UserError
 
+    if args.k is not None:
+        raise UserError("--k is for one SAE; an atlas is exported as it is: leave --k out")
     exported = export_atlas(open_atlas(args.sae, format=args.format), args.out, args.to)
     _print_failed(exported)
     count = len(exported.folders)

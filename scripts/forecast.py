@@ -33,7 +33,7 @@ CASES = {
         "sweep.space={sae.d_sae: {choices: [512, 1024]}, sae.k: {choices: [8, 16, 32]}}",
     ],
 }  # fmt: skip
-STAGES = ("start", "extract", "sweep", "atlas", "report")
+STAGES = ("start", "extract", "sweep", "controls", "atlas", "report")
 WITHIN = 1 / 3
 """How far a forecast may lie from what it forecasts."""
 
@@ -74,7 +74,7 @@ def measured(name: str, folder: Path) -> dict:
     report = took("select") + took("report") + ended - stages["report"]["ended"]
     actual = {
         "start": stages["extract"]["started"] - began, "extract": took("extract"),
-        "sweep": took("sweep"), "atlas": took("atlas"), "report": report,
+        "sweep": took("sweep"), "controls": took("controls"), "atlas": took("atlas"), "report": report,
     }  # fmt: skip
     actual = {stage: seconds for stage, seconds in actual.items() if told[stage]}
     return {
@@ -108,7 +108,7 @@ def show(rows: dict[str, dict]) -> None:
     wide = Console(width=160)
     wide.print(table)
     wide.print("\nWhat is missing (or too much, negative) in each stage, in starts of a worker:")
-    for stage in ("sweep", "atlas", "report"):
+    for stage in ("sweep", "controls", "atlas", "report"):
         off = [
             (row["actual"][stage] - row["forecast"][stage]) / row["worker_start"]
             for row in rows.values()

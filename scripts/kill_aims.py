@@ -93,6 +93,24 @@ def kept_recipe(folder: Path, name: str) -> dict[str, Any]:
     return live_recipe(folder, name, keep="yes")
 
 
+def analyzed_recipe(folder: Path, name: str) -> dict[str, Any]:
+    """The recipe of a run whose atlas is analysed: six sites of two seeds of the pocket GPT-2."""
+    return {
+        "name": name, "runs_dir": str(folder / "runs"), "store": str(folder / "stores" / name),
+        "source": {"sequences": 300, "layers": [1, 2, 3], "positions": [-1, "all"]},
+        "training": {"epochs": 2}, "sweep": {"trials": 2, "startup_trials": 2, "controls": "none"},
+        "atlas": {"seeds_per_site": 2}, "analyze": {"phases": []}, "records": {"mlflow": False},
+        "resources": {"cpus": 2, "retries": 1000},
+    }  # fmt: skip
+
+
+PHASES = (
+    "loss", "labels", "tracking", "stability", "ablation", "ablation.features=4",
+    "ablation.sequences=40",
+)  # fmt: skip
+"""What the analysis of that run is asked for."""
+
+
 @dataclass(frozen=True)
 class Aim:
     """A command to test, the processes to kill, and the files that show its progress."""
@@ -109,6 +127,8 @@ class Aim:
     """Pattern of the files that change while an item is in progress."""
     sites: int = 3
     """Number of sites in the store; 0: the run extracts a store of its own."""
+    words: tuple[str, ...] = ()
+    """What follows the run's folder, where the command is about a run that is made first, undisturbed."""
 
 
 DRIVER: dict[str, re.Pattern[str] | None] = {"driver": None}
@@ -135,6 +155,10 @@ AIMS = {
         "runs", "**/metrics.json", "**/*.training",
     ),
 }  # fmt: skip
+AIMS["analyze"] = Aim(
+    "raysae.analyze", analyzed_recipe, {**DRIVER, "worker": POOL_WORKER, "raylet": RAYLET}, "runs",
+    "analysis/*/items/*/made.json", "analysis/*/items/.*.tmp/*", sites=0, words=PHASES,
+)  # fmt: skip
 LIVE = {
     **DRIVER, "worker": TRIAL, "service": SERVICE, "extraction": FORWARD, "atlas": POOL_WORKER,
     "raylet": RAYLET,

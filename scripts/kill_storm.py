@@ -1,6 +1,7 @@
 """SIGKILL a run's processes at random moments; compare its results with an undisturbed run.
 
-    python scripts/kill_storm.py [--aim sweep|atlas|seeds|extraction|scan|live|live-keep] [--kills 20]
+    python scripts/kill_storm.py [--aim sweep|atlas|seeds|extraction|scan|live|live-keep|analyze]
+        [--kills 20]
 
 - ``sweep``: 12 trials, two at once. Driver, workers and raylet are killed, and the run is resumed.
 - ``atlas``: 24 sites, two at once. Only workers are killed, and the run must end without a restart.
@@ -11,6 +12,8 @@
   memory allowed. Driver, trials, the scan's service, Ray Data's read workers and raylet are killed.
 - ``live``: a sweep and an atlas that train while the pocket GPT-2 is read. Driver, trials, service,
   extraction workers, atlas workers and raylet are killed. ``live-keep`` also writes the rows.
+- ``analyze``: the phases loss, labels, tracking, stability and ablation on an atlas of six sites. Driver,
+  workers and raylet are killed. Every file of the analysis is compared.
 
 It counts commits that were lost or written twice. It compares the tables (without times and hosts),
 the choice, every weight and the MLflow runs; for a store that was made, every byte of it. The exit
@@ -46,8 +49,10 @@ LOOKS_SECONDS = 2.0
 
 def start(aim: Aim, config: Path) -> subprocess.Popen[str]:
     """Start the command."""
+    run = config.parent / aim.folder / config.stem
+    words = [str(run), *aim.words] if aim.words else [str(config)]
     return subprocess.Popen(
-        [sys.executable, "-m", aim.module, str(config)],
+        [sys.executable, "-m", aim.module, *words],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -232,6 +237,9 @@ def same_runs(peace: Path, run: Path) -> dict[str, bool]:
         atlas = [stable(path / "atlas/metrics.parquet") for path in (peace, run)]
         done = [row["state"] for row in atlas[1]].count("done")
         found[f"atlas ({done} of {len(atlas[1])} sites done)"] = atlas[0] == atlas[1]
+    if (peace / "analysis").is_dir():
+        files = [content(path / "analysis", "*") for path in (peace, run)]
+        found[f"analysis ({len(files[1])} files)"] = files[0] == files[1]
     weights = [content(path, "sae.safetensors") for path in (peace, run)]
     found[f"weights ({len(weights[1])} files)"] = weights[0] == weights[1]
     if (run.parent / "mlflow.db").is_file():
@@ -260,9 +268,12 @@ def compare(aim: Aim, folder: Path, name: str, seen: dict[str, Any]) -> bool:
 
 
 def configured(aim: Aim, folder: Path, name: str) -> Path:
-    """The file with the recipe of this name."""
+    """The file with the recipe of this name; a run that the command is about is made by it."""
     config = folder / f"{name}.yaml"
     config.write_text(yaml.safe_dump(aim.recipe(folder, name)))
+    if aim.words:
+        command = [sys.executable, "-m", "raysae.sweep", str(config)]
+        subprocess.run(command, check=True, capture_output=True)
     return config
 
 
@@ -270,7 +281,8 @@ def in_peace(aim: Aim, folder: Path) -> bool:
     """Run the command undisturbed, unless that was done in this folder; whether it ended well."""
     done = folder / "peace.txt"
     if not done.is_file():
-        began, process = time.time(), start(aim, configured(aim, folder, "peace"))
+        config = configured(aim, folder, "peace")
+        began, process = time.time(), start(aim, config)
         out, _ = process.communicate()
         if process.returncode:
             print(out[-3000:])
@@ -318,6 +330,7 @@ def main() -> int:
     aim = AIMS[args.aim]
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         if aim.sites and not (folder / "store" / "manifest.json").is_file():
             world = SuperpositionWorld(d_in=64, atoms=256, p=0.02)
             write_synthetic_store(folder / "store", world, args.rows, sites=aim.sites, test=0.0)

@@ -16,25 +16,18 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from grids import Grid, trials_on
 from planted_worlds import KINDS, best_of
 
 from raysae.activations.hard_world import HardWorld
 from raysae.activations.synthetic import SuperpositionWorld
 from raysae.config.search import SelectConfig
-from raysae.records.members import Members
 from raysae.records.rows import TrialRow
 from raysae.records.tables import read_trials
-from raysae.sae import sae_config
 from raysae.sae.truth import Truth
-from raysae.sites import Site
 from raysae.sweep.selection.rules import select
 from raysae.training import TrainingConfig
-from raysae.training.ensemble import Ensemble, Member, StatisticsCache
-from raysae.training.rows import Rows
 
 ROWS, VALIDATION, SAMPLE = 60_000, 3000, 9000
 KS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -65,24 +58,9 @@ def train(kind: str, number: int, file: Path) -> None:
     x, fired = world.sample(ROWS + VALIDATION + SAMPLE)
     end = ROWS + VALIDATION
     truth = Truth(world.truth(), x[end:], fired[end:])
-    rows, held_out, statistics = Rows(x[:ROWS]), Rows(x[ROWS:end]), StatisticsCache()
-    variant, trials = "topk" if kind == "independent" else "batch_topk", list[dict[str, Any]]()
-    for d_sae in (world.atoms // 4, world.atoms // 2, world.atoms, 2 * world.atoms):
-        members = {
-            (k, seed): Member(
-                sae_config({"variant": variant, "d_sae": d_sae, "k": k}), TRAINING,
-                rows, held_out, seed, truth,
-            )
-            for k in KS if k <= d_sae // 2 for seed in (0, 1)
-        }  # fmt: skip
-        for _ in Ensemble(list(members.values()), statistics=statistics).rounds():
-            pass
-        for k in sorted({k for k, _ in members}):
-            pair = {(Site(0, "all"), seed): members[k, seed] for seed in (0, 1)}
-            settings = {"sae.variant": variant, "sae.d_sae": d_sae, "sae.k": k}
-            head = {"trial": len(trials), "state": "done", "reason": "", "seconds": 1.0}
-            trials.append({**head, **settings, **Members(pair, file.parent).final_metrics()})
-    pq.write_table(pa.Table.from_pylist(trials), file)
+    variant = "topk" if kind == "independent" else "batch_topk"
+    sizes = (world.atoms // 4, world.atoms // 2, world.atoms, 2 * world.atoms)
+    trials_on(Grid(sizes, KS, TRAINING, variant), x[:ROWS], x[ROWS:end], file, truth)
 
 
 def cases(rows: list[TrialRow]) -> Iterator[tuple[str, list[TrialRow]]]:

@@ -2,6 +2,7 @@
 
     python scripts/planted_optima.py [--seeds 10] [--trials 30] [--part knees] [--keep FOLDER]
     python scripts/planted_optima.py --part auto [--worlds 10] [--first 0] [--rows 300000] [--epochs 6]
+                                     [--samplers tpe random] [--scale 1]
 
 Each world has 48 dimensions and 128 atoms. Each atom is active with probability 0.03, so 3.84 are
 active on average, and d_sae 128 with a K of about 4 is right. The space is d_sae 16 to 512 and K 1
@@ -11,14 +12,14 @@ to 32, in powers of two. Parts:
 - front: TPE and NSGA-II with two objectives (explained variance, L0), compared with the same number
   of random trials by the hypervolume of the front, over 5 worlds;
 - asha: one objective; the choice and the number of training tokens with ASHA and without;
-- auto: independent and hard worlds drawn from ranges (``planted_worlds.py``), --worlds of each kind from
-  number --first on; what each rule chooses, and whether ``auto``'s interval holds the best K. Worlds that
-  --keep has already are read;
+- auto: independent and hard worlds drawn from ranges (``planted_worlds.py``), --worlds of each kind
+  from number --first on; what each rule chooses by --samplers, and whether ``auto``'s interval holds
+  the best K. Every config is trained once, without Ray. Worlds that --keep has already are read;
 - stories: a transformer's activations (--model, --texts) instead of a planted world; what each rule
   chooses.
 
-All parts run raysae.sweep on one Ray. The exit code is 1 when stable_knee finds d_sae, and K within
-one step, in less than 90% of the worlds, when knee finds both within one step in less than 80%,
+All parts but auto run raysae.sweep on one Ray. The exit code is 1 when stable_knee finds d_sae, and K
+within one step, in less than 90% of the worlds, when knee finds both within one step in less than 80%,
 when TPE's front is not better than the random one, when ASHA chooses otherwise or needs more than
 half of the tokens, or when auto is near the best in less than 85% of the worlds, or its interval holds
 the best K in less than 95%.
@@ -37,6 +38,7 @@ from raysae.console.quiet import quiet_environment
 quiet_environment()
 
 import ray  # noqa: E402
+import torch  # noqa: E402
 from planted_worlds import Budget, table  # noqa: E402
 
 import raysae  # noqa: E402
@@ -200,9 +202,10 @@ def asha(folder: Path, seeds: int, trials: int) -> None:
         short.append("ASHA chose otherwise, or took more than half of the tokens")
 
 
-def auto(folder: Path, worlds: int, first: int, budget: Budget) -> None:
+def auto(folder: Path, worlds: int, first: int, budget: Budget, samplers: list[str]) -> None:
     """Print what each rule chooses in worlds of both kinds."""
-    found = table(folder, worlds, budget, first)
+    torch.set_num_threads(1)
+    found = table(folder, worlds, budget, first, samplers)
     if found["near"] < 0.85 * found["worlds"] or found["held"] < 0.95 * found["worlds"]:
         short.append(
             "auto was near in {near}, held the best K in {held} of {worlds}".format(**found)
@@ -254,12 +257,16 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--rows", type=int, default=300_000)
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--scale", type=int, default=1, help="of part auto: 2 halves the worlds")
+    parser.add_argument("--samplers", nargs="+", default=["tpe", "random"])
     parser.add_argument("--model", type=Path, default=SHARED / "models" / "stories260K")
     parser.add_argument("--texts", type=Path, default=SHARED / "data" / "gsm8k" / "test.jsonl")
     parser.add_argument("--keep", type=Path, help="a folder for stores and runs, to go on in")
     args = parser.parse_args()
     console.quiet = True
-    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    if args.part != "auto":
+        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.keep.absolute() if args.keep else Path(temporary)
         if args.part in ("knees", "all"):
@@ -269,7 +276,8 @@ def main() -> int:
         if args.part in ("asha", "all"):
             asha(folder, min(args.seeds, 5), args.trials)
         if args.part in ("auto", "all"):
-            auto(folder, args.worlds, args.first, Budget(args.rows, args.epochs, args.trials))
+            budget = Budget(args.rows, args.epochs, args.trials, args.batch_size).scaled(args.scale)
+            auto(folder, args.worlds, args.first, budget, args.samplers)
         if args.part == "stories" or (args.part == "all" and args.model.is_dir()):
             stories(folder, args.model, args.texts)
     ray.shutdown()

@@ -8,20 +8,30 @@ rate) or hard (see ``raysae.activations.hard_world``). The best d_sae is that of
 import math
 import random
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import raysae
+from grids import Grid, trials_on
+from torch import Tensor
+
 from raysae.activations.hard_world import HardWorld
-from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
+from raysae.activations.synthetic import SuperpositionWorld
+from raysae.config import parse_recipe
 from raysae.config.search import SelectConfig
 from raysae.records.rows import TrialRow
 from raysae.records.tables import read_trials
+from raysae.sae.truth import Truth
+from raysae.sweep.search.proposals import make_proposer
 from raysae.sweep.selection.rules import select
+from raysae.training import TrainingConfig
 
 SIZES, KS = [16, 32, 64, 128, 256, 512], [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
 KINDS = ("independent", "hard")
+TIE = 0.02
+RIGHT = ("d_sae and K within one tried step of the best", "of the interval: holds the best K")
 
 
 @dataclass(frozen=True)
@@ -32,8 +42,16 @@ class Budget:
     epochs: int = 6
     trials: int = 30
     batch_size: int = 512
+    scale: int = 1
+    """By what the worlds are smaller, for machines that are slow."""
     sizes: tuple[int, ...] = tuple(SIZES)
     ks: tuple[int, ...] = tuple(KS)
+
+    def scaled(self, scale: int) -> "Budget":
+        """The same for worlds that are ``scale`` times smaller, with sizes and K up to as much less."""
+        sizes = tuple(size for size in SIZES if size <= SIZES[-1] // scale)
+        ks = tuple(k for k in KS if k <= KS[-1] // scale)
+        return replace(self, scale=scale, sizes=sizes, ks=ks)
 
 
 @dataclass(frozen=True)
@@ -49,61 +67,74 @@ class Verdict:
     """Whether the rule's interval holds the best K; None without an interval."""
 
 
-def world_of(kind: str, number: int) -> SuperpositionWorld | HardWorld:
-    """The world of this kind and number."""
+def world_of(kind: str, number: int, scale: int = 1) -> SuperpositionWorld | HardWorld:
+    """The world of this kind and number; with ``scale`` 2 of half the atoms, dimensions and families."""
     draw = random.Random(f"{kind} {number}")
-    atoms, d_in = draw.choice([64, 128, 256]), draw.choice([48, 64, 96])
+    atoms, d_in = (n // scale for n in (draw.choice([64, 128, 256]), draw.choice([48, 64, 96])))
     if kind == "independent":
         return SuperpositionWorld(d_in, atoms, p=draw.uniform(2, 6) / atoms, seed=500 + number)
     return HardWorld(
         d_in=d_in, atoms=atoms, seed=500 + number, rate_exponent=draw.uniform(0.3, 0.8),
         max_rate=draw.uniform(0.2, 0.4), min_rate=draw.uniform(0.8, 2.0) / atoms,
-        roots=draw.choice([4, 8, 12]), children=draw.choice([3, 4]), exclusive=draw.choice([0, 0.5, 1]),
-        correlation_rank=draw.choice([0, 8]), spread=draw.uniform(0.1, 0.3), bias=draw.uniform(0, 1),
+        roots=draw.choice([4, 8, 12]) // scale, children=draw.choice([3, 4]),
+        exclusive=draw.choice([0, 0.5, 1]), correlation_rank=draw.choice([0, 8]),
+        spread=draw.uniform(0.1, 0.3), bias=draw.uniform(0, 1),
         near_orthogonal=draw.random() < 0.5, noise=draw.choice([0.0, 0.1]),
     )  # fmt: skip
 
 
-def trials_of(
-    folder: Path, kind: str, number: int, sampler: str, budget: Budget
-) -> tuple[list[TrialRow], float]:
-    """The trials of a sweep of this world and the seconds it took; read where it was finished before."""
-    name, started = f"{kind}-{number}-{sampler}", time.time()
-    table = folder / "runs" / name / "trials.parquet"
-    if not table.exists():
-        store = folder / f"store-{kind}-{number}"
-        if not store.exists():
-            write_synthetic_store(
-                store, world_of(kind, number), budget.rows, validation=0.05, test=0.0
-            )
-        raysae.sweep(_recipe(folder, name, store, kind, number, sampler, budget))
-    return read_trials(table), time.time() - started
+def grid_of(folder: Path, kind: str, number: int, budget: Budget) -> tuple[list[TrialRow], float]:
+    """Every config of this world as a trial, and the seconds that took; read where it was done before."""
+    started, file = time.monotonic(), folder / f"{kind}-{number}.parquet"
+    if file.exists():
+        return read_trials(file), 0.0
+    world, held = world_of(kind, number, budget.scale), max(budget.rows // 20, 1000)
+    x, fired = world.sample(budget.rows + 3 * held)
+    end = budget.rows + held
+    truth = Truth(world.truth(), x[end:], fired[end:])
+    variant = "topk" if kind == "independent" else "batch_topk"
+    return grid_on(file, x[:end], truth, variant, budget), time.monotonic() - started
 
 
-def _recipe(
-    folder: Path, name: str, store: Path, kind: str, number: int, sampler: str, budget: Budget
-) -> dict[str, Any]:
-    return {
-        "name": name, "runs_dir": str(folder / "runs"), "store": str(store), "source": None,
-        "seed": number, "sae": {"variant": "topk" if kind == "independent" else "batch_topk"},
-        "training": {
-            "epochs": budget.epochs, "batch_size": budget.batch_size, "lr": 3e-3, "evaluations": 1,
-        },
-        "sweep": {
-            "sampler": sampler, "trials": budget.trials, "seeds_per_trial": 2,
-            "startup_trials": min(10, budget.trials),
-            "space": {
-                "sae.d_sae": {"choices": list(budget.sizes)}, "sae.k": {"choices": list(budget.ks)},
-            },
-        },
-        "atlas": {"enabled": False}, "records": {"mlflow": False},
-    }  # fmt: skip
+def grid_on(
+    file: Path, x: Tensor, truth: Truth | None, variant: str, budget: Budget
+) -> list[TrialRow]:
+    """Every config as a trial on rows ``x``, of which those beyond the budget's are held out; read from
+    ``file`` where it is there."""
+    training = TrainingConfig(
+        epochs=budget.epochs, batch_size=budget.batch_size, lr=3e-3, evaluations=1
+    )
+    grid = Grid(budget.sizes, budget.ks, training, variant, most=1.0)
+    return trials_on(grid, x[: budget.rows], x[budget.rows :], file, truth)
 
 
-def best_of(rows: list[TrialRow], atoms: int) -> tuple[int, int]:
-    """The d_sae at which the truth is best recovered, and the K with the best F1."""
+def searched(
+    rows: Sequence[TrialRow], sampler: str, trials: int, seed: int, **sweep: Any
+) -> list[TrialRow]:
+    """The trials that a search of so many would have run, in their order, out of all configs ``rows``."""
+    by_config = {(row.d_sae, row.k): row for row in rows}
+    space = {
+        "sae.d_sae": {"choices": sorted({row.d_sae for row in rows})},
+        "sae.k": {"choices": sorted({row["sae.k"] for row in rows})},
+    }
+    settings = {"sampler": sampler, "trials": trials, "seeds_per_trial": 2, "space": space, **sweep}
+    settings.setdefault("startup_trials", min(10, trials))
+    recipe = parse_recipe({"seed": seed, "store": "unused", "source": None, "sweep": settings})
+    proposer, found = make_proposer(recipe), dict[int, TrialRow]()
+    for number in range(trials):
+        proposed = proposer.propose(number, found)
+        if proposed is None:
+            break
+        found[number] = replace(by_config[proposed["sae.d_sae"], proposed["sae.k"]], trial=number)
+    return list(found.values())
+
+
+def best_of(rows: list[TrialRow], atoms: int, tie: float = 0.0) -> tuple[int, int]:
+    """The d_sae at which the truth is best recovered, the smallest of those whose best ``mcc`` is within
+    ``tie`` of that, and the K with the best F1."""
     done = [row for row in rows if row.done]
-    size = max(done, key=lambda row: row["mcc"]).d_sae
+    most = max(row["mcc"] for row in done)
+    size = min(row.d_sae for row in done if row["mcc"] >= most - tie)
     nearest = min({row.d_sae for row in done}, key=lambda d_sae: abs(math.log2(d_sae / atoms)))
     k = max((row for row in done if row.d_sae == nearest), key=lambda row: row["f1"]).k
     assert k is not None
@@ -141,30 +172,41 @@ def _holds(interval: dict[str, list[int | None]] | None, k: int) -> bool | None:
     return low <= k and (high is None or k <= high)
 
 
-def table(folder: Path, worlds: int, budget: Budget, first: int = 0) -> dict[str, int]:
+def table(
+    folder: Path,
+    worlds: int,
+    budget: Budget,
+    first: int = 0,
+    samplers: Sequence[str] = ("tpe", "random"),
+) -> dict[str, int]:
     """Print what each rule chooses in ``worlds`` worlds of each kind; returns how often ``auto`` was near
     with TPE, and how often its interval held the best K."""
-    counted = {"worlds": 0, "near": 0, "held": 0}
+    counted = Counter[tuple[str, str]]()
     print(f"\n{budget.trials} trials of two seeds; d_sae, K; * both within one step of the best")
-    for kind in KINDS:
-        for number in range(first, first + worlds):
-            tried = {
-                sampler: trials_of(folder, kind, number, sampler, budget)
-                for sampler in ("tpe", "random")
-            }
-            everything = [row for rows, _ in tried.values() for row in rows]
-            best = best_of(everything, world_of(kind, number).atoms)
-            for sampler, (rows, seconds) in tried.items():
-                found = verdicts(rows, best)
+    for number in range(first, first + worlds):
+        for kind in KINDS:
+            rows, seconds = grid_of(folder, kind, number, budget)
+            atoms = world_of(kind, number, budget.scale).atoms
+            best = best_of(rows, atoms)
+            for sampler in samplers:
+                tried = searched(rows, sampler, budget.trials, number)
+                found = verdicts(tried, best)
                 print(line(f"{kind} {number} {sampler}", found, seconds), flush=True)
-                if sampler == "tpe":
-                    counted["worlds"] += 1
-                    counted["near"] += found["auto"].near
-                    counted["held"] += bool(found["auto"].held)
-    print(
-        "auto, TPE: near the best in {near} of {worlds}, interval holds in {held}".format(**counted)
-    )
-    return counted
+                for rule, verdict in found.items():
+                    counted[sampler, rule] += verdict.near
+                counted[sampler, "interval of auto"] += bool(found["auto"].held)
+                tied = verdicts(tried, best_of(rows, atoms, TIE))
+                for rule, verdict in tied.items():
+                    counted[f"{sampler}, mcc within {TIE}", rule] += verdict.near
+    print(f"\nright of {len(KINDS) * worlds}: " + ", ".join(RIGHT))
+    for case in dict.fromkeys(case for case, _ in counted):
+        cells = [f"{rule} {count}" for (one, rule), count in counted.items() if one == case]
+        print(f"{case:>7}: " + ", ".join(cells))
+    return {
+        "worlds": len(KINDS) * worlds,
+        "near": counted["tpe", "auto"],
+        "held": counted["tpe", "interval of auto"],
+    }
 
 
 def line(name: str, found: dict[str, Verdict], seconds: float) -> str:

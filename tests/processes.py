@@ -10,7 +10,8 @@ def processes_below(name: bytes) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if (folder / "cmdline").read_bytes().startswith(name) and _ours(int(folder.name)):
+            ours = _is_below(int(folder.name), os.getpid())
+            if ours and (folder / "cmdline").read_bytes().startswith(name):
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -33,9 +34,21 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def _ours(pid: int) -> bool:
+def below(pid: int) -> list[int]:
+    """All processes that this one started, and those that they started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if int(folder.name) != pid and _is_below(int(folder.name), pid):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def _is_below(pid: int, top: int) -> bool:
     while pid > 1:
-        if pid == os.getpid():
+        if pid == top:
             return True
         pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
     return False

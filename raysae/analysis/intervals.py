@@ -14,6 +14,8 @@ DRAWS = 1000
 """Samples of a bootstrap."""
 VALUES_AT_ONCE = 2**22
 CONFIDENCE = 0.95
+Z = 1.959963984540054
+"""The reach of a 95% interval of a normal distribution, in its standard deviations."""
 Interval = tuple[float, float]
 
 
@@ -80,10 +82,16 @@ def wilson(successes: int, n: int) -> Interval:
     """The 95% interval of a share of ``n`` by Wilson (1927); NaN when ``n`` is 0."""
     if not n:
         return math.nan, math.nan
-    z, share = 1.959963984540054, successes / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(middle - reach, 0.0), min(middle + reach, 1.0)
+    low, high = wilson_of(np.array([successes]), n)
+    return float(low[0]), float(high[0])
+
+
+def wilson_of(successes: NDArray[np.int64], n: int) -> tuple[NDArray, NDArray]:
+    """The same of many shares of ``n``, which is above 0."""
+    share = successes / n
+    middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    reach = Z / (1 + Z * Z / n) * np.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    return np.maximum(middle - reach, 0.0), np.minimum(middle + reach, 1.0)
 
 
 def interval_text(interval: Interval, form: str = "{:.3f}") -> str:

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raysae.activations import Store
 from raysae.analysis.intervals import draws_of, limits, ratio
 from raysae.analysis.scoring import SUMS, Clean, Effect
 from raysae.analysis.spliced_model import SplicedModel
 from raysae.analysis.splicing import Change, Edit, replaced_by, spliced, zeroed
 from raysae.analysis.subject import Subject
-from raysae.analysis.token_batches import TokenBatch
 from raysae.sites import Site
 
 VARIATIONS = ("sae", "zero", "mean")
@@ -45,11 +45,15 @@ class Places:
 
 def edits_of(subject: Subject, site: Site) -> dict[str, Edit]:
     """The edits of a site's rows by variation, and ``error``: the SAE with its error."""
-    mean_D = torch.tensor(subject.store.entry(site).mean)
     sae = subject.atlas[site]
     return {
-        "sae": spliced(sae), "zero": zeroed, "mean": replaced_by(mean_D), "error": spliced(sae, True),
+        "sae": spliced(sae), **fixed_edits(subject.store, site), "error": spliced(sae, True),
     }  # fmt: skip
+
+
+def fixed_edits(store: Store, site: Site) -> dict[str, Edit]:
+    """The edits of a site's rows that no SAE has a part in: zero and mean ablation."""
+    return {"zero": zeroed, "mean": replaced_by(torch.tensor(store.entry(site).mean))}
 
 
 def rows_of_batch(
@@ -70,11 +74,12 @@ def rows_of_batch(
         ]
         effects[name] = model.effect(clean, changes, kept)
     for row in sorted(set(index[0].tolist())):
-        yield {**places.columns, **_of_text(batch, clean, row), **_changes(effects, row)}
+        yield {**places.columns, **of_text(clean, row), **sums_of(effects, row)}
 
 
-def _of_text(batch: TokenBatch, clean: Clean, row: int) -> Row:
-    """What a text has without changes."""
+def of_text(clean: Clean, row: int) -> Row:
+    """What a text of the clean pass has without changes."""
+    batch = clean.batch
     text, special = batch.text_BT[row], batch.special_BT[row]
     answer = batch.answer_BT[row]
     return {
@@ -87,7 +92,8 @@ def _of_text(batch: TokenBatch, clean: Clean, row: int) -> Row:
     }  # fmt: skip
 
 
-def _changes(effects: Mapping[str, Effect], row: int) -> Row:
+def sums_of(effects: Mapping[str, Effect], row: int) -> Row:
+    """What each variation does to a text: its sums as columns ``SUM_VARIATION``."""
     return {
         f"{name}_{variation}": float(getattr(effect, name)[row])
         for variation, effect in effects.items()

@@ -116,15 +116,7 @@ def check_model(subject: Subject) -> None:
             f"{store.place}: holds no texts (its provenance is {store.manifest.provenance}); this phase "
             "runs the model over them: give a store that raysae extracted"
         )
-    known = subject.atlas.provenance.get("store_digest")
-    if known not in (None, store.digest):
-        raise UserError(
-            f"{subject.place}: its SAEs were trained on another store (digest {known[:12]}) than "
-            f"{store.place} ({store.digest[:12]}); name its own with --store STORE"
-        )
-    missing = [site for site in subject.sites if site not in store.sites]
-    if missing:
-        raise UserError(f"{store.place}: has no {missing[0]} of the atlas")
+    subject.need_store()
 
 
 def single_tokens(subject: Subject, words: Sequence[str], key: str) -> tuple[int, ...]:

@@ -6,12 +6,14 @@ A ``Subject`` is small and is sent to every worker, which opens what it needs wh
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raysae.atlas.library.atlas import Atlas, open_atlas
-from raysae.atlas.library.encoding import Transformer, known_source
+from raysae.atlas.library.atlas import Atlas
+from raysae.atlas.library.encoding import Transformer, known_source, source_of_store
+from raysae.atlas.library.files import AtlasFiles, find_atlas, named_hookpoints
 from raysae.errors import UserError
 from raysae.records.run_files import RunFiles
 from raysae.sites import Site
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from raysae.activations import Store
     from raysae.config.source import SourceConfig
     from raysae.transformer.sequence import TokenSequence
+
+
+READ_AT_ONCE = 2**28
+"""Parameters of a model, at most, whose weights are compared before anything runs."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Subject:
     seed: int = 0
     """The seed of everything random."""
     device: str = "cpu"
+    given: AtlasFiles | None = None
+    """The files in place of those at ``place``, where there is no atlas yet."""
 
     def sent(self, device: str) -> "Subject":
         """The same subject for a worker on another process or node, with nothing open."""
@@ -42,8 +50,25 @@ class Subject:
 
     @cached_property
     def atlas(self) -> Atlas:
-        """The atlas. Raises UserError when there is none."""
-        return open_atlas(self.place, device=self.device)
+        """The atlas, or a single SAE as one of one site; what it does not say of its activations is what
+        the store says. Raises UserError when there is none."""
+        files = find_atlas(self.place) if self.given is None else self.given
+        return Atlas(files if self.store_place is None else self._completed(files), self.device)
+
+    def _completed(self, files: AtlasFiles) -> AtlasFiles:
+        """The files with what the store says: its sites' hookpoints, the model and texts behind it."""
+        manifest, hookpoint = self.store.manifest, files.provenance.get("hookpoint")
+        if named_hookpoints(self.store.sites) and not named_hookpoints(files.saes):
+            saes = {replace(s, hookpoint=hookpoint): place for s, place in files.saes.items()}
+            files = replace(files, saes=saes)
+        digest = files.provenance.get("store_digest")
+        if digest not in (None, self.store.digest) or known_source(files) is not None:
+            return files
+        source = source_of_store(manifest, Path.cwd())
+        if source is None:
+            return files
+        told = {**files.provenance, "provenance": manifest.provenance, "model": manifest.model}
+        return replace(files, source=source.model_dump(mode="json"), provenance=told)
 
     @cached_property
     def sites(self) -> list[Site]:
@@ -68,12 +93,16 @@ class Subject:
 
     def need_rows(self) -> None:
         """Raise UserError unless the rows of the atlas's sites are in the store, and are its own."""
-        store, known = self.store, self.atlas.provenance.get("store_digest")
-        if store.computes_rows:
+        if self.store.computes_rows:
             raise UserError(
-                f"{store.place}: its training rows are not on disk (source.live); keep them with "
+                f"{self.store.place}: its training rows are not on disk (source.live); keep them with "
                 "source.keep=yes, or extract them with source.live=false"
             )
+        self.need_store()
+
+    def need_store(self) -> None:
+        """Raise UserError unless the store has the atlas's sites, and its SAEs read such rows."""
+        store, known = self.store, self.atlas.provenance.get("store_digest")
         if known not in (None, store.digest):
             raise UserError(
                 f"{self.place}: its SAEs were trained on another store (digest {known[:12]}) than "
@@ -82,7 +111,26 @@ class Subject:
         missing = [site for site in self.sites if site not in store.sites]
         if missing:
             raise UserError(
-                f"{store.place}: has no rows of {len(missing)} sites of the atlas, such as {missing[0]}"
+                f"{store.place}: has no rows of {len(missing)} of {len(self.sites)} sites of the atlas, "
+                f"such as {missing[0]}; it has {store.sites[0]} to {store.sites[-1]}: give the store of "
+                "these sites with --store STORE"
+            )
+        if known is None:
+            self._need_alike(store)
+
+    def _need_alike(self, store: "Store") -> None:
+        """Raise UserError when SAEs of unknown origin cannot have been trained on rows as the store's."""
+        there = self.atlas.provenance.get("hookpoint")
+        if isinstance(there, str) and there not in store.hookpoints:
+            raise UserError(
+                f"{self.place}: its SAEs read {there}, and {store.place} holds "
+                f"{', '.join(store.hookpoints)}; extract a store with source.hookpoint={there}"
+            )
+        d_in = self.atlas[self.sites[0]].d_in if self.sites else store.d_in
+        if d_in != store.d_in:
+            raise UserError(
+                f"{self.place}: its SAEs read rows of {d_in} values, those of {store.place} have "
+                f"{store.d_in}; give a store of their model with --store STORE"
             )
 
     @cached_property
@@ -105,15 +153,26 @@ class Subject:
         """
         _ = self.source
         found = Transformer.of(self.atlas.files, self.device, None, None)
-        found.check(force=False)
+        found.check_same()
         return found
 
     def need_model(self) -> None:
-        """Raise UserError unless the transformer is known and its config can be read here."""
-        from raysae.extraction.plan import model_spec
-        from raysae.transformer.loading import load_model_config
+        """Raise UserError unless the transformer is known and at hand, and its weights are the store's.
 
-        load_model_config(model_spec(self.source))
+        A large model's weights are not read here: the first worker compares them.
+        """
+        from raysae.extraction.plan import model_spec
+        from raysae.extraction.test_pass import without_bars
+        from raysae.transformer.loading import empty_model, load_model_config
+
+        spec = model_spec(self.source)
+        empty = empty_model(load_model_config(spec), spec)
+        if sum(parameter.numel() for parameter in empty.parameters()) <= READ_AT_ONCE:
+            known = "transformer" in self.__dict__
+            with without_bars():
+                _ = self.transformer
+            if not known:
+                del self.__dict__["transformer"]
 
     def sequences(self, split: str) -> "Iterator[TokenSequence]":
         """The store's sequences of a split (``train``, ``validation``, ``test``), as the model read them.

@@ -75,8 +75,8 @@ def _brief(figures: Mapping[str, Any]) -> str:
 
 
 def _data_row(found: Mapping[str, Any]) -> Row:
-    """An item of another store as one row: ``own_``, ``other_`` and, of the other's SAE, "
-    "``other_sae_``."""
+    """An item of another store as one row: ``own_``, ``other_`` and, of the other's SAE,
+    ``other_sae_``."""
     row: Row = {"site": found["site"], "loss_missing": found.get("loss_missing")}
     for name in ("own", "other", "other_sae_own", "other_sae_other"):
         row |= {f"{name}_{key}": value for key, value in found.get(name, {}).items()}

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from raysae.lazy import loader
 
 if TYPE_CHECKING:
+    from raysae.config.atlas import AtlasConfig
     from raysae.config.loading import load_recipe
     from raysae.config.mistakes import searchable_keys
     from raysae.config.recipe import (
-        AtlasConfig,
         Recipe,
         RecordsConfig,
         describe_fields,
@@ -37,7 +37,7 @@ __getattr__ = loader(
     {
         "load_recipe": "raysae.config.loading",
         "searchable_keys": "raysae.config.mistakes",
-        "AtlasConfig": "raysae.config.recipe",
+        "AtlasConfig": "raysae.config.atlas",
         "Recipe": "raysae.config.recipe",
         "RecordsConfig": "raysae.config.recipe",
         "describe_fields": "raysae.config.recipe",

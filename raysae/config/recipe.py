@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from raysae.config.analyze import AnalyzeConfig
+from raysae.config.atlas import AtlasConfig
 from raysae.config.keys import Row, describe
 from raysae.config.mistakes import explain, field_names, refuse_unknown
 from raysae.config.overrides import merged, overridden
@@ -29,7 +30,7 @@ from raysae.config.places import path_in, tracking_in
 from raysae.config.resources import ResourcesConfig
 from raysae.config.search import Choices, SelectConfig, SweepConfig
 from raysae.config.searched import as_number, with_searched_defaults
-from raysae.config.section import PositionKey, Positive, Section
+from raysae.config.section import Section
 from raysae.config.source import SourceConfig
 from raysae.errors import UserError
 from raysae.printable import printable
@@ -81,22 +82,6 @@ class TrialSettings(Section):
 
     sae: AnySAEConfig
     training: TrainingConfig
-
-
-class AtlasConfig(Section):
-    """Where the sweet spot is trained."""
-
-    enabled: bool = True
-    """Whether to train the atlas."""
-    layers: tuple[int, ...] | None = None
-    """Layers of the store; null takes every one."""
-    positions: tuple[PositionKey, ...] | None = None
-    """Positions of the store; null takes every one."""
-    hookpoints: tuple[str, ...] | None = None
-    """Hookpoints of the store; null takes every one."""
-    seeds_per_site: Positive = 1
-    """Seeds each site is trained with; figures are their means, ``stability`` says how far they found the
-    same latents, and the SAEs of the further seeds lie beside the first one's."""
 
 
 class RecordsConfig(Section):
@@ -191,7 +176,7 @@ class Recipe(Section):
                 f"resources.gang is {gang}, but sweep.early_stopping ends trials one by one; give up "
                 "one of them"
             )
-        follows = sweep.sampler in ("tpe", "nsga2") and sweep.reproducible
+        follows = sweep.sampler in ("tpe", "gp", "nsga2") and sweep.reproducible
         if follows and gang > sweep.proposal_lag:
             raise ValueError(
                 f"resources.gang is {gang}, but sweep.proposal_lag is {sweep.proposal_lag}: trials that "
@@ -210,6 +195,11 @@ class Recipe(Section):
                 self.of_model(name)
             except UserError as error:
                 raise ValueError(str(error)) from None
+        return self
+
+    @model_validator(mode="after")
+    def _carried(self) -> "Recipe":
+        self.atlas.check_carry(self.sweep.per_layer)
         return self
 
     def of_model(self, name: str) -> "Recipe":
@@ -235,8 +225,14 @@ class Recipe(Section):
         data |= {"name": f"layer-{layer:02d}", "runs_dir": self.run_uri or str(self.run_folder)}
         data["store"] = self.store_uri or str(self.store_folder)
         data["sweep"] |= {"per_layer": None, "layer": layer}
-        data["atlas"] |= {"layers": [layer]}
+        data["atlas"] |= {"layers": [layer], "carry": "same"}
         return parse_recipe(data, f"sweep.per_layer: layer {layer}")
+
+    def of_carried_layer(self, layer: int, sae: SAEConfig, training: TrainingConfig) -> "Recipe":
+        """The recipe of a layer that is not swept, when ``atlas.carry`` gives its config: its atlas."""
+        data = self.of_layer(layer).dump()
+        data |= {"sweep": {"enabled": False}, "sae": asdict(sae), "training": asdict(training)}
+        return parse_recipe(data, f"atlas.carry: layer {layer}")
 
     @property
     def several(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from raysae.config.section import Fraction, PositionKey, Positive, Section
-from raysae.metrics import objectives
+from raysae.metrics import measured_in_model, objectives
 
 
 def _known_metric(name: str) -> str:
@@ -27,7 +27,7 @@ Rule = Literal[
 ]
 LARGEST_GRID = 100_000
 """The most configs of a grid."""
-Sampler = Literal["tpe", "nsga2", "random", "grid", "list"]
+Sampler = Literal["tpe", "gp", "nsga2", "random", "grid", "list"]
 Control = Literal["frozen_decoder", "gaussian", "pca", "shuffled_model"]
 CHEAP: tuple[Control, ...] = ("frozen_decoder", "gaussian", "pca")
 """The controls that need no model."""
@@ -156,8 +156,8 @@ class SweepConfig(Section):
     """Layers (or all of the store) that each get a search and a sweet spot of their own, by which the
     atlas of that layer is trained; a run for each, in a folder of this one."""
     sampler: Sampler = "tpe"
-    """How configs are proposed: Optuna's TPE or NSGA-II, at random, every combination, or
-    ``configs``."""
+    """How configs are proposed: Optuna's TPE, Gaussian process (gp) or NSGA-II, at random, every
+    combination, or ``configs``."""
     trials: Positive = 8
     """Trials to run (a list or a grid runs as many as it holds, at most these)."""
     space: dict[str, Values] = {  # noqa: RUF012  (pydantic copies it)
@@ -182,12 +182,12 @@ class SweepConfig(Section):
         Objective(metric="explained_variance", goal="maximize"),
         Objective(metric="l0", goal="minimize"),
     )
-    """What TPE and NSGA-II optimise; several give them a front to spread over."""
+    """What TPE, gp and NSGA-II optimise; several give them a front to spread over."""
     startup_trials: Positive = 4
-    """Random trials before TPE begins; NSGA-II's population."""
+    """Random trials before TPE or gp begins; NSGA-II's population."""
     proposal_lag: Positive = 2
     """Trial i is proposed from the results of trials 0 .. i-lag alone, so that timing never shows;
-    at most so many trials run at once under TPE and NSGA-II."""
+    at most so many trials run at once under TPE, gp and NSGA-II."""
     max_seconds_per_trial: Annotated[float, Field(gt=0)] | None = None
     """A trial that has trained for longer is stopped."""
     max_seconds: Annotated[float, Field(gt=0)] | None = None
@@ -199,6 +199,10 @@ class SweepConfig(Section):
     below the median. Who is stopped depends on timing, so two runs of one recipe may then differ."""
     grace: Fraction = 0.2
     """Fraction of its training that a trial has before it may be stopped early."""
+    loss_texts: Positive = 50
+    """Validation texts, at most, that the model reads with each trial's SAE in it, where an objective or
+    a constraint is of the model's loss (``ce_recovered``, ``kl_recovered``, ``ce_increase``, or of an
+    encoder ``final_cosine_recovered``); measured at the end of a trial."""
     controls: Literal["cheap", "all", "none"] | tuple[Control, ...] = "cheap"
     """What the choice is compared with: ``frozen_decoder``, the chosen config under a dictionary that
     stays random; ``gaussian``, the same trained on Gaussian rows of the same mean and covariance;
@@ -207,6 +211,14 @@ class SweepConfig(Section):
     reproducible: bool = True
     """Whether proposals wait for the trials they follow from; false never waits for a straggler, and
     two runs of one recipe then try different configs."""
+
+    @property
+    def in_model(self) -> tuple[str, ...]:
+        """The metrics among objectives and constraints that are measured with the SAE in the model."""
+        asked = [one.metric for one in self.objectives]
+        asked += [one.metric for one in self.constraints]
+        known = measured_in_model() if self.enabled else frozenset()
+        return tuple(name for name in dict.fromkeys(asked) if name in known)
 
     @property
     def wanted_controls(self) -> tuple[Control, ...]:
@@ -248,7 +260,7 @@ class SweepConfig(Section):
                     f"the grid holds {held:,} configs; expected at most {LARGEST_GRID:,}: give fewer "
                     "choices in space, or another sampler"
                 )
-        searched = self.sampler in ("tpe", "nsga2", "random")
+        searched = self.sampler in ("tpe", "gp", "nsga2", "random")
         for name in ("first", "warm_start"):
             if getattr(self, name) and not searched:
                 raise ValueError(f"{name} is for a sampler; the sampler is {self.sampler!r}")
@@ -258,8 +270,9 @@ class SweepConfig(Section):
             raise ValueError(
                 "stability compares seeds, but seeds_per_trial is 1; make it at least 2"
             )
+        at_the_end = {"stability", *measured_in_model()}
         if self.early_stopping is not None and (
-            len(self.objectives) > 1 or self.objectives[0].metric == "stability"
+            len(self.objectives) > 1 or self.objectives[0].metric in at_the_end
         ):
             raise ValueError(
                 "early_stopping compares trials by one objective as they go; give a single one in "

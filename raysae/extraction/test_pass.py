@@ -34,7 +34,7 @@ def test_pass(plan: ExtractionPlan) -> None:
     if _is_too_large(plan):
         return
     try:
-        with _no_bars():
+        with without_bars():
             model = load_model(spec)
         capturer = Capturer(
             model, hookpoint=source.hookpoints, layers=plan.layers, dtype=source.dtype
@@ -54,7 +54,7 @@ def test_pass(plan: ExtractionPlan) -> None:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Without the progress bars of transformers."""
     from transformers.utils import logging
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from raysae.metrics.downstream import downstream
 from raysae.metrics.indicators import indicators, truth
 from raysae.metrics.registry import (
     CANDIDATES,
@@ -250,7 +251,7 @@ def _controls() -> list[Metric]:
 
 
 FAMILIES: tuple[Callable[[], list[Metric]], ...] = (
-    _reconstruction, _errors, _agreement, indicators, truth, _training, _controls, _costs
+    _reconstruction, _errors, _agreement, indicators, truth, downstream, _training, _controls, _costs
 )  # fmt: skip
 
 

@@ -33,6 +33,9 @@ class Metric:
     shown: frozenset[str] = frozenset({TABLE})
     objective: bool = False
     """Whether a search can optimise or bound it."""
+    in_model: bool = False
+    """Whether it is measured with the SAE in the model: at the end of a trial, where a search asks for
+    it."""
     label: str = ""
     """Its short name on console and page; empty: ``name``."""
     form: str | Callable[[Any], str] = "{}"
@@ -102,6 +105,11 @@ def shown(place: str) -> list[Metric]:
 def objectives() -> list[str]:
     """The names of the metrics that a search can optimise or bound."""
     return [metric.name for metric in _metrics.values() if metric.objective]
+
+
+def measured_in_model() -> frozenset[str]:
+    """The names of the metrics that are measured with the SAE in the model."""
+    return frozenset(metric.name for metric in _metrics.values() if metric.in_model)
 
 
 def volatile() -> tuple[str, ...]:

@@ -56,7 +56,8 @@ def admit(recipe: Recipe, wanted: Needs) -> Admission:
     If the answer depends on how exact the estimate of memory is, the config is trained for a few steps
     in a worker and measured. Raises UserError when not even one trial fits.
     """
-    resources, estimate = recipe.resources, wanted.memory_per_trial
+    beside = wanted.model_bytes
+    resources, estimate = recipe.resources, wanted.memory_per_trial + beside
     rows = wanted.row_bytes
     placement = place(resources, estimate, rows=rows)
     if (cost := cost_of_sharing(placement.gpus)) is not None:
@@ -71,6 +72,7 @@ def admit(recipe: Recipe, wanted: Needs) -> Admission:
     memory = _measured(resources, placement, wanted)
     if memory is None:
         return Admission(placement, estimate, measured=False)
+    memory += beside
     return Admission(place(resources, memory), memory, measured=True)
 
 

@@ -22,12 +22,15 @@ def main(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "atlas", metavar="RUN", help="a run with an atlas, an exported atlas, or SAEs of SAELens"
-    )
+        "atlas", metavar="RUN",
+        help="a run with an atlas, an exported atlas, SAEs of SAELens, or the folder of a single SAE",
+    )  # fmt: skip
     parser.add_argument(
         "words", nargs="*", metavar="PHASE", help="phases, and options PHASE.KEY=VALUE"
+    )  # fmt: skip
+    parser.add_argument(
+        "--store", help="the store of the activations, of an atlas outside a run (or store=STORE)"
     )
-    parser.add_argument("--store", help="the store of the activations, of an atlas outside a run")
     parser.add_argument(
         "--out", metavar="DIR",
         help="where the folder analysis is written, of an atlas outside a run (by default beside it)",
@@ -48,6 +51,7 @@ def _carry_out(args: argparse.Namespace) -> int:
     from raysae.storage.remote import is_uri
 
     set_log(args.log)
+    _take_store(args)
     names = [word for word in args.words if "=" not in word]
     options = options_of([word for word in args.words if "=" in word])
     phases = phases_named(names or known_phases())
@@ -61,6 +65,14 @@ def _carry_out(args: argparse.Namespace) -> int:
         return INTERRUPTED
     finally:
         console.quiet = False
+
+
+def _take_store(args: argparse.Namespace) -> None:
+    """Take ``store=STORE`` among the words as ``--store``, as the other commands spell it."""
+    given = [word for word in args.words if word.startswith("store=")]
+    args.words = [word for word in args.words if word not in given]
+    for word in given:
+        args.store = word.partition("=")[2] or None
 
 
 def _run_folder(name: str) -> Path:
@@ -98,8 +110,12 @@ def _alone(args: argparse.Namespace, names: list[str], options: dict, asked: boo
     from raysae.storage.files import expanded
 
     out = expanded(args.out or args.atlas).absolute()
-    subject = Subject(str(expanded(args.atlas).absolute()), RunFiles(out), args.store, args.seed)
-    _ = subject.atlas
+    subject = Subject(str(expanded(args.atlas).absolute()), RunFiles(out), _store(args), args.seed)
+    if (run := subject.atlas.files.run) is not None and args.out is None:
+        raise UserError(
+            f"{args.atlas}: lies in the run {run}, into which nothing else is written; give --out DIR "
+            "for the results"
+        )
     skipped: dict[str, str] = {}
     if not asked:
         planned, skipped = plan(subject, phases_named(names), options, asked=False)
@@ -109,6 +125,17 @@ def _alone(args: argparse.Namespace, names: list[str], options: dict, asked: boo
     tell_skipped(skipped)
     tell_results(subject.files, names)
     return _end(found.failures)
+
+
+def _store(args: argparse.Namespace) -> str | None:
+    """The store that is named, or that of the run in which the SAE lies; None where neither is there."""
+    from raysae.atlas.library.files import find_atlas
+    from raysae.config.loading import load_run
+
+    if args.store is not None:
+        return args.store
+    run = find_atlas(args.atlas).run
+    return None if run is None else str(load_run(run).store_place)
 
 
 def tell_skipped(skipped: dict[str, str]) -> None:

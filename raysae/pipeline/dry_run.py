@@ -16,10 +16,12 @@ from raysae.console.board import console, emit, seconds
 from raysae.console.output import Table
 from raysae.pipeline.admission import Admission, admit
 from raysae.pipeline.atlas_words import config_in_words
+from raysae.pipeline.carrying import carried_layers
 from raysae.pipeline.estimate import Needs, configs_of, existing_parent
 from raysae.pipeline.extraction_forecast import ExtractionSpeed, measure_extraction
 from raysae.pipeline.floor import H100, rows_at_most, run_work
 from raysae.pipeline.forecast import Basis, Forecast, forecast
+from raysae.pipeline.in_model import InModelCost, in_model_cost
 from raysae.pipeline.live_forecast import live_row, live_share
 from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.preflight import preflight
@@ -54,6 +56,8 @@ def _dry_run(recipe: Recipe, started: float) -> None:
         placement = admitted.placement
         told = forecast(plan, placement, time.monotonic() - started)
         speed = _speed(plan)
+        in_model = in_model_cost(plan, speed, placement.workers)
+        told = _with_model(told, in_model, plan, placement)
         extract = None
         if plan.extraction is not None and speed is not None:
             extract = speed.seconds(live_share(plan.extraction) if plan.live else 1.0)
@@ -62,6 +66,7 @@ def _dry_run(recipe: Recipe, started: float) -> None:
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         rows = {
             "Trials": _trials(recipe, wanted.d_in),
+            **({"In the model": in_model.text} if in_model is not None else {}),
             "Sites": _sites(plan),
             "Placement": f"{placement}",
             "Memory": _memory(wanted, admitted),
@@ -77,6 +82,20 @@ def _dry_run(recipe: Recipe, started: float) -> None:
             table.add_row(name, text)
         console.print(table)
         console.print(f"Nothing was written; without --dry-run the run goes to {recipe.run_place}")
+
+
+def _with_model(
+    told: tuple[Forecast, Basis] | None,
+    cost: InModelCost | None,
+    plan: RunPlan,
+    placement: Placement,
+) -> tuple[Forecast, Basis] | None:
+    """The forecast with the time that trials' SAEs spend in the model."""
+    if told is None or cost is None or cost.seconds is None:
+        return told
+    workers = at_once(plan.recipe, placement, plan.proposer.lag)
+    more = cost.seconds * plan.proposer.trials / workers
+    return replace(told[0], sweep=told[0].sweep + more), told[1]
 
 
 def _computes(plan: RunPlan) -> bool:
@@ -129,7 +148,13 @@ def _layers(recipe: Recipe, plan: RunPlan) -> dict[str, str]:
     if asked is None:
         return {}
     count = len(plan.data.layers) if asked == "all" else len(asked)
-    return {"Layers": f"a sweep as this, with an atlas of one layer, at each of {count} layers"}
+    text = f"a sweep as this, with an atlas of one layer, at each of {count} layers"
+    if recipe.atlas.carry != "same":
+        others = carried_layers(recipe, {"": plan})
+        text += (
+            f"; atlases of {len(others)} more, their configs by {recipe.atlas.carry} (atlas.carry)"
+        )
+    return {"Layers": text}
 
 
 def _sites(plan: RunPlan) -> str:
@@ -217,6 +242,7 @@ def _time(told: tuple[Forecast, Basis] | None, extract: float | None, plan: RunP
             f"extract {seconds(extract)}, " if extract is not None else "extract not known, "
         )
     sweep = f"sweep {seconds(expected.sweep)}, " if plan.recipe.sweep.enabled else ""
+    sweep += f"controls {seconds(expected.controls)}, " if expected.controls else ""
     speeds = " and ".join(
         f"{cost.tokens_per_second:,.0f} at d_sae {d_sae:,}"
         for d_sae, cost in zip(basis.d_saes, basis.measured.costs, strict=True)

@@ -38,6 +38,8 @@ class Needs:
     """Bytes of the rows of the sweep's sites, which a process holds once on its GPU where they fit."""
     seeds: int = 1
     """SAEs of one site whose dictionaries are compared at the end."""
+    model_bytes: int = 0
+    """Bytes of the model that a worker holds to measure its trials' SAEs in it; 0 where none does."""
 
 
 def configs_of(recipe: Recipe, d_in: int | None = None) -> list[Parameters]:

@@ -15,6 +15,7 @@ from raysae.config.search import Choices, Range
 from raysae.pipeline.calibration import Calibration, Cost, calibrate
 from raysae.pipeline.estimate import configs_of, training_rows
 from raysae.pipeline.plan import RunPlan
+from raysae.sweep.controls.fits import MOST_TOKENS, SEEDS
 from raysae.sweep.trials.opening import at_once
 from raysae.training.rows import Rows, Splits
 
@@ -56,6 +57,8 @@ class Forecast:
     start: float
     """From the command to the first stage."""
     sweep: float
+    controls: float
+    """What the choice is compared with."""
     atlas: float
     report: float
     """Choice, report and the end."""
@@ -102,12 +105,13 @@ def forecast(plan: RunPlan, placement: Placement, start: float) -> tuple[Forecas
     training = recipe.training
     tokens, evaluations = training.training_tokens(count), training.evaluations
     sweep = _sweep(plan, measured, _cost_at(middle, d_saes, measured), tokens, workers)
-    chosen = _cost_at((middle + d_saes[1]) / 2, d_saes, measured).seconds(tokens, evaluations)
-    chosen *= plan.recipe.atlas.seeds_per_site
+    upper = _cost_at((middle + d_saes[1]) / 2, d_saes, measured)
+    controls = _controls(plan, measured, upper, tokens, placement.workers)
+    chosen = upper.seconds(tokens, evaluations) * plan.recipe.atlas.seeds_per_site
     atlas = _atlas(len(plan.atlas_sites), measured, chosen, placement.workers)
     unit = measured.worker_start
     report = (OVERHEADS.report + OVERHEADS.end) * unit
-    return Forecast(start, sweep, atlas, report), Basis(d_saes, measured, what)
+    return Forecast(start, sweep, controls, atlas, report), Basis(d_saes, measured, what)
 
 
 def _sweep(plan: RunPlan, measured: Calibration, cost: Cost, tokens: int, workers: int) -> float:
@@ -125,6 +129,21 @@ def _sweep(plan: RunPlan, measured: Calibration, cost: Cost, tokens: int, worker
     trained = trials * (each / workers + beside)
     trained = min(trained, (sweep.max_seconds or math.inf) + each)
     return OVERHEADS.sweep * unit + measured.warm_up + trained
+
+
+def _controls(plan: RunPlan, measured: Calibration, cost: Cost, tokens: int, workers: int) -> float:
+    """The trainings of the controls, site by site; without the texts that a shuffled model reads, and
+    without PCA, which takes little. Each is evaluated twice, once for the error of its figure."""
+    names, sweep = plan.recipe.sweep.wanted_controls, plan.recipe.sweep
+    if plan.store.computes_rows if plan.store is not None else plan.live is not None:
+        names = tuple(name for name in names if name == "shuffled_model")
+    seeds = min(SEEDS, sweep.seeds_per_trial)
+    trainings = sum({"pca": 0, "frozen_decoder": 1}.get(name, seeds) for name in names)
+    if not names:
+        return 0.0
+    each = trainings * cost.seconds(min(tokens, MOST_TOKENS), 2)
+    beside = (1 + OVERHEADS.atlas) * measured.worker_start
+    return beside + measured.warm_up + math.ceil(len(plan.sites) / workers) * each
 
 
 def _atlas(sites: int, measured: Calibration, each: float, workers: int) -> float:

@@ -1,5 +1,7 @@
 """All checks before any work; their result is the run's plan."""
 
+from dataclasses import replace
+
 from raysae.activations import Site, Store, open_store
 from raysae.atlas.data import nothing_to_train
 from raysae.cluster.session import check_address, check_dashboard, check_job_folders
@@ -7,6 +9,7 @@ from raysae.config import Recipe
 from raysae.errors import UserError
 from raysae.extraction.plan import ExtractionPlan, existing_store, plan_extraction
 from raysae.pipeline.estimate import check_disk, needs
+from raysae.pipeline.in_model import check_in_model
 from raysae.pipeline.live_checks import check_live, check_live_store, is_live, refuse_without_source
 from raysae.pipeline.plan import RunPlan, sites_of_atlas, sites_of_sweep
 from raysae.sweep.search.earlier_trials import known_trials
@@ -35,6 +38,7 @@ def preflight(recipe: Recipe) -> RunPlan:
     proposer = make_proposer(recipe, known, where.d_in)
     check_live(recipe, where, sites)
     wanted = needs(recipe, where, len(atlas), sites)
+    wanted = replace(wanted, model_bytes=check_in_model(recipe, where, sites))
     check_disk(recipe, wanted)
     live = extraction if is_live(recipe) else None
     if isinstance(where, ExtractionPlan):

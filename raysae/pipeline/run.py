@@ -43,8 +43,8 @@ from raysae.records.run_files import RunFiles
 
 HEAVY_MODULES = (
     "raysae.extraction.extract_command", "raysae.atlas.training", "raysae.report.page",
-    "raysae.report.plots", "raysae.pipeline.admission", "raysae.pipeline.preflight",
-    "raysae.sweep.trials.tuning",
+    "raysae.report.plots", "raysae.report.charts.style", "raysae.pipeline.admission",
+    "raysae.pipeline.preflight", "raysae.sweep.trials.tuning",
 )  # fmt: skip
 """Modules that the stages import when they work, and that take seconds to import."""
 

@@ -1,6 +1,6 @@
 """Several models or layers in one recipe: a run for each, and one table that compares them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ from raysae.console.board import console
 from raysae.console.output import Table
 from raysae.errors import UserError
 from raysae.metrics import MODELS, registered, shown
+from raysae.pipeline.atlas_words import config_in_words
 from raysae.pipeline.begun import Begun, told_if_begun
+from raysae.pipeline.carrying import carried_layers, carried_recipes
 from raysae.pipeline.plan import RunPlan
 from raysae.pipeline.preflight import preflight
 from raysae.pipeline.result import SweepResult
@@ -70,11 +72,15 @@ def run_models(recipe: Recipe, *, force: bool = False) -> ModelsResult:
     """
     refuse_links_outside(recipe.run_folder, "this run")
     plans = plans_of_models(recipe) if recipe.models else plans_of_layers(recipe)
+    carried = [] if recipe.models else carried_layers(recipe, plans)
     files = RunFiles.of(recipe)
     files.write_text(files.path / "config.yaml", recipe.anchored().to_yaml())
     with told_if_begun(recipe) as begun:
         kind = "model" if recipe.models else "layer"
-        result = _run_each(recipe, plans, ModelsResult(files.path, kind), force, begun)
+        result = ModelsResult(files.path, kind)
+        with trial_session(recipe.resources):
+            _run_each(plans.items(), result, force, begun)
+            _run_each(carried_recipes(recipe, carried, dict(result.results)), result, force, begun)
         _compare(recipe, files, result)
     return result
 
@@ -111,25 +117,24 @@ def plans_of_layers(recipe: Recipe) -> dict[str, RunPlan | Recipe]:
 
 
 def _run_each(
-    recipe: Recipe,
-    plans: Mapping[str, RunPlan | Recipe],
+    plans: Iterable[tuple[str, RunPlan | Recipe | UserError]],
     result: ModelsResult,
     force: bool,
     begun: Begun,
-) -> ModelsResult:
+) -> None:
     """Run one after the other; one that fails does not affect the others."""
-    with trial_session(recipe.resources):
-        for name, plan in plans.items():
-            console.rule(name, style="dim")
-            begun.mark()
-            try:
-                ready = preflight(plan) if isinstance(plan, Recipe) else plan
-                result.results[name] = run_plan(ready, force=force)
-            except Exception as error:  # one's failure costs no other
-                told = str(error) if isinstance(error, UserError) else reason_in_words(error)
-                result.refused[name] = told
-                console.print(f"{name}: {result.refused[name]}", style="red")
-    return result
+    for name, plan in plans:
+        console.rule(name, style="dim")
+        begun.mark()
+        try:
+            if isinstance(plan, UserError):
+                raise plan
+            ready = preflight(plan) if isinstance(plan, Recipe) else plan
+            result.results[name] = run_plan(ready, force=force)
+        except Exception as error:  # one's failure costs no other
+            told = str(error) if isinstance(error, UserError) else reason_in_words(error)
+            result.refused[name] = told
+            console.print(f"{name}: {result.refused[name]}", style="red")
 
 
 def _compare(recipe: Recipe, files: RunFiles, result: ModelsResult) -> None:
@@ -177,7 +182,7 @@ def _row(kind: str, name: str, result: SweepResult) -> dict[str, Any]:
         "d_in": result.d_in,
         "trials": len(result.trials),
         "trial": number,
-        "config": "" if chosen is None else chosen.config,
+        "config": _config(result) if chosen is None else chosen.config,
         "reason": result.selection["choice"]["reason"],
         **{metric.name: columns.get(metric.name) for metric in shown(MODELS)},
         "atlas.sites": len(atlas),
@@ -186,3 +191,9 @@ def _row(kind: str, name: str, result: SweepResult) -> dict[str, Any]:
         "atlas.highest": max(atlas, default=None),
         "folder": str(result.folder),
     }
+
+
+def _config(result: SweepResult) -> str:
+    """What a run without a search was given, in words; empty where a search chose nothing."""
+    recipe = result.run.recipe
+    return "" if recipe.sweep.enabled else config_in_words(recipe.sae)

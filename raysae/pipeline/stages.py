@@ -92,6 +92,7 @@ class Sweep(Stage):
 
     def work(self, attempt: Attempt) -> list[str]:
         """Run the trials that are not committed; returns those that failed."""
+        from raysae.pipeline.in_model import judge_of
         from raysae.sweep.trials.tuning import SweepJob, run_trials
 
         plan, store = attempt.plan, attempt.checked_store
@@ -103,6 +104,7 @@ class Sweep(Stage):
             attempt.placement,
             attempt.events,
             plan.live,
+            judge_of(attempt.recipe, store, plan.sites),
         )
         attempt.result.trials = run_trials(job, attempt.begun.mark)
         attempt.look_at_store_again()

@@ -18,12 +18,13 @@ from raysae.sites import Site
 from raysae.storage.files import sha256_of
 from raysae.training.config import TrainingConfig
 
-GENERATIONS = {"trial": 2, "site": 2, "sweep": 1, "selection": 1, "report": 2,
+GENERATIONS = {"trial": 2, "site": 2, "sweep": 1, "selection": 1, "report": 3,
                "controls": 1, "scaling": 1}  # fmt: skip
 """A number for each kind of product, to be raised when its code gives other results than before.
 
 From trial 2 and site 2 on, inputs are centred on the training mean, not only scaled. From report 2 on,
-the page has profiles, claims with their spread, health, and the range over seeds.
+the page has profiles, claims with their spread, health, and the range over seeds. From report 3 on, it
+is interactive.
 """
 STILL_VALID: Same = {"generation.trial": [1, 2], "generation.site": [1, 2]}
 """Generations that count as the same: their products are not made again, and an old run goes on."""
@@ -32,7 +33,7 @@ STEERING = ("objectives", "constraints")
 NOT_SEARCH = (
     "trials", "max_seconds", "max_tokens", "max_seconds_per_trial", "early_stopping", "grace",
     "warm_start", "layer", "position", "hookpoint", "sites", "seeds_per_trial", "enabled",
-    "per_layer", "controls",
+    "per_layer", "controls", "loss_texts",
 )  # fmt: skip
 """Settings of ``sweep`` that affect the extent or the sites of a search, not which configs it tries."""
 STOPPING = ("sweep.early_stopping", "sweep.grace", "sweep.max_seconds_per_trial")
@@ -63,6 +64,19 @@ def trained(
         "seeds_per_trial": len(seeds),
         **flat({"sae": asdict(sae), "training": asdict(training)}),
     }
+
+
+def trial_of(
+    recipe: Recipe, store: str, sites: Sequence[Site], parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What makes a trial of the recipe's search with these parameters, and what is measured of it."""
+    settings = recipe.with_parameters(dict(parameters))
+    return {**trained("trial", store, sites, seeds_of(recipe), *settings), **_in_model(recipe)}
+
+
+def _in_model(recipe: Recipe) -> dict[str, Any]:
+    """Over how many texts the SAEs of trials are put into the model; empty where they are not."""
+    return {"in_model.texts": recipe.sweep.loss_texts} if recipe.sweep.in_model else {}
 
 
 def seeds_of(recipe: Recipe) -> list[int]:
@@ -161,6 +175,7 @@ def search(
     return {
         "generation.sweep": GENERATIONS["sweep"],
         **own,
+        **_in_model(recipe),
         **flat({"sweep": settings}),
         "known": identifier({"trials": learnt}) if learnt else "",
     }

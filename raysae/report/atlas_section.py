@@ -2,28 +2,44 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
+from raysae.browser.pages import FEATURES
+from raysae.browser.tables import site_key
 from raysae.errors import UserError
 from raysae.metrics import PAGE, Metric, labels, registered
 from raysae.records.damage import read_record
 from raysae.records.rows import SiteRow
 from raysae.records.run_files import RunFiles
-from raysae.report.atlas_rows import atlas_metrics, by_hookpoint, is_done, layers_of, positions_of
+from raysae.report.atlas_rows import (
+    Row,
+    atlas_metrics,
+    by_hookpoint,
+    is_done,
+    layers_of,
+    positions_of,
+)
 from raysae.report.claims import Claim, Extremes, claims_of, extremes_of
 from raysae.report.seeds import spread_over_seeds
 
+if TYPE_CHECKING:  # matplotlib takes a second to import
+    from raysae.report.site_curves import Curve
+
+NUMBER = re.compile(r"[-−]?[\d,]+(\.\d+)?%?")
+"""A text that the page can sort by as it stands."""
 MOST_ROWS = 2000
 """Sites in the page's table, at most; ``atlas/metrics.parquet`` has them all."""
 MOST_WARNINGS = 10
 """Sites without SAE that are named above the table, at most."""
 PREFIX = "atlas_"
 """How the names of the atlas's plots begin."""
+
 PROFILES, CURVES = "atlas_profiles", "atlas_curves"
 WIDE_FROM = 1100
 """Pixels from which on a plot has a line of the page to itself."""
@@ -35,7 +51,11 @@ class AtlasSection:
 
     rows: list[SiteRow]
     plots: Mapping[str, tuple[int, str]]
-    """Width in pixels and data URI by name; see ``pictures``."""
+    """Width in pixels and data URI by name; see ``pictures``. Only those without an interactive chart."""
+    charts: Sequence[Any] = ()
+    """The interactive charts; see ``raysae.report.charts``."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Addresses of the pages of sites' features, relative to the page, by the sites' folders."""
 
     @property
     def narrow(self) -> dict[str, str]:
@@ -46,6 +66,14 @@ class AtlasSection:
     def wide(self) -> dict[str, str]:
         """The plots that have a line of the page to themselves."""
         return {name: uri for name, (width, uri) in self.plots.items() if width >= WIDE_FROM}
+
+    @cached_property
+    def _ids(self) -> dict[int, str]:
+        return site_ids(self.rows)
+
+    def id_of(self, row: SiteRow) -> str:
+        """The id of the row's element on the page."""
+        return self._ids[id(row)]
 
     @cached_property
     def metrics(self) -> list[Metric]:
@@ -82,10 +110,50 @@ class AtlasSection:
         """The best and worst sites by metric."""
         return extremes_of(self.rows)
 
+    def link(self, row: SiteRow) -> str | None:
+        """The address of the page of the site's features; None where there is none."""
+        return self.links.get(_folder_of(row)) if self.links else None
+
     def cells(self, row: SiteRow) -> Markup:
         """The cells of the row's figures: as one text, since they are many and hold no names."""
-        texts = (metric.text(row.get(metric.name)) for metric in self.metrics)
-        return Markup("").join(Markup('<td class="num">{}</td>').format(text) for text in texts)
+        return figure_cells(row, self.metrics)
+
+
+def figure_cells(row: Row, metrics: Sequence[Metric]) -> Markup:
+    """A table's cells of a row's figures; one whose text is no number has the value to sort by."""
+    cells = []
+    for metric in metrics:
+        value = row.get(metric.name)
+        text = metric.text(value)
+        plain = text == "" or NUMBER.fullmatch(text) is not None
+        known = "" if plain or not isinstance(value, int | float) else f' data-v="{value:.6g}"'
+        cells.append(f'<td class="num"{known}>{escape(text)}</td>')
+    return Markup("".join(cells))
+
+
+def site_ids(rows: Sequence[SiteRow]) -> dict[int, str]:
+    """The ids of the rows' elements on the page, by the identity of the rows."""
+    return {id(row): f"site-{number}" for number, row in enumerate(rows)}
+
+
+def feature_links(rows: Sequence[SiteRow], folder: Path) -> dict[str, str]:
+    """The pages of sites' features that are in the page's ``folder``, by the sites' folders."""
+    if not (folder / FEATURES / "index.html").is_file():
+        return {}
+    found = {}
+    for row in rows:
+        name = _folder_of(row)
+        place = f"{FEATURES}/{site_key(row.site)}/index.html" if name else ""
+        if name and (folder / place).is_file():
+            found[name] = quote(place)
+    return found
+
+
+def _folder_of(row: SiteRow) -> str:
+    try:
+        return row.site.folder
+    except ValueError:  # it names no site
+        return ""
 
 
 def pictures(plots: Mapping[str, str], folder: Path) -> dict[str, tuple[int, str]]:
@@ -132,12 +200,35 @@ def file_name(plot: str, hookpoint: str | None) -> str:
 
 
 def _draw_curves(run: RunFiles, rows: Sequence[SiteRow], source: str, path: Path) -> None:
-    from raysae.report.site_curves import Curve, sampled, site_curves
+    from raysae.report.site_curves import site_curves
+
+    curves, there = site_curves_of(run, rows)
+    if any(curve.history for curve in curves):
+        site_curves(curves, there, source, path)
+
+
+def site_curves_of(run: RunFiles, rows: Sequence[SiteRow]) -> tuple[list["Curve"], int]:
+    """The training curves that are shown of the rows, and the number of sites that have one."""
+    from raysae.report.site_curves import Curve, sampled
 
     done = [row for row in rows if row.measured]
-    curves = [Curve(_short_name(row), _history(run, row)) for row in sampled(done)]
-    if any(curve.history for curve in curves):
-        site_curves(curves, len(done), source, path)
+    return [Curve(_short_name(row), _history(run, row)) for row in sampled(done)], len(done)
+
+
+def chart_key(hookpoint: str | None) -> str:
+    """What tells the charts of hookpoints apart."""
+    return "all" if hookpoint is None else re.sub(r"[^A-Za-z0-9_]", "_", hookpoint)
+
+
+def chart_titles(rows: Sequence[SiteRow], hookpoint: str | None) -> dict[str, str]:
+    """The titles of an atlas's charts, by metric."""
+    return {metric.name: _title(metric, rows, hookpoint) for metric in atlas_metrics(rows)}
+
+
+def chart_files(rows: Sequence[SiteRow], hookpoint: str | None) -> dict[str, str]:
+    """The stems of the pictures that show the same as the charts, by metric; and of the ``curves``."""
+    names = {metric.name: f"{PREFIX}{metric.name}" for metric in atlas_metrics(rows)}
+    return {key: file_name(name, hookpoint) for key, name in {**names, "curves": CURVES}.items()}
 
 
 def _short_name(row: SiteRow) -> str:

@@ -11,6 +11,12 @@ LABELS = {
     "shuffled_model": "the model with shuffled weights",
 }
 
+SHORT = {
+    "frozen_decoder": "random dictionary", "gaussian": "Gaussian rows", "pca": "PCA",
+    "shuffled_model": "shuffled model",
+}  # fmt: skip
+"""The labels of a chart, where there is little room."""
+
 
 @dataclass(frozen=True)
 class ControlsSection:
@@ -24,6 +30,18 @@ class ControlsSection:
         return self.controls.get("controls", {})
 
     @property
+    def amounts(self) -> dict[str, float]:
+        """The explained variance of the SAE and of each control that has one, by label."""
+        if not self.made:
+            return {}
+        known = {
+            SHORT.get(name, name): one["explained_variance"]
+            for name, one in self.made.items()
+            if one.get("explained_variance") is not None
+        }
+        return {"the SAE": self.controls["explained_variance"], **known}
+
+    @property
     def rows(self) -> list[list[str]]:
         """A row of the table for the SAE and for each control."""
         own = self.controls
@@ -34,14 +52,16 @@ class ControlsSection:
         return [first, *(self._row(name, one) for name, one in self.made.items())]
 
     def _row(self, name: str, one: Mapping[str, Any]) -> list[str]:
-        label = LABELS.get(name, name)
-        if name == "pca":
-            label = f"{self.controls['components']} {label}"
+        label = self._label(name)
         share = one.get("share")
         return [
             label, _fixed(one.get("explained_variance")), "" if share is None else f"{share:.0%}",
             _fixed(one.get("l0"), 2), _fixed(one.get("stability"), 3), self._note(name, one),
         ]  # fmt: skip
+
+    def _label(self, name: str) -> str:
+        label = LABELS.get(name, name)
+        return f"{self.controls['components']} {label}" if name == "pca" else label
 
     def _note(self, name: str, one: Mapping[str, Any]) -> str:
         if "reason" in one:

@@ -28,6 +28,8 @@ STYLE: dict[str, Any] = {
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "text.usetex": False,
+    "svg.fonttype": "none",  # text stays text: small, and found by a search
+    "svg.hashsalt": "raysae",
 }
 COLOURS = "viridis"
 LONGEST, LONGEST_LABEL, LONGEST_TICK = 110, 48, 24
@@ -99,9 +101,11 @@ def _figure(width: float, height: float, layout: Any) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG and close it."""
+    """Write the figure as a PNG and, beside it, as an SVG of the same name; close it."""
     with warnings.catch_warnings():
         # a character that no font has is drawn as a box; the page has the text itself
         warnings.filterwarnings("ignore", message=r"(?s).*missing from.*font")
         figure.savefig(path)
+        figure.set_layout_engine("none")  # the layout is found; SVG has other dots an inch
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)

@@ -18,6 +18,9 @@ DECADE = 30
 NARROW = 0.05
 """The scale of a metric without upper bound spans at least twice this share of its value."""
 
+OUTLYING = 4
+"""A scale ends at the 1st and 99th percentile when the whole range is this many times as wide."""
+
 
 def bounds(values: np.ndarray, metric: Metric) -> tuple[float, float, bool]:
     """The ends of a scale for these values (none of them NaN), and whether it is logarithmic."""
@@ -31,6 +34,21 @@ def bounds(values: np.ndarray, metric: Metric) -> tuple[float, float, bool]:
         return low, high, False
     middle, half = (low + high) / 2, narrow or 0.1  # a finer scale would make much of nothing
     return middle - half, middle + half, False
+
+
+def inner_bounds(values: np.ndarray, metric: Metric) -> tuple[float, float, bool, str]:
+    """The ends of a scale of colours, whether it is logarithmic, and at which ends values lie beyond it
+    (``neither``, ``min``, ``max`` or ``both``): a few outliers do not flatten the rest."""
+    low, high, logarithmic = bounds(values, metric)
+    whole = low, high, logarithmic, "neither"
+    if logarithmic or len(values) < 50 or low < values.min():  # it is wider than the values already
+        return whole
+    inner = np.percentile(values, [1, 99])
+    if high - low < OUTLYING * (inner[1] - inner[0]) or inner[0] == inner[1]:
+        return whole
+    ends = bool(low < inner[0]), bool(high > inner[1])
+    beyond = {(True, True): "both", (True, False): "min", (False, True): "max"}[ends]
+    return float(inner[0]), float(inner[1]), False, beyond
 
 
 @dataclass(frozen=True)

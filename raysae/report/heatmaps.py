@@ -26,7 +26,7 @@ from raysae.report.drawing import (
     plot_text,
     save,
 )
-from raysae.report.grids import Grid, bounds
+from raysae.report.grids import Grid, bounds, inner_bounds
 from raysae.report.seeds import NO_SPREAD, Place, Spread
 
 UNDEFINED_COLOUR = "#d0d5dd"
@@ -38,8 +38,6 @@ CHARACTER, LINE, TITLE_CHARACTER = 0.062, 0.14, 0.085
 """Width of a character and height of a line at the axes, and width of a title's character, in inches."""
 Ranges = Mapping[Place, tuple[float, float]]
 """The range of a metric over the seeds, by layer and position."""
-OUTLYING = 4
-"""A scale ends at the 1st and 99th percentile when the whole range is this many times as wide."""
 
 
 def heatmap(
@@ -146,17 +144,8 @@ def _colours(metric: Metric) -> Colormap:
 
 def _scale(values: np.ndarray, metric: Metric) -> tuple[Normalize, str]:
     """The scale of colours, and at which ends values lie beyond it (``neither``, ``min``, ...)."""
-    low, high, logarithmic = bounds(values, metric)
-    if logarithmic:
-        return LogNorm(low, high), "neither"
-    if len(values) < 50 or low < values.min():  # a scale that is wider than the values already
-        return Normalize(low, high), "neither"
-    inner = np.percentile(values, [1, 99])
-    if high - low < OUTLYING * (inner[1] - inner[0]) or inner[0] == inner[1]:
-        return Normalize(low, high), "neither"
-    ends = bool(low < inner[0]), bool(high > inner[1])
-    beyond = {(True, True): "both", (True, False): "min", (False, True): "max"}[ends]
-    return Normalize(*inner), beyond
+    low, high, logarithmic, beyond = inner_bounds(values, metric)
+    return LogNorm(low, high) if logarithmic else Normalize(low, high), beyond
 
 
 def _label(name: str, joined: int) -> str:

@@ -37,12 +37,12 @@ def sampled(rows: Sequence[AnyRow], most: int = MOST_CURVES) -> list[AnyRow]:
     return [ranked[rank] for rank in ranks]
 
 
-def rule_of(shown: int, there: int) -> str:
-    """Which sites are shown, in words."""
+def rule_of(shown: int, there: int, what: str = "sites") -> str:
+    """Which sites (or trials) are shown, in words."""
     if shown == there:
-        return f"all {there:,} sites" if there > 1 else "the only site"
+        return f"all {there:,} {what}" if there > 1 else f"the only {what.removesuffix('s')}"
     return (
-        f"{shown:,} of {there:,} sites, at even ranks of explained variance from the lowest to the "
+        f"{shown:,} of {there:,} {what}, at even ranks of explained variance from the lowest to the "
         "highest"
     )
 
@@ -70,7 +70,7 @@ def site_curves(curves: Sequence[Curve], there: int, source: str, path: Path) ->
     for axes in grid.flat[max(len(curves) - columns, 0) : len(curves)]:
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("training tokens", fontsize=7)
-    grid[0, 0].set_ylim(_limits(curves))
+    grid[0, 0].set_ylim(curve_limits(curves))
     grid[0, 0].xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
     grid[0, 0].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(3))
     figure.supylabel(
@@ -82,24 +82,24 @@ def site_curves(curves: Sequence[Curve], there: int, source: str, path: Path) ->
 def _points(curve: Curve) -> np.ndarray:
     """``[evaluations, 2]``: tokens and explained variance."""
     tokens = [row["tokens"] for row in curve.history]
-    return np.column_stack([np.array(tokens, float), _values(curve)])
+    return np.column_stack([np.array(tokens, float), curve_values(curve)])
 
 
 def _heading(curve: Curve) -> str:
-    last = _values(curve)[-1:]
+    last = curve_values(curve)[-1:]
     shown = registered()["explained_variance"].cell.format(*last) if len(last) else "no record"
     return f"{plot_text(curve.name, LONGEST_LABEL)}: {shown}"
 
 
-def _values(curve: Curve) -> np.ndarray:
+def curve_values(curve: Curve) -> np.ndarray:
     """The explained variance at each evaluation; NaN where it is not defined."""
     values = [row.get("explained_variance") for row in curve.history]
     return np.array([np.nan if value is None else value for value in values], float)
 
 
-def _limits(curves: Sequence[Curve]) -> tuple[float, float]:
+def curve_limits(curves: Sequence[Curve]) -> tuple[float, float]:
     """The range of the axis: that of the values, without starts that lie far below the rest."""
-    known = [values[np.isfinite(values)] for values in map(_values, curves)]
+    known = [values[np.isfinite(values)] for values in map(curve_values, curves)]
     known = [values for values in known if len(values)]
     if not known:
         return 0.0, 1.0

@@ -221,6 +221,37 @@ class MatryoshkaConfig(BatchKConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HierarchicalTopKConfig(KConfig):
+    """HierarchicalTopK: one dictionary for every K up to k."""
+
+    variant: Literal["hierarchical_topk"] = "hierarchical_topk"
+    """The k largest pre-activations of each row, of which the first few also reconstruct alone."""
+    levels: tuple[float, ...] | None = None
+    """The K at which the most active latents reconstruct alone, beside k itself: rising whole numbers
+    below k; null gives the powers of two."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.levels is None:
+            return
+        object.__setattr__(self, "levels", tuple(self.levels))
+        whole = all(level == int(level) and level >= 1 for level in self.levels)
+        rising = all(low < high for low, high in pairwise((*self.levels, self.k + 1)))
+        if not whole or not rising:
+            raise ValueError(
+                f"levels are {list(self.levels)}; they must be rising whole numbers from 1 to k, which "
+                f"is {self.k}"
+            )
+
+    @property
+    def ends(self) -> list[int]:
+        """The K of each level, rising; the last is k."""
+        powers = (2**n for n in range(self.k.bit_length()))
+        given = powers if self.levels is None else map(int, self.levels)
+        return sorted({*given, self.k})
+
+
+@dataclass(frozen=True, kw_only=True)
 class JumpReLUConfig(SAEConfig):
     """JumpReLU: a learned threshold for each latent."""
 
@@ -281,6 +312,7 @@ CONFIGS: dict[str, type[SAEConfig]] = {
     "topk": TopKConfig,
     "batch_topk": BatchTopKConfig,
     "matryoshka": MatryoshkaConfig,
+    "hierarchical_topk": HierarchicalTopKConfig,
     "jumprelu": JumpReLUConfig,
     "gated": GatedConfig,
     "relu_l1": ReLUL1Config,

@@ -6,6 +6,7 @@ from raysae.sae.base import SAE
 from raysae.sae.batch_topk import BatchTopKSAE
 from raysae.sae.config import SAEConfig
 from raysae.sae.gated import GatedSAE
+from raysae.sae.hierarchical_topk import HierarchicalTopKSAE
 from raysae.sae.jumprelu import JumpReLUSAE
 from raysae.sae.matryoshka import MatryoshkaSAE
 from raysae.sae.relu_l1 import ReLUL1SAE
@@ -15,6 +16,7 @@ VARIANTS: dict[str, type[SAE]] = {
     "topk": TopKSAE,
     "batch_topk": BatchTopKSAE,
     "matryoshka": MatryoshkaSAE,
+    "hierarchical_topk": HierarchicalTopKSAE,
     "jumprelu": JumpReLUSAE,
     "gated": GatedSAE,
     "relu_l1": ReLUL1SAE,

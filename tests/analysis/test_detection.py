@@ -106,7 +106,10 @@ def test_a_row_for_each_input_and_site_and_its_plots(detected, tmp_path):
         "baselines", "layer=02,position=-1", "layer=02,position=operators",
     }  # fmt: skip
     PHASE.draw(result, DetectionSettings(), "a small atlas", tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {"auroc_by_layer.png", "reliability.png"}
+    assert {file.name for file in tmp_path.glob("*.png")} == {
+        "auroc_by_layer.png",
+        "reliability.png",
+    }
     json.dumps(result.section.record(), allow_nan=False)
     json.dumps(dict(result.figures), allow_nan=False)
 

@@ -76,7 +76,9 @@ def test_transfer_to_other_texts(other_texts, tmp_path):
         subject.files, Transfer(), {}, result, {},
         lambda folder: Transfer().draw(result, settings, "a world", folder),
     )  # fmt: skip
-    assert {one.name for one in folder.iterdir()} == {"data.parquet", "data.png", "result.json"}
+    assert {one.name for one in folder.iterdir()} == {
+        "data.parquet", "data.png", "data.svg", "result.json",
+    }  # fmt: skip
 
 
 def test_another_store_makes_another_result(other_texts, tmp_path):
@@ -160,7 +162,7 @@ def test_models_are_drawn_also_where_a_share_is_0_or_1(itself, tmp_path):
     result.tables["models"].append({**row, **ends})
     Transfer().draw(result, settings, "the pocket GPT-2", tmp_path)
     result.tables["models"].pop()
-    assert [one.name for one in tmp_path.iterdir()] == ["models.png"]
+    assert {one.name for one in tmp_path.iterdir()} == {"models.png", "models.svg"}
 
 
 def sequence(number: int, text: str, ends: list[int]) -> TokenSequence:

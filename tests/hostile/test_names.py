@@ -265,7 +265,7 @@ def test_the_page_shows_names_as_text(name):
         "report": "javascript:alert(1)//#?%" + name,
     }  # fmt: skip
     page = template("models.html").render(
-        title=name, kind="model", rows=[row], refused={name: name}, stability=False, plots={},
+        title=name, kind="model", rows=[row], refused={name: name}, stability=False, charts=[],
         written=name,
     )  # fmt: skip
     assert is_plain(page) and page.encode()

@@ -28,7 +28,7 @@ OURS = {
 """The SAEs that we export, by name: their variant, and whether decoder rows have norms other than 1."""
 TAKEN = {
     "saelens": list(OURS),
-    "sparsify": ["topk", "topk with norms"],
+    "sparsify": ["topk", "topk with norms", "hierarchical_topk"],
     "dictionary_learning": list(OURS),
 }
 """Which of them each format takes."""

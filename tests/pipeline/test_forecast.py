@@ -73,8 +73,15 @@ def test_stages_add_up_from_the_measurements(told, store):
     )
     assert seconds.start == 3.0 and seconds.report > 0
     assert seconds.total == pytest.approx(
-        seconds.start + seconds.sweep + seconds.atlas + seconds.report
+        seconds.start + seconds.sweep + seconds.controls + seconds.atlas + seconds.report
     )
+
+
+def test_controls_are_counted(told):
+    cheap, none = told(), told({"controls": "none"})
+    assert none.controls == 0 and cheap.total == pytest.approx(none.total + cheap.controls)
+    pca, two = told({"controls": ["pca"]}), told({"seeds_per_trial": 2})
+    assert 0 < pca.controls < cheap.controls < two.controls
 
 
 def test_more_of_anything_takes_longer_and_budgets_bound_it(told):

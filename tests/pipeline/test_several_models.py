@@ -9,6 +9,7 @@ from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_sto
 from raysae.config import parse_recipe
 from raysae.pipeline.several_models import print_comparison
 from raysae.records.tables import read_table
+from tests.report.pages import assert_whole
 
 SEARCH = {"sampler": "list", "configs": [{"sae.d_sae": 16, "sae.k": k} for k in (1, 2)]}
 
@@ -47,8 +48,9 @@ def test_each_model_has_its_run_and_the_table_compares_them(connected_ray, tmp_p
     printed = capsys.readouterr().out
     assert "narrow" in printed and "wide" in printed and "models.parquet" in printed
     page = result.page.read_text()
-    links = re.findall('<a href="([^"]+)">', page)
-    assert len(links) == 2 and page.count("data:image/png") == 2
+    assert_whole(result.page)
+    links = re.findall('<td><a href="([^"]+)">', page)
+    assert len(links) == 2 and page.count('class="plot"') >= 1
     for link, row in zip(links, rows, strict=True):
         assert (result.page.parent / link).resolve() == result.results[row["model"]].run.report_page
         assert f"{row['explained_variance']:.4f}" in page and row["reason"] in page

@@ -15,9 +15,13 @@ TAKEN = [
     (format, variant)
     for format in FORMATS
     for variant in VARIANTS
-    if format != "sparsify" or variant == "topk"
+    if format != "sparsify" or variant in ("topk", "hierarchical_topk")
 ]
-BACK_AS = {("saelens", "batch_topk"): "jumprelu", ("saelens", "matryoshka"): "jumprelu"}
+BACK_AS = {
+    ("saelens", "batch_topk"): "jumprelu",
+    ("saelens", "matryoshka"): "jumprelu",
+    **{(format, "hierarchical_topk"): "topk" for format in FORMATS},
+}
 """What comes back as another variant than it went."""
 
 SETTINGS = {"saelens": "cfg.json", "sparsify": "cfg.json", "dictionary_learning": "config.json"}

@@ -24,7 +24,7 @@ def lively(variant: str, norms: bool = False) -> SAE:
     """An SAE of ``variant`` with random weights and biases; its decoder rows have unit norm unless
     ``norms`` asks for others."""
     settings = {"variant": variant, "d_sae": D_SAE}
-    if variant in ("topk", "batch_topk", "matryoshka"):
+    if variant in ("topk", "batch_topk", "matryoshka", "hierarchical_topk"):
         settings["k"] = K
     sae, generator = build_sae(sae_config(settings), D_IN, seed=3), torch.Generator().manual_seed(7)
     for name, tensor in sae.state_dict().items():

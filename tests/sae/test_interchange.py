@@ -86,11 +86,26 @@ def test_metadata_of_any_kind_is_exported(tmp_path):
 # What cannot be exported
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "topk"])
+@pytest.mark.parametrize(
+    "variant", [name for name in VARIANTS if name not in ("topk", "hierarchical_topk")]
+)
 def test_sparsify_takes_topk_alone(tmp_path, variant):
     with pytest.raises(UserError, match=f"sparsify cannot express {variant}"):
         export_sae(lively(variant), tmp_path / "out", "sparsify")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_a_hierarchical_sae_at_the_k_that_is_asked_for(tmp_path, capsys):
+    save_sae(lively("hierarchical_topk"), tmp_path / "own")
+    asked = [str(tmp_path / "own"), "--to", "sparsify", "--out", str(tmp_path / "out"), "--k"]
+    assert run_command(export_command, [*asked, "3"]) == 0
+    assert load_sae(tmp_path / "out").config.k == 3
+    assert run_command(export_command, [*asked, "99"]) == REFUSED
+    assert f"trained for 1 to {K}" in capsys.readouterr().err
+    save_sae(lively("gated"), tmp_path / "gated")
+    asked[0] = str(tmp_path / "gated")
+    assert run_command(export_command, [*asked, "3"]) == REFUSED
+    assert "--k is for hierarchical_topk; this SAE is gated" in capsys.readouterr().err
 
 
 def test_an_unknown_format_is_refused(tmp_path, exported):

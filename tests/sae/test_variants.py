@@ -18,11 +18,12 @@ CONFIGS = {
     "topk": {"k": 5},
     "batch_topk": {"k": 5},
     "matryoshka": {"k": 5, "prefixes": [0.25, 0.5, 1.0]},
+    "hierarchical_topk": {"k": 5},
     "jumprelu": {"l0_coefficient": 0.5, "initial_threshold": 0.3},
     "gated": {"l1_coefficient": 0.5},
     "relu_l1": {"l1_coefficient": 0.5, "decorrelation_coefficient": 0.5},
 }
-OF_THE_TOPK_KIND = ("topk", "batch_topk", "matryoshka")
+OF_THE_TOPK_KIND = ("topk", "batch_topk", "matryoshka", "hierarchical_topk")
 NOBODY = torch.zeros(D_SAE, dtype=torch.bool)
 TRAINING = {"epochs": 3, "batch_size": 64, "lr": 1e-3, "evaluations": 4}
 
@@ -324,6 +325,27 @@ def test_matryoshka_is_the_weighted_mean_of_its_prefixes(x):
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
 
 
+def test_hierarchical_topk_is_the_mean_over_its_levels_and_a_topk_at_each(x):
+    sae = filled(build_sae(config_of("hierarchical_topk", aux_coefficient=0.0), D_IN, seed=3))
+    assert sae.config.ends == [1, 2, 4, 5]
+    losses = [float(sae.at_k(k).loss(x, NOBODY)[0].detach()) for k in sae.config.ends]
+    assert float(sae.loss(x, NOBODY)[0].detach()) == pytest.approx(sum(losses) / 4, rel=1e-5)
+    assert int((sae.at_k(2).encode(x) > 0).sum(dim=1).max()) == 2
+    for k in (0, 6):
+        with pytest.raises(ValueError, match="1 to 5"):
+            sae.at_k(k)
+
+
+@pytest.mark.parametrize("to", ["saelens", "sparsify"])
+def test_hierarchical_topk_is_exported_as_topk(to, x, tmp_path):
+    sae = filled(build_sae(config_of("hierarchical_topk"), D_IN, seed=3))
+    for k, one in ((5, sae), (3, sae.at_k(3))):
+        raysae.export_sae(one, tmp_path / str(k), to)
+        loaded = raysae.load_sae(tmp_path / str(k))
+        assert (loaded.config.variant, loaded.config.k) == ("topk", k)
+        assert torch.allclose(loaded.encode(x), sae.at_k(k).encode(x), atol=1e-5)
+
+
 def test_prefixes_of_a_small_dictionary_that_round_to_the_same_are_one():
     config = sae_config({"variant": "matryoshka", "d_sae": 4, "k": 1})
     assert config.widths == [1, 2, 4] and sum(config.width_weights) == pytest.approx(1)
@@ -365,6 +387,9 @@ def test_decorrelation_lowers_the_decoders_correlations(rows):
         ({"variant": "matryoshka", "prefixes": [0.5]}, "must rise"),
         ({"variant": "matryoshka", "prefixes": []}, "must rise"),
         ({"variant": "matryoshka", "prefix_weights": [1.0]}, "one for each"),
+        ({"variant": "hierarchical_topk", "k": 8, "levels": [4, 2]}, "rising whole numbers"),
+        ({"variant": "hierarchical_topk", "k": 8, "levels": [1.5]}, "rising whole numbers"),
+        ({"variant": "hierarchical_topk", "k": 8, "levels": [16]}, "from 1 to k, which is 8"),
         ({"variant": "jumprelu", "bandwidth": 0.0}, "bandwidth"),
         ({"variant": "jumprelu", "l0_coefficient": float("nan")}, "l0_coefficient"),
         ({"variant": "gated", "l1_coefficient": -1.0}, "l1_coefficient"),

@@ -48,7 +48,7 @@ def test_each_rule_is_judged():
 
 
 @pytest.mark.long
-def test_auto_is_near_the_best_in_a_small_world_of_each_kind(connected_ray, tmp_path, capsys):
+def test_auto_is_near_the_best_in_a_small_world_of_each_kind(tmp_path, capsys):
     budget = Budget(40_000, 4, 9, 256, sizes=(32, 64, 128), ks=(1, 2, 4, 8))
     found = table(tmp_path, 1, budget, first=10)
     out = capsys.readouterr().out

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raysae.analysis.intervals import Z, wilson_of
 from raysae.analysis.labelling.alike import agreement, chance, directions, most_alike
 from raysae.analysis.labelling.coherence import Coherence, coherence
 from raysae.analysis.labelling.contexts import contexts_table, kind_of
@@ -20,8 +21,6 @@ from raysae.analysis.labelling.site import SiteLabels
 from raysae.analysis.labelling.tallies import LOWEST
 from raysae.errors import UserError
 
-Z = 1.959963984540054
-"""The normal distribution's 97.5% quantile."""
 STRINGS, FLOATS, INTS = pa.list_(pa.string()), pa.list_(pa.float32()), pa.list_(pa.int64())
 
 
@@ -93,14 +92,6 @@ def fisher(r: NDArray[np.float64], n: NDArray[np.int64]) -> tuple[NDArray, NDArr
         return np.tanh(middle - reach), np.tanh(middle + reach)
 
 
-def wilson(count: NDArray[np.int64], n: int) -> tuple[NDArray, NDArray]:
-    """The 95% intervals of shares of ``n`` by Wilson (1927)."""
-    share = count / n
-    middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    reach = Z / (1 + Z * Z / n) * np.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
-    return np.maximum(middle - reach, 0), np.minimum(middle + reach, 1)
-
-
 def nullable(values: NDArray) -> pa.Array:
     """Numbers as an Arrow column, with null for NaN."""
     return pa.array(values, mask=~np.isfinite(values))
@@ -144,7 +135,7 @@ def _spread(values: dict[int, float], d_sae: int) -> NDArray[np.float64]:
 def _figures(labels: SiteLabels) -> dict[str, Any]:
     sums = labels.tallies
     active_F, live_F = sums.active_F, labels.live
-    low, high = wilson(active_F, sums.rows)
+    low, high = wilson_of(active_F, sums.rows)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean_F, index_F = sums.sum_F / active_F, sums.index_F / active_F
         first_F = sums.first_F / active_F

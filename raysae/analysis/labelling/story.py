@@ -360,7 +360,10 @@ def _notes(one: Overview, settings: LabelsSettings, effects: Effects) -> list[st
     if not one.agreement.size:
         said.append("Agreement with other seeds: not known, as the atlas has one seed a site.")
     if not effects.columns:
-        said.append("Causal effects: not known, as the phase ablation was not run.")
+        said.append(
+            "Causal effects: not known, as the phase ablation had no result when these labels were "
+            "collected; after it, the phase labels collects them again."
+        )
     else:
         said.append(f"Causal effects: the columns ablation_* ({', '.join(effects.columns)}).")
     return said

@@ -15,6 +15,7 @@ from raysae.analysis.feature_choice import (
     matched_controls,
     token_matcher,
 )
+from raysae.analysis.intervals import bootstrap_ratio, interval_text
 from raysae.analysis.phase import Alive, Item, Phase, Result
 from raysae.analysis.section import Section as Told
 from raysae.analysis.section import Table
@@ -27,7 +28,7 @@ from raysae.records.tables import read_table, write_table
 from raysae.sites import Site
 
 ACTIVITY = "activity"
-SHOWN = 40
+SHOWN, LARGEST = 40, 3
 NOTES = [
     "A feature's decoder row times its change is added to the rows where it changes, so the SAE's error "
     "stays. ce, kl: change of the cross-entropy and KL(clean || changed), nats a token over all text "
@@ -138,7 +139,7 @@ class Ablation(Phase):
         sites = [row for folder in folders.values() for row in read_table(folder / "site.parquet")]
         files = [folder / "features.parquet" for folder in folders.values()]
         features = [row for file in files if file.is_file() for row in read_table(file)]
-        return _result(sites, features, settings)
+        return _result(sites, features, settings, subject.seed)
 
     def draw(self, result: Result, settings: AblationSettings, source: str, folder: Path) -> None:
         """Effects against densities, chosen features and controls."""
@@ -244,7 +245,9 @@ def _measure(rows: Sequence[Mapping[str, Any]], wanted: str) -> str:
     return there[0] if there else wanted
 
 
-def _result(sites: list[Row], features: list[Row], settings: AblationSettings) -> Result:
+def _result(
+    sites: list[Row], features: list[Row], settings: AblationSettings, seed: int
+) -> Result:  # fmt: skip
     measure = _measure(features, settings.rank)
     told = "accuracy" if any(row.get("accuracy_set") is not None for row in sites) else measure
     figures: dict[str, float | None] = {}
@@ -253,11 +256,30 @@ def _result(sites: list[Row], features: list[Row], settings: AblationSettings) -
         figures[f"{name}_mean"] = float(np.mean(known)) if known else None
     brief = f"{len(features):,} features at {len(sites)} sites"
     known = [row for row in sites if row.get(f"{told}_set_difference") is not None]
-    sentences = [_sentence(row, told) for row in _most(known, f"{told}_set_difference", 3)]
-    if not sentences:
-        sentences = ["No site has features and controls to compare."]
+    sentences = ["No site has features and controls to compare."]
+    if known:
+        overall, counts = _over_sites(known, told, seed)
+        figures |= counts
+        largest = _most(known, f"{told}_set_difference", LARGEST)
+        sentences = [overall, *(_sentence(row, told) for row in largest)]
     section = Told(sentences, _tables(sites, features, measure, told), NOTES)
     return Result(figures, section, {"features": features, "sites": sites}, brief)
+
+
+def _over_sites(rows: Sequence[Row], told: str, seed: int) -> tuple[str, dict[str, float | None]]:
+    """The mean of the sites' differences from their controls, and at how many sites it is not 0."""
+    name = f"{told}_set_difference"
+    values = [row[name] for row in rows]
+    low, high = bootstrap_ratio(values, None, seed)
+    ends = [(row[f"{name}_low"], row[f"{name}_high"]) for row in rows]
+    apart = sum(least is not None and least * most > 0 for least, most in ends)
+    said = (
+        f"Over {len(rows)} sites the chosen features of a site together change {told} by "
+        f"{np.mean(values):.3f} more than sets of their controls do (mean; 95% CI "
+        f"{interval_text((low, high))}, bootstrap over sites); at {apart} of {len(rows)} sites the "
+        f"difference's interval leaves 0 out. The largest {min(len(rows), LARGEST)}:"
+    )
+    return said, {f"{name}_mean_low": low, f"{name}_mean_high": high, "sites_apart": float(apart)}
 
 
 def _most(rows: Sequence[Row], name: str, most: int) -> list[Row]:

@@ -13,7 +13,7 @@ from raysae.analysis.spliced_model import SplicedModel, check_model
 from raysae.analysis.subject import Subject
 from raysae.analysis.token_batches import AUTO, continuation_of, texts_of
 from raysae.config.section import Positive, Section
-from raysae.metrics import Metric
+from raysae.metrics import registered
 from raysae.records.tables import read_table, write_table
 from raysae.sites import Site
 
@@ -21,16 +21,6 @@ SITES_TOGETHER = 8
 """Sites of an item, which share the clean passes."""
 SHOWN = 60
 """Sites of the page's table, at most: those that lose the most."""
-RECOVERED = {
-    "ce_recovered": Metric(
-        "ce_recovered", "(CE_zero - CE_sae) / (CE_zero - CE_clean)", "", "maximize", (-math.inf, 1.0),
-        axis="CE recovered", cell="{:.3f}",
-    ),
-    "final_cosine_recovered": Metric(
-        "final_cosine_recovered", "share of the final embedding's distance that the SAE takes back", "",
-        "maximize", (-math.inf, 1.0), axis="final cosine recovered", cell="{:.3f}",
-    ),
-}  # fmt: skip
 DEFINITIONS = [
     "CE: cross-entropy of the next token in nats a token, over all tokens of the texts that have a row "
     "at the site and over what follows them; ce_recovered = (CE_zero − CE_sae) / (CE_zero − CE_clean), "
@@ -126,7 +116,7 @@ class Loss(Phase):
         from raysae.report.heatmaps import heatmap
 
         rows = [dict(row) for row in result.tables["sites"]]
-        metric = RECOVERED[_recovered(rows)]
+        metric = registered()[_recovered(rows)]
         for hookpoint, some in by_hookpoint(rows).items():
             title = f"{metric.axis} with the SAE in the model"
             named = title if hookpoint is None else f"{title}, {hookpoint}"

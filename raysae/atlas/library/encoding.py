@@ -20,6 +20,7 @@ from raysae.sae.interchange.settings import part
 from raysae.sites import Site
 
 if TYPE_CHECKING:  # transformers and pydantic are imported where a text is encoded
+    from raysae.activations.manifest import Manifest
     from raysae.activations.writer import SiteRows
     from raysae.config.source import SourceConfig
     from raysae.transformer.capture import Capturer
@@ -160,12 +161,31 @@ class Transformer:
                     f"encode: nothing records which {what} the atlas was made with, so {self.name!r} "
                     "cannot be compared; force=True uses it all the same"
                 )
-            found = min(self.found[what])
             raise UserError(
-                f"encode: the {what} of {self.name!r} have the sha256 {found[:12]}, those that the store "
-                f"was made with {wanted[:12]}; the latents would mean something else: give the model of "
-                "the store (model=FOLDER), or use this one all the same with force=True"
+                f"encode: {self._differs(what, wanted)}; the latents would mean something else: give the "
+                "model of the store (model=FOLDER), or use this one all the same with force=True"
             )
+
+    def check_same(self) -> None:
+        """The same for an analysis, which cannot be made to use another model."""
+        for what, wanted in self.wanted.items():
+            if wanted is None:
+                raise UserError(
+                    f"nothing records which {what} the store was made with, so {self.name!r} cannot be "
+                    "compared; extract the store again"
+                )
+            if wanted not in self.found[what]:
+                raise UserError(
+                    f"{self._differs(what, wanted)}; what it would do with these SAEs says nothing: put "
+                    "the model of the store back in its place, or extract a store with this one"
+                )
+
+    def _differs(self, what: str, wanted: str) -> str:
+        found = min(self.found[what])
+        return (
+            f"the {what} of {self.name!r} have the sha256 {found[:12]}, those that the store was made "
+            f"with {wanted[:12]}"
+        )
 
     @torch.inference_mode()
     def rows(self, texts: list[Text], sites: list[Site]) -> "Iterator[dict[Site, SiteRows]]":
@@ -276,11 +296,19 @@ def _of_run(run: Path) -> "SourceConfig | None":
     if recipe.source is not None:
         return with_absolute_paths(recipe.source, recipe.base)
     with suppress(UserError, OSError, ValueError):
-        manifest = manifest_of(files_at(recipe.store_place))
-        if manifest.provenance == "model":
-            known = {key: manifest.source[key] for key in manifest.source if key != "seed"}
-            return with_absolute_paths(_validated(known, f"{recipe.store_place}"), recipe.base)
+        return source_of_store(manifest_of(files_at(recipe.store_place)), recipe.base)
     return None
+
+
+def source_of_store(manifest: "Manifest", base: Path) -> "SourceConfig | None":
+    """How texts became the rows of a store, with its paths from ``base``; None where a model did not make
+    them. Raises UserError when what the manifest says of it is damaged."""
+    from raysae.extraction.plan import with_absolute_paths
+
+    if manifest.provenance != "model":
+        return None
+    known = {key: manifest.source[key] for key in manifest.source if key != "seed"}
+    return with_absolute_paths(_validated(known, "source in the store's manifest"), base)
 
 
 def _together(sequences: "Iterable[TokenSequence]") -> "Iterator[list[TokenSequence]]":

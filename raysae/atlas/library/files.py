@@ -1,7 +1,8 @@
 """What an atlas's folder holds: which SAE is where, of which sites there is none, and what made them.
 
 An atlas is a run's folder ``atlas``; a folder with an ``atlas.json``, as an export writes it; or a folder
-of folders that SAELens wrote, in which ``cfg.json`` names the hook.
+of folders that SAELens wrote, in which ``cfg.json`` names the hook. The folder of a single SAE, raysae's
+or SAELens's, is an atlas of one site.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,12 +21,15 @@ from raysae.records.rows import SiteRow
 from raysae.records.run_files import RECIPE_FILE, RunFiles
 from raysae.records.tables import read_sites
 from raysae.sae.checkpoint import CONFIG_FILE, METRICS_FILE
+from raysae.sae.interchange.settings import part
 from raysae.sites import Site, site_folders
 from raysae.storage.files import expanded, read_json, refuse_links_outside
 from raysae.storage.remote import is_uri, join, split
 from raysae.storage.untrusted import usable_path
 
 ATLAS, TABLE = "atlas", "metrics.parquet"
+RUN_ABOVE = 3
+"""Folders above an SAE's, at most, of which one is its run's."""
 ORIGIN = ("provenance", "model", "dataset", "hookpoint", "context_length", "store_digest")
 """What an SAE's metadata say of the activations that it was trained on."""
 
@@ -78,6 +82,8 @@ def find_atlas(place: str | Path) -> AtlasFiles:
         return _of_run(folder, saes, run)
     if run is not None:
         raise UserError(f"{run}: its atlas has no site yet; the same command goes on with the run")
+    if _is_own(folder / CONFIG_FILE):
+        return _of_one(folder)
     if any(folder.rglob(CONFIG_FILE)):
         return _of_saelens(folder)
     raise UserError(
@@ -100,8 +106,8 @@ def _local(place: str | Path) -> Path:
         return usable_path(expanded(place))
     parent, name = split(str(place))
     files = RunFiles.at(parent if name == ATLAS else join(parent, name))
-    for part in (RECIPE_FILE, ATLAS):
-        files.fetch(files.path / part)
+    for fetched in (RECIPE_FILE, ATLAS):
+        files.fetch(files.path / fetched)
     return files.path
 
 
@@ -173,6 +179,35 @@ def _of_index(folder: Path) -> AtlasFiles:
         _row(site, *state) for site, state in sorted(index.states.items())
     ]
     return AtlasFiles(folder, saes, rows, index.provenance, index.source)
+
+
+def _is_own(config: Path) -> bool:
+    """Whether it is the ``cfg.json`` of an SAE that raysae wrote."""
+    if not config.is_file():
+        return False
+    found = read_json(config)
+    return isinstance(found, dict) and found.get("format") == "raysae"
+
+
+def _of_one(folder: Path) -> AtlasFiles:
+    """The atlas of one SAE that raysae wrote: its metadata name the site. Raises UserError if not."""
+    metadata = part(read_json(folder / CONFIG_FILE), "metadata")
+    layer, position = metadata.get("layer"), metadata.get("position")
+    try:
+        if type(layer) is not int or not isinstance(position, int | str):
+            raise ValueError("expected a whole number, and a number or a name")
+        site = Site(layer, position)
+    except ValueError as error:
+        raise UserError(
+            f"{folder / CONFIG_FILE}: metadata.layer is {layer!r}, metadata.position {position!r} "
+            f"({error}); nothing says which rows this SAE reads: give those of its site in its store"
+        ) from None
+    runs = [place for place in folder.parents[:RUN_ABOVE] if (place / RECIPE_FILE).is_file()]
+    rows = _rows_of_records({site: folder}) if (folder / METRICS_FILE).is_file() else None
+    return AtlasFiles(
+        folder, {site: folder}, rows or [_row(site, "done")],
+        {name: metadata.get(name) for name in ORIGIN}, run=runs[0] if runs else None,
+    )  # fmt: skip
 
 
 def _of_saelens(folder: Path) -> AtlasFiles:

@@ -10,6 +10,7 @@ from raysae.errors import UserError
 from raysae.redaction import redacted_values
 from raysae.sae.base import SAE
 from raysae.sae.checkpoint import CONFIG_FILE, read_sae, refuse_unusable
+from raysae.sae.hierarchical_topk import HierarchicalTopKSAE
 from raysae.sae.interchange import dictionary_learning, saelens, sparsify
 from raysae.storage.files import read_json, replacing_folder
 from raysae.storage.untrusted import usable_path
@@ -61,12 +62,16 @@ def load_sae(folder: str | Path, device: str = "cpu", format: str | None = None)
 def export_sae(sae: SAE, folder: str | Path, to: str) -> None:
     """Write ``sae`` into ``folder`` in the format of the library ``to``, a key of ``FORMATS``.
 
+    A hierarchical_topk SAE is written as the topk of its k; ``sae.at_k(k)`` gives that of a smaller one.
+
     Raises UserError when ``to`` is unknown, the format cannot represent the SAE's variant, or the
     folder exists and is not empty.
     """
     folder = usable_path(folder)
     if to not in FORMATS:
         raise UserError(f"there is no format {to!r}; known are {', '.join(FORMATS)}")
+    if isinstance(sae, HierarchicalTopKSAE):
+        sae = sae.at_k(sae.config.k)
     if sae.config.variant not in FORMATS[to].variants:
         known = ", ".join(FORMATS[to].variants)
         others = [name for name, one in FORMATS.items() if sae.config.variant in one.variants]

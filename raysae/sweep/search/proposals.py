@@ -256,7 +256,14 @@ def _sampler(recipe: Recipe) -> optuna.samplers.BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", optuna.exceptions.ExperimentalWarning
-        )  # ``group`` is experimental
+        )  # ``group`` and GPSampler are experimental
+        if sweep.sampler == "gp":
+            # the noise of a trial is not that of its config: the kernel's own term is for it
+            return optuna.samplers.GPSampler(
+                seed=recipe.seed,
+                n_startup_trials=sweep.startup_trials,
+                deterministic_objective=False,
+            )
         return optuna.samplers.TPESampler(
             seed=recipe.seed, n_startup_trials=sweep.startup_trials, multivariate=True, group=True
         )

@@ -10,13 +10,14 @@ from raysae.cluster.reading import OpenSite, fetched_site
 from raysae.cluster.worker import end_if_lost, prepare_worker
 from raysae.config import Recipe
 from raysae.records.members import Key
-from raysae.records.products import seeds_of, stopping, trained
+from raysae.records.products import seeds_of, stopping, trial_of
 from raysae.records.run_files import RunFiles
 from raysae.redaction import redacted_errors
-from raysae.sae import SAEConfig
+from raysae.sae import SAE, SAEConfig
 from raysae.sae.truth import Truth
 from raysae.sites import Site
 from raysae.sweep.trials.gang import GANG, Gang, shared_settings
+from raysae.sweep.trials.judge import Figures, Judge
 from raysae.sweep.trials.trial import Report, Trial
 from raysae.training import TrainingConfig
 from raysae.training.ensemble import Member, StatisticsCache
@@ -43,17 +44,19 @@ class SAETrials(tune.Trainable):
         store: str,
         provenance: Mapping[Site, dict[str, Any]],
         truth: Truth | None,
+        judge: Judge | None = None,
     ) -> None:
         """Open the rows, once per actor; ``config`` holds the trials' numbers and parameters.
 
         ``attempt`` names this attempt at the run; a gang that hung in another attempt is tried again.
         ``store`` is the store's digest. ``truth`` is what is known of a synthetic store's
-        rows, else None.
+        rows, else None. ``judge`` measures the SAEs of every trial at its end.
         """
         self.recipe, self.attempt, self.store = recipe, attempt, store
         self.provenance, self.truth = provenance, truth
         with redacted_errors():  # Tune writes what is raised here to a file
             self.files, self.device = files.on_this_node(), prepare_worker()
+            self.judge = None if judge is None else judge.opened(self.device)
             self._open(sites)
             self.statistics = StatisticsCache()
             self._begin(config)
@@ -113,10 +116,13 @@ class SAETrials(tune.Trainable):
         self.rounds: Iterator[None] = self._train()
 
     def _trial(self, asked: dict[str, Any]) -> Trial:
-        settings = self.recipe.with_parameters(asked["parameters"])
-        sites, seeds = list(self.rows), seeds_of(self.recipe)
-        made = trained("trial", self.store, sites, seeds, *settings)
-        return Trial(asked, self.files, self.device, made, stopping(self.recipe))
+        made = trial_of(self.recipe, self.store, list(self.rows), asked["parameters"])
+        judge = None if self.judge is None else self._judged
+        return Trial(asked, self.files, self.device, made, stopping(self.recipe), judge)
+
+    def _judged(self, saes: Mapping[Key, SAE]) -> Figures:
+        assert self.judge is not None
+        return self.judge.figures(saes, self.alarm.step)
 
     def _forget(self) -> None:
         self.trials, self.rounds = [], iter(())

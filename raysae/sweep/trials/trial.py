@@ -1,7 +1,7 @@
 """One trial, from its parameters to its outcome: one SAE config, committed as a folder."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +15,7 @@ from raysae.records.commit import commit
 from raysae.records.members import Key, Members, OutOfTimeError
 from raysae.records.run_files import RunFiles
 from raysae.redaction import first_line, traceback_of
+from raysae.sae import SAE
 from raysae.sites import Site
 from raysae.storage.trouble import in_words, reason_in_words
 from raysae.training import NonFiniteLossError
@@ -28,7 +29,8 @@ class Trial:
     """One config of the sweep; ``report`` is its progress or outcome, for Tune, console and MLflow.
 
     ``asked`` holds its number and parameters, ``made`` what makes its SAEs, ``stopping`` the rules by
-    which it may be stopped early. A trial that an earlier attempt committed or stopped only reports.
+    which it may be stopped early; ``judge`` measures its SAEs at its end. A trial that an earlier attempt
+    committed or stopped only reports.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class Trial:
         device: str,
         made: Made,
         stopping: Made = MappingProxyType({}),
+        judge: Callable[[Mapping[Key, SAE]], Mapping[str, Any]] | None = None,
     ):
         self.asked, self.files, self.device = dict(asked), files, device
-        self.made, self.stopping = dict(made), dict(stopping)
+        self.made, self.stopping, self.judge = dict(made), dict(stopping), judge
         self.folder = files.trial(self.asked["trial"])
         self.started, self.began = time.time(), time.monotonic()
         self.members: Members | None = None
@@ -139,9 +142,10 @@ class Trial:
         (first_site, _), *_ = members.trainers
         job = {**self.asked, "made": self.made}
         members.release()  # before the last figures, which need memory of their own
+        metrics = self._measured(members)
         record = commit(
             self.files, members.first, self.folder, job, provenance[first_site], members.history,
-            self.started, seconds=time.monotonic() - self.began, metrics=members.final_metrics(),
+            self.started, seconds=time.monotonic() - self.began, metrics=metrics,
             cost=cost,
             beside=members.beside(lambda site: provenance[site]),
         )  # fmt: skip
@@ -149,6 +153,14 @@ class Trial:
         self.files.remove_checkpoint(members.checkpoints)
         self.members = None
         return record["metrics"]
+
+    def _measured(self, members: Members) -> dict[str, Any]:
+        """The figures of the ended trial."""
+        found = members.final_metrics()
+        if self.judge is None:
+            return found
+        saes = {key: trainer.sae() for key, trainer in members.trainers.items()}
+        return {**found, **self.judge(saes)}
 
 
 def _live(record: dict[str, Any]) -> Report:

@@ -24,7 +24,7 @@ from raysae.metrics import PROGRESS, TABLE, partly
 from raysae.records.commit import figures_of, provenance, state_of
 from raysae.records.events import Committed, Event, Events, Failed, Item, Progressed, Stopped
 from raysae.records.folder import RunFolder
-from raysae.records.products import seeds_of, stopping, trained
+from raysae.records.products import stopping, trial_of
 from raysae.records.rows import TrialRow
 from raysae.records.run_files import STOPPED
 from raysae.redaction import redacted
@@ -34,6 +34,7 @@ from raysae.sweep.search.proposals import Proposer
 from raysae.sweep.search.searcher import OrderedSearcher, Outcomes
 from raysae.sweep.search.study import study_copied
 from raysae.sweep.trials.gang import GANG
+from raysae.sweep.trials.judge import Judge
 from raysae.sweep.trials.opening import Demand, TrialRows, at_once, opened
 from raysae.sweep.trials.trainable import SAETrials
 
@@ -53,6 +54,8 @@ class SweepJob:
     events: Events
     live: ExtractionPlan | None = None
     """How live rows are computed; None of other stores."""
+    judge: Judge | None = None
+    """What measures the SAEs of a trial at its end, beside its trainings; None: nothing."""
 
     @property
     def demand(self) -> Demand:
@@ -64,9 +67,7 @@ class SweepJob:
 
     def made(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """What makes the trial with these parameters."""
-        recipe = self.run.recipe
-        settings = recipe.with_parameters(parameters)
-        return trained("trial", self.store.digest, self.sites, seeds_of(recipe), *settings)
+        return trial_of(self.run.recipe, self.store.digest, self.sites, parameters)
 
     @property
     def where(self) -> str:
@@ -111,6 +112,7 @@ def _trainable(job: SweepJob, opened: TrialRows) -> Any:
             store=job.store.digest,
             provenance={site: provenance(job.store, site) for site in job.sites},
             truth=job.store.known_truth(),
+            judge=job.judge,
         ),
         opened.placement.resources,
     )

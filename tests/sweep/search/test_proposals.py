@@ -55,6 +55,13 @@ def test_timing_and_concurrency_never_show(sampler):
         assert run(recipe(sampler=sampler, proposal_lag=3), 1, 0, gang) == wanted
 
 
+def test_gp_repeats_whatever_the_timing():
+    short = parse_recipe(
+        {"sweep": {"trials": 5, "space": SPACE, "sampler": "gp", "startup_trials": 2}}
+    )
+    assert run(short, at_once=2, shuffle=1) == run(short, at_once=1, shuffle=0)
+
+
 def test_the_seed_decides():
     first = run(recipe(), 1, 0)
     other = parse_recipe({"seed": 1, "sweep": {"trials": 12, "space": SPACE}})

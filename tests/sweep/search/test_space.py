@@ -52,7 +52,7 @@ def run_all(recipe):
     return [proposer.propose(number, {}) for number in range(proposer.trials)]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
 def test_the_recipes_points_come_first(sampler):
     first = [{"sae.d_sae": 256, "sae.k": 2}, {"sae.k": 32}]
     proposals = run(recipe(sampler=sampler, first=first), 1, 0)

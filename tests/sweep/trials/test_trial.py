@@ -9,6 +9,7 @@ import torch
 
 from raysae.activations.synthetic import SuperpositionWorld
 from raysae.cluster.alarm import HangAlarm
+from raysae.errors import UserError
 from raysae.records.run_files import RunFiles
 from raysae.sae import sae_config
 from raysae.sites import Site
@@ -102,3 +103,27 @@ def test_out_of_memory_is_a_trials_own_failure(tmp_path):
     trial = Trial(ASKED, RunFiles(tmp_path), "cpu", MADE)
     trial.fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     assert trial.ended and "lower batch_size, d_sae or resources.gang" in trial.report["failed"]
+
+
+def test_what_is_measured_at_the_end_is_among_the_figures(tmp_path):
+    def judge(saes):
+        return {"ce_recovered": float(len(saes)), "ce_increase": None}
+
+    trial = Trial(ASKED, RunFiles(tmp_path), "cpu", MADE, judge=judge)
+    gang = Gang([trial.begin(members(), None)], 0)
+    for _ in gang.rounds():
+        trial.advance({HERE: {}})
+    assert trial.report["committed"] and trial.report["ce_recovered"] == 1
+    figures = read_json(tmp_path / "trials" / "000" / "metrics.json")["metrics"]
+    assert figures["ce_recovered"] == 1 and figures["ce_increase"] is None
+
+
+def test_what_cannot_be_measured_is_the_reason(tmp_path):
+    def judge(saes):
+        raise UserError("the model is gone")
+
+    trial = Trial(ASKED, RunFiles(tmp_path), "cpu", MADE, judge=judge)
+    gang = Gang([trial.begin(members(), None)], 0)
+    for _ in gang.rounds():
+        trial.advance({HERE: {}})
+    assert trial.report["failed"] == "the model is gone" and not trial.folder.exists()

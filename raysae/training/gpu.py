@@ -1,13 +1,15 @@
 """What a packed step does on a GPU alone: kernels in Triton, and CUDA graphs.
 
-For tests, ``TRITON_INTERPRET=1`` runs the kernels on CPU tensors. Where Triton is not installed,
-``launches`` is false and the passes are torch's own operations. On torch's meta device kernels are only
-recorded (``raysae.training.fused.launching``).
+For tests, ``TRITON_INTERPRET=1`` runs the kernels on CPU tensors. Where Triton is not installed, or
+cannot be used, ``launches`` is false and the passes are torch's own operations. On torch's meta device
+kernels are only recorded (``raysae.training.fused.launching``).
 """
 
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,7 +23,32 @@ def launches(device: torch.device) -> bool:
     """Whether kernels are launched on ``device``: it is a GPU, and Triton is there."""
     if device.type == "meta":
         return True
-    return (device.type == "cuda" or INTERPRETED) and find_spec("triton") is not None
+    return (device.type == "cuda" or INTERPRETED) and why_no_kernels() is None
+
+
+@cache
+def why_no_kernels() -> str | None:
+    """Why Triton's kernels cannot run here, as with an old driver; None where they can. Said once."""
+    why = "Triton is not installed"
+    if find_spec("triton") is not None:
+        why = _why_triton_fails()
+    if why:
+        warnings.warn(
+            f"{why}: SAEs on a GPU train with plain torch, slower and with more memory",
+            stacklevel=3,
+        )
+    return why or None
+
+
+def _why_triton_fails() -> str:
+    try:
+        from triton.runtime import driver
+
+        if not INTERPRETED:
+            driver.active.get_current_target()
+    except Exception as error:  # whatever it is, torch can do without
+        return f"Triton cannot be used here ({type(error).__name__}: {error})"
+    return ""
 
 
 def captures(tensor: Tensor) -> bool:

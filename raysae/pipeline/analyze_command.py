@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of an atlas outside a run (0)")
     add_log_options(parser)
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)  # phases may follow options
     return _carry_out(args)
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.processes import below, kill
 
 PHASES = ("loss", "loss.sequences=10", "labels", "tracking", "tracking.fires=2")
-KILLS, WAIT = 3, 120
+KILLS, WAIT = 2, 120
 
 
 def start(run, out: Path) -> subprocess.Popen:

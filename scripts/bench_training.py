@@ -40,6 +40,7 @@ import raysae
 from raysae.sae import sae_config
 from raysae.sae.metrics import evaluate
 from raysae.training import Trainer, TrainingConfig
+from raysae.training.alone import step_alone
 from raysae.training.rows import Rows
 
 SCHEDULE = {"warm_up": 0.05, "decay": 0.2}
@@ -113,11 +114,12 @@ def ours(shape: Shape, data: Tensor, held_out: Tensor, job: dict[str, Any]) -> R
     device = job["device"]
     few = Rows(held_out[:16])  # makes the trainer's own last evaluation short
     trainer = Trainer(config, settings, Rows(data), few, seed=job["seed"], device=device)
+    take = step_alone(trainer, pack=device != "cpu" and settings.compiled)
     timed = TimedBatches(data.to(device), shape.batch, shape.skip)
     for number, batch_BD in enumerate(timed):
         if number == shape.skip:
             synchronize(device)
-        trainer.take(batch_BD)
+        take(batch_BD)
     synchronize(device)
     speed = timed.tokens_per_second()
     assert trainer.step == trainer.steps == shape.steps

@@ -80,10 +80,14 @@ def texts_of(name: str) -> tuple[ModelSpec, list[str]]:
     return spec, [f"{line['question']} {line['answer']}" for line in read]
 
 
-def layers_of(name: str, folder: Path, rows: int, grid: Grid) -> list[Layer]:
-    """The grids of both halves at every layer, trained where they are not in ``folder``."""
+def layers_of(
+    name: str, folder: Path, rows: int, grid: Grid, wanted: Sequence[int] | None
+) -> list[Layer]:
+    """The grids of both halves at the layers (None: all), trained where they are not in ``folder``."""
     found, held = [], rows // 10
     for number, x in enumerate(streams(*texts_of(name), 2 * (rows + held))):
+        if wanted is not None and number not in wanted:
+            continue
         started = time.monotonic()
         halves = x.split(rows + held)
         one, two = (
@@ -113,7 +117,7 @@ def carried(layers: Sequence[Layer], policy: str, number: int) -> tuple[int, int
 
 def print_carrying(name: str, layers: Sequence[Layer]) -> None:
     """Print each policy's config at each layer, and its losses on average."""
-    print(f"\n{name}: d_sae, K at layers 0 to {len(layers) - 1}; judged by the other half")
+    print(f"\n{name}: d_sae, K at {len(layers)} layers; judged by the other half")
     print(f"{'':>8}{'layers':>{12 * len(layers)}}   d_sae off   K off   EV lost   agreement lost")
     totals = defaultdict[str, list[tuple[float, ...]]](list)
     for policy in POLICIES:
@@ -175,11 +179,13 @@ def main() -> int:
     parser.add_argument("--model", choices=["pocket", "stories", "both"], default="both")
     parser.add_argument("--rows", type=int, default=20_000, help="training rows of each half")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--layers", type=int, nargs="+", help="these alone")
     args = parser.parse_args()
     torch.set_num_threads(1)
     training = TrainingConfig(epochs=args.epochs, batch_size=256, lr=3e-3, evaluations=1)
     for name in ("pocket", "stories") if args.model == "both" else (args.model,):
-        layers = layers_of(name, args.folder, args.rows, Grid(SIZES, KS, training))
+        grid = Grid(SIZES, KS, training)
+        layers = layers_of(name, args.folder, args.rows, grid, args.layers)
         print_carrying(name, layers)
         print_halves(name, layers)
     return 0

@@ -8,10 +8,11 @@ rate) or hard (see ``raysae.activations.hard_world``). The best d_sae is that of
 import math
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from grids import Grid, trials_on
@@ -159,6 +160,12 @@ def verdicts(rows: list[TrialRow], best: tuple[int, int]) -> dict[str, Verdict]:
     return found
 
 
+def reached(rows: Sequence[TrialRow], verdict: Verdict) -> float:
+    """The F1 of a rule's choice, as a part of the best of all configs; 0 for none."""
+    by_config = {(row.d_sae, row.k): float(row["f1"]) for row in rows}
+    return 0.0 if verdict.config is None else by_config[verdict.config] / max(by_config.values())
+
+
 def steps(one: int, other: int, values: list[int]) -> int:
     """How many values of the space two of them are apart."""
     return abs(values.index(one) - values.index(other))
@@ -181,7 +188,7 @@ def table(
 ) -> dict[str, int]:
     """Print what each rule chooses in ``worlds`` worlds of each kind; returns how often ``auto`` was near
     with TPE, and how often its interval held the best K."""
-    counted = Counter[tuple[str, str]]()
+    counted, f1 = Counter[tuple[str, str]](), defaultdict[tuple[str, str], list[float]](list)
     print(f"\n{budget.trials} trials of two seeds; d_sae, K; * both within one step of the best")
     for number in range(first, first + worlds):
         for kind in KINDS:
@@ -194,6 +201,7 @@ def table(
                 print(line(f"{kind} {number} {sampler}", found, seconds), flush=True)
                 for rule, verdict in found.items():
                     counted[sampler, rule] += verdict.near
+                    f1[sampler, rule].append(reached(rows, verdict))
                 counted[sampler, "interval of auto"] += bool(found["auto"].held)
                 tied = verdicts(tried, best_of(rows, atoms, TIE))
                 for rule, verdict in tied.items():
@@ -202,6 +210,9 @@ def table(
     for case in dict.fromkeys(case for case, _ in counted):
         cells = [f"{rule} {count}" for (one, rule), count in counted.items() if one == case]
         print(f"{case:>7}: " + ", ".join(cells))
+    for sampler in samplers:
+        parts = [f"{rule} {fmean(f1[one, rule]):.3f}" for one, rule in f1 if one == sampler]
+        print(f"{sampler:>7}, F1 of the choice as a part of the best: " + ", ".join(parts))
     return {
         "worlds": len(KINDS) * worlds,
         "near": counted["tpe", "auto"],

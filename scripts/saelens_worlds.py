@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from planted_worlds import Budget, Verdict, best_of, grid_on, line, searched, verdicts
+from planted_worlds import TIE, Budget, best_of, grid_on, line, reached, searched, verdicts
 from safetensors.torch import load_file
 
 from raysae.records.rows import TrialRow
@@ -78,12 +78,6 @@ def world_rows(folder: Path, number: int, budget: Budget) -> list[TrialRow]:
     return grid_on(grid, torch.empty(0), None, "batch_topk", budget)
 
 
-def reached(rows: list[TrialRow], verdict: Verdict) -> float:
-    """The F1 of a rule's choice, as a part of the best of all configs; 0 for none."""
-    by_config = {(row.d_sae, row.k): float(row["f1"]) for row in rows}
-    return 0.0 if verdict.config is None else by_config[verdict.config] / max(by_config.values())
-
-
 def main() -> int:
     """Print the table; returns 0, or 2 without the peers' environment."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -104,12 +98,15 @@ def main() -> int:
     near, f1 = Counter[str](), defaultdict[str, list[float]](list)
     for number in range(args.first, args.first + args.worlds):
         rows = world_rows(args.folder, number, budget)
-        best = best_of(rows, settings_of(number, budget.scale)["num_features"])
-        found = verdicts(searched(rows, "tpe", budget.trials, number), best)
+        tried = searched(rows, "tpe", budget.trials, number)
+        features = settings_of(number, budget.scale)["num_features"]
+        found = verdicts(tried, best_of(rows, features))
+        tied = verdicts(tried, best_of(rows, features, TIE))
         print(line(f"saelens {number}", found, 0), flush=True)
         near["interval of auto"] += bool(found["auto"].held)
         for rule, verdict in found.items():
             near[rule] += verdict.near
+            near[f"{rule}, mcc within {TIE}"] += tied[rule].near
             f1[rule].append(reached(rows, verdict))
     print(f"right of {args.worlds}: " + ", ".join(f"{rule} {n}" for rule, n in near.items()))
     print("F1 reached: " + ", ".join(f"{rule} {fmean(parts):.3f}" for rule, parts in f1.items()))

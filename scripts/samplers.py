@@ -67,21 +67,22 @@ def hypervolume(rows: Sequence[TrialRow]) -> float:
     return area
 
 
-def samplers(worlds: Sequence[World], seeds: int) -> None:
+def samplers(worlds: Sequence[World], seeds: int, names: Sequence[str], trials: int) -> None:
     """Print the table of samplers."""
+    lengths = [count for count in LENGTHS if count <= trials]
     print(f"\nsamplers, {len(worlds)} worlds, {seeds} seeds: auto right, and hypervolume")
-    print(f"{'trials':>8}" + "".join(f"{count:>18}" for count in LENGTHS) + "   seconds a search")
-    for sampler in SAMPLERS:
+    print(f"{'trials':>8}" + "".join(f"{count:>18}" for count in lengths) + "   seconds a search")
+    for sampler in names:
         hits, areas = defaultdict[int, list[bool]](list), defaultdict[int, list[float]](list)
         started = time.process_time()
         for world in worlds:
             for seed in range(seeds):
-                found = searched(world.rows, sampler, LENGTHS[-1], seed, startup_trials=STARTUP)
-                for count in LENGTHS:
+                found = searched(world.rows, sampler, lengths[-1], seed, startup_trials=STARTUP)
+                for count in lengths:
                     hits[count].append(right(found[:count], world.best))
                     areas[count].append(hypervolume(found[:count]))
         each = (time.process_time() - started) / (len(worlds) * seeds)
-        cells = [f"{fmean(hits[c]):.0%}, {fmean(areas[c]):.3f}" for c in LENGTHS]
+        cells = [f"{fmean(hits[c]):.0%}, {fmean(areas[c]):.3f}" for c in lengths]
         print(
             f"{sampler:>8}" + "".join(f"{cell:>18}" for cell in cells) + f"{each:19.1f}", flush=True
         )
@@ -179,6 +180,8 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--scale", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS))
+    parser.add_argument("--trials", type=int, default=LENGTHS[-1], help="of the table of samplers")
     parser.add_argument("--part", choices=["samplers", "patience", "look", "all"], default="all")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -190,7 +193,7 @@ def main() -> int:
             best = best_of(rows, world_of(kind, number, args.scale).atoms)
             worlds.append(World(kind, number, rows, best))
     if args.part in ("samplers", "all"):
-        samplers(worlds, args.seeds)
+        samplers(worlds, args.seeds, args.samplers, args.trials)
     if args.part in ("patience", "all"):
         patience(worlds, args.seeds)
     if args.part in ("look", "all"):

@@ -27,7 +27,7 @@ def test_the_commands_are_the_ones_this_file_runs():
     )
     assert others()[:2] == [["scripts/demo.sh"], ["scripts/test.sh"]]
     numbers = (len(SWEEPS), len(EXTRACTS), len(STORES), len(EXPORTS))
-    assert numbers == (15, 1, 5, 3)
+    assert numbers == (16, 1, 5, 3)
     assert JOINS in SWEEPS
     assert verb_arguments("report") == [["runs/quickstart"]]
 

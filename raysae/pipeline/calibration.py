@@ -3,11 +3,12 @@
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
+import torch
 from torch import Tensor
 
 from raysae.cluster.placement import Placement
@@ -16,6 +17,7 @@ from raysae.records.commit import commit
 from raysae.records.run_files import RunFiles
 from raysae.sae import SAEConfig
 from raysae.training import Trainer, TrainingConfig
+from raysae.training.alone import step_alone
 from raysae.training.rows import Rows
 
 TRAIN_SECONDS = 0.7
@@ -134,11 +136,12 @@ def _measured(
     began = time.perf_counter()
     trainer = Trainer(sae, endless, train, validation, device=device)
     begin, batches = time.perf_counter() - began, iter(trainer.feed)
+    take = _waited_for(step_alone(trainer), device)
     started = time.perf_counter()
-    trainer.take(next(batches))
+    take(next(batches))
     first, started, before = time.perf_counter() - started, time.perf_counter(), trainer.tokens
     for batch_BD in batches:
-        trainer.take(batch_BD)
+        take(batch_BD)
         passed = time.perf_counter() - started
         if passed > TRAIN_SECONDS:
             break
@@ -148,6 +151,18 @@ def _measured(
     evaluation = time.perf_counter() - started
     cost = Cost(begin, speed, evaluation, _commit_seconds(trainer))
     return max(first - training.batch_size / speed, 0.0), cost
+
+
+def _waited_for(step: Callable[[Tensor], object], device: str) -> Callable[[Tensor], object]:
+    """The same step, which waits until the device is done with it."""
+    if torch.device(device).type != "cuda":
+        return step
+
+    def take(batch_BD: Tensor) -> None:
+        step(batch_BD)
+        torch.cuda.synchronize(device)
+
+    return take
 
 
 def _commit_seconds(trainer: Trainer) -> float:

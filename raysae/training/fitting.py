@@ -1,17 +1,20 @@
 """``raysae.fit``: one SAE from a tensor, an iterator or a store's site, without Ray."""
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from raysae.sae import SAE, SAEConfig
 from raysae.sae import sae_config as checked_config
 from raysae.training.checkpoint import has_training, load_training, save_training
 from raysae.training.config import TrainingConfig
+from raysae.training.ensemble.engine import Ensemble
+from raysae.training.ensemble.members import Member
 from raysae.training.finite import NonFiniteLossError
 from raysae.training.given import (
     GivenRows,
@@ -109,8 +112,7 @@ def _train(
         unit_scale=True, desc=f"{trainer.model.config.variant} {trainer.model.config.d_sae}",
     ) as bar:  # fmt: skip
         try:
-            for record in trainer.rounds(on_step=bar.update):
-                history.append(record)
+            for record in _records(trainer, history, bar.update):
                 bar.set_postfix(EV=f"{record['explained_variance']:.4f}", L0=f"{record['l0']:.2f}")
                 if checkpoint is not None:
                     save_training(trainer, checkpoint, history)
@@ -120,3 +122,29 @@ def _train(
             raise type(error)(
                 f"{error}; {checkpoint} holds the last good state, of step {history[-1]['step']}"
             ) from None
+
+
+def _records(
+    trainer: Trainer,
+    history: list[dict[str, Any]],
+    on_step: Callable[[int], None],
+    pack: bool | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Train to the end and yield a record at each evaluation, which is in ``history`` then.
+
+    On a GPU by the engine that trains many, in which this SAE is a pack of one (``pack`` as there).
+    """
+    if pack is False or (pack is None and torch.device(trainer.device).type != "cuda"):
+        for record in trainer.rounds(on_step=on_step):
+            history.append(record)
+            yield record
+        return
+    config, rows = trainer.model.config, trainer.train
+    member = Member(config, trainer.training, rows, trainer.validation, trainer.seed, trainer.truth)
+    member.begin(trainer, history)
+    passed = len(history)
+    for _ in Ensemble([member], trainer.device, pack=pack, after_batch=on_step).rounds():
+        if member.failure is not None:
+            raise member.failure
+        yield from history[passed:]
+        passed = len(history)

@@ -7,10 +7,14 @@ from functools import cache
 from pathlib import Path
 
 from raysae.sae import SAEConfig
+from raysae.sae.config import KConfig
 from raysae.sae.dictionary import match_bytes
 from raysae.training.config import TrainingConfig
 
 FLOAT, DOUBLE = 4, 8
+SPARSE_SHARE = 0.02
+"""Up to this part of active latents the kernels that read those alone are taken for faster than whole
+products; a GPU has yet to say where the crossover is."""
 STATISTICS_ROWS = 4096
 """Rows of a batch or sample from which statistics are computed, in float64."""
 MMAP_THRESHOLD, LARGE = -3, 16 * 2**20
@@ -31,29 +35,42 @@ def training_bytes(d_in: int, d_sae: int, training: TrainingConfig) -> int:
     return 4 * weights * FLOAT + copies + batch
 
 
-def packed_bytes(d_in: int, d_sae: int, training: TrainingConfig, aux: bool, sorts: bool) -> int:
+def packed_bytes(d_in: int, config: KConfig, training: TrainingConfig, fast: bool = True) -> int:
     """Peak memory of one SAE in a packed program in bytes, without its rows, an upper estimate.
 
-    ``aux``: whether it has an AuxK loss; ``sorts``: whether its selection sorts, as BatchTopK's does.
-    Weights and moments stay; the temporaries of a step exist twice, in the pool of the graphs and
-    outside of it, where the first steps of each kind and the evaluations run.
+    ``fast``: whether its passes are kernels. Weights, moments and copies in bfloat16 stay; the
+    temporaries of a step exist twice, in the pool of the graphs and outside of it, where the first steps
+    of each kind and the evaluations run.
     """
-    weights = 2 * d_in * d_sae * FLOAT
-    plain = _temporaries(d_in, d_sae, training, 6 * sorts)
-    whole = _temporaries(d_in, d_sae, training, 6 * sorts + 4) if aux else plain
-    return 3 * weights + 16 * d_sae + plain + whole
+    weights = 2 * d_in * config.d_sae * FLOAT
+    kept = 3 * weights + (weights // 2 if training.precision == "bfloat16" else 0)
+    plain = _temporaries(d_in, config, training, fast, aux=False)
+    whole = (
+        _temporaries(d_in, config, training, fast, aux=True) if config.aux_coefficient else plain
+    )
+    return kept + 64 * config.d_sae + plain + whole
 
 
-def _temporaries(d_in: int, d_sae: int, training: TrainingConfig, more: int) -> int:
-    """Bytes of a packed step's temporaries: those of the gradients, or later those of Adam.
+def _temporaries(
+    d_in: int, config: KConfig, training: TrainingConfig, fast: bool, aux: bool
+) -> int:
+    """Bytes of a packed step's temporaries at their peak; ``aux``: of one whose latents are all dead.
 
-    ``more`` latents of each row are held beside the usual four, as sorting and AuxK do.
+    The factors are those that a count of the tensors' bytes on torch's meta device gives.
     """
-    weights = 2 * d_in * d_sae * FLOAT
-    latents, rows = (training.batch_size * size * FLOAT for size in (d_sae, d_in))
-    gradients = 1.5 * weights + (4.4 + more) * latents
-    adam = 3 * weights + 2 * latents
-    return int(max(gradients, adam) + 8 * rows)
+    weights, batch = 2 * d_in * config.d_sae * FLOAT, training.batch_size
+    latents, own = batch * config.d_sae, 2 if training.precision == "bfloat16" else FLOAT
+    rows, entries = 3 * batch * d_in * FLOAT, 48 * batch * min(config.k, config.d_sae)
+    of_aux = 2.6 * weights + latents * (1 + 2.9 * own)
+    if config.k <= SPARSE_SHARE * config.d_sae and fast:
+        steps = max(1.02 * weights + 1.02 * own * latents, of_aux if aux else 0)
+    else:
+        steps = (1.85 + 1.5 * aux) * weights + (1 + 3 * own) * latents
+        steps = max(steps, of_aux + own * latents if aux else 0)
+    if not fast:  # plain torch ranks the latents by sorting them
+        steps += 48 * latents
+    counts = 2**22 if config.variant == "batch_topk" else 0
+    return int(steps + rows + entries + counts)
 
 
 def peak_bytes(d_in: int, d_sae: int, training: TrainingConfig, together: int, seeds: int) -> int:

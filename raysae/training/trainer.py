@@ -78,6 +78,7 @@ class Trainer:
         shrink_encoder(self.model)
         self.model.W_dec.requires_grad_(training.frozen != "decoder")
         self._step = step_of(self.model, training, device)
+        self.trained_by = self._step.name
         self.read_as(self.statistics.mean_D, self.statistics.scale)
         median_D = (self.statistics.sinks.centre_D - self.statistics.mean_D) * self.scale
         self.model.b_dec.data = median_D.to(self.model.b_dec)
@@ -260,7 +261,7 @@ class Trainer:
             "input_scale": self.scale,
             "input_mean_norm": float(self.mean_D.double().norm()),
             "input_health": asdict(self.statistics.health),
-            "trained_by": self._step.name,
+            "trained_by": self.trained_by,
         }
 
     def record(self) -> dict[str, Any]:

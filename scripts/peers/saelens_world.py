@@ -23,7 +23,6 @@ from sae_lens.synthetic import (
 from safetensors.torch import save_file
 
 
-@torch.no_grad()
 def main(file: Path) -> None:
     """Write the rows and the truth of the world in ``file``."""
     settings = json.loads(file.with_suffix(".json").read_text())
@@ -38,8 +37,9 @@ def main(file: Path) -> None:
         settings[name] = None if settings[name] is None else section(**settings[name])
     model = SyntheticModel(SyntheticModelConfig(**settings))
     torch.manual_seed(settings["seed"])
-    features = model.activation_generator.sample(rows + sample)
-    x = model.feature_dict(features)
+    with torch.no_grad():  # the model's construction needs gradients
+        features = model.activation_generator.sample(rows + sample)
+        x = model.feature_dict(features)
     atoms = model.feature_dict.feature_vectors.detach().clone()
     fired = (features[rows:] > 0).contiguous()
     save_file({"x": x.contiguous(), "atoms": atoms, "fired": fired}, f"{file}.safetensors")

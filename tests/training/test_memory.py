@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from raysae.sae import build_sae, sae_config
+from raysae.sae import sae_config
 from raysae.training import Trainer, TrainingConfig
 from raysae.training import trainer as trainer_module
 from raysae.training.memory import free_bytes, packed_bytes, release_cached
-from raysae.training.packed import PackedStep
 from raysae.training.rows import Rows
 from raysae.training.statistics import input_statistics
 from raysae.training.step import Step
+from scripts.compile_kernels import packed_on_meta
 from tests.simulated_gpu import LiveBytes, SimulatedGPU
 
 GIB = 2**30
@@ -44,41 +44,44 @@ def test_rows_that_would_fill_a_gpu_stay_in_memory(monkeypatch):
     assert rows.to("cuda") is rows, "1,280 bytes of 1,000"
 
 
-SHAPES = [(32, 2048, 512), (256, 2048, 8), (256, 2048, 256)]
-"""d_in, d_sae, batch: many latents of a batch, many weights, both."""
+SHAPES = [(32, 2048, 8, 512), (256, 2048, 8, 8), (256, 2048, 8, 256), (256, 2048, 100, 256)]
+"""d_in, d_sae, k, batch: many latents of a batch, many weights, both; and many that are active."""
 
 
-def live_bytes(d_in, d_sae, rows, precision, aux):
+def live_bytes(shape, precision, variant, aux):
     """Bytes of what a packed step keeps for each of two SAEs, and of its temporaries at their peak."""
-    config = sae_config({"variant": "topk", "d_sae": d_sae, "k": 8})
-    models = [build_sae(config, d_in, seed) for seed in range(2)]
-    training = TrainingConfig(lr=1e-3, batch_size=rows, precision=precision)
-    since_fired = [torch.zeros(d_sae, dtype=torch.int64) for _ in models]
-    x_NBD = torch.randn(2, rows, d_in, generator=torch.Generator().manual_seed(0))
-    with LiveBytes() as bytes_of:
-        step = PackedStep(models, [training] * 2, [rows if aux else 10**9] * 2, since_fired, 9)
+    d_in, d_sae, k, batch = shape
+    x_NBD = torch.empty(2, batch, d_in, device="meta")
+    rows = torch.empty((), dtype=torch.int64, device="meta")
+    with LiveBytes() as bytes_of, torch.no_grad():
+        step = packed_on_meta(
+            d_in, d_sae, k, batch, saes=2, variant=variant, precision=precision
+        )  # fmt: skip
         kept, bytes_of.peak = bytes_of.live, bytes_of.live
-        step.take(x_NBD)
-        step.take(x_NBD)
+        step._train(x_NBD, rows, d_sae if aux else 0)
     return kept / 2, (bytes_of.peak - kept) / 2
 
 
+@pytest.mark.parametrize("variant", ["topk", "batch_topk"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_pack_takes_no_more_than_is_planned_and_not_much_less(shape, precision):
+def test_a_pack_takes_no_more_than_is_planned_and_not_much_less(shape, precision, variant):
     """By an allocator that counts each tensor: temporaries once without AuxK, once with all dead."""
-    d_in, d_sae, rows = shape
-    kept, plain = live_bytes(*shape, precision, aux=False)
-    _, whole = live_bytes(*shape, precision, aux=True)
-    training = TrainingConfig(batch_size=rows, precision=precision)
-    for aux, taken in ((False, kept + 2 * plain), (True, kept + plain + whole)):
-        planned = packed_bytes(d_in, d_sae, training, aux=aux, sorts=False)
-        assert taken <= planned < 1.3 * taken, aux
-    assert packed_bytes(d_in, d_sae, training, aux=True, sorts=True) >= planned
+    (d_in, d_sae, k, batch), most = shape, 1.3 if variant == "topk" else 2.5
+    kept, plain = live_bytes(shape, precision, variant, aux=False)
+    _, whole = live_bytes(shape, precision, variant, aux=True)
+    training = TrainingConfig(batch_size=batch, precision=precision)
+    for aux, taken in ((0.0, kept + 2 * plain), (0.1, kept + plain + whole)):
+        settings = {"variant": variant, "d_sae": d_sae, "k": k, "aux_coefficient": aux}
+        planned = packed_bytes(d_in, sae_config(settings), training)
+        assert taken <= planned < most * taken, (aux, planned / taken)
+        assert planned < packed_bytes(d_in, sae_config(settings), training, fast=False)
 
 
 class NoStep(Step):
     """A step on a device that computes nothing."""
+
+    name = "none"
 
     def gradients(self, *args):
         raise NotImplementedError

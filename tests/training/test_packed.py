@@ -10,6 +10,7 @@ from raysae.sae import build_sae, sae_config
 from raysae.training import gpu
 from raysae.training import packed as packed_module
 from raysae.training.config import TrainingConfig
+from raysae.training.fused.late import LateNumber
 from raysae.training.packed import PackedStep
 from raysae.training.step import ReferenceStep
 from tests.simulated_gpu import SimulatedGPU
@@ -112,12 +113,10 @@ def test_graphs_share_one_pool_and_the_last_batch_needs_none_of_its_own(graphs):
 
 def test_aux_k_computes_few_columns_where_few_latents_are_dead(graphs, monkeypatch):
     monkeypatch.setattr(packed_module, "LEAST_COLUMNS", 4)
-    step, seen = packed(), []
-    aux_k = PackedStep._aux_k
+    step, seen, of = packed(), [], packed_module.Dead.of
     monkeypatch.setattr(
-        PackedStep, "_aux_k",
-        lambda self, *args: (seen.append(args[2].dead_NC.shape[1]), aux_k(self, *args))[1],
-    )  # fmt: skip
+        packed_module.Dead, "of", lambda dead, columns: (seen.append(columns), of(dead, columns))[1]
+    )
     step.since_fired_NF[0, 7] = 10**6
     step.since_fired_NF[1, 4:9] = 10**6
     step.take(batches(1)[0])
@@ -125,6 +124,23 @@ def test_aux_k_computes_few_columns_where_few_latents_are_dead(graphs, monkeypat
     step.since_fired_NF.fill_(10**6)
     step.take(batches(1)[0])
     assert seen == [8, D_SAE]
+
+
+def test_columns_follow_from_a_number_that_is_two_steps_old(graphs, monkeypatch):
+    """It counts what can be dead by then, so that no dead latent is without a column."""
+    monkeypatch.setattr(packed_module, "LEAST_COLUMNS", 1)
+    step, told = packed(windows=(4 * ROWS, 6 * ROWS)), []
+    capacity, of = step._capacity, packed_module.Dead.of
+    monkeypatch.setattr(step, "_capacity", lambda dead: (told.append(dead), capacity(dead))[1])
+
+    def checked(dead_NF, columns):
+        most = int(dead_NF.sum(dim=1).amax())
+        assert most <= told[-1] <= columns
+        return of(dead_NF, columns)
+
+    monkeypatch.setattr(packed_module.Dead, "of", checked)
+    taken(step, batches(16))
+    assert len(told) > 4
 
 
 def host_reads(patch):
@@ -139,20 +155,27 @@ def host_reads(patch):
     return reads
 
 
-def test_the_host_waits_only_where_a_latent_may_be_dead(graphs, monkeypatch):
-    step, endless = packed(windows=(3 * ROWS, 10**6)), packed(windows=(10**6,) * 2)
-    every, reads = batches(), host_reads(monkeypatch)
-    taken(step, every[:3])
-    assert reads == ["tolist"], "one look for three steps"
-    taken(step, every[3:4])
-    assert reads == ["tolist"] * 2
-    reads.clear()
-    taken(endless, every)
-    assert reads == ["tolist"]
+class Noted(LateNumber):
+    """Keeps numbers as the host knows them when a copy of them has arrived."""
+
+    read_at_once = torch.Tensor.tolist
+
+    def note(self, number):
+        self._noted.append((Noted.read_at_once(number), None))
+
+
+def test_the_host_waits_for_the_last_step_before_the_first_ones_only(graphs, monkeypatch):
+    monkeypatch.setattr(packed_module, "LateNumber", Noted)
+    for windows in ((3 * ROWS, 10**6), (10**6,) * 2):
+        step, every = packed(windows=windows), batches()
+        with monkeypatch.context() as patch:
+            reads = host_reads(patch)
+            taken(step, every)
+        assert reads == ["__int__"] * 2
 
 
 def test_plain_torch_is_what_compiled_false_asks_for(graphs, monkeypatch):
-    monkeypatch.setattr(gpu, "launches", lambda tensor: 1 / 0)
+    monkeypatch.setattr(gpu, "launches", lambda device: 1 / 0)
     taken(packed(compiled=False), batches(5))
     assert not graphs
     with pytest.raises(ZeroDivisionError):
@@ -191,8 +214,8 @@ def test_products_are_in_tf32_where_that_is_asked_for_and_nowhere_else(monkeypat
     """On a CPU it is float32, to the bit."""
     seen, matmul = [], torch.backends.cuda.matmul
     look = lambda: seen.append(matmul.fp32_precision)  # noqa: E731
-    mean = packed_module._mean
-    monkeypatch.setattr(packed_module, "_mean", lambda *args: (look(), mean(*args))[1])
+    made = packed_module.gradients
+    monkeypatch.setattr(packed_module, "gradients", lambda *args: (look(), made(*args))[1])
     before = matmul.fp32_precision
     format = "tf32" if precision == "tf32" else before
     assert before != "tf32"

@@ -134,12 +134,16 @@ def test_leaving_out_helps_ordinary_rows():
     assert left_out.metrics[name] > kept.metrics[name] + 0.02
 
 
-def test_members_that_leave_out_share_batches_and_end_as_if_alone(tmp_path):
+@pytest.mark.parametrize("pack", [None, True])
+def test_members_that_leave_out_share_batches_and_end_as_if_alone(pack):
+    """To the bit where they are not packed."""
     configs = [GATED, {"variant": "topk", "d_sae": 32, "k": 3}]
     training = {**TRAINING, "sink_rows": "leave_out"}
-    fits = raysae.fit_many(configs, X, training, validation=V, pack=True, progress=False)
+    fits = raysae.fit_many(configs, X, training, validation=V, pack=pack, progress=False)
     for config, fit in zip(configs, fits, strict=True):
-        assert torch.equal(fit.sae.W_dec, fitted(config, sink_rows="leave_out").sae.W_dec)
+        alone = fitted(config, sink_rows="leave_out").sae.W_dec
+        apart = 1e-4 if pack and config != GATED else 0.0
+        assert torch.allclose(fit.sae.W_dec, alone, rtol=0.0, atol=apart)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 250, 300, 777])

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from raysae.sae.config import BatchTopKConfig
+from raysae.sae.config import KConfig
+from raysae.training import gpu
 from raysae.training.config import TrainingConfig
 from raysae.training.ensemble.members import Member
 from raysae.training.iterator_rows import IteratorRows
@@ -52,12 +53,13 @@ def plan(
     if pack is None:
         pack = torch.device(device).type == "cuda"
     programs, rest = _programs(members, device, side_by_side) if pack else ([], list(members))
-    groups = [Group(part) for part in _alike(rest, [_batches(member) for member in rest])]
+    groups = [Group(program, packed=True) for program in programs]
+    groups += [Group(part) for part in _alike(rest, [_batches(member) for member in rest])]
     once = [group.members[0].rows for group in groups]
     for rows in once:
         if isinstance(rows, IteratorRows) and sum(rows is other for other in once) > 1:
             raise ValueError("an iterator can be trained on once; make a new one")
-    return [*(Group(program, packed=True) for program in programs), *groups]
+    return groups
 
 
 def _alike(members: Sequence[Member], keys: Sequence[Hashable]) -> list[list[Member]]:
@@ -92,33 +94,32 @@ def _programs(
 
 
 def _shape(member: Member) -> tuple[Any, ...] | None:
-    """A key that is equal for members of one packed program; None when it cannot be packed."""
+    """A key that is equal for members of one packed program; None when it cannot be packed.
+
+    Rows that are not in memory, or not all of them, are fed: only members on the same batches can be one.
+    """
     rows, training, config = member.rows, member.training, member.config
-    apart = training.sink_rows == "leave_out" or training.frozen is not None
-    if not isinstance(rows, Rows) or not can_pack(config) or apart:
+    if rows.passing or not can_pack(config) or training.frozen is not None:
         return None
+    batches: tuple[Hashable, ...] = _batches(member)
+    if isinstance(rows, Rows) and training.sink_rows == "keep":
+        batches = rows.d_in, len(rows), rows.dtype
     same = (
-        config.variant, config.d_sae, getattr(config, "aux_coefficient", None),
-        getattr(config, "threshold_rate", None),
+        config.variant, config.d_sae, training.epochs, training.tokens, training.batch_size,
+        training.precision, training.evaluations, training.compiled,
     )  # fmt: skip
-    of_training = (
-        training.epochs, training.tokens, training.batch_size, training.precision,
-        training.gradient_clip, training.evaluations, training.warm_up, training.decay,
-        training.compiled,
-    )  # fmt: skip
-    return rows.d_in, len(rows), rows.dtype, *same, *of_training
+    return *batches, *same
 
 
 def _bytes(program: list[Member], device: str) -> int:
     """Memory of a packed program in bytes, with the rows that are not on the device yet."""
-    return _row_bytes(program, device) + sum(
-        packed_bytes(
-            member.rows.d_in, member.config.d_sae, member.training,
-            aux=bool(getattr(member.config, "aux_coefficient", None)),
-            sorts=isinstance(member.config, BatchTopKConfig),
-        )
-        for member in program
-    )  # fmt: skip
+    total = _row_bytes(program, device)
+    for member in program:
+        config, training = member.config, member.training
+        assert isinstance(config, KConfig)
+        fast = training.compiled and gpu.launches(torch.device(device))
+        total += packed_bytes(member.rows.d_in, config, training, fast)
+    return total
 
 
 def _row_bytes(program: list[Member], device: str) -> int:

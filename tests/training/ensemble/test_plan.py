@@ -70,7 +70,11 @@ def test_members_of_one_shape_are_one_packed_program():
     members = [member(), member(rows=OTHER_ROWS, seed=3, k=5, lr=0.1), member(variant="gated")]
     assert groups(*members, pack=True) == [([0, 1], True), ([2], False)]
     assert groups(*members, pack=None) == [([0, 2], False), ([1], False)]
-    assert groups(member(sink_rows="leave_out"), pack=True) == [([0], False)]
+    unlike = {"lr": 0.1, "warm_up": 0.3, "decay": 0.0, "gradient_clip": 1.0}
+    assert groups(member(), member(**unlike), pack=True) == [([0, 1], True)]
+    left_out = [member(sink_rows="leave_out"), member(k=3, sink_rows="leave_out")]
+    assert groups(*left_out, member(), pack=True) == [([0, 1], True), ([2], True)]
+    assert groups(member(frozen="decoder"), pack=True) == [([0], False)]
     assert groups(member(), member(compiled=False), pack=True) == [([0], True), ([1], True)]
     half = Rows(NUMBERS.half())
     assert groups(member(), member(rows=half), pack=True) == [([0], True), ([1], True)]
@@ -93,6 +97,15 @@ def test_rows_that_pass_by_once_serve_one_group():
     assert groups(member(rows=once), member(rows=once, k=3)) == [([0, 1], False)]
     with pytest.raises(ValueError, match="an iterator can be trained on once"):
         groups(member(rows=once), member(rows=once, seed=1))
+    assert groups(member(rows=once), member(rows=once, k=3), pack=True) == [([0, 1], True)]
+    with pytest.raises(ValueError, match="an iterator can be trained on once"):
+        groups(member(rows=once), member(rows=once, seed=1), pack=True)
+
+
+def test_rows_that_come_past_for_several_are_not_packed():
+    rows = Rows(NUMBERS)
+    rows.passing = True
+    assert groups(member(rows=rows), pack=True) == [([0], False)]
 
 
 def test_a_pack_counts_the_rows_that_are_not_on_its_device_yet():

@@ -211,3 +211,12 @@ def test_a_refusal_as_a_shell_sees_it(tmp_path):
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: recipe: sae: k is 9999")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_an_option_may_stand_anywhere_among_the_keys(place, capsys):
+    words = ["name=other", "sae.d_sae=32", "sae.k=4"]
+    words.insert(place, "--print-config")
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "name: other" in told and "d_sae: 32" in told and "k: 4" in told

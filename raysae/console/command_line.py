@@ -133,6 +133,12 @@ class Parser(argparse.ArgumentParser):
             argcomplete.autocomplete(self, always_complete_options=False)  # ends the process
         return super().parse_known_args(args, namespace)
 
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments among which options may stand anywhere."""
+        if "_ARGCOMPLETE" in os.environ:  # it would know nothing of the words that are no options
+            return self.parse_args(args, namespace)
+        return super().parse_intermixed_args(args, namespace)
+
     def _print_message(self, message: str, file: Any = None) -> None:
         super()._print_message(printable(message, lines=True), file)
 

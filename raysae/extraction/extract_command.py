@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
         "store, seed, source and resources count. After an interruption, the same command continues.",
     )
     parser.add_argument("--address", help="a Ray cluster to join; the same as resources.address=")
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     config, overrides = split_config(args)
     if args.address:
         overrides = [*overrides, f"resources.address={args.address}"]

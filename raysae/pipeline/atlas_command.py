@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="as in python -m raysae.sweep")
     add_run_options(parser)
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     config, overrides = split_config(args)
     if args.address:
         overrides = [*overrides, f"resources.address={args.address}"]

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--select", metavar="RULE", help="choose again by RULE, without training")
     parser.add_argument("--run", metavar="RUN", help="the run folder (or URI) for --select")
     add_run_options(parser)
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     config, overrides = split_config(args)
     if args.address:
         overrides = [*overrides, f"resources.address={args.address}"]

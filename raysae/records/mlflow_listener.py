@@ -120,8 +120,7 @@ class MLflowRecorder(Recorder):
                 self._put(lambda writer: writer.ended(item, reason, "KILLED"))
             case RunEnded(figures, tags, files, results):
                 metrics = floats(figures, MLFLOW)
-                self._put(lambda writer: writer.results(results))
-                self._put(lambda writer: writer.finish(metrics, dict(tags), list(files)))
+                self._put(lambda writer: writer.finish(metrics, dict(tags), list(files), results))
 
     def close(self) -> int:
         """Wait for the thread, at most some seconds if the server does not answer; the lost records.

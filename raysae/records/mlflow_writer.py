@@ -144,7 +144,17 @@ class Writer:
         self._metrics(self.parent, metrics, 0)
         self.client.log_artifacts(self.parent, str(folder), f"{ANALYSIS}{phase}")
 
-    def results(self, results: Sequence[Result]) -> None:
+    def finish(
+        self, metrics: dict[str, float], tags: dict[str, str], files: list[Path],
+        results: Sequence[Result] = (),
+    ) -> None:  # fmt: skip
+        """End the parent run with its figures, tags and files, also where MLflow refuses the models."""
+        try:
+            self._models(results)
+        finally:
+            self._finish(metrics, tags, files)
+
+    def _models(self, results: Sequence[Result]) -> None:
         """Make MLflow's models of the chosen SAE and of the atlas, which can be searched by metric."""
         for one in results:
             source = None if one.item is None else self._runs.get(one.item)
@@ -152,7 +162,7 @@ class Writer:
             for name, value in written.items():
                 self._there(self.parent, name).add((0, value))
 
-    def finish(self, metrics: dict[str, float], tags: dict[str, str], files: list[Path]) -> None:
+    def _finish(self, metrics: dict[str, float], tags: dict[str, str], files: list[Path]) -> None:
         self._metrics(self.parent, metrics, 0)
         for name, value in tags.items():
             self.client.set_tag(self.parent, name, printable(redacted(value))[:LONGEST_TAG])

@@ -95,6 +95,7 @@ def test_trials_take_the_workers_that_are_ready(tmp_path):
         ),  # Ray waits 30 s
     ],
 )
+@pytest.mark.long
 def test_another_release_of_ray_starts_plainly(change, reason):
     stdout, stderr = program("-m", "tests.cluster.other_ray", change)
     told = json.loads(stdout.splitlines()[-1])

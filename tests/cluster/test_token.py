@@ -50,12 +50,14 @@ def program(first="", last="print(json.dumps(told()))"):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_ray_may_be_imported_first_and_a_session_may_come_again(home):
     (home / ".ray/auth_token").write_text(TOKEN)
     twice = "print(json.dumps([told(), told()]))"
     assert program("import ray\nfrom ray import tune", twice) == [["ran", True]] * 2
 
 
+@pytest.mark.long
 def test_a_mode_that_was_set_late_holds(home):
     (home / ".ray/auth_token").write_text(TOKEN)
     late = "import os, ray\nos.environ['RAY_AUTH_MODE'] = 'disabled'"
@@ -68,6 +70,7 @@ def test_a_ray_of_the_users_own_works_after_raysae_was_used(home):
     assert program("import ray", f"{own}; print(json.dumps(told()))") == ["ran", True]
 
 
+@pytest.mark.long
 def test_a_home_that_cannot_hold_a_token(home):
     (home / ".ray").rmdir()
     (home / ".ray").write_text("a file is in the way")

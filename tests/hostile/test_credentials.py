@@ -321,7 +321,7 @@ def test_json_lines_and_the_page_hide_secrets(capsys):
         rows=[],
         refused={"a": f"{URIS[11]} & more"},
         stability=False,
-        plots={},
+        charts=[],
         written="now",
     )
     assert hidden(page) and "***@bucket/runs &amp; more" in page

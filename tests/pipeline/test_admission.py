@@ -51,6 +51,7 @@ def busy():
     return float(torch.ones(100_000_000).sum())
 
 
+@pytest.mark.long
 def test_memory_is_measured_in_a_worker_where_it_decides(memory):
     ray.get([busy.remote() for _ in range(4)])  # workers that have held more than a trial takes
     memory(3)

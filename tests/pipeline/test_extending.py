@@ -223,6 +223,7 @@ def test_a_finished_run_of_an_earlier_version_is_extended(connected_ray, tmp_pat
         raysae.sweep(changed)
 
 
+@pytest.mark.long
 def test_an_interrupted_run_of_an_earlier_version_goes_on(connected_ray, tmp_path):
     run, made = earlier(tmp_path, "interrupted", "resources.checkpoint_seconds=60")
     state = json.loads(next(run.glob("trials/001.training/*/training.json")).read_text())

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 from raysae.sae.dictionary import mmcs
 
-ALL_MATCHED = 2**26
+ALL_MATCHED = 2**22
 MATCH_SAMPLE = 1024
 VALUES_AT_ONCE = 2**22
 
@@ -45,8 +45,10 @@ def truth_metrics(
     ``encode`` gives, by name; those of the features are there where the truth has a sample."""
     atoms_GD = truth.atoms_GD.to(W_dec_FD)
     found = dict(zip(("mmcs", "recovered"), mmcs(atoms_GD, W_dec_FD), strict=True))
-    found["mcc"] = mcc(atoms_GD, W_dec_FD)
-    nearest_F = nearest_atoms(atoms_GD, W_dec_FD)
+    cosine_GF = _cosines(atoms_GD, W_dec_FD)
+    found["mcc"] = _matched(cosine_GF)
+    nearest_F = cosine_GF.argmax(dim=0)  # the atom nearest to each decoder row
+    del cosine_GF
     found["uniqueness"] = len(nearest_F.unique()) / len(nearest_F)
     if truth.rows_SD is None or truth.fired_SG is None:
         return found
@@ -61,20 +63,18 @@ def truth_metrics(
 
 def mcc(atoms_GD: Tensor, W_dec_FD: Tensor) -> float:
     """``mcc`` of atoms ``[atoms, d_in]`` and decoder rows ``[d_sae, d_in]``; see above."""
+    return _matched(_cosines(atoms_GD, W_dec_FD))
+
+
+def _matched(cosine_XY: Tensor) -> float:
     from scipy.optimize import linear_sum_assignment
 
-    cosine_XY = _cosines(atoms_GD, W_dec_FD)
     if cosine_XY.numel() > ALL_MATCHED and min(cosine_XY.shape) > MATCH_SAMPLE:
         cosine_XY = cosine_XY if len(cosine_XY) <= cosine_XY.shape[1] else cosine_XY.T
         drawn = torch.randperm(len(cosine_XY), generator=torch.Generator().manual_seed(0))
         cosine_XY = cosine_XY[drawn[:MATCH_SAMPLE].to(cosine_XY.device)]
     cosine = cosine_XY.cpu().numpy()
     return float(cosine[linear_sum_assignment(cosine, maximize=True)].mean())
-
-
-def nearest_atoms(atoms_GD: Tensor, W_dec_FD: Tensor) -> Tensor:
-    """The number of the atom with the largest absolute cosine with each decoder row: ``[d_sae]``."""
-    return _cosines(W_dec_FD, atoms_GD).argmax(dim=1)
 
 
 class Detection:

@@ -37,10 +37,10 @@ def main(recipe: dict, home: Path) -> None:
     trials = home / "runs" / recipe["name"] / "trials"
 
     def kill_a_node() -> None:
-        while len(list(trials.glob("*/metrics.json"))) < 2:
+        while (committed := len(list(trials.glob("*/metrics.json")))) < 2:
             time.sleep(0.05)
+        killed.append(committed)  # others may end while the node is taken away
         cluster.remove_node(lost, allow_graceful=False)
-        killed.append(len(list(trials.glob("*/metrics.json"))))
 
     killer = threading.Thread(target=kill_a_node)
     killer.start()

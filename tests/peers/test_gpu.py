@@ -21,12 +21,6 @@ def test_triton_kernels_do_what_torch_does(peer_python):
 
 
 @pytest.mark.long
-def test_triton_kernels_do_what_torch_does_at_every_size(peer_python):
-    ended = done(peer_python, PROGRAM, "--long", seconds=7200)
-    assert ended.returncode == 0, ended.stderr[-4000:]
-
-
-@pytest.mark.long
 def test_no_kernel_spills_registers(peer_python):
     ended = done(peer_python, COMPILE, "--all")
     assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-4000:]

@@ -230,7 +230,10 @@ def test_the_commands_of_the_pages_are_these():
 @pytest.mark.long
 def test_the_command_serves_until_it_is_interrupted(labelled):
     command = [sys.executable, "-m", "raysae", "serve", str(labelled.folder), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job may ignore it
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    with process:
         assert process.stdout is not None
         said = iter(process.stdout.readline, "")
         url = next(found[0] for line in said if (found := re.search(r"http://127[^ ]+", line)))

@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -171,7 +172,7 @@ def _handler_of(server: FileServer) -> type[BaseHTTPRequestHandler]:
 
 def _content(file: Path, key: str) -> str:
     found = file.stat()
-    at = formatdate(found.st_mtime)
+    at = datetime.fromtimestamp(int(found.st_mtime), UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
     return CONTENT.format(key=escape(key), at=at, tag=_tag(file), size=found.st_size)
 
 

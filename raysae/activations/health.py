@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from raysae.activations.schema import torch_dtype
+from raysae.activations.schema import empty_rows
 from raysae.activations.store import TRAINING_SPLITS, Store
 from raysae.console.output import Table
 from raysae.errors import UserError, in_one_line
@@ -222,7 +221,7 @@ def _surveyed(store: Store, site: Site) -> Iterator[tuple[int, Tensor]]:
 
 def _read(store: Store, site: Site, split: str, start: int, stop: int) -> Tensor:
     """The split's rows from ``start`` to ``stop`` in storage order, ``[stop - start, d_in]``."""
-    rows_ND = torch.empty(stop - start, store.d_in, dtype=torch_dtype(store.manifest.dtype))
+    rows_ND = empty_rows(stop - start, store.d_in, store.manifest.dtype)
     for segment, first, count, at in store.parts(site, split, start, stop):
         store.read_into(rows_ND[at : at + count], segment, first)
     return rows_ND

@@ -23,7 +23,7 @@ from raysae.activations.manifest import (
 )
 from raysae.activations.places import check_places
 from raysae.activations.places import files_of as files_of
-from raysae.activations.schema import ITEM_BYTES, torch_dtype
+from raysae.activations.schema import ITEM_BYTES, empty_rows
 from raysae.activations.sequences import read_sequences
 from raysae.activations.shard_files import Segment as Segment
 from raysae.activations.shard_files import ShardFiles
@@ -233,12 +233,9 @@ class Store:
 
         Raises UserError when a file ends too early.
         """
-        import torch
-
-        rows_ND = torch.empty(
-            sum(segment.rows for segment in segments), self.d_in,
-            dtype=torch_dtype(self.manifest.dtype),
-        )  # fmt: skip
+        rows_ND = empty_rows(
+            sum(segment.rows for segment in segments), self.d_in, self.manifest.dtype
+        )
         places = rows_ND.split([segment.rows for segment in segments])
         threads = None if self.uri is None else REQUESTS
         list(_in_threads(self.read_into, places, segments, threads=threads))

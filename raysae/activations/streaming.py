@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from raysae.activations.schema import torch_dtype
+from raysae.activations.schema import empty_rows
 from raysae.activations.store import TRAINING_SPLITS, Segment, Store, open_store, refuse_rows
 from raysae.errors import UserError
 from raysae.sites import Site
@@ -144,7 +144,7 @@ class StreamedRows(IndexedRows):
             number += start == self._starts[number + 1]
 
     def _memory(self, rows: int) -> Tensor:
-        return torch.empty(rows, self.d_in, dtype=torch_dtype(self.store.manifest.dtype))
+        return empty_rows(rows, self.d_in, self.store.manifest.dtype)
 
 
 @dataclass(frozen=True)

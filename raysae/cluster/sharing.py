@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import torch
 from torch import Tensor
 
-from raysae.activations.schema import to_arrow, to_torch, torch_dtype
+from raysae.activations.schema import empty_rows, to_arrow, to_torch
 from raysae.activations.store import TRAINING_SPLITS, Store, open_store
 from raysae.sites import Site
 from raysae.storage.local_copies import copied_uri
@@ -100,9 +99,7 @@ def pieces_of(
 
 def read_piece(store: Store, site: Site, piece: Piece) -> pa.Table:
     """The piece's rows in the column ``activation``. Raises UserError when a shard is not readable."""
-    rows_ND = torch.empty(
-        piece.stop - piece.start, store.d_in, dtype=torch_dtype(store.manifest.dtype)
-    )
+    rows_ND = empty_rows(piece.stop - piece.start, store.d_in, store.manifest.dtype)
     parts = store.parts(site, piece.split, piece.start, piece.stop)
     with ThreadPoolExecutor(READERS) as pool:
         reads = [

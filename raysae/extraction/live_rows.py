@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raysae.activations.live import not_on_disk, read_head
-from raysae.activations.schema import torch_dtype
+from raysae.activations.schema import empty_rows
 from raysae.activations.store import Store, open_store
 from raysae.activations.streaming import StreamedRows
 from raysae.cluster.reading import OpenSite
@@ -180,7 +180,7 @@ class _Filling:
         return self._memory[self._turn][:rows]
 
     def _empty(self, rows: int) -> Tensor:
-        return torch.empty(rows, self.store.d_in, dtype=torch_dtype(self.store.manifest.dtype))
+        return empty_rows(rows, self.store.d_in, self.store.manifest.dtype)
 
 
 def ordered(store: Store, site: Site, rows: IndexedRows) -> IndexedRows:

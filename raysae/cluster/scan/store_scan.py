@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from raysae.activations.schema import to_arrow
+from raysae.activations.schema import empty_rows, to_arrow
 from raysae.activations.store import Segment, Store, open_store, refuse_rows
 from raysae.activations.streaming import StreamedRows
 from raysae.cluster.scan.pieces import Order
@@ -123,13 +123,9 @@ def read_block(ranges: Ranges) -> pa.Table:
 
     Raises UserError, naming the file, when one cannot be read, or has changed since the scan began.
     """
-    import torch
-
-    from raysae.activations.schema import torch_dtype
-
     store, reads, rows = opened(ranges.place), ranges.reads, ranges.rows
     _refuse_changed(store, ranges.stamps)
-    rows_ND = torch.empty(rows, store.d_in, dtype=torch_dtype(store.manifest.dtype))
+    rows_ND = empty_rows(rows, store.d_in, store.manifest.dtype)
     for segment, first, count, at in reads:
         store.read_into(rows_ND[at : at + count], segment, first)
     if store.uri is not None:  # nobody has read them before

@@ -1,7 +1,7 @@
 """Features of two models matched by their activations on the same texts, beside controls."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from raysae.analysis.site_latents import SiteLatents, common_rows, read_latents
 from raysae.analysis.subject import Subject
 from raysae.errors import UserError
 from raysae.records.run_files import RunFiles
+from raysae.remembered import remembered
 from raysae.sites import Site
 from raysae.storage.files import expanded
 from raysae.storage.remote import is_uri
@@ -42,7 +43,7 @@ class Other(Subject):
         return shuffled(self.transformer.model, self.seed)
 
 
-@lru_cache(maxsize=4)
+@remembered(maxsize=4)
 def subject_named(place: str, store: str | None) -> Other:
     """What lies at ``place``, with its store: a run's own, where ``store`` names none.
 

@@ -1,4 +1,4 @@
-"""One pool for committed work: each item is done once on a Ray actor, even if workers are lost.
+"""One pool for committed work: each item is done once by a Ray worker, even if workers are lost.
 
 An item that is committed already is skipped. A lost worker is replaced, and another one does its item.
 """
@@ -23,6 +23,7 @@ from raysae.cluster.pool_worker import (
     PoolWorker,
     Progress,
     Work,
+    do_here,
     failure_of,
 )
 from raysae.redaction import redacted
@@ -53,14 +54,15 @@ def map_committed(
     """Do every item that is not committed yet; yield each item with its outcome.
 
     ``committed(item)`` returns the committed value, or None; committed items are yielded first. Up to
-    ``placement.workers`` actors do the other items, each with a worker made by ``work``. When a worker
+    ``placement.workers`` processes do the other items, each with a worker made by ``work``: actors of
+    their own on GPUs; on CPUs those that Ray keeps for tasks, which go on to other work. When a worker
     is lost, another worker does its item, up to ``retries`` times. An item fails at once when it raises
     an exception or makes no step for ``hang_seconds``. When no worker can be made, all remaining items
     fail with that reason. ``on_progress(item, report)`` receives the workers' reports during an item.
     ``label(item)`` names its task in Ray's dashboard, and its process in ``ps``.
 
-    To stop early, close the iterator (``contextlib.closing``). This ends the actors; an exception or a
-    KeyboardInterrupt in the loop does so too.
+    To stop early, close the iterator (``contextlib.closing``). This ends the items under way; an
+    exception or a KeyboardInterrupt in the loop does so too.
     """
     missing = []
     for item in items:
@@ -80,27 +82,61 @@ def map_committed(
 
 @dataclass(eq=False)
 class _Slot:
-    """A place for one actor at a time, and the item that it works on."""
+    """A place for one process at a time, and the item that it works on."""
 
-    actor: Any = None
+    process: "_Actor | _Tasks | None" = None
     stream: Any = None
     """The messages about its item; None while it has no item."""
     item: Any = None
     begun: Begun | None = None
     failed_starts: int = 0
-    """How many actors in a row were lost here before they began an item."""
+    """How many processes in a row were lost here before they began an item."""
     given_up: bool = False
 
     def give(self, item: Any, label: str) -> None:
+        assert self.process is not None
         self.item, self.begun = item, None
-        self.stream = self.actor.do.options(name=f"PoolWorker.do {label}").remote(item)
+        self.stream = self.process.do(item, f"PoolWorker.do {label}")
 
     def end(self) -> None:
-        """End the actor if it is alive."""
-        if self.actor is not None:
+        """End the process, if it is alive and has an item, or is an actor."""
+        if self.process is not None:
             with suppress(Exception):  # Ray itself may be gone
-                ray.kill(self.actor)
-        self.actor = self.stream = None
+                self.process.end(self.stream)
+        self.process = self.stream = None
+
+
+class _Actor:
+    """An actor, which ends with the pool and gives its GPU's memory back."""
+
+    def __init__(self, options: dict[str, Any], arguments: tuple[Any, ...]):
+        actor = ray.remote(PoolWorker).options(**options, max_restarts=0, max_task_retries=0)
+        self.actor = actor.remote(*arguments)
+
+    def do(self, item: Any, name: str) -> Any:
+        """Begin an item; the stream of its messages."""
+        return self.actor.do.options(name=name).remote(item)
+
+    def end(self, stream: Any) -> None:
+        """End the process."""
+        ray.kill(self.actor)
+
+
+class _Tasks:
+    """A process for tasks at a time, most often the same, which goes on to other work."""
+
+    def __init__(self, options: dict[str, Any], arguments: tuple[Any, ...]):
+        self.arguments, self.task = arguments, ray.remote(do_here)
+        self.options = {**options, "num_returns": "streaming", "max_retries": 0}
+
+    def do(self, item: Any, name: str) -> Any:
+        """Begin an item; the stream of its messages."""
+        return self.task.options(**self.options, name=name).remote(*self.arguments, item)
+
+    def end(self, stream: Any) -> None:
+        """End the process that has the item of this stream."""
+        if stream is not None:
+            ray.cancel(stream, force=True)
 
 
 class _Pool:
@@ -123,7 +159,7 @@ class _Pool:
         self.slots = [_Slot() for _ in range(min(placement.workers, len(items)))]
         self.work = ray.put(work)
         self.report_seconds = len(self.slots) / MESSAGES_A_SECOND
-        self.options = {**placement.ray_options, "max_restarts": 0, "max_task_retries": 0}
+        self.options = placement.ray_options
         self.no_worker: Outcome[Any] = Outcome(failed="no worker could be started")
         """The outcome of the remaining items when every slot was given up."""
 
@@ -143,25 +179,25 @@ class _Pool:
             yield self.waiting.popleft(), self.no_worker
 
     def stop(self) -> None:
-        """End all actors."""
+        """End all items under way, and all actors."""
         for slot in self.slots:
             slot.end()
 
     def _hand_out(self) -> None:
-        """Give waiting items to free slots, first to those that have an actor."""
+        """Give waiting items to free slots, first to those that have a process."""
         free = [slot for slot in self.slots if slot.stream is None and not slot.given_up]
-        for slot in sorted(free, key=lambda slot: slot.actor is None):
+        for slot in sorted(free, key=lambda slot: slot.process is None):
             if not self.waiting:
                 return
-            if slot.actor is None:
-                slot.actor = self._new_actor()
+            if slot.process is None:
+                slot.process = self._new_process()
             item = self.waiting.popleft()
             slot.give(item, self.label(item))
 
-    def _new_actor(self) -> Any:
-        actor = ray.remote(PoolWorker).options(**self.options)
+    def _new_process(self) -> "_Actor | _Tasks":
         # in a list: the worker then fetches the object itself, and can report an error in reading it
-        return actor.remote([self.work], self.hang_seconds, self.report_seconds)
+        arguments = [self.work], self.hang_seconds, self.report_seconds
+        return (_Actor if self.options["num_gpus"] else _Tasks)(self.options, arguments)
 
     def _next_message(self, slot: _Slot) -> Outcome[Any] | None:
         """Handle the slot's next message; return the item's outcome if the item has ended."""
@@ -181,12 +217,16 @@ class _Pool:
             self._give_up(slot, message.outcome)
             self.waiting.appendleft(slot.item)
         else:
+            with suppress(
+                RayError, StopIteration
+            ):  # it ends: its process is free for the next item
+                next(slot.stream)
             slot.stream = None
             return message
         return None
 
     def _lost(self, slot: _Slot, reason: str) -> Outcome[Any] | None:
-        """The slot's actor was lost: end its item, or put it back for another actor."""
+        """The slot's process was lost: end its item, or put it back for another one."""
         slot.end()
         item = slot.item
         value = self.committed(item)

@@ -1,5 +1,10 @@
-"""The actor of the pool: it makes its worker once, then does one item after another."""
+"""The worker of the pool: it makes its worker once, then does one item after another.
 
+On a GPU it is an actor. On CPUs it is held by a process that Ray's tasks run in, and that does other
+work later: to start a process and import torch in it takes longer than many items do.
+"""
+
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
@@ -12,9 +17,13 @@ from raysae.cluster.alarm import HangAlarm
 from raysae.cluster.worker import end_if_lost
 from raysae.errors import UserError
 from raysae.redaction import traceback_of
+from raysae.remembered import forget_all
 from raysae.storage.trouble import reason_in_words
 
 Value = TypeVar("Value")
+
+IDLE_SECONDS = 5.0
+"""Seconds after which a process without an item lets go of its worker, and of its memory."""
 
 
 class Worker(Protocol):
@@ -146,6 +155,58 @@ class PoolWorker:
             if time.monotonic() - last_report >= self.report_seconds:
                 last_report = time.monotonic()
                 yield Progress(report)
+
+
+class _Held:
+    """The worker that this process holds between its items."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._work: Any = None
+        self._worker: PoolWorker | None = None
+        self._busy = 0
+
+    def worker(self, work: list[Any], hang_seconds: float | None, report: float) -> PoolWorker:
+        """The worker of ``work``, made anew where another was held; it is busy until ``rest``."""
+        with self._lock:
+            self._busy += 1
+            if self._worker is None or self._work != work[0]:
+                self._worker = None  # its memory may go
+                forget_all()
+                self._work, self._worker = work[0], PoolWorker(work, hang_seconds, report)
+            return self._worker
+
+    def rest(self) -> None:
+        """The item has ended: let go of a worker that could not be made, and later of any other."""
+        with self._lock:
+            if self._worker is not None and self._worker.broken is not None:
+                self._worker = None
+            self._busy += 1
+            later = threading.Timer(IDLE_SECONDS, self._let_go, (self._busy,))
+            later.daemon = True
+            later.start()
+
+    def _let_go(self, since: int) -> None:
+        with self._lock:
+            if self._busy == since:
+                self._work = self._worker = None
+                forget_all()
+
+
+_held = _Held()
+
+
+def do_here(
+    work: list[Any], hang_seconds: float | None, report_seconds: float, item: Any
+) -> Iterator[Begun | Progress | Broken | Lost | Outcome[Any]]:
+    """Do one item of ``work`` in this process, which keeps its worker for the next; the messages are
+    those of ``PoolWorker.do``."""
+    worker = _held.worker(work, hang_seconds, report_seconds)
+    try:
+        yield from worker.do(item)
+    finally:
+        del worker
+        _held.rest()
 
 
 def _raise_if_lost(error: Exception) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 
 from raysae.cluster.gpus import are_logical, limit_memory, look_here
 from raysae.errors import UserError
@@ -42,9 +43,20 @@ def memory_used(device: str) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated()
+    with suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def forget_peak() -> None:
+    """Let ``memory_used("cpu")`` begin again: this process may have done other work before. It does
+    nothing where the system offers no such thing."""
+    with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
 
 
 def end_if_lost(error: Exception) -> None:

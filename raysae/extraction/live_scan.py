@@ -15,10 +15,11 @@ from torch import Tensor
 from raysae.activations.schema import ITEM_BYTES, as_values, torch_dtype
 from raysae.activations.store import Store, open_store
 from raysae.cluster.placement import Placement
-from raysae.cluster.scan.store_scan import BLOCKS_UNDERWAY, LEAST_STORE, forget_opened, opened
+from raysae.cluster.scan.store_scan import BLOCKS_UNDERWAY, LEAST_STORE, opened
 from raysae.errors import UserError
 from raysae.extraction.keeping import finish_kept
 from raysae.extraction.plan import ExtractionPlan
+from raysae.remembered import forget_all
 from raysae.sites import Site
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class LiveScan:
             left -= 1
             if not left and self.data.keep:
                 finish_kept(open_store(self.data.place))
-                forget_opened()
+                forget_all()
             yield block
 
     def _computed(self, first: int) -> Iterator[tuple[Any, int]]:

@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from contextlib import closing
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from raysae.cluster import pool
 from raysae.cluster.placement import Placement
 from raysae.cluster.pool import Work, map_committed
 from raysae.errors import UserError
+from raysae.remembered import remembered
 from tests.processes import is_alive, processes_below
 
 
@@ -59,6 +59,10 @@ class Doer:
     def named(self, item):
         (self.folder / f"{item}.task").write_text(ray.get_runtime_context().get_task_name())
 
+    def remembers(self, item):
+        FOLDERS.append(str(self.folder))
+        (self.folder / f"{item}.seen").write_text(first_folder())
+
     def die(self, item):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -92,6 +96,14 @@ class Doer:
 
     def _raise(self, item):
         raise KeyError("a figure\nis missing")
+
+
+@pytest.fixture(params=["tasks", "actors"])
+def processes(request, monkeypatch):
+    """Both kinds of processes: those of tasks, as on CPUs, and actors, as on GPUs."""
+    if request.param == "actors":
+        monkeypatch.setattr(pool, "_Tasks", pool._Actor)
+    return request.param
 
 
 def starts_in(folder):
@@ -143,7 +155,7 @@ def test_an_item_is_a_task_named_by_its_label(connected_ray, tmp_path):
         assert (tmp_path / f"{item}.task").read_text() == f"PoolWorker.do paint {item}"
 
 
-def test_a_lost_worker_costs_its_item_nothing(connected_ray, tmp_path):
+def test_a_lost_worker_costs_its_item_nothing(connected_ray, tmp_path, processes):
     items = ["a", "die_once-1", "b", "die_once-2", "c", "d"]
     found = outcomes(tmp_path, items)
     assert {item: outcome.value for item, outcome in found.items()} == {i: i.upper() for i in items}
@@ -157,7 +169,7 @@ def test_an_item_that_kills_its_workers_leaves_the_others_alone(connected_ray, t
     items = ["die-1", "a", "b", "c", "d", "e"]
     found = outcomes(tmp_path, items, workers=workers, retries=1)
     poisoned = found.pop("die-1").failed
-    assert poisoned.startswith("worker lost 2 times: ActorDiedError: Worker unexpectedly exits")
+    assert poisoned.startswith("worker lost 2 times: WorkerCrashedError: ")
     assert (tmp_path / "die-1.tries").read_text() == "xx"
     assert all(outcome.failed is None for outcome in found.values()) and len(found) == 5
 
@@ -179,7 +191,9 @@ def test_what_was_committed_before_the_worker_died_is_done(connected_ray, tmp_pa
     assert found["a"].value == "A"
 
 
-def test_an_exception_fails_its_item_at_once_and_the_worker_serves_on(connected_ray, tmp_path):
+def test_an_exception_fails_its_item_at_once_and_the_worker_serves_on(
+    connected_ray, tmp_path, processes
+):
     found = outcomes(tmp_path, ["raise-1", "refuse-1", "a"], workers=1)
     assert found["raise-1"].failed == "KeyError: 'a figure\\nis missing'"
     assert "_raise" in found["raise-1"].trace and not found["raise-1"].refused
@@ -193,11 +207,11 @@ def test_an_exception_fails_its_item_at_once_and_the_worker_serves_on(connected_
     [
         ("raise", "no such model"),
         ("refuse", "the model has 4 layers; name one of them"),
-        ("die", "worker lost 3 times at its start: ActorDiedError: "),
+        ("die", "worker lost 3 times at its start: "),
     ],
 )
 def test_where_no_worker_can_be_made_all_items_fail_by_the_reason(
-    connected_ray, tmp_path, trouble, reason
+    connected_ray, tmp_path, trouble, reason, processes
 ):
     items = list("abcdefgh")
     found = outcomes(tmp_path, items, trouble=trouble)
@@ -212,7 +226,9 @@ def test_a_worker_that_was_killed_at_its_start_is_replaced(connected_ray, tmp_pa
     assert {outcome.value for outcome in found.values()} == {"A", "B"}
 
 
-def test_an_item_that_hangs_fails_with_the_place_and_is_not_tried_again(connected_ray, tmp_path):
+def test_an_item_that_hangs_fails_with_the_place_and_is_not_tried_again(
+    connected_ray, tmp_path, processes
+):
     found = outcomes(tmp_path, ["hang-1", "a", "b"], workers=1, hang=1.0)
     file = tmp_path / "hang-1.hung.txt"
     assert found["hang-1"].failed == f"hung: no step for 1 s; see {file}"
@@ -246,7 +262,7 @@ def interruptible():
 
 
 @pytest.mark.parametrize("how", ["closed", "interrupted"])
-def test_a_stop_ends_the_actors(connected_ray, tmp_path, how, interruptible):
+def test_a_stop_ends_the_processes(connected_ray, tmp_path, how, interruptible, processes):
     items = ["a", "slow-1", "slow-2"]
     with closing(mapped(tmp_path, items, workers=2)) as ended:
         assert next(ended)[0] == "a"
@@ -279,40 +295,54 @@ class Heavy(Doer):
 
 
 def test_a_call_sends_the_item_and_a_worker_gets_the_rest_once(
-    connected_ray, tmp_path, monkeypatch
+    connected_ray, tmp_path, monkeypatch, processes
 ):
-    sent, actors = [], []
+    sent = []
+    kind = pool._Tasks
+    begin = kind.do
 
-    def spy(call):
-        def remote(*args, **kwargs):
-            sent.append(len(ray.cloudpickle.dumps((args, kwargs))))
-            return call(*args, **kwargs)
+    def spied(self, item, name):
+        sent.append(len(ray.cloudpickle.dumps((getattr(self, "arguments", ()), item, name))))
+        return begin(self, item, name)
 
-        return remote
-
-    new_actor, options = pool._Pool._new_actor, ray.actor.ActorClass.options
-
-    def spied_options(cls, **settings):
-        made = options(cls, **settings)
-        made.remote = spy(made.remote)
-        return made
-
-    def spied_actor(self):
-        actors.append(new_actor(self))
-        do = actors[-1].do
-
-        def named(**options):
-            return SimpleNamespace(remote=spy(do.options(**options).remote))
-
-        return SimpleNamespace(do=SimpleNamespace(options=named))
-
-    monkeypatch.setattr(ray.actor.ActorClass, "options", spied_options)
-    monkeypatch.setattr(pool._Pool, "_new_actor", spied_actor)
+    monkeypatch.setattr(kind, "do", spied)
     ended = map_committed(
         ["a", "b", "c"], Work(Heavy, (tmp_path, np.zeros(1_000_000))), committed=lambda item: None,
         placement=Placement(cpus=1, gpus=0, workers=1), retries=0, hang_seconds=None,
     )  # fmt: skip
     assert [outcome.value for _, outcome in ended] == ["A", "B", "C"]
-    ray.kill(*actors)
-    start, *calls = sent
-    assert start < 1000 and len(calls) == 3 and max(calls) < 100
+    assert len(sent) == 3 and max(sent) < 1500
+    assert starts_in(tmp_path) == 1
+
+
+def test_a_process_goes_on_to_other_work_and_lets_go_of_the_last(connected_ray, tmp_path):
+    """It remembers nothing of files that may have been written again."""
+    pids, folders = [], [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+        found = outcomes(folder, ["remembers-1", "remembers-2"], workers=1)
+        assert all(outcome.failed is None for outcome in found.values())
+        pids.append((folder / "remembers-2").read_text())
+        assert (folder / "remembers-2.seen").read_text() == str(folder)
+    assert len(set(pids)) == 1, "torch is imported once"
+    wait_until(lambda: not held_by(int(pids[0])), seconds=30)
+
+
+@remembered(maxsize=1)
+def first_folder():
+    return FOLDERS[-1]
+
+
+FOLDERS: list[str] = []
+
+
+def held_by(pid):
+    """Whether the process still holds a worker, as a task that runs in it sees it; None elsewhere."""
+
+    def look():
+        from raysae.cluster.pool_worker import _held
+
+        return os.getpid(), _held._worker is not None
+
+    where, holds = ray.get(ray.remote(num_cpus=1)(look).remote())
+    return holds if where == pid else True

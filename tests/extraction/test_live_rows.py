@@ -10,13 +10,13 @@ import raysae.cluster.scan.buffer as buffer_module
 import raysae.cluster.scan.service as service_module
 from raysae.cluster.placement import Placement
 from raysae.cluster.scan.opening import ScanPlan
-from raysae.cluster.scan.store_scan import forget_opened
 from raysae.errors import UserError
 from raysae.extraction.keeping import finish_kept
 from raysae.extraction.live import LiveExtractor
 from raysae.extraction.live_rows import KeptSite, LiveRows, LiveSite, live_sites, ordered
 from raysae.extraction.live_scan import LiveData, LiveScan, largest_piece
 from raysae.extraction.plan import existing_store, plan_extraction
+from raysae.remembered import forget_all
 from raysae.sae import sae_config
 from raysae.sites import Site
 from raysae.training import TrainingConfig
@@ -61,9 +61,9 @@ def copied(live, tmp_path):
 
 @pytest.fixture
 def service(monkeypatch):
-    forget_opened()
+    forget_all()
     yield serve_here(monkeypatch, MEMORY)
-    forget_opened()
+    forget_all()
 
 
 def data_of(plan, sites=SITES, keep=False, epochs=1):
@@ -228,7 +228,7 @@ def test_statistics_and_training_are_the_same_before_and_after_keeping(copied, s
     for number in range(store.live.shards):
         keeper.rows(number)
     kept = finish_kept(store)
-    forget_opened()
+    forget_all()
     for source in (kept.site(ONE, memory=0).train, Rows(list(kept.blocks(ONE, "train")))):
         (later,) = trained([member(ordered(kept, ONE, source), held_out)])
         assert later.history == first.history
@@ -280,7 +280,7 @@ def test_a_kept_site_is_read_in_the_order_of_its_shards(copied, wanted):
     for number in range(store.live.shards):
         keeper.rows(number)
     kept = finish_kept(store)
-    forget_opened()
+    forget_all()
     site = KeptSite(str(kept.path), ONE, store_site(kept, ONE))
     assert same(batches(site.rows("train")), batches(in_memory(wanted, ONE)))
     assert torch.equal(site.rows("validation").read(0, 9), kept.validation(ONE)[:9])

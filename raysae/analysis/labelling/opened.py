@@ -1,6 +1,5 @@
 """What labelling needs beside an atlas's SAEs, opened once in a process: texts, token names, the lens."""
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from raysae.analysis.labelling.lens import Lens
@@ -8,6 +7,7 @@ from raysae.analysis.labelling.texts import Texts, numbers_of
 from raysae.analysis.labelling.token_names import TokenNames
 from raysae.analysis.subject import Subject
 from raysae.errors import UserError
+from raysae.remembered import remembered
 
 if TYPE_CHECKING:
     from raysae.analysis.phase import Alive
@@ -44,7 +44,7 @@ def _opened(subject: Subject, columns: tuple[str, ...], alive: "Alive") -> Texts
     return Texts(subject.store, found, alive)
 
 
-@lru_cache(maxsize=1)
+@remembered(maxsize=1)
 def names_of(subject: Subject) -> TokenNames:
     """The tokens' names by the store's own tokenizer, where it is at hand."""
     from raysae.extraction.plan import model_spec
@@ -59,7 +59,7 @@ def names_of(subject: Subject) -> TokenNames:
     return TokenNames(tokenizer if known in (None, tokenizer_hash(tokenizer)) else None)
 
 
-@lru_cache(maxsize=1)
+@remembered(maxsize=1)
 def lens_of(subject: Subject, wanted: str) -> Lens | str:
     """The end of the language model, or why there is none; ``wanted`` is the setting ``lens``."""
     if wanted == "never":

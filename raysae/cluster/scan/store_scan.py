@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from raysae.activations.store import Segment, Store, open_store, refuse_rows
 from raysae.activations.streaming import StreamedRows
 from raysae.cluster.scan.pieces import Order
 from raysae.errors import UserError
+from raysae.remembered import remembered
 from raysae.sites import Site
 from raysae.storage.file_systems import Stamp
 
@@ -79,29 +79,23 @@ def _dataset(
     return dataset
 
 
-@lru_cache(maxsize=8)
+@remembered(maxsize=8)
 def opened(place: str) -> Store:
     """The store at ``place``, opened once in this process; the driver has checked it."""
     return open_store(place).trust()
 
 
-@lru_cache(maxsize=32)
+@remembered(maxsize=32)
 def rows_of(place: str, site: Site, split: str) -> StreamedRows:
     """The rows of a split, whose footers are read once in this process."""
     return StreamedRows(opened(place), site, split)
 
 
-@lru_cache(maxsize=32)
+@remembered(maxsize=32)
 def stamps_of(place: str, site: Site) -> dict[str, Stamp]:
     """What tells whether a site's shards have changed, from the first time that it is asked for."""
     store = opened(place)
     return store.files.stamps([shard.file for shard in store.entry(site).shards])
-
-
-def forget_opened() -> None:
-    """Open stores anew from now on: one of them has changed."""
-    for remembered in (opened, rows_of, stamps_of):
-        remembered.cache_clear()
 
 
 @dataclass(frozen=True)

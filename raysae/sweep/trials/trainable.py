@@ -7,7 +7,7 @@ from ray import tune
 
 from raysae.cluster.alarm import HangAlarm
 from raysae.cluster.reading import OpenSite, fetched_site
-from raysae.cluster.worker import end_if_lost, prepare_worker
+from raysae.cluster.worker import end_if_lost, forget_peak, prepare_worker
 from raysae.config import Recipe
 from raysae.records.members import Key
 from raysae.records.products import seeds_of, stopping, trial_of
@@ -126,6 +126,7 @@ class SAETrials(tune.Trainable):
 
     def _forget(self) -> None:
         self.trials, self.rounds = [], iter(())
+        forget_peak()
         if getattr(self, "device", "cpu") == "cuda":
             import torch
 

@@ -36,6 +36,7 @@ import ray
 import transformers  # noqa: F401  (not a part of what is measured)
 import yaml
 
+from raysae.cluster.ray_internals import IDLE_MS
 from raysae.pipeline.sweep_command import main as main_job
 from raysae.records.tables import read_table
 from raysae.storage.files import read_json
@@ -232,7 +233,10 @@ def main() -> int:
     parser.add_argument("--shared", type=Path, default=SHARED, help="where model and texts are")
     args = parser.parse_args()
     met = []
-    ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        _system_config={"idle_worker_killing_time_threshold_ms": IDLE_MS},  # as the main job's own
+    )  # fmt: skip
     try:
         for case in args.cases or CASES:
             with tempfile.TemporaryDirectory() as name:

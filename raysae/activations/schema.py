@@ -68,8 +68,10 @@ def empty_rows(rows: int, d_in: int, dtype: str) -> "Tensor":
     """
     import torch
 
-    memory = np.empty(rows * d_in * ITEM_BYTES[dtype], np.uint8)
-    return torch.from_numpy(memory).view(torch_dtype(dtype)).view(rows, d_in)
+    if not rows:
+        return torch.empty(0, d_in, dtype=torch_dtype(dtype))
+    memory = np.empty((rows, d_in * ITEM_BYTES[dtype]), np.uint8)
+    return torch.from_numpy(memory).view(torch_dtype(dtype))
 
 
 def to_arrow(rows: "Tensor") -> pa.Array:

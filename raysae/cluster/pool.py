@@ -5,7 +5,7 @@ An item that is committed already is skipped. A lost worker is replaced, and ano
 
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -50,6 +50,7 @@ def map_committed(
     hang_seconds: float | None,
     on_progress: Callable[[Item, Any], None] = lambda item, report: None,
     label: Callable[[Item], str] = str,
+    environment: Mapping[str, str] | None = None,
 ) -> Generator[tuple[Item, Outcome[Value]], None, None]:
     """Do every item that is not committed yet; yield each item with its outcome.
 
@@ -59,7 +60,8 @@ def map_committed(
     is lost, another worker does its item, up to ``retries`` times. An item fails at once when it raises
     an exception or makes no step for ``hang_seconds``. When no worker can be made, all remaining items
     fail with that reason. ``on_progress(item, report)`` receives the workers' reports during an item.
-    ``label(item)`` names its task in Ray's dashboard, and its process in ``ps``.
+    ``label(item)`` names its task in Ray's dashboard, and its process in ``ps``. Processes for tasks
+    that have the variables ``environment`` go on to work with the same ones alone.
 
     To stop early, close the iterator (``contextlib.closing``). This ends the items under way; an
     exception or a KeyboardInterrupt in the loop does so too.
@@ -73,7 +75,20 @@ def map_committed(
             yield item, Outcome(value)
     if not missing:
         return
-    pool = _Pool(missing, work, committed, placement, retries, hang_seconds, on_progress, label)
+    options: dict[str, Any] = dict(placement.ray_options)
+    if environment and not placement.gpus:
+        options["runtime_env"] = {"env_vars": dict(environment)}
+    pool = _Pool(
+        missing,
+        work,
+        committed,
+        placement.workers,
+        options,
+        retries,
+        hang_seconds,
+        on_progress,
+        label,
+    )
     try:
         yield from pool.outcomes()
     finally:
@@ -147,7 +162,8 @@ class _Pool:
         items: list[Any],
         work: Work,
         committed: Callable[[Any], Any],
-        placement: Placement,
+        workers: int,
+        options: dict[str, Any],
         retries: int,
         hang_seconds: float | None,
         on_progress: Callable[[Any, Any], None],
@@ -156,10 +172,10 @@ class _Pool:
         self.committed, self.on_progress, self.label = committed, on_progress, label
         self.retries, self.hang_seconds = retries, hang_seconds
         self.waiting, self.losses = deque(items), Counter[Any]()
-        self.slots = [_Slot() for _ in range(min(placement.workers, len(items)))]
+        self.slots = [_Slot() for _ in range(min(workers, len(items)))]
         self.work = ray.put(work)
         self.report_seconds = len(self.slots) / MESSAGES_A_SECOND
-        self.options = placement.ray_options
+        self.options = options
         self.no_worker: Outcome[Any] = Outcome(failed="no worker could be started")
         """The outcome of the remaining items when every slot was given up."""
 

@@ -22,8 +22,9 @@ LOGGER = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
 MAX_PRELOADED = 8
 """At most so many workers import the trials' modules before the first trial; each takes 300 MB."""
-IDLE_MS = 5_000
-"""Milliseconds that an idle worker lives; Ray's default, one second, ends before the first trial."""
+IDLE_MS = 60_000
+"""Milliseconds that an idle worker lives, at least: the next stage then finds processes that have
+imported torch. Ray's default is one second."""
 
 MANY_WORKERS = 1_000_000
 """More than there are."""

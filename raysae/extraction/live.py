@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from raysae.transformer.sequence import TokenSequence
 
 
+READS_TEXTS = {"RAYSAE_READS_TEXTS": "1"}
+"""A variable of the processes that read texts for live data: those that made the held-out rows compute
+the training rows, as they have the libraries loaded."""
+
+
 def nothing() -> None:
     """Report to nobody."""
 

@@ -116,7 +116,11 @@ class LiveScan:
         CPUs tasks, whose processes are there for the next scan, with the transformer loaded."""
         if self.data.placement.gpus:
             return {"fn": Forward, "fn_constructor_args": (self,)}
-        return {"fn": forward, "fn_kwargs": {"scan": self}}
+        from raysae.extraction.live import READS_TEXTS
+
+        return {
+            "fn": forward, "fn_kwargs": {"scan": self}, "runtime_env": {"env_vars": READS_TEXTS}
+        }  # fmt: skip
 
     def _dataset(self, first: int) -> "Dataset":
         import ray

@@ -23,6 +23,7 @@ from raysae.cluster.placement import Placement
 from raysae.cluster.pool import Work, map_committed
 from raysae.config import ResourcesConfig
 from raysae.errors import UnfinishedError, UserError
+from raysae.extraction.live import READS_TEXTS
 from raysae.extraction.live_shards import LiveShardExtractor, live_fields, print_written
 from raysae.extraction.plan import (
     IDENTITY_FILE,
@@ -194,7 +195,7 @@ def _run(
     shards = map_committed(
         range(len(tokens.parts)), work, committed=committed, placement=placement,
         retries=resources.retries, hang_seconds=resources.hang_seconds,
-        label=lambda shard: f"extract shard {shard}",
+        label=lambda shard: f"extract shard {shard}", environment=READS_TEXTS if live else None,
     )  # fmt: skip
     failed = {}
     with closing(shards):

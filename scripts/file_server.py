@@ -12,6 +12,7 @@ with ranges and ListObjectsV2, and looks at no signature. It is no S3: writing i
 import hashlib
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +43,8 @@ class FileServer(S3Server):
 
     def __init__(self, folder: Path, rate: float | None):
         self.folder, self.throttle = folder, Throttle(rate)
+        self.pause = 0.0
+        """Seconds before each answer."""
         self.sent_by: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.http = ThreadingHTTPServer((HOST, 0), _handler_of(self))
@@ -97,6 +100,7 @@ def _handler_of(server: FileServer) -> type[BaseHTTPRequestHandler]:
             return unquote(urlsplit(self.path).path).strip("/")
 
         def _file(self, body: bool) -> None:
+            time.sleep(server.pause)
             name = self._name()
             file = server.folder / name
             if ".." in name.split("/") or not file.is_file():

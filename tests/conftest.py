@@ -80,12 +80,21 @@ def connected_ray(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:  # its workers' copies of what lives at a URI
         patch.setenv("RAYSAE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name, value in LOOPBACK_S3.items():
+            patch.setenv(name, value)
         ray.init(
             "local", num_cpus=4, include_dashboard=False, log_to_driver=False,
             _system_config={"idle_worker_killing_time_threshold_ms": IDLE_MS},
         )  # fmt: skip
     yield
     ray.shutdown()
+
+
+LOOPBACK_S3 = {
+    "AWS_ACCESS_KEY_ID": "loopback-key", "AWS_SECRET_ACCESS_KEY": "loopback-secret",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}  # fmt: skip
+"""What Ray's workers need for a server of a test's own, which asks for no key."""
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ An item that is committed already is skipped. A lost worker is replaced, and ano
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from raysae.cluster.alarm import HangAlarm
+from raysae.cluster.kept_workers import end_actor, kept_workers
 from raysae.cluster.placement import Placement
 from raysae.cluster.pool_worker import (
     Begun,
@@ -90,6 +90,8 @@ class _Slot:
     failed_starts: int = 0
     """How many actors in a row were lost here before they began an item."""
     given_up: bool = False
+    kept: bool = False
+    """Whether its actor served an earlier pool."""
 
     def give(self, item: Any, label: str) -> None:
         self.item, self.begun = item, None
@@ -98,8 +100,7 @@ class _Slot:
     def end(self) -> None:
         """End the actor if it is alive."""
         if self.actor is not None:
-            with suppress(Exception):  # Ray itself may be gone
-                ray.kill(self.actor)
+            end_actor(self.actor)
         self.actor = self.stream = None
 
 
@@ -126,11 +127,15 @@ class _Pool:
         self.options = {**placement.ray_options, "max_restarts": 0, "max_task_retries": 0}
         self.no_worker: Outcome[Any] = Outcome(failed="no worker could be started")
         """The outcome of the remaining items when every slot was given up."""
+        self.spare: list[Any] = []
+        """Actors without a slot, for a later pool that has more items."""
+        self.most = placement.workers
 
     def outcomes(self) -> Iterator[tuple[Any, Outcome[Any]]]:
         """Every item with its outcome, as soon as there is one."""
         while True:
             self._hand_out()
+            self._start_spare()
             busy = {slot.stream: slot for slot in self.slots if slot.stream is not None}
             if not busy:
                 break
@@ -141,11 +146,32 @@ class _Pool:
                 yield slot.item, outcome
         while self.waiting:
             yield self.waiting.popleft(), self.no_worker
+        self._keep_idle()
 
     def stop(self) -> None:
-        """End all actors."""
+        """End all actors, except those that were left to the next pool."""
         for slot in self.slots:
             slot.end()
+        for actor in self.spare:
+            end_actor(actor)
+
+    def _keep_idle(self) -> None:
+        """Leave the actors, which have no item now, to the next pool where it is to have them."""
+        kept = kept_workers()
+        if kept is not None:
+            idle = [slot.actor for slot in self.slots if slot.actor is not None]
+            kept.keep(idle + self.spare, self.options)
+            self.spare = []
+            for slot in self.slots:
+                slot.actor = None
+
+    def _start_spare(self) -> None:
+        """Start the actors that a later pool will have work for, once all here have theirs."""
+        kept = kept_workers()
+        if kept is None or self.spare:
+            return
+        wanted = min(self.most, kept.wanted) - len(self.slots) - len(kept.actors)
+        self.spare = [self._new_actor() for _ in range(wanted)]
 
     def _hand_out(self) -> None:
         """Give waiting items to free slots, first to those that have an actor."""
@@ -154,14 +180,27 @@ class _Pool:
             if not self.waiting:
                 return
             if slot.actor is None:
-                slot.actor = self._new_actor()
+                slot.actor = self._kept_actor()
+                slot.kept = slot.actor is not None
+                slot.actor = slot.actor or self._new_actor()
             item = self.waiting.popleft()
             slot.give(item, self.label(item))
 
+    def _kept_actor(self) -> Any | None:
+        """An actor of an earlier pool with the worker of this one; None where none is left."""
+        kept = kept_workers()
+        actor = None if kept is None else kept.take(self.options)
+        if actor is not None:
+            actor.begin.remote(*self._arguments)
+        return actor
+
     def _new_actor(self) -> Any:
-        actor = ray.remote(PoolWorker).options(**self.options)
+        return ray.remote(PoolWorker).options(**self.options).remote(*self._arguments)
+
+    @property
+    def _arguments(self) -> tuple[Any, ...]:
         # in a list: the worker then fetches the object itself, and can report an error in reading it
-        return actor.remote([self.work], self.hang_seconds, self.report_seconds)
+        return [self.work], self.hang_seconds, self.report_seconds
 
     def _next_message(self, slot: _Slot) -> Outcome[Any] | None:
         """Handle the slot's next message; return the item's outcome if the item has ended."""
@@ -192,6 +231,12 @@ class _Pool:
         value = self.committed(item)
         if value is not None:
             return Outcome(value)
+        if (
+            slot.begun is None and slot.kept
+        ):  # it was lost while it waited, by no fault of this item
+            slot.kept = False
+            self.waiting.appendleft(item)
+            return None
         if slot.begun is None:
             self._count_failed_start(slot, reason)
         else:

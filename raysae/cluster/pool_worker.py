@@ -99,8 +99,13 @@ class PoolWorker:
     """
 
     def __init__(self, work: list[Any], hang_seconds: float | None, report_seconds: float):
+        self.begin(work, hang_seconds, report_seconds)
+
+    def begin(self, work: list[Any], hang_seconds: float | None, report_seconds: float) -> None:
+        """Make the worker; that of an earlier pool, which had this actor before, is forgotten."""
         self.hang_seconds, self.report_seconds = hang_seconds, report_seconds
         self.broken: Broken | None = None
+        self.worker: Worker | None = None
         try:
             work_here: Work = ray.get(work[0])
             self.worker = work_here.make(*work_here.arguments)
@@ -114,6 +119,7 @@ class PoolWorker:
         if self.broken is not None:
             yield self.broken
             return
+        assert self.worker is not None
         alarm = HangAlarm(self.worker.hung_file(item), self.hang_seconds)
         yield Begun(alarm.file)
         try:
@@ -125,6 +131,7 @@ class PoolWorker:
     def _done(self, item: Any, alarm: HangAlarm) -> Generator[Progress, None, Outcome[Any]]:
         try:
             alarm.set()
+            assert self.worker is not None
             result = self.worker.do(item, alarm.step)
             if isinstance(result, Generator):
                 result = yield from self._reported(result)

@@ -4,6 +4,7 @@ A stage imports slow modules only when it works, so that a finished run is read 
 """
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -293,8 +294,9 @@ def run_stages(attempt: Attempt) -> None:
         if not (attempt.recipe.atlas.enabled or attempt.recipe.sweep.wanted_controls):
             attempt.stop_ray()
         if try_stage(SELECT, attempt):
-            try_stage(CONTROLS, attempt)
-            atlas_and_analysis(attempt)
+            with keeping_workers(attempt):
+                try_stage(CONTROLS, attempt)
+                atlas_and_analysis(attempt)
         try_stage(SCALING, attempt)
     attempt.stop_ray()
     end_run(attempt)
@@ -302,8 +304,19 @@ def run_stages(attempt: Attempt) -> None:
 
 def atlas_and_analysis(attempt: Attempt) -> None:
     """Train the sites that are missing; if that succeeds, analyse them."""
-    if try_stage(ATLAS, attempt):
-        try_stage(ANALYZE, attempt)
+    with keeping_workers(attempt):
+        if try_stage(ATLAS, attempt):
+            try_stage(ANALYZE, attempt)
+
+
+def keeping_workers(attempt: Attempt) -> AbstractContextManager[None]:
+    """Inside the block the workers of a stage serve the next one; not where rows are computed while they
+    are trained on, as what computes them needs the CPUs."""
+    from raysae.cluster.kept_workers import workers_kept
+
+    if attempt.store.computes_rows:
+        return nullcontext()
+    return workers_kept(len(attempt.plan.atlas_sites))
 
 
 def end_run(attempt: Attempt) -> None:

@@ -13,6 +13,7 @@ import pytest
 import ray
 
 from raysae.cluster import pool
+from raysae.cluster.kept_workers import kept_workers, workers_kept
 from raysae.cluster.placement import Placement
 from raysae.cluster.pool import Work, map_committed
 from raysae.errors import UserError
@@ -98,7 +99,9 @@ def starts_in(folder):
     return len((folder / "starts").read_text())
 
 
-def mapped(folder, items, *, workers=2, retries=2, hang=None, trouble="", told=None, label=str):
+def mapped(
+    folder, items, *, workers=2, cpus=1, retries=2, hang=None, trouble="", told=None, label=str
+):
     """``map_committed`` over named items."""
 
     def committed(item):
@@ -106,7 +109,7 @@ def mapped(folder, items, *, workers=2, retries=2, hang=None, trouble="", told=N
 
     return map_committed(
         items, Work(Doer, (folder, trouble)), committed=committed,
-        placement=Placement(cpus=1, gpus=0, workers=workers), retries=retries, hang_seconds=hang,
+        placement=Placement(cpus=cpus, gpus=0, workers=workers), retries=retries, hang_seconds=hang,
         on_progress=lambda item, report: told.append((item, report)), label=label,
     )  # fmt: skip
 
@@ -316,3 +319,63 @@ def test_a_call_sends_the_item_and_a_worker_gets_the_rest_once(
     ray.kill(*actors)
     start, *calls = sent
     assert start < 1000 and len(calls) == 3 and max(calls) < 100
+
+
+def processes_of(found, folder, items):
+    assert {item: found[item].value for item in items} == {item: item.upper() for item in items}
+    return {(folder / item).read_text() for item in items}
+
+
+def test_workers_that_are_kept_do_the_items_of_the_next_pool(connected_ray, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    with workers_kept(wanted=2):
+        for folder in (first, second):
+            folder.mkdir()
+        processes_of(outcomes(first, ["a"]), first, ["a"])
+        kept = kept_workers()
+        assert kept is not None and len(kept.actors) == 2, "one more than the pool had items"
+        wait_until(lambda: starts_in(first) == 2)
+        items = ["nap-1", "nap-2"]
+        used = processes_of(outcomes(second, items), second, items)
+        assert starts_in(second) == 2
+        assert len(used | {(first / "a").read_text()}) == 2, "no third process"
+        assert all(is_alive(int(one)) for one in used)
+    wait_until(lambda: not any(is_alive(int(one)) for one in used))
+    assert kept_workers() is None
+
+
+def test_kept_workers_end_for_a_pool_of_another_reservation(connected_ray, tmp_path):
+    with workers_kept():
+        (used,) = processes_of(outcomes(tmp_path, ["a"], workers=1), tmp_path, ["a"])
+        found = outcomes(
+            tmp_path, ["b"], workers=1, cpus=4
+        )  # all: beside the kept one none are free
+        assert processes_of(found, tmp_path, ["b"]) != {used}
+        assert not is_alive(int(used))
+
+
+def test_a_kept_worker_that_was_lost_meanwhile_costs_the_next_item_nothing(connected_ray, tmp_path):
+    with workers_kept():
+        (used,) = processes_of(outcomes(tmp_path, ["a"], workers=1), tmp_path, ["a"])
+        os.kill(int(used), signal.SIGKILL)
+        found = outcomes(tmp_path, ["b"], workers=1, retries=0)
+        assert processes_of(found, tmp_path, ["b"]) != {used}
+
+
+def test_a_kept_worker_that_cannot_begin_anew_says_why(connected_ray, tmp_path):
+    with workers_kept():
+        processes_of(outcomes(tmp_path, ["a"], workers=1), tmp_path, ["a"])
+        found = outcomes(tmp_path, ["b"], workers=1, trouble="refuse")
+        assert found["b"].failed == "the model has 4 layers; name one of them"
+
+
+@pytest.mark.parametrize("how", ["close", "raise"])
+def test_a_pool_that_is_stopped_keeps_none(connected_ray, tmp_path, how):
+    with workers_kept():
+        ended = mapped(tmp_path, ["a", "slow"], workers=2)
+        with closing(ended) if how == "close" else pytest.raises(KeyError):
+            assert next(ended)[0] == "a"
+            if how == "raise":
+                ended.throw(KeyError("a figure"))
+        kept = kept_workers()
+        assert kept is not None and kept.actors == []

@@ -27,7 +27,7 @@ from raysae.cluster.pool_worker import (
 )
 from raysae.redaction import redacted
 
-__all__ = ["Outcome", "Work", "map_committed"]
+__all__ = ["Outcome", "Work", "map_committed", "start_workers"]
 
 Item = TypeVar("Item", bound=Hashable)
 Value = TypeVar("Value")
@@ -124,7 +124,7 @@ class _Pool:
         self.slots = [_Slot() for _ in range(min(placement.workers, len(items)))]
         self.work = ray.put(work)
         self.report_seconds = len(self.slots) / MESSAGES_A_SECOND
-        self.options = {**placement.ray_options, "max_restarts": 0, "max_task_retries": 0}
+        self.options = _options(placement)
         self.no_worker: Outcome[Any] = Outcome(failed="no worker could be started")
         """The outcome of the remaining items when every slot was given up."""
         self.spare: list[Any] = []
@@ -261,6 +261,25 @@ class _Pool:
     def _give_up(self, slot: _Slot, why: Outcome[Any]) -> None:
         slot.end()
         slot.given_up, self.no_worker = True, why
+
+
+def start_workers(work: Work, placement: Placement, most: int) -> None:
+    """Start up to ``most`` actors for the next pool of the running ``workers_kept`` block.
+
+    They make the worker of ``work``, which imports what theirs will need, while the caller prepares it.
+    """
+    kept, options = kept_workers(), _options(placement)
+    assert kept is not None
+    reference = ray.put(work)
+    actors = [
+        ray.remote(PoolWorker).options(**options).remote([reference], None, 1.0)
+        for _ in range(min(placement.workers, most))
+    ]
+    kept.keep(actors, options)
+
+
+def _options(placement: Placement) -> dict[str, Any]:
+    return {**placement.ray_options, "max_restarts": 0, "max_task_retries": 0}
 
 
 def _reason(error: RayError) -> str:

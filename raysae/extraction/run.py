@@ -20,7 +20,7 @@ from raysae.activations.manifest import (
 from raysae.activations.store import Store
 from raysae.activations.store_files import StoreFiles
 from raysae.cluster.placement import Placement
-from raysae.cluster.pool import Work, map_committed
+from raysae.cluster.pool import Work, map_committed, start_workers
 from raysae.config import ResourcesConfig
 from raysae.errors import UnfinishedError, UserError
 from raysae.extraction.live_shards import LiveShardExtractor, live_fields, print_written
@@ -35,6 +35,7 @@ from raysae.extraction.plan import (
 from raysae.extraction.progress import ExtractionProgress
 from raysae.extraction.sequences import TokenPlan, write_tokens
 from raysae.extraction.shards import (
+    Importing,
     ShardExtractor,
     committed_shard,
     report_file,
@@ -53,6 +54,8 @@ from raysae.storage.remote import claimed, discard, hand_over, pull, push, remov
 from raysae.storage.trouble import in_words, number_of
 
 LOCK_FILE = "lock"
+TEXTS_EACH = 256
+"""Texts that are worth a worker of their own before their tokens are counted."""
 MENDED = "once that is mended, the same command continues with the missing shards"
 
 
@@ -90,6 +93,16 @@ def extract(plan: ExtractionPlan, placement: Placement, resources: ResourcesConf
     if plan.source.live:
         print_written(plan, tokens, manifest)
     return plan.opened()
+
+
+def start_importing(plan: ExtractionPlan, placement: Placement) -> None:
+    """Let the workers of an extraction import the libraries of models while this process reads the texts.
+
+    To be called in a ``workers_kept`` block.
+    """
+    texts = plan.source.sequences
+    most = placement.workers if texts is None else -(-texts // TEXTS_EACH)
+    start_workers(Work(Importing), placement, most)
 
 
 @contextmanager

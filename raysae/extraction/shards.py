@@ -1,7 +1,9 @@
 """A worker's part of an extraction: from a shard's sequences to the shard's file at every site."""
 
+import importlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +101,23 @@ def written_shards(reports: list[dict[str, Any]]) -> dict[Site, list[WrittenShar
             )  # fmt: skip
             shards.setdefault(_site_of(row), []).append(written)
     return shards
+
+
+class Importing:
+    """A worker that has imported what a transformer needs, and has no item to do."""
+
+    def __init__(self) -> None:
+        for name in ("transformers.modeling_utils", "transformers.models.auto.modeling_auto"):
+            with suppress(ImportError):  # of another release; loading a model says what is missing
+                importlib.import_module(name)
+
+    def hung_file(self, item: object) -> Path:
+        """It cannot hang."""
+        raise AssertionError(f"{item}: given to a worker that does nothing")
+
+    def do(self, item: object, alive: Callable[[], None]) -> None:
+        """It is given another worker before its first item."""
+        raise AssertionError(f"{item}: given to a worker that does nothing")
 
 
 class ShardExtractor:

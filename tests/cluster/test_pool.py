@@ -15,7 +15,7 @@ import ray
 from raysae.cluster import pool
 from raysae.cluster.kept_workers import kept_workers, workers_kept
 from raysae.cluster.placement import Placement
-from raysae.cluster.pool import Work, map_committed
+from raysae.cluster.pool import Work, map_committed, start_workers
 from raysae.errors import UserError
 from tests.processes import is_alive, processes_below
 
@@ -342,6 +342,20 @@ def test_workers_that_are_kept_do_the_items_of_the_next_pool(connected_ray, tmp_
         assert all(is_alive(int(one)) for one in used)
     wait_until(lambda: not any(is_alive(int(one)) for one in used))
     assert kept_workers() is None
+
+
+def test_workers_that_were_started_before_their_work_do_it(connected_ray, tmp_path):
+    early, folder = tmp_path / "early", tmp_path / "late"
+    for one in (early, folder):
+        one.mkdir()
+    with workers_kept():
+        start_workers(Work(Doer, (early,)), Placement(cpus=1, gpus=0, workers=2), most=1)
+        wait_until((early / "starts").is_file)
+        kept = kept_workers()
+        assert kept is not None and len(kept.actors) == 1
+        used = processes_of(outcomes(folder, ["a"], workers=1), folder, ["a"])
+        assert starts_in(early) == starts_in(folder) == 1 and len(kept.actors) == 1
+    wait_until(lambda: not any(is_alive(int(one)) for one in used))
 
 
 def test_kept_workers_end_for_a_pool_of_another_reservation(connected_ray, tmp_path):

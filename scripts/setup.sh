@@ -24,4 +24,7 @@ if [ ! -x .venv/bin/python ] && ! "$python" -m venv .venv; then
 fi
 echo "Installing raysae into .venv (once; a few minutes) ..."
 .venv/bin/python -m pip install -qq --disable-pip-version-check -e ".${extras:+[$extras]}"
+# what a first run would else compile: Python's byte code, and the CPU kernels where there is a C++ compiler
+.venv/bin/python -m compileall -q raysae || true
+.venv/bin/python -c "from raysae.training.kernels import kernels; kernels()"
 touch "$stamp"

@@ -28,7 +28,7 @@ from raysae.cluster.pool_worker import (
 )
 from raysae.redaction import redacted
 
-__all__ = ["Outcome", "Work", "map_committed"]
+__all__ = ["Outcome", "Work", "map_committed", "run_in_processes"]
 
 Item = TypeVar("Item", bound=Hashable)
 Value = TypeVar("Value")
@@ -75,9 +75,7 @@ def map_committed(
             yield item, Outcome(value)
     if not missing:
         return
-    options: dict[str, Any] = dict(placement.ray_options)
-    if environment and not placement.gpus:
-        options["runtime_env"] = {"env_vars": dict(environment)}
+    options = _options(placement, environment)
     pool = _Pool(
         missing,
         work,
@@ -93,6 +91,34 @@ def map_committed(
         yield from pool.outcomes()
     finally:
         pool.stop()
+
+
+def run_in_processes(
+    function: Callable[[], object],
+    placement: Placement,
+    most: int,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Call ``function`` in up to ``most`` of the processes that the next ``map_committed`` with this
+    placement and environment uses, for what it imports there; this does not wait for it.
+
+    It holds what is reserved for a worker until it returns. On GPUs it does nothing: actors end with
+    their pool.
+    """
+    if placement.gpus:
+        return
+    task = ray.remote(function).options(
+        **_options(placement, environment), max_retries=0, name=function.__name__
+    )
+    for _ in range(min(placement.workers, most)):
+        task.remote()
+
+
+def _options(placement: Placement, environment: Mapping[str, str] | None) -> dict[str, Any]:
+    options: dict[str, Any] = dict(placement.ray_options)
+    if environment and not placement.gpus:
+        options["runtime_env"] = {"env_vars": dict(environment)}
+    return options
 
 
 @dataclass(eq=False)

@@ -62,7 +62,7 @@ def extract_with(plan: "ExtractionPlan", recipe: "Recipe") -> "Store":
     Raises UserError as ``extract`` does.
     """
     from raysae.cluster.placement import place_extraction
-    from raysae.extraction.run import extract
+    from raysae.extraction.run import extract, start_importing
 
     source, placement = plan.source, place_extraction(recipe.resources)
     several = f" x {len(plan.hookpoints)} hookpoints" if len(plan.hookpoints) > 1 else ""
@@ -71,6 +71,7 @@ def extract_with(plan: "ExtractionPlan", recipe: "Recipe") -> "Store":
         f"{source.dataset}: {len(plan.layers)} layers x {len(plan.positions)} positions{several}; "
         f"workers: {placement}"
     )
+    start_importing(plan, placement)
     return extract(plan, placement, recipe.resources)
 
 

@@ -5,7 +5,7 @@ manifest is written. After an interruption, the same command continues with the 
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from raysae.activations.manifest import (
 from raysae.activations.store import Store
 from raysae.activations.store_files import StoreFiles
 from raysae.cluster.placement import Placement
-from raysae.cluster.pool import Work, map_committed
+from raysae.cluster.pool import Work, map_committed, run_in_processes
 from raysae.config import ResourcesConfig
 from raysae.errors import UnfinishedError, UserError
 from raysae.extraction.live import READS_TEXTS
@@ -38,6 +38,7 @@ from raysae.extraction.sequences import TokenPlan, write_tokens
 from raysae.extraction.shards import (
     ShardExtractor,
     committed_shard,
+    import_transformers,
     report_file,
     site_entries,
 )
@@ -54,6 +55,8 @@ from raysae.storage.remote import claimed, discard, hand_over, pull, push, remov
 from raysae.storage.trouble import in_words, number_of
 
 LOCK_FILE = "lock"
+TEXTS_EACH = 256
+"""Texts that are worth a worker of their own before their tokens are counted."""
 MENDED = "once that is mended, the same command continues with the missing shards"
 
 
@@ -91,6 +94,17 @@ def extract(plan: ExtractionPlan, placement: Placement, resources: ResourcesConf
     if plan.source.live:
         print_written(plan, tokens, manifest)
     return plan.opened()
+
+
+def start_importing(plan: ExtractionPlan, placement: Placement) -> None:
+    """Let an extraction's processes import the libraries of models while this one reads the texts."""
+    texts = plan.source.sequences
+    most = placement.workers if texts is None else -(-texts // TEXTS_EACH)
+    run_in_processes(import_transformers, placement, most, _environment(plan))
+
+
+def _environment(plan: ExtractionPlan) -> Mapping[str, str] | None:
+    return READS_TEXTS if plan.source.live else None
 
 
 @contextmanager
@@ -195,7 +209,7 @@ def _run(
     shards = map_committed(
         range(len(tokens.parts)), work, committed=committed, placement=placement,
         retries=resources.retries, hang_seconds=resources.hang_seconds,
-        label=lambda shard: f"extract shard {shard}", environment=READS_TEXTS if live else None,
+        label=lambda shard: f"extract shard {shard}", environment=_environment(plan),
     )  # fmt: skip
     failed = {}
     with closing(shards):

@@ -1,7 +1,9 @@
 """A worker's part of an extraction: from a shard's sequences to the shard's file at every site."""
 
+import importlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +101,13 @@ def written_shards(reports: list[dict[str, Any]]) -> dict[Site, list[WrittenShar
             )  # fmt: skip
             shards.setdefault(_site_of(row), []).append(written)
     return shards
+
+
+def import_transformers() -> None:
+    """Import what a transformer needs, for work that comes later in this process."""
+    for name in ("transformers.modeling_utils", "transformers.models.auto.modeling_auto"):
+        with suppress(ImportError):  # of another release; loading a model says what is missing
+            importlib.import_module(name)
 
 
 class ShardExtractor:

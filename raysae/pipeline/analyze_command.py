@@ -26,7 +26,8 @@ def main(arguments: list[str]) -> int:
         help="a run with an atlas, an exported atlas, SAEs of SAELens, or the folder of a single SAE",
     )  # fmt: skip
     parser.add_argument(
-        "words", nargs="*", metavar="PHASE", help="phases, and options PHASE.KEY=VALUE"
+        "words", nargs="*", default=[], metavar="PHASE",  # without a default it is said to be required
+        help="phases, and options PHASE.KEY=VALUE",
     )  # fmt: skip
     parser.add_argument(
         "--store", help="the store of the activations, of an atlas outside a run (or store=STORE)"

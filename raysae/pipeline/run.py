@@ -47,6 +47,8 @@ HEAVY_MODULES = (
     "raysae.pipeline.preflight", "raysae.sweep.trials.tuning",
 )  # fmt: skip
 """Modules that the stages import when they work, and that take seconds to import."""
+WORKERS_IMPORT = "raysae.sweep.trials.trial"
+"""What all workers need: torch and the training, without Tune, which only those of trials use."""
 
 
 def run_sweep(
@@ -197,7 +199,7 @@ def trial_session(resources: ResourcesConfig) -> AbstractContextManager[Callable
 
     The session yields the function that ends it. Raises UserError when Ray cannot be reached.
     """
-    return ray_session(resources, _import_stages, workers_import="raysae.sweep.trials.trainable")
+    return ray_session(resources, _import_stages, workers_import=WORKERS_IMPORT)
 
 
 @contextmanager

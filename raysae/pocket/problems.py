@@ -79,8 +79,7 @@ class Problem:
     @property
     def held_out(self) -> bool:
         """Whether this expression (numbers and operators) is left out of the pocket GPT-2's training."""
-        expression = f"{self.numbers}{self.operators}".encode()
-        return zlib.crc32(expression) % ONE_HELD_OUT_IN == 0
+        return is_held_out(self.numbers, self.operators)
 
     def row(self) -> dict[str, object]:
         """The problem as a dataset row, labels included."""
@@ -98,25 +97,46 @@ class Problem:
 
 def make_problem(seed: int, index: int) -> Problem:
     """Make problem ``index`` of the stream of ``seed``. It has two or three steps with +, - and *."""
-    rng = random.Random(f"raysae-pocket-{seed}-{index}")
-    numbers = [rng.randint(2, 99)]
-    operators: list[str] = []
-    intermediates: list[int] = []
-    total = numbers[0]
-    for _ in range(rng.choice((2, 2, 3))):
-        operator, operand = _draw_step(rng, total)
-        total = _apply(total, operator, operand)
-        operators.append(operator)
-        numbers.append(operand)
-        intermediates.append(total)
-    question = _question(rng, numbers, operators)
-    return Problem(question, tuple(numbers), tuple(operators), tuple(intermediates))
+    return _Draft(seed, index).problem()
 
 
 def stream(seed: int, *, held_out: bool) -> Iterator[Problem]:
     """The endless stream of ``seed``: only its held-out problems, or only the others."""
-    problems = (make_problem(seed, index) for index in count())
-    return (problem for problem in problems if problem.held_out == held_out)
+    drafts = (_Draft(seed, index) for index in count())
+    return (
+        draft.problem()
+        for draft in drafts
+        if is_held_out(draft.numbers, draft.operators) == held_out
+    )
+
+
+def is_held_out(numbers: tuple[int, ...], operators: tuple[str, ...]) -> bool:
+    """Whether this expression is left out of the pocket GPT-2's training."""
+    return zlib.crc32(f"{numbers}{operators}".encode()) % ONE_HELD_OUT_IN == 0
+
+
+class _Draft:
+    """A problem without its words, which are only put to a problem that is wanted."""
+
+    def __init__(self, seed: int, index: int):
+        self._rng = rng = random.Random(f"raysae-pocket-{seed}-{index}")
+        numbers = [rng.randint(2, 99)]
+        operators: list[str] = []
+        intermediates: list[int] = []
+        total = numbers[0]
+        for _ in range(rng.choice((2, 2, 3))):
+            operator, operand = _draw_step(rng, total)
+            total = _apply(total, operator, operand)
+            operators.append(operator)
+            numbers.append(operand)
+            intermediates.append(total)
+        self.numbers, self.operators = tuple(numbers), tuple(operators)
+        self.intermediates = tuple(intermediates)
+
+    def problem(self) -> Problem:
+        """The problem with its question; to be called once."""
+        question = _question(self._rng, self.numbers, self.operators)
+        return Problem(question, self.numbers, self.operators, self.intermediates)
 
 
 def _draw_step(rng: random.Random, total: int) -> tuple[str, int]:
@@ -139,7 +159,7 @@ def _apply(left: int, operator: str, right: int) -> int:
     return {"+": left + right, "-": left - right, "*": left * right}[operator]
 
 
-def _question(rng: random.Random, numbers: list[int], operators: list[str]) -> str:
+def _question(rng: random.Random, numbers: tuple[int, ...], operators: tuple[str, ...]) -> str:
     name, friend = rng.sample(NAMES, 2)
     words = {"name": name, "friend": friend, "items": rng.choice(ITEMS)}
     sentences = [rng.choice(START).format(n=numbers[0], **words)]

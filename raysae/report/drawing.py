@@ -10,6 +10,8 @@ matplotlib.use("Agg")  # before pyplot: a report needs no display
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from raysae.printable import printable, shortened
@@ -19,7 +21,6 @@ MOST_INCHES = (11.1, 13.8)
 """Width and height of a plot, at most: 1,598 x 1,987 pixels."""
 STYLE: dict[str, Any] = {
     "figure.dpi": DPI,
-    "savefig.dpi": "figure",
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -101,11 +102,14 @@ def _figure(width: float, height: float, layout: Any) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG and, beside it, as an SVG of the same name; close it."""
+    """Write the figure as a PNG and, beside it, as an SVG of the same name; close it.
+
+    By the canvases themselves: ``savefig`` draws each of the two twice.
+    """
     with warnings.catch_warnings():
         # a character that no font has is drawn as a box; the page has the text itself
         warnings.filterwarnings("ignore", message=r"(?s).*missing from.*font")
-        figure.savefig(path)
+        FigureCanvasAgg(figure).print_png(path)
         figure.set_layout_engine("none")  # the layout is found; SVG has other dots an inch
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        FigureCanvasSVG(figure).print_svg(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -56,12 +57,17 @@ class TokenSequence:
     def __len__(self) -> int:
         return len(self.token_id)
 
+    @cached_property
+    def text_index(self) -> NDArray[np.int64]:
+        """The indices of the tokens that count as text."""
+        return np.flatnonzero(self.is_text)
+
     def places(self, position: Position, patterns: Iterable[str] = ()) -> NDArray[np.int64]:
         """The indices of the tokens at ``position``; empty when the sequence is too short.
 
         ``patterns`` are the names of all patterns.
         """
-        text_index = np.flatnonzero(self.is_text)
+        text_index = self.text_index
         if position == ALL:
             return text_index
         if isinstance(position, str):

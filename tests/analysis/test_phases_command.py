@@ -26,3 +26,9 @@ def test_an_atlas_outside_a_run(connected_ray, members_run, run, tmp_path, capsy
     assert main(command) == 0
     assert first == {name: read_result(files, name) for name in first}
     assert "tracking is there already" in capsys.readouterr().out
+
+
+def test_only_the_atlas_must_be_named(capsys):
+    with pytest.raises(SystemExit):
+        main([])
+    assert capsys.readouterr().err.rstrip().endswith("required: RUN")

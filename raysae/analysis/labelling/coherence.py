@@ -6,6 +6,7 @@ Shapes: C contexts, W words.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,13 @@ def jaccard(sets: Sequence[frozenset[str]]) -> float:
     sizes_C = has_CW.sum(1)
     either_CC = sizes_C[:, None] + sizes_C - shared_CC
     index_CC = np.divide(shared_CC, either_CC, out=np.ones_like(shared_CC), where=either_CC > 0)
-    return float(index_CC[np.triu_indices(len(sets), 1)].mean())
+    return float(index_CC[_pairs(len(sets))].mean())
+
+
+@lru_cache(maxsize=256)
+def _pairs(sets: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows and columns of all pairs."""
+    return np.triu_indices(sets, 1)
 
 
 def _control(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from raysae.analysis.labelling.best import Events, draw_of, ranks
 from raysae.analysis.labelling.rows import Chunk
 from raysae.analysis.labelling.texts import Texts
-from raysae.analysis.labelling.token_names import TokenNames, pieces
+from raysae.analysis.labelling.token_names import TokenNames
 from raysae.transformer.sequence import TokenSequence
 
 TOP, QUANTILE = "top", "quantile"
@@ -165,7 +165,7 @@ def windows(
     by_sequence = chosen.events.sequence[order]
     for number, sequence in enumerate(texts.sequences(by_sequence)):
         low, high = np.searchsorted(by_sequence, [sequence.sequence, sequence.sequence + 1])
-        shown = pieces(sequence, names)
+        shown = texts.pieces(sequence, names)
         for context in order[low:high].tolist():
             found[context] = _window(sequence, shown, chosen.events, context, reach, neighbours)
         if number % 256 == 0:

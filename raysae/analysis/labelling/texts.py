@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raysae.activations.sequences import read_sequences
 from raysae.analysis.labelling.text_attributes import attribute_names, marked
+from raysae.analysis.labelling.token_names import TokenNames, pieces
 from raysae.transformer.sequence import TokenSequence, from_table
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 CACHED_VALUES = 2**26
 """Attributes of tokens that are kept in memory, in values of 4 bytes."""
+CACHED_TOKENS = 2**20
+"""Tokens of sequences that are kept in memory: those of a small store are read once for all sites."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,11 @@ class Texts:
         """The names of the attributes."""
         self._parts: OrderedDict[int, PartTokens] = OrderedDict()
         self._held = 0
+        self._sequences: dict[int, dict[int, TokenSequence]] = {}
+        """The sequences of files that are kept, by number."""
+        self._pieces: dict[int, list[str]] = {}
+        """Their tokens as they are shown."""
+        self._tokens_kept = 0
         self._sequence, self._part = self._index(alive)
 
     def _index(self, alive: Callable[[], None]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -117,9 +126,28 @@ class Texts:
         wanted = np.unique(wanted)
         parts = self._part_of(wanted)
         for part in np.unique(parts[parts >= 0]):
-            table = self.store.sequences(self.store.manifest.sequences[int(part)])
-            there = np.isin(table["sequence"].to_numpy(), wanted[parts == part])
-            yield from from_table(table.filter(pa.array(there)))
+            yield from self._of_part(int(part), wanted[parts == part])
+
+    def _of_part(self, part: int, wanted: NDArray[np.int64]) -> list[TokenSequence]:
+        """The sequences of these numbers of one file, in its order."""
+        if part not in self._sequences:
+            table = self.store.sequences(self.store.manifest.sequences[part])
+            tokens = int(pc.list_value_length(table["token_id"]).to_numpy().sum())
+            if self._tokens_kept + tokens > CACHED_TOKENS:
+                return from_table(table.filter(pa.array(np.isin(table["sequence"], wanted))))
+            self._tokens_kept += tokens
+            self._sequences[part] = {one.sequence: one for one in from_table(table)}
+        numbers = set(wanted.tolist())
+        return [one for number, one in self._sequences[part].items() if number in numbers]
+
+    def pieces(self, sequence: TokenSequence, names: TokenNames) -> list[str]:
+        """The tokens of a sequence as they are shown; ``names`` are always the same."""
+        if sequence.sequence in self._pieces:
+            return self._pieces[sequence.sequence]
+        shown = pieces(sequence, names)
+        if int(self._part_of(np.array([sequence.sequence]))[0]) in self._sequences:
+            self._pieces[sequence.sequence] = shown
+        return shown
 
 
 def numbers_of(values: Mapping[int, object]) -> dict[str, dict[int, float]]:

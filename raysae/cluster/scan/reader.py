@@ -33,6 +33,8 @@ class Reader:
         """Whether the process waits for the next piece, and does not only read ahead."""
         self.awaited = False
         """Whether nothing of what was read is left."""
+        self.stopped = False
+        """Whether nobody wants its pieces any more."""
         self.name, self._running = uuid.uuid4().hex, ""
         self._lost: float | None = None
         """When the service or a block was lost, until the next piece is there."""
@@ -63,10 +65,18 @@ class Reader:
         if self._running:
             self.service.leave.remote(self._running, self.name)
 
+    def stop(self) -> None:
+        """Let a ``next`` that waits in another thread end: nobody wants its piece any more, and it may be
+        held back until someone else goes on."""
+        self.stopped = True
+        self.leave()
+
     def _taken(self) -> Any:
         """The next block; None when it must be asked for again."""
         import ray
 
+        if self.stopped:
+            raise RuntimeError(f"piece {self.number} of the scan is not wanted any more")
         try:
             if not self._running:
                 self._join()
@@ -129,18 +139,22 @@ def arrived(
     reader.urgent = not patient
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(fetch, reader, window, None)
-        while window is not None:
-            reader.awaited = True
-            if not coming.done() and not patient:
-                reader.hurry()
-            rows = coming.result()
-            reader.awaited = False
-            ready.clear()
-            ready[window.start] = rows
-            del rows
-            following = next(order, None)
-            if following is not None:
-                reader.urgent = False
-                coming = pool.submit(fetch, reader, following, window)
-            yield window
-            window = following
+        try:
+            while window is not None:
+                reader.awaited = True
+                if not coming.done() and not patient:
+                    reader.hurry()
+                rows = coming.result()
+                reader.awaited = False
+                ready.clear()
+                ready[window.start] = rows
+                del rows
+                following = next(order, None)
+                if following is not None:
+                    reader.urgent = False
+                    coming = pool.submit(fetch, reader, following, window)
+                yield window
+                window = following
+        finally:
+            if not coming.done():  # reading ends early
+                reader.stop()

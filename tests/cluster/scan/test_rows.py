@@ -206,3 +206,14 @@ def test_several_sites_in_one_process_never_wait_for_each_other(store, monkeypat
 
     found = trained(lambda site: ScannedRows(store, site, "train", service, PIECE))
     assert same(found, trained(lambda site: StreamedRows(store, site, "train")))
+
+
+def test_an_epoch_that_is_left_early_waits_for_nothing(store, monkeypatch):
+    """What it reads ahead is held back, as memory has no room for a second window."""
+    service = serve_here(monkeypatch, memory=3 * PIECE)
+    epoch = scanned(store, service).epoch(0, 0, 16, 60)
+    next(epoch)
+    ended = threading.Thread(target=epoch.close, daemon=True)
+    ended.start()
+    ended.join(30)
+    assert not ended.is_alive()

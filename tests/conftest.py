@@ -58,6 +58,7 @@ SMALL = {
         "startup_trials": 3,
         "space": {"sae.d_sae": {"choices": [16, 32, 64]}, "sae.k": {"choices": [1, 2, 4, 8]}},
     },
+    "resources": {"max_concurrent": 2},  # each process more imports torch before it works
 }
 """A recipe small enough to run in seconds."""
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -178,13 +179,24 @@ def health_of_store(
     return StoreHealth(found, len(wanted) - len(taken), size, listed)
 
 
+_known: WeakKeyDictionary[Store, dict[Site, SiteHealth]] = WeakKeyDictionary()
+"""The health of sites without a problem, of stores that are open."""
+
+
 def health_of_site(store: Store, site: Site) -> SiteHealth:
-    """The health of the site's training rows: the figures that a run prints for it."""
+    """The health of the site's training rows: the figures that a run prints for it.
+
+    An open store's rows stay as they are, so they are looked at once.
+    """
+    known = _known.setdefault(store, {})
+    if site in known:
+        return known[site]
     try:
         batches = list(_surveyed(store, site))
         if not batches:
             return SiteHealth(site, None, "no rows to train on")
-        return SiteHealth(site, health_of_batches(batches))
+        known[site] = SiteHealth(site, health_of_batches(batches))
+        return known[site]
     except (UserError, NonFiniteRowsError, OSError) as error:
         return SiteHealth(site, None, in_one_line(error))
 

@@ -13,11 +13,14 @@ import pytest
 import torch
 
 from raysae import Site, UserError
+from raysae.activations.splits import SPLITS
 from raysae.analysis.labelling import site as site_module
+from raysae.analysis.labelling import texts as texts_module
 from raysae.analysis.labelling.describer import judgments
 from raysae.analysis.labelling.effects import of_table
 from raysae.analysis.labelling.endpoint import KEY_VARIABLE
 from raysae.analysis.labelling.rows import Rows, read_rows
+from raysae.analysis.labelling.token_names import TokenNames, pieces
 from raysae.analysis.phase import Item
 from raysae.analysis.phases.labels import Labels
 from raysae.analysis.results import made_of, write_result
@@ -256,3 +259,18 @@ def test_without_its_endpoint_the_phase_goes_on_and_says_so(pocket, tmp_path):
 def test_judgments_are_read_from_an_answer():
     assert judgments("Sure: [1, 0,1]", 3).tolist() == [True, False, True]
     assert judgments("[1, 2, 0]", 3) is None and judgments("no", 3) is None
+
+
+@pytest.mark.parametrize("kept", [0, 2**20])
+def test_texts_that_are_kept_are_those_of_the_files(pocket, monkeypatch, kept):
+    monkeypatch.setattr(texts_module, "CACHED_TOKENS", kept)
+    texts = texts_module.Texts(pocket.store)
+    known = {one.sequence: one for split in SPLITS for one in pocket.sequences(split)}
+    wanted = np.array(sorted(known)[::3])
+    for _ in range(2):
+        found = {one.sequence: one for one in texts.sequences(wanted)}
+        assert sorted(found) == wanted.tolist()
+        for number, one in found.items():
+            assert one.text == known[number].text and len(one) == len(known[number])
+            shown = texts.pieces(one, TokenNames())
+            assert shown == pieces(known[number], TokenNames())

@@ -29,7 +29,7 @@ BASE = {
     "source": None,
     "training": {"epochs": 3, "batch_size": 64, "lr": 3e-3, "evaluations": 2},
     "sweep": {
-        "trials": 4, "startup_trials": 2, "layer": 0,
+        "trials": 4, "startup_trials": 2, "layer": 0, "controls": "none",
         "space": {"sae.d_sae": {"choices": [8, 16, 24, 32]}, "sae.k": {"choices": [1, 2, 3, 4]}},
     },
     "select": {"rule": "max_ev"},

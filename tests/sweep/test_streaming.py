@@ -17,7 +17,7 @@ def test_reading_never_shows_in_the_result(small_run, tmp_path, capsys, reading)
         **SMALL,
         "runs_dir": str(tmp_path / "runs"),
         "store": str(small_run.run.recipe.store_folder),
-        "resources": {"reading": reading},
+        "resources": {**SMALL["resources"], "reading": reading},
         "records": {"mlflow": False},
     }
     streamed = raysae.sweep(recipe)

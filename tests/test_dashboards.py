@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from raysae.pipeline import gauges as gauges_module
 from raysae.pipeline.gauges import GaugeListener, wants_gauges
 from raysae.records.events import Began, Committed, Ended, Failed, Item, Progressed
 from raysae.sites import Site
+from tests.programs import needed
 
 FOLDER = Path("dashboards")
 DASHBOARD = json.loads((FOLDER / "grafana/dashboards/raysae.json").read_text())
@@ -41,6 +44,29 @@ def test_panels_have_titles_units_and_places_of_their_own():
     places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in PANELS]
     assert len(set(places)) == len(places) and len({p["id"] for p in DASHBOARD["panels"]}) > 15
     assert all(p["title"] and p["fieldConfig"]["defaults"] for p in PANELS)
+
+
+def test_a_prometheus_takes_the_configuration_and_every_query(monkeypatch):
+    """The configuration as users start it; no Ray is there, so that no query finds a series."""
+    needed("prometheus")
+    monkeypatch.syspath_prepend("scripts")
+    import prometheus
+    from s3_server import free_port
+
+    port = free_port()
+    with prometheus.prometheus_of(port, f"http://127.0.0.1:{free_port()}"):
+        assert {query: prometheus.answer(port, query) for query in prometheus.queries()} == (
+            dict.fromkeys(prometheus.queries(), 0)
+        )
+
+
+@pytest.mark.long
+def test_every_query_has_an_answer_while_a_sweep_runs():
+    needed("prometheus")
+    ended = subprocess.run(
+        [sys.executable, "scripts/prometheus.py"], check=False, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-4000:]
 
 
 @pytest.mark.parametrize("file", sorted(FOLDER.rglob("*.y*ml")), ids=str)

@@ -1,15 +1,15 @@
 """MLflow records: a parent run for each sweep, and a child run for each trial and each site.
 
-A thread of its own writes them, in order, so that a slow or dead tracking server never stops or
-slows a sweep. While the server does not answer, records wait. Records that are still not written some
-seconds after the end are counted as lost; the same command writes them later, because MLflow runs are
-found by tag and the run folder holds every figure. What such a run has already is not written again.
+Threads of its own write them, those of each trial or site in order, so that a slow or dead tracking
+server never stops or slows a sweep. While the server does not answer, records wait. Records that are
+still not written some seconds after the end are counted as lost; the same command writes them later,
+because MLflow runs are found by tag and the run folder holds every figure. What such a run has already
+is not written again.
 """
 
 import logging
 import math
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +28,8 @@ from raysae.records.events import (
     Stopped,
 )
 from raysae.records.folder import RunFolder
+from raysae.records.lanes import Lanes
+from raysae.records.mlflow_files import is_server
 from raysae.records.mlflow_wait import STUCK_SECONDS, Wait
 from raysae.records.mlflow_writer import ANALYSIS, Writer
 from raysae.redaction import traceback_of, without_secret
@@ -35,8 +37,9 @@ from raysae.redaction import traceback_of, without_secret
 RETRY_SECONDS = 2.0
 """Seconds between two tries at a server that does not answer."""
 LAST_TRIES_SECONDS = 5.0
-"""Seconds after the end of the run, or after the last record that was written since, for which MLflow
-is tried."""
+"""Seconds for which MLflow has not answered, before and after the end of the run, when it is given up."""
+LANES = 8
+"""Trials and sites that are written to a server side by side: a call to it may take seconds."""
 
 
 def tracking_uri(run: RunFolder) -> str:
@@ -74,32 +77,37 @@ def make_recorder(run: RunFolder) -> Recorder:
 
 
 class MLflowRecorder(Recorder):
-    """Writes to MLflow from its own thread, which also imports MLflow and connects to the server."""
+    """Writes to MLflow from threads of its own, which also import MLflow and connect to the server.
+
+    A file on this machine is written by one thread.
+    """
 
     def __init__(self, run: RunFolder):
         self.uri = tracking_uri(run)
         self._run = run
-        self._queue: queue.Queue[Callable[[Writer], None] | None] = queue.Queue()
+        server = is_server(self.uri)
         self._writer: Writer | None = None
-        self._wait = Wait()
-        self._tried = False
+        self._wait = Wait(server)
         self._lost = 0
         self._reason = ""
         self._committed: set[str] = set()
         """Items whose whole history comes with their last event."""
+        self._tried = False
+        self._failed = 0.0
+        """When it was last found, by ``time.monotonic``, that there is no connection; 0 before."""
         self._refused = False
         """Whether MLflow takes no record at all, and waiting does not help."""
         self._away = False
         """Whether MLflow did not answer until the time was over."""
-        self._thread = threading.Thread(target=self._work, name="raysae-mlflow", daemon=True)
-        self._thread.start()
+        self._connecting, self._lock = threading.Lock(), threading.Lock()
+        self._lanes = Lanes("raysae-mlflow", LANES if server else 1, self._do)
 
     def hear(self, event: Event) -> None:
-        """Queue the event for the thread; returns at once."""
+        """Queue the event for a thread; returns at once."""
         match event:
             case Progressed(item, record) if "step" in record:
                 metrics, step = floats(record, MLFLOW), record["step"]
-                self._put(lambda writer: self._progress(writer, item, metrics, step))
+                self._put(item.key, lambda writer: self._progress(writer, item, metrics, step))
             case Committed(item) if item.key.startswith(ANALYSIS):
                 pass  # the phase's result is recorded as a whole
             case Failed(item) if item.key.startswith(ANALYSIS):
@@ -110,29 +118,31 @@ class MLflowRecorder(Recorder):
                     for name, value in figures.items()
                     if value is not None and math.isfinite(value)
                 }
-                self._put(lambda writer: writer.analysed(phase, known, folder))
+                self._put(ANALYSIS, lambda writer: writer.analysed(phase, known, folder))
             case Committed(item, record, folder):
                 self._committed.add(item.key)
-                self._put(lambda writer: writer.sae_done(item, dict(record), folder))
+                self._put(item.key, lambda writer: writer.sae_done(item, dict(record), folder))
             case Failed(item, reason):
-                self._put(lambda writer: writer.ended(item, reason, "FAILED"))
+                self._put(item.key, lambda writer: writer.ended(item, reason, "FAILED"))
             case Stopped(item, reason):
-                self._put(lambda writer: writer.ended(item, reason, "KILLED"))
+                self._put(item.key, lambda writer: writer.ended(item, reason, "KILLED"))
             case RunEnded(figures, tags, files, results):
-                metrics = floats(figures, MLFLOW)
-                self._put(lambda writer: writer.finish(metrics, dict(tags), list(files), results))
+                own = floats(figures, MLFLOW)
+                self._lanes.put_last(
+                    lambda writer: writer.finish(own, dict(tags), list(files), results)
+                )
 
     def close(self) -> int:
-        """Wait for the thread, at most some seconds if the server does not answer; the lost records.
+        """Wait for the threads, at most some seconds if the server does not answer; the lost records.
 
         A thread that hangs is left alone: it ends with the process and delays nothing.
         """
         self._wait.end()
-        self._queue.put(None)
-        if self._wait.for_thread(self._thread, LAST_TRIES_SECONDS, STUCK_SECONDS):
+        self._lanes.close()
+        if self._wait.for_threads(self._lanes.threads, LAST_TRIES_SECONDS, STUCK_SECONDS):
             return self._lost
         self._reason = self._reason or refusal.why_silent(self.uri)
-        return self._lost + self._queue.qsize()  # the mark of the end stands for the record in work
+        return self._lost + self._lanes.left
 
     @property
     def reason(self) -> str:
@@ -144,26 +154,34 @@ class MLflowRecorder(Recorder):
         if item.key not in self._committed:
             writer.progress(item, metrics, step)
 
-    def _put(self, write: "Callable[[Writer], None]") -> None:
-        self._queue.put(write)
+    def _put(self, key: str, write: "Callable[[Writer], None]") -> None:
+        self._lanes.put(key, write)
 
-    def _work(self) -> None:
-        while (write := self._queue.get()) is not None:
-            while not self._written(write):
-                self._away = self._wait.is_over(LAST_TRIES_SECONDS)
-                if self._away:
-                    self._lost += 1
-                    break
-                time.sleep(RETRY_SECONDS)
+    def _do(self, write: "Callable[[Writer], None]") -> None:
+        while True:
+            tried = time.monotonic()
+            if self._written(write):
+                return
+            if self._wait.is_over(tried, LAST_TRIES_SECONDS):
+                self._away = True
+                self._lose()
+                return
+            self._wait.pause(RETRY_SECONDS)
+
+    def _lose(self) -> None:
+        with self._lock:
+            self._lost += 1
 
     def _written(self, write: "Callable[[Writer], None]") -> bool:
         """Whether the record is finished: written, or refused. False if the server does not answer."""
         if self._refused or self._away or self._wait.closed:
-            self._lost += 1
+            self._lose()
             return True
         try:
-            self._writer = self._writer or self._connected()
-            write(self._writer)
+            writer = self._connected()
+            if writer is None:
+                return False
+            write(writer)
             self._wait.moved()
         except (
             Exception
@@ -173,10 +191,21 @@ class MLflowRecorder(Recorder):
             self._refused = self._writer is None and not refusal.may_pass(error)
             if not self._refused and (refusal.is_locked(error) or not self._answers()):
                 return False
-            self._lost += 1
+            self._lose()
         return True
 
-    def _connected(self) -> "Writer":
+    def _connected(self) -> "Writer | None":
+        """The writer, connected once for all threads; None where one has just tried in vain."""
+        asked = time.monotonic()
+        with self._connecting:
+            if self._writer is None and self._failed < asked:
+                try:
+                    self._writer = self._connect()
+                finally:
+                    self._failed = time.monotonic()
+            return self._writer
+
+    def _connect(self) -> "Writer":
         refusal.check_file(self.uri)
         # at first MLflow is imported, and a new database gets its tables; later tries are no news
         with nullcontext() if self._tried else self._wait.slow():

@@ -23,11 +23,13 @@ LONGEST = 500
 
 
 def write_model(
-    client: Any, experiment: str, parent: str, run: RunFolder, result: Result, source: str | None
-) -> dict[str, float]:
+    client: Any, experiment: str, parent: str, run: RunFolder, result: Result, source: str | None,
+    is_new: bool = False,
+) -> dict[str, float]:  # fmt: skip
     """Make the model of a result, unless it is there and equal; one that is not equal is made anew.
 
-    ``source`` is the MLflow run that holds the SAE. Returns the metrics that were written, of which the
+    ``source`` is the MLflow run that holds the SAE. ``is_new`` says that ``parent`` was made just now, so
+    that it has no model yet. Returns the metrics that were written, of which the
     parent run has those of step 0 too.
     """
     kind = "sweet spot" if result.item is not None else "atlas"
@@ -36,9 +38,8 @@ def write_model(
     params |= {"sae": f"runs:/{source}/sae"} if source else {}
     figures = _figures(result)
     tags[MADE_TAG] = identifier({"params": params, "figures": figures})
-    found = client.search_logged_models(
-        [experiment], filter_string=f"tags.`{KEY_TAG}` = '{tags[KEY_TAG]}'"
-    )
+    asked = f"tags.`{KEY_TAG}` = '{tags[KEY_TAG]}'"
+    found = [] if is_new else client.search_logged_models([experiment], filter_string=asked)
     if any(one.tags.get(MADE_TAG) == tags[MADE_TAG] for one in found):
         return {}
     for one in found:

@@ -7,7 +7,7 @@ stores, such as a server, are written call by call.
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -31,10 +31,12 @@ class TransactionClient:
         """See ``MlflowClient.log_inputs``."""
         self._store.log_inputs(run_id, datasets)
 
-    def log_batch(self, run_id: str, metrics: list[Any], params: list[Any]) -> None:
-        """See ``MlflowClient.log_batch``; here metrics and parameters together are at most 1,000."""
-        most = 1000 - len(params)
-        self._store.log_batch(run_id, metrics[:most], params, [])
+    def log_batch(
+        self, run_id: str, metrics: list[Any], params: list[Any], tags: Sequence[Any] = ()
+    ) -> None:
+        """See ``MlflowClient.log_batch``; here all that is written together is at most 1,000."""
+        most = 1000 - len(params) - len(tags)
+        self._store.log_batch(run_id, metrics[:most], params, list(tags))
         if metrics[most:]:
             self._store.log_batch(run_id, metrics[most:], [], [])
 

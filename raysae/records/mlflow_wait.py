@@ -7,7 +7,7 @@ when the last call that writes has ended.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,8 @@ STUCK_SECONDS = 30.0
 """Seconds for work that may take long without any news: to import MLflow, to send a file."""
 LONGEST_WAIT_SECONDS = 300.0
 """Seconds after the end of the run for which records are waited for, even while some are written."""
+SHORTEST_WAIT_SECONDS, WAIT_SHARE = 10.0, 0.04
+"""For which a server is waited for, that may be slow: some seconds, or a part of the run's own time."""
 WRITES = (
     "create_experiment", "create_run", "log_artifact", "log_artifacts", "log_batch", "log_inputs",
     "set_tag", "set_terminated",
@@ -33,13 +35,20 @@ class Closed(Exception):
 
 
 class Wait:
-    """Knows when a record was last written, and whether the end of the run still waits."""
+    """Knows when a record was last written, and whether the end of the run still waits.
 
-    def __init__(self) -> None:
-        self._moved = time.monotonic()
+    ``server`` says that the records go to a server, which is not waited for long.
+    """
+
+    def __init__(self, server: bool = False) -> None:
+        self._server, self._began = server, time.monotonic()
+        self._moved = self._began
         self._ended: float | None = None
-        self._slow = False
-        self._closed = threading.Event()
+        self._slow = 0
+        self._failing = 0.0
+        """When the first of the tries began that have all failed since something was written; else 0."""
+        self._lock = threading.Lock()
+        self._closed, self._end = threading.Event(), threading.Event()
 
     @property
     def closed(self) -> bool:
@@ -49,37 +58,68 @@ class Wait:
     def moved(self) -> None:
         """Note that something was written."""
         self._moved = time.monotonic()
+        with self._lock:
+            self._failing = 0.0
 
     @contextmanager
     def slow(self) -> Iterator[None]:
         """Inside the block there may be no news for some time."""
-        self._slow = True
+        self._count_slow(1)
         try:
             yield
             self.moved()  # what failed is no news
         finally:
-            self._slow = False
+            self._count_slow(-1)
+
+    def _count_slow(self, more: int) -> None:
+        with self._lock:
+            self._slow += more
 
     def end(self) -> None:
         """Note that the run has ended."""
         self._ended = time.monotonic()
+        self._end.set()
 
-    def for_thread(self, thread: threading.Thread, seconds: float, stuck: float) -> bool:
-        """Wait until the thread ends; at most ``seconds`` without news, ``stuck`` where work is slow.
+    def pause(self, seconds: float) -> None:
+        """Sleep; the end of the run cuts the sleep short."""
+        if self._end.is_set():
+            time.sleep(seconds)
+        else:
+            self._end.wait(seconds)
 
-        Returns whether the thread has ended. From then on, no further call is made.
+    def for_threads(
+        self, threads: Sequence[threading.Thread], seconds: float, stuck: float
+    ) -> bool:
+        """Wait until the threads end; at most ``seconds`` without news, ``stuck`` where work is slow.
+
+        Returns whether they have ended. From then on, no further call is made.
         """
-        while thread.is_alive():
+        longest = max(seconds, self._longest())
+        while alive := [one for one in threads if one.is_alive()]:
             limit = stuck if self._slow else max(seconds, LAST_CALL_SECONDS)
-            if self._idle() >= limit or self._since_end() >= max(seconds, LONGEST_WAIT_SECONDS):
+            if self._idle() >= limit or self._since_end() >= longest:
                 self._closed.set()
                 return False
-            thread.join(0.2)
+            alive[0].join(0.2)
         return True
 
-    def is_over(self, seconds: float) -> bool:
-        """Whether the run has ended, and nothing was written in the last ``seconds``."""
-        return self._ended is not None and self._idle() > seconds
+    def is_over(self, tried: float, seconds: float) -> bool:
+        """Note that a try which began at ``tried`` has failed; whether it was the last one.
+
+        It is when the run had ended before, and all tries of the last ``seconds`` have failed, whether
+        they were made before the end or after it.
+        """
+        with self._lock:
+            self._failing = self._failing or tried
+            away = time.monotonic() - self._failing
+        return self._ended is not None and tried >= self._ended and away > seconds
+
+    def _longest(self) -> float:
+        """Seconds for which records are waited for, even while some are written."""
+        if not self._server:
+            return LONGEST_WAIT_SECONDS
+        took = (self._ended or time.monotonic()) - self._began
+        return min(max(SHORTEST_WAIT_SECONDS, WAIT_SHARE * took), LONGEST_WAIT_SECONDS)
 
     def _idle(self) -> float:
         """Seconds since something was last written, of those after the end of the run."""

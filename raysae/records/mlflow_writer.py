@@ -6,9 +6,12 @@ MLflow runs are found by tag; what such a run has already is not written again.
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from raysae.identity import flat
@@ -17,9 +20,11 @@ from raysae.printable import printable
 from raysae.records import mlflow_refusal as refusal
 from raysae.records.events import Item, Result
 from raysae.records.folder import RunFolder
+from raysae.records.mlflow_files import Artifacts, at_once, files_of
 from raysae.records.mlflow_models import KEY_TAG, write_model
+from raysae.records.mlflow_views import links, view_tags
 from raysae.records.mlflow_wait import Calls, Wait
-from raysae.redaction import redacted
+from raysae.redaction import redacted, traceback_of
 
 SWEEP = "sweep"
 ANALYSIS = "analysis/"
@@ -31,6 +36,8 @@ BATCH, PARAMETERS, PAGE = 1000, 100, 1000
 
 KINDS = {"trial": "trial", "atlas": "site"}
 """The tag ``kind`` of a child, by the beginning of its key."""
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as a run's description, in Markdown."""
 VIEW = {"mlflow.experimentKind": "custom_model_development"}
 """MLflow then opens the experiment on its training runs."""
 DESCRIBING = ("sae.variant", "sae.d_sae", "sae.k", "training.lr", "seed")
@@ -48,8 +55,8 @@ class Writer:
         self.run, self.uri = run, uri
         self.client: Any = MlflowClient(tracking_uri=uri)
         self._runs: dict[str, str] = {}
-        self._places: dict[str, str] = {}
-        """Where the artifacts of the runs are."""
+        self._unsure: set[str] = set()
+        """Keys whose run may be there although MLflow did not answer when it was made."""
         self._begun: set[str] = set()
         self._earlier: set[str] = set()
         """Ids of runs that were there before, with some of their records."""
@@ -62,9 +69,11 @@ class Writer:
 
     def open(self, wait: Wait) -> None:
         """Find or make the experiment and the parent run. From here on, ``wait`` notes every call."""
-        self.client, self._wait = Calls(self.client, wait), wait
+        self.client = Calls(self.client, wait)
+        self._artifacts = Artifacts(self.client, self.uri, wait)
         self.experiment = self._experiment(self.uri)
         own = {"kind": "sweep" if self.run.recipe.sweep.enabled else "atlas"}
+        own[NOTE] = f"Views: {links(self.experiment)}"
         self.parent = self._find_or_create(SWEEP, self.run.recipe.name, own, self.run.started)
         self._parent_parameters()
         if self.parent in self._earlier:
@@ -81,11 +90,12 @@ class Writer:
         return True
 
     def progress(self, item: Item, metrics: dict[str, float], step: int) -> None:
-        run_id = self._child(item)
-        if item.key not in self._begun:
-            self._parameters(run_id, dict(item.parameters))
-            self._begun.add(item.key)
-        self._metrics(run_id, metrics, step)
+        """Write an evaluation to the child run; at the first one its parameters, too."""
+        with nullcontext() if item.key in self._runs else self._together(item.key):
+            run_id = self._child(item)
+            parameters = {} if item.key in self._begun else dict(item.parameters)
+            self._log(run_id, parameters, [(metrics, step)])
+        self._begun.add(item.key)
 
     def sae_done(self, item: Item, record: dict[str, Any], folder: Path) -> None:
         """Write a committed record to the child run, unless an earlier attempt did."""
@@ -96,7 +106,7 @@ class Writer:
             rows = [(floats(row, MLFLOW), row["step"]) for row in record["history"]]
             rows.append((floats({**record, **record["metrics"]}, MLFLOW), record["steps"]))
             self._log(run_id, {**_described(record), **record.get("parameters", {})}, rows)
-        self._send(run_id, folder)
+        self._artifacts.send(run_id, files_of(folder, "sae"))
         ended = record["started"] + record["seconds"]
         self.client.set_terminated(run_id, end_time=int(ended * 1000))
         self._finished.add(run_id)
@@ -107,81 +117,94 @@ class Writer:
         if f"{self.run.id}/{key}" in self._children:
             yield
             return
-        client = self.client
+        client, together = self.client, None
         try:
             with client.one_transaction() as together:
                 self.client = together or client
                 yield
         except BaseException:
-            self._forget(key)  # nothing of it was written
+            if together is not None:
+                self._forget(key)  # nothing of it is written
             raise
         finally:
             self.client = client
 
     def _forget(self, key: str) -> None:
         run_id = self._runs.pop(key, None)
+        self._unsure.discard(key)
         self._values = {at: known for at, known in self._values.items() if at[0] != run_id}
-
-    def _send(self, run_id: str, folder: Path) -> None:
-        """Copy an SAE's files; to a folder on this machine without asking MLflow where it is."""
-        place = self._places.get(run_id, "")
-        if not place.startswith(("file:", "/")):
-            self.client.log_artifacts(run_id, str(folder), "sae")
-            return
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        with self._wait.slow():
-            get_artifact_repository(place).log_artifacts(str(folder), "sae")
 
     def ended(self, item: Item, reason: str, status: str) -> None:
         """End the child run of an item that has no SAE."""
         run_id = self._child(item)
-        self.client.set_tag(run_id, "raysae.reason", printable(redacted(reason))[:LONGEST_TAG])
+        parameters = {} if item.key in self._begun else dict(item.parameters)
+        self._log(run_id, parameters, [], {"raysae.reason": reason})
         self.client.set_terminated(run_id, status)
 
     def analysed(self, phase: str, metrics: dict[str, float], folder: Path) -> None:
         """Write a phase's figures and files to the parent run."""
         self._metrics(self.parent, metrics, 0)
-        self.client.log_artifacts(self.parent, str(folder), f"{ANALYSIS}{phase}")
+        self._artifacts.send(self.parent, files_of(folder, f"{ANALYSIS}{phase}"))
 
     def finish(
         self, metrics: dict[str, float], tags: dict[str, str], files: list[Path],
         results: Sequence[Result] = (),
     ) -> None:  # fmt: skip
         """End the parent run with its figures, tags and files, also where MLflow refuses the models."""
+        sent = [
+            pair for path in files for pair in files_of(path, path.name if path.is_dir() else "")
+        ]
+        jobs: list[Callable[[], None]] = [
+            lambda: self._artifacts.send(self.parent, sent),
+            lambda: self._end_figures(metrics, tags, results),
+        ]
+        try:
+            at_once(self.uri, jobs)
+        finally:
+            self.client.set_terminated(self.parent)
+
+    def _end_figures(
+        self, metrics: dict[str, float], tags: dict[str, str], results: Sequence[Result]
+    ) -> None:
         try:
             self._models(results)
         finally:
-            self._finish(metrics, tags, files)
+            self._log(self.parent, {}, [(metrics, 0)], tags)
 
     def _models(self, results: Sequence[Result]) -> None:
         """Make MLflow's models of the chosen SAE and of the atlas, which can be searched by metric."""
-        for one in results:
-            source = None if one.item is None else self._runs.get(one.item)
-            written = write_model(self.client, self.experiment, self.parent, self.run, one, source)
-            for name, value in written.items():
-                self._there(self.parent, name).add((0, value))
+        at_once(self.uri, [partial(self._model, one) for one in results])
 
-    def _finish(self, metrics: dict[str, float], tags: dict[str, str], files: list[Path]) -> None:
-        self._metrics(self.parent, metrics, 0)
-        for name, value in tags.items():
-            self.client.set_tag(self.parent, name, printable(redacted(value))[:LONGEST_TAG])
-        for path in files:
-            if path.is_dir():
-                self.client.log_artifacts(self.parent, str(path), path.name)
-            else:
-                self.client.log_artifact(self.parent, str(path))
-        self.client.set_terminated(self.parent)
+    def _model(self, result: Result) -> None:
+        source = None if result.item is None else self._runs.get(result.item)
+        is_new = self.parent not in self._earlier
+        written = write_model(
+            self.client, self.experiment, self.parent, self.run, result, source, is_new
+        )
+        for name, value in written.items():
+            self._there(self.parent, name).add((0, value))
 
     def _experiment(self, uri: str) -> str:
         name = self.run.recipe.records.experiment
         found = self.client.get_experiment_by_name(name)
+        views = view_tags(version("mlflow"))
         if found is not None:
             refusal.check_experiment(found)
+            self._keep_views(found, views)
             return found.experiment_id
         local = uri.startswith("sqlite:///")
         place = (self.run.path.parent / "mlflow_artifacts").as_uri() if local else None
-        return self.client.create_experiment(name, artifact_location=place, tags=VIEW)
+        return self.client.create_experiment(name, artifact_location=place, tags={**VIEW, **views})
+
+    def _keep_views(self, experiment: Any, views: Mapping[str, str]) -> None:
+        """Write the saved views that an experiment lacks, if this user may."""
+        for key, text in views.items():
+            if experiment.tags.get(key) != text:
+                try:
+                    self.client.set_experiment_tag(experiment.experiment_id, key, text)
+                except Exception as error:
+                    logging.getLogger(__name__).debug("view not written: %s", traceback_of(error))
+                    return
 
     def _child(self, item: Item, started: float | None = None) -> str:
         tags = {"mlflow.parentRunId": self.parent, "kind": KINDS.get(item.key.split("/")[0], "")}
@@ -194,6 +217,7 @@ class Writer:
             tag = f"{self.run.id}/{key}"
             found = self._found(key, tag)
             start_time = int((started or time.time()) * 1000)
+            self._unsure.add(key)
             made = (
                 found
                 if found is not None
@@ -206,12 +230,13 @@ class Writer:
             if not (made.inputs and made.inputs.dataset_inputs):
                 self._dataset(made.info.run_id)
             self._runs[key] = made.info.run_id
-            self._places[made.info.run_id] = made.info.artifact_uri
+            self._artifacts.note(made.info.run_id, made.info.artifact_uri)
+            self._unsure.discard(key)
         return self._runs[key]
 
     def _found(self, key: str, tag: str) -> Any:
         """The run with this key that was there before; None when it is new."""
-        if key != SWEEP:
+        if key != SWEEP and key not in self._unsure:
             return self._children.get(tag)
         found = self.client.search_runs(
             [self.experiment], f"tags.`{KEY_TAG}` = '{tag}'", max_results=1
@@ -261,10 +286,11 @@ class Writer:
         self._log(run_id, {}, [(metrics, step)])
 
     def _log(
-        self, run_id: str, parameters: dict[str, Any], rows: list[tuple[dict[str, float], int]]
-    ) -> None:
-        """Write parameters, and metrics with their steps that the run does not have, in few calls."""
-        from mlflow.entities import Metric, Param
+        self, run_id: str, parameters: dict[str, Any], rows: list[tuple[dict[str, float], int]],
+        tags: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        """Write parameters, tags, and those metrics by step that the run does not have, in few calls."""
+        from mlflow.entities import Metric, Param, RunTag
 
         params = [
             Param(key, printable(redacted(str(value)))[:500]) for key, value in parameters.items()
@@ -276,10 +302,13 @@ class Writer:
             for key, value in metrics.items()
             if (step, value) not in self._there(run_id, key)
         ]
-        for at in range(max(-(-len(new) // BATCH), -(-len(params) // PARAMETERS))):
+        told = [
+            RunTag(key, printable(redacted(value))[:LONGEST_TAG]) for key, value in tags.items()
+        ]
+        for at in range(max(-(-len(new) // BATCH), -(-len(params) // PARAMETERS), bool(told))):
             part = new[at * BATCH : (at + 1) * BATCH]
             some = params[at * PARAMETERS : (at + 1) * PARAMETERS]
-            self.client.log_batch(run_id, metrics=part, params=some)
+            self.client.log_batch(run_id, part, some, *([told] if told and not at else []))
             for row in part:
                 self._there(run_id, row.key).add((row.step, row.value))
 

@@ -89,7 +89,7 @@ def write_report(run: RunFolder, store: Store, selection: Mapping[str, Any] | No
             features=(folder / FEATURES / "index.html").is_file(),
             section_charts=charts,
             charts=[chart for group in charts.values() for chart in group],
-            resources=resources_of(run, _store_bytes(store), trials, atlas),
+            resources=resources_of(run, _store_bytes(store), store.d_in, trials, atlas),
         )
         (folder / "index.html").write_text(page, encoding="utf-8")
     return run.report_page

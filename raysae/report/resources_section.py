@@ -43,20 +43,26 @@ class ResourcesSection:
 
 
 def resources_of(
-    run: RunFolder, store_bytes: int, trials: Sequence[Row], sites: Sequence[Row]
+    run: RunFolder, store_bytes: int, d_in: int, trials: Sequence[Row], sites: Sequence[Row]
 ) -> ResourcesSection:
-    """What the run took; ``store_bytes`` is the size of the store's files."""
+    """What the run took; ``store_bytes`` is the size of the store's files, ``d_in`` a row's width."""
     times = {stage: run.seconds(stage) for stage in STAGES if stage != "report"}
     ended = {stage: seconds for stage, seconds in times.items() if seconds is not None}
-    work = [_work(what, rows) for what, rows in (("trials", trials), ("sites", sites)) if rows]
+    work = [
+        _work(what, d_in, rows) for what, rows in (("trials", trials), ("sites", sites)) if rows
+    ]
     disk = [("store", store_bytes), *((part, _bytes_below(run.path / part)) for part in PARTS)]
     return ResourcesSection(ended, work, [(name, size) for name, size in disk if size])
 
 
-def _work(what: str, rows: Sequence[Row]) -> Work:
+def _work(what: str, d_in: int, rows: Sequence[Row]) -> Work:
     figures = [
         ("training tokens, all together", _total(rows, "tokens_trained")),
         ("tokens a second: median (lowest to highest)", _spread(rows, "tokens_per_second")),
+        (
+            "arithmetic of a dense step at that speed, 10 d_in d_sae a token: median (lowest to highest)",
+            _arithmetic(rows, d_in),
+        ),
         ("time of one: median (lowest to highest)", _spread(rows, "seconds")),
         ("waiting for data, share of their time", _wait(rows)),
         ("peak memory of a process", _largest(rows, "memory_bytes")),
@@ -80,6 +86,15 @@ def _spread(rows: Sequence[Row], metric: str) -> str:
     if not values:
         return ""
     return f"{text(statistics.median(values))} ({text(min(values))} to {text(max(values))})"
+
+
+def _arithmetic(rows: Sequence[Row], d_in: int) -> str:
+    """What each row's training would compute a second with dense steps; "" where d_sae is not known."""
+    pairs = [(row.get("sae.d_sae"), row.get("tokens_per_second")) for row in rows]
+    rates = [10e-9 * d_in * d_sae * speed for d_sae, speed in pairs if d_sae and speed]
+    if not rates:
+        return ""
+    return f"{statistics.median(rates):,.2f} GFLOP/s ({min(rates):,.2f} to {max(rates):,.2f})"
 
 
 def _wait(rows: Sequence[Row]) -> str:

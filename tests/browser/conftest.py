@@ -15,8 +15,9 @@ from raysae.analysis.results import made_of, write_result
 from raysae.analysis.subject import Subject
 from raysae.pipeline.analysis import note_phases
 from raysae.records.run_files import RunFiles
+from scripts.chromium import NAMES, chromium
 from tests.atlas.library.conftest import made
-from tests.chromium import PROGRAM, chromium
+from tests.programs import needed
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,7 @@ def whole(labelled, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """A page in a real browser, which fails on every error of its scripts."""
-    if PROGRAM is None:
-        pytest.skip("no Chromium on this machine")
+    needed(*NAMES)
     with chromium(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
         assert opened.errors == []

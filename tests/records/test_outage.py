@@ -1,14 +1,9 @@
 """A tracking server that goes away in mid-sweep and comes back: nothing is missing afterwards."""
 
-import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 
 import pytest
 from mlflow import MlflowClient
@@ -18,31 +13,7 @@ from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_sto
 from raysae.records import mlflow_listener
 from raysae.storage.files import read_json, write_json
 from raysae.sweep.search.searcher import OrderedSearcher
-
-
-def start_server(folder, port):
-    server = subprocess.Popen(
-        [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-            "--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/server.db",
-            "--artifacts-destination", str(folder / "artifacts"),
-        ],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    until = time.monotonic() + 600
-    while time.monotonic() < until:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-            return server
-        except OSError:
-            time.sleep(0.2)
-    stop(server)
-    raise AssertionError("the MLflow server did not start")
-
-
-def stop(server):
-    os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
+from scripts.mlflow_server import MLflowServer
 
 
 @pytest.fixture
@@ -55,18 +26,18 @@ def port():
 class Outage(threading.Thread):
     """Ends the server once two trials are committed, and starts it again once four are."""
 
-    def __init__(self, server, folder, port, trials):
+    def __init__(self, server, trials):
         super().__init__(daemon=True)
-        self.server, self.folder, self.port, self.trials = server, folder, port, trials
+        self.server, self.trials = server, trials
         self.gone = self.back = 0.0
         self.over = threading.Event()
 
     def run(self):
         self.wait_for(2)
-        stop(self.server)
+        self.server.kill()
         self.gone = time.time()
         self.wait_for(4)
-        self.server = start_server(self.folder, self.port)
+        self.server.start()
         self.back = time.time()
         self.over.set()
 
@@ -81,8 +52,8 @@ def test_a_sweep_goes_on_while_the_server_is_away(connected_ray, tmp_path, monke
     monkeypatch.setattr(mlflow_listener, "LAST_TRIES_SECONDS", 60)
     world = SuperpositionWorld(d_in=16, atoms=24, p=0.08)
     write_synthetic_store(tmp_path / "store", world, 1500, validation=0.2, test=0.0)
-    uri = f"http://127.0.0.1:{port}"
-    outage = Outage(start_server(tmp_path, port), tmp_path, port, tmp_path / "runs/away/trials")
+    server = MLflowServer(tmp_path, port).start()
+    outage = Outage(server, tmp_path / "runs/away/trials")
     propose = OrderedSearcher.suggest
 
     def held(searcher, trial_id):
@@ -101,13 +72,13 @@ def test_a_sweep_goes_on_while_the_server_is_away(connected_ray, tmp_path, monke
                     "sampler": "grid", "trials": 8,
                     "space": {"sae.d_sae": {"choices": [8, 16, 24, 32]}, "sae.k": {"choices": [1, 2]}},
                 },
-                "records": {"tracking_uri": uri}, "resources": {"max_concurrent": 1},
+                "records": {"tracking_uri": server.uri}, "resources": {"max_concurrent": 1},
             }
         )  # fmt: skip
         stage = read_json(result.folder / "status.json")["stages"]["sweep"]
         assert stage["started"] < outage.gone < outage.back < stage["ended"]
         assert result.failures == [] and result.records_lost == 0
-        client = MlflowClient(uri)
+        client = MlflowClient(server.uri)
         runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
         assert sorted(run.info.run_name for run in runs) == sorted(
             ["away", *(f"trial {number}" for number in range(8))]
@@ -119,7 +90,7 @@ def test_a_sweep_goes_on_while_the_server_is_away(connected_ray, tmp_path, monke
                 assert len({metric.step for metric in steps}) == 4
                 assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["sae"]
     finally:
-        stop(outage.server)
+        server.kill()
 
 
 def test_what_was_lost_is_sent_by_the_next_go(small_run, tmp_path, monkeypatch):

@@ -3,7 +3,8 @@
 import pytest
 
 from raysae.report.page import write_report
-from tests.chromium import PROGRAM, chromium
+from scripts.chromium import NAMES, chromium
+from tests.programs import needed
 from tests.report.atlases import atlas
 from tests.report.runs import named, trial, written_run
 
@@ -21,8 +22,7 @@ HEATMAP = "#chart-atlas-explained_variance-all"
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    if PROGRAM is None:
-        pytest.skip("no Chromium on this machine")
+    needed(*NAMES)
     with chromium(tmp_path_factory.mktemp("profile")) as page:
         yield page
         assert page.errors == []

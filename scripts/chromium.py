@@ -1,4 +1,4 @@
-"""A headless Chromium that tests drive by its own protocol over pipes: no driver, port or network."""
+"""A headless Chromium, driven by its own protocol over pipes: no driver, port or network."""
 
 import base64
 import json
@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PROGRAM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-extensions",
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
@@ -129,12 +127,14 @@ class Page:
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Page]:
-    """A page in a Chromium of its own, which ends with the block."""
-    assert PROGRAM is not None
+    """A page in a Chromium of its own, which ends with the block. Raises RuntimeError without one."""
+    program = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if program is None:
+        raise RuntimeError("no Chromium on this machine; root installs it by scripts/programs.sh")
     (child_read, write), (read, child_write) = os.pipe(), os.pipe()
 
     process = subprocess.Popen(
-        ["bash", "-c", f'exec "$@" 3<&{child_read} 4>&{child_write}', "bash", PROGRAM, *FLAGS,
+        ["bash", "-c", f'exec "$@" 3<&{child_read} 4>&{child_write}', "bash", program, *FLAGS,
          f"--user-data-dir={profile}"], pass_fds=(child_read, child_write), stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip

@@ -20,10 +20,12 @@ from mlflow import MlflowClient
 from mlflow_server import MLflowServer
 from s3_server import free_port
 
-from raysae.records.mlflow_views import VIEWS
+from raysae.records.mlflow_views import VIEWS, link
 
 SIZES = ((1280, 900, False), (1600, 1000, False), (1280, 900, True))
 DARK = "localStorage.setItem('_mlflow_dark_mode_toggle_enabled', '%s')"
+CLOSE = """[...document.querySelectorAll("button")].filter((one) =>
+  /^close/i.test(one.ariaLabel ?? "")).forEach((one) => one.click())"""
 SETTLES = 3.0
 """Seconds for charts to be drawn."""
 
@@ -34,24 +36,29 @@ def pages_of(url: str, name: str) -> dict[str, tuple[str, str]]:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         raise SystemExit(f"no experiment {name}")
-    here = f"#/experiments/{experiment.experiment_id}"
+    here, as_training = f"#/experiments/{experiment.experiment_id}", "workflowType=machine_learning"
     runs = {
         kind: found(client, experiment.experiment_id, kind) for kind in ("sweep", "trial", "site")
     }
     chosen = [one.info.run_id for one in runs["trial"][:4]]
     compared = f"runs={quote(json.dumps(chosen))}&experiments={quote(json.dumps([here[14:]]))}"
     pages = {
-        "experiments": ("#/experiments", name),
-        "experiment": (here, runs["sweep"][0].info.run_name),
-        "compare": (f"#/compare-runs?{compared}", "explained_variance"),
-        "sweep": (f"{here}/runs/{runs['sweep'][0].info.run_id}", runs["sweep"][0].info.run_name),
-        "trial": (f"{here}/runs/{chosen[0]}", "explained_variance"),
-        "trial-metrics": (f"{here}/runs/{chosen[0]}/model-metrics", "explained_variance"),
-        "models": (f"{here}/models", "sweet spot"),
+        "experiments": (f"#/experiments?{as_training}", name),
+        "experiment": (f"{here}/runs?{as_training}", runs["sweep"][0].info.run_name),
+        "compare": (f"#/compare-runs?{compared}&{as_training}", "explained_variance"),
+        "sweep": (
+            f"{here}/runs/{runs['sweep'][0].info.run_id}?{as_training}",
+            runs["sweep"][0].info.run_name,
+        ),
+        "trial": (f"{here}/runs/{chosen[0]}?{as_training}", "explained_variance"),
+        "trial-metrics": (
+            f"{here}/runs/{chosen[0]}/model-metrics?{as_training}",
+            "explained_variance",
+        ),
+        "models": (f"{here}/models?{as_training}", "sweet spot"),
     }
     for key, view in VIEWS.items():
-        place = f"{here}/runs?viewStateShareKey={key}&compareRunsMode=CHART"
-        pages[key] = (place, view.title)
+        pages[key] = (link(experiment.experiment_id, key), view.title)
     return pages
 
 
@@ -74,6 +81,7 @@ def take(page: Page, url: str, pages: dict[str, tuple[str, str]], folder: Path) 
                 page.wait(f"document.body.innerText.includes({json.dumps(text)})")
             except AssertionError:
                 missing.append(name)
+            page.value(CLOSE)  # MLflow's assistant, which is open at first
             time.sleep(SETTLES)
             page.picture(folder / f"{name}-{width}{'-dark' if dark else ''}.png")
     return missing
@@ -95,8 +103,6 @@ def main() -> int:
             wanted = {name: pages[name] for name in args.only or pages}
             with chromium(Path(temporary) / "profile") as page:
                 missing = take(page, server.uri, wanted, args.folder)
-                for error in dict.fromkeys(page.errors):
-                    print(f"the page says: {error[:300]}")
         finally:
             server.kill()
     print(f"{len(wanted)} pages, {len(set(missing))} without what they should show: {missing}")

@@ -16,7 +16,12 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
+from raysae.records.mlflow_views import VIEWS
+
 Rows = list[tuple[Any, ...]]
+
+
+PARENTS = VIEWS["raysae-sweeps"].asked
 
 
 class Records:
@@ -83,7 +88,7 @@ def side_by_side(records: Records) -> tuple[str, Rows]:
          *(round(one.data.metrics.get(name, float("nan")), 4) for name in ("explained_variance", "l0")))
         for one in sweeps(records)
     ]  # fmt: skip
-    return "tags.kind = 'sweep'; in the browser: tick two runs, then Compare", rows
+    return f"{PARENTS}; in the browser: tick two runs, then Compare", rows
 
 
 def models(records: Records) -> tuple[str, Rows]:
@@ -102,7 +107,7 @@ def models(records: Records) -> tuple[str, Rows]:
 
 def sweeps(records: Records) -> Iterator[Any]:
     """The parents, newest first."""
-    yield from records.runs("tags.kind IN ('sweep', 'atlas')")
+    yield from records.runs(PARENTS)
 
 
 def main() -> int:

@@ -32,6 +32,8 @@ def write_model(
     that it has no model yet. Returns the metrics that were written, of which the
     parent run has those of step 0 too.
     """
+    from mlflow.entities import LoggedModelOutput
+
     kind = "sweet spot" if result.item is not None else "atlas"
     tags = {KEY_TAG: f"{run.id}/{kind}", KIND_TAG: kind}
     params = {key: _text(value) for key, value in result.settings.items()}
@@ -47,6 +49,7 @@ def write_model(
     name = NOT_IN_NAMES.sub("_", printable(redacted(result.name)))
     made = client.create_logged_model(experiment, name, parent, tags, params, model_type="SAE")
     _measure(client, parent, made.model_id, figures)
+    client.log_outputs(parent, [LoggedModelOutput(made.model_id, 0)])  # the run's page lists it
     client.finalize_logged_model(made.model_id, "READY")
     return figures
 

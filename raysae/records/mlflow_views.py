@@ -82,7 +82,7 @@ VIEWS: Mapping[str, View] = {
          _scatter("layer", DEAD, PARAM)],
     ),
     "raysae-sweeps": View(
-        "Sweeps", "tags.kind IN ('sweep', 'atlas')", _columns(["source.model"], (EV, L0)),
+        "Sweeps", "tags.kind != 'trial' and tags.kind != 'site'", _columns(["source.model"], (EV, L0)),
         [_bar(EV), _bar(L0), _scatter(L0, EV)],
     ),
 }  # fmt: skip
@@ -97,9 +97,14 @@ def view_tags(version: str) -> dict[str, str]:
     return {key: text for key, text in tags.items() if len(text) <= LONGEST_TAG}
 
 
+def link(experiment: str, key: str) -> str:
+    """The address of a view below that of MLflow. Without its last part, MLflow 3 opens its GenAI pages."""
+    return (
+        f"#/experiments/{experiment}/runs?viewStateShareKey={key}&compareRunsMode=CHART"
+        "&workflowType=machine_learning"
+    )
+
+
 def links(experiment: str) -> str:
     """Where the views are, as Markdown for a description that MLflow shows."""
-    return " · ".join(
-        f"[{view.title}](#/experiments/{experiment}/runs?viewStateShareKey={key}&compareRunsMode=CHART)"
-        for key, view in VIEWS.items()
-    )
+    return " · ".join(f"[{view.title}]({link(experiment, key)})" for key, view in VIEWS.items())

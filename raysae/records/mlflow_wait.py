@@ -22,8 +22,9 @@ LONGEST_WAIT_SECONDS = 300.0
 SHORTEST_WAIT_SECONDS, WAIT_SHARE = 10.0, 0.04
 """For which a server is waited for, that may be slow: some seconds, or a part of the run's own time."""
 WRITES = (
-    "create_experiment", "create_run", "log_artifact", "log_artifacts", "log_batch", "log_inputs",
-    "set_tag", "set_terminated",
+    "create_experiment", "create_logged_model", "create_run", "finalize_logged_model", "log_artifact",
+    "log_artifacts", "log_batch", "log_inputs", "log_outputs", "set_experiment_tag", "set_tag",
+    "set_terminated",
 )  # fmt: skip
 """The calls that write. A database that is locked for writing only still answers the others."""
 SENDS = ("log_artifact", "log_artifacts")

@@ -40,11 +40,12 @@ def pages_of(url: str, name: str) -> dict[str, tuple[str, str]]:
     runs = {
         kind: found(client, experiment.experiment_id, kind) for kind in ("sweep", "trial", "site")
     }
+    sweep = runs["sweep"][0].info
     chosen = [one.info.run_id for one in runs["trial"][:4]]
     compared = f"runs={quote(json.dumps(chosen))}&experiments={quote(json.dumps([here[14:]]))}"
     pages = {
         "experiments": (f"#/experiments?{as_training}", name),
-        "experiment": (f"{here}/runs?{as_training}", runs["sweep"][0].info.run_name),
+        "experiment": (f"{here}/runs?{as_training}", sweep.run_name),
         "compare": (f"#/compare-runs?{compared}&{as_training}", "explained_variance"),
         "sweep": (
             f"{here}/runs/{runs['sweep'][0].info.run_id}?{as_training}",

@@ -4,6 +4,7 @@ On a GPU it is an actor. On CPUs it is held by a process that Ray's tasks run in
 work later: to start a process and import torch in it takes longer than many items do.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -140,7 +141,10 @@ class PoolWorker:
             return Outcome(result)
         except Exception as error:  # the actor continues with other items
             _raise_if_lost(error)
-            return failure_of(error)
+            outcome: Outcome[Any] = failure_of(error)
+            # the worker's log, which Ray's dashboard shows
+            print(f"{outcome.trace}failed: {outcome.failed}", file=sys.stderr, flush=True)
+            return outcome
         finally:
             alarm.cancel()
 

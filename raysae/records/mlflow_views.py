@@ -98,7 +98,7 @@ def view_tags(version: str) -> dict[str, str]:
 
 
 def link(experiment: str, key: str) -> str:
-    """The address of a view below that of MLflow. Without its last part, MLflow 3 opens its GenAI pages."""
+    """A view's address below that of MLflow, which without the last part opens its GenAI pages."""
     return (
         f"#/experiments/{experiment}/runs?viewStateShareKey={key}&compareRunsMode=CHART"
         "&workflowType=machine_learning"

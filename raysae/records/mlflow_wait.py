@@ -47,7 +47,7 @@ class Wait:
         self._ended: float | None = None
         self._slow = 0
         self._failing = 0.0
-        """When the first of the tries began that have all failed since something was written; else 0."""
+        """When the first of the tries failed that have all failed since something was written; else 0."""
         self._lock = threading.Lock()
         self._closed, self._end = threading.Event(), threading.Event()
 
@@ -107,12 +107,13 @@ class Wait:
     def is_over(self, tried: float, seconds: float) -> bool:
         """Note that a try which began at ``tried`` has failed; whether it was the last one.
 
-        It is when the run had ended before, and all tries of the last ``seconds`` have failed, whether
-        they were made before the end or after it.
+        It was when it began after the end of the run, and tries have failed for ``seconds`` already,
+        before the end or after it.
         """
+        now = time.monotonic()
         with self._lock:
-            self._failing = self._failing or tried
-            away = time.monotonic() - self._failing
+            self._failing = self._failing or now
+            away = now - self._failing
         return self._ended is not None and tried >= self._ended and away > seconds
 
     def _longest(self) -> float:

@@ -1,5 +1,6 @@
 """One trial, from its parameters to its outcome: one SAE config, committed as a folder."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -101,6 +102,12 @@ class Trial:
             self.report = {"done": True, "failed": str(error)}
         else:
             self._failed(_reason(error), traceback_of(error))
+            print(
+                traceback_of(error), file=sys.stderr
+            )  # the worker's log, which Ray's dashboard shows
+        if "failed" in self.report:
+            told = f"trial {self.asked['trial']} failed: {self.report['failed']}"
+            print(told, file=sys.stderr, flush=True)
         self.members = None
 
     def hang(self, seconds: float | None, trace: Path) -> None:

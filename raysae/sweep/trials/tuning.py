@@ -17,6 +17,7 @@ from raysae.activations import Site, Store
 from raysae.cluster.placement import Placement
 from raysae.cluster.pool_worker import failure_of
 from raysae.cluster.ray_internals import run_tune
+from raysae.cluster.trial_names import named_tasks
 from raysae.config.search import SweepConfig
 from raysae.console.board import console
 from raysae.extraction.plan import ExtractionPlan
@@ -88,7 +89,8 @@ def run_trials(job: SweepJob, begun: Callable[[], None] = lambda: None) -> list[
     with opened(job.demand) as rows_of_trials:
         begun()
         tuned = partial(_tuned, job, _trainable(job, rows_of_trials), watcher, rows_of_trials)
-        results, ended_early = run_tune(tuned, recipe.resources, lambda: watcher.begun)
+        with named_tasks(_named):
+            results, ended_early = run_tune(tuned, recipe.resources, lambda: watcher.begun)
     rows = [row for result in results for row in _rows(job, result)]
     rows.sort(key=lambda row: row.trial)
     if ended_early:
@@ -98,6 +100,12 @@ def run_trials(job: SweepJob, begun: Callable[[], None] = lambda: None) -> list[
         if not alarm.stat().st_size:  # of a worker that was killed, not hung
             alarm.unlink()
     return rows
+
+
+def _named(config: Mapping[str, Any]) -> str:
+    """The trials of a gang in words, for Ray's dashboard."""
+    numbers = [str(asked["trial"]) for asked in config[GANG]]
+    return f"trial {numbers[0]}" if len(numbers) == 1 else f"trials {', '.join(numbers)}"
 
 
 def _trainable(job: SweepJob, opened: TrialRows) -> Any:

@@ -11,6 +11,8 @@ from raysae.records.mlflow_wait import Closed, Wait
 
 AT_ONCE = 8
 """Calls to a server at the same time, by one thread of records."""
+SMALL = 2**20
+"""Bytes that are copied while a transaction holds MLflow's database, at most."""
 FEATURES = ("report", "features")
 """The pages of the feature browser. They are made from the run, and do not open among artifacts."""
 
@@ -48,6 +50,18 @@ class Artifacts:
     def note(self, run_id: str, place: str) -> None:
         """Note where the artifacts of a run are."""
         self._places[run_id] = place
+
+    def copied(self, run_id: str, files: Sequence[tuple[Path, str]]) -> bool:
+        """Copy a few bytes at once, to this machine's disk. Whether it was done; else ``send`` is due."""
+        place = self._places.get(run_id, "")
+        try:
+            size = sum(file.stat().st_size for file, _ in files)
+            if size > SMALL or not place.startswith(("file:", "/")):
+                return False
+            self.send(run_id, files)
+        except OSError:
+            return False
+        return True
 
     def send(self, run_id: str, files: Sequence[tuple[Path, str]]) -> None:
         """Send files, each to its folder of the run's artifacts."""

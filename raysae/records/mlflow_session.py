@@ -40,6 +40,12 @@ class TransactionClient:
         if metrics[most:]:
             self._store.log_batch(run_id, metrics[most:], [], [])
 
+    def set_terminated(self, run_id: str, *, end_time: int) -> None:
+        """See ``MlflowClient.set_terminated``; the run is finished."""
+        from mlflow.entities import RunStatus
+
+        self._store.update_run_info(run_id, RunStatus.FINISHED, end_time, None)
+
 
 @contextmanager
 def one_transaction(client: Any) -> Iterator[TransactionClient | None]:

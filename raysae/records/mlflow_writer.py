@@ -106,9 +106,14 @@ class Writer:
             rows = [(floats(row, MLFLOW), row["step"]) for row in record["history"]]
             rows.append((floats({**record, **record["metrics"]}, MLFLOW), record["steps"]))
             self._log(run_id, {**_described(record), **record.get("parameters", {})}, rows)
-        self._artifacts.send(run_id, files_of(folder, "sae"))
-        ended = record["started"] + record["seconds"]
-        self.client.set_terminated(run_id, end_time=int(ended * 1000))
+            ended = int((record["started"] + record["seconds"]) * 1000)
+            files = files_of(folder, "sae")
+            copied = self._artifacts.copied(run_id, files)
+            if copied:
+                self.client.set_terminated(run_id, end_time=ended)
+        if not copied:
+            self._artifacts.send(run_id, files)
+            self.client.set_terminated(run_id, end_time=ended)
         self._finished.add(run_id)
 
     @contextmanager

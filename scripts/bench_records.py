@@ -3,8 +3,8 @@
     python scripts/bench_records.py [--part reports,outages] [--seconds 240] [--turns 1]
 
 reports: what the driver's processor needs for one report, told to all listeners (console, MLflow in a
-SQLite file, gauges of a real Ray); and a trial with a report a second, MLflow and gauges, against the
-same training with one report at its end and no records.
+SQLite file, gauges of a real Ray); and a trial with a report a second and MLflow, against the same
+training with one report at its end and without MLflow, both with Ray's dashboard.
 
 outages: the same sweep of about --seconds without records, with a healthy server, and with one that is
 down from the start, takes 2 s a call, or is killed once half of the trials are done. Afterwards a healthy
@@ -62,12 +62,13 @@ def training(seconds: float, speed: float, evaluations: int) -> dict[str, Any]:
 def speed_of(store: Path) -> float:
     """Tokens a second of one such training on one thread, as a trial has it."""
     torch.set_num_threads(1)
-    rows = raysae.open_store(store).train(Site(0, "all")).float()
+    opened = raysae.open_store(store)
+    rows, count = opened.site(Site(0, "all")), opened.entry(Site(0, "all")).rows.train
     config, settings = {"variant": "topk", **SAE}, training(0.0, 0.0, 1)
     raysae.fit(config, rows, settings, progress=False)  # compiles the kernels
     began = time.perf_counter()
     raysae.fit(config, rows, {**settings, "epochs": 4}, progress=False)
-    return 4 * len(rows) / (time.perf_counter() - began)
+    return 4 * count / (time.perf_counter() - began)
 
 
 class Sweep:
@@ -179,9 +180,9 @@ def reports(folder: Path, seconds: float, turns: int, speed: float) -> bool:
     print(f"a report costs the driver {1000 * each:.2f} ms of the processor", flush=True)
     ratios = []
     for turn in range(turns):
-        often = {"training": training(seconds, speed, round(seconds)),
-                 "resources": {"dashboard": True, "max_concurrent": 1}}  # fmt: skip
-        once = {"training": training(seconds, speed, 1), "resources": {"max_concurrent": 1}}
+        given = {"resources": {"dashboard": True, "max_concurrent": 1}}
+        often = {**given, "training": training(seconds, speed, round(seconds))}
+        once = {**given, "training": training(seconds, speed, 1)}
         with_records = trial_seconds(
             folder, f"often-{turn}", often, f"sqlite:///{folder}/often-{turn}.db"
         )

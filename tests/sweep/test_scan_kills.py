@@ -42,7 +42,7 @@ def test_a_killed_trial_of_a_wave_costs_nothing(connected_ray, tmp_path):
         folder, until = tmp_path / "runs" / "storm" / "trials", time.monotonic() + 120
         while not list(folder.glob("*.training/*")) and time.monotonic() < until:
             time.sleep(0.01)
-        killed.extend(pid for pid in processes_below(b"ray::ResourceTrainable")[:1] if kill(pid))
+        killed.extend(pid for pid in processes_below(b"ray::SAETrials")[:1] if kill(pid))
 
     beside = threading.Thread(target=kill_one)
     beside.start()

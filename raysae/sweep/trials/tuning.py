@@ -110,7 +110,7 @@ def _named(config: Mapping[str, Any]) -> str:
 
 def _trainable(job: SweepJob, opened: TrialRows) -> Any:
     """The trainable with all that its workers need, and what each reserves."""
-    return tune.with_resources(
+    made = tune.with_resources(
         tune.with_parameters(
             SAETrials,
             recipe=job.run.recipe,
@@ -124,6 +124,8 @@ def _trainable(job: SweepJob, opened: TrialRows) -> Any:
         ),
         opened.placement.resources,
     )
+    made.__name__ = made.__qualname__ = SAETrials.__name__  # as Ray's dashboard shows it
+    return made
 
 
 def _tuned(

@@ -97,7 +97,9 @@ class Board:
 
     def _table(self) -> Table:
         caption = f"{len(self._finished)} of {self.total} done, {self.eta()}"
-        table = Table(title=self.title, caption=caption, title_justify="left", box=None)
+        table = Table(
+            title=self.title, caption=caption, title_justify="left", box=None, whole_cells=True
+        )
         recent = list(self._rows.items())[-20:]
         names = list(dict.fromkeys(name for _, (cells, _) in recent for name in cells))
         table.add_column("")

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from rich import table
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.text import Text
 
@@ -119,9 +119,13 @@ class SafeConsole(Console):
 
 
 class Table(table.Table):
-    """A table whose texts are shown as they are, with control characters as escapes."""
+    """A table whose texts are shown as they are, with control characters as escapes.
 
-    def __init__(self, *headers: Any, **options: Any):
+    With ``whole_cells``, a terminal that is too narrow for all columns shows fewer, and cuts no figure.
+    """
+
+    def __init__(self, *headers: Any, whole_cells: bool = False, **options: Any):
+        self._whole_cells = whole_cells
         for name in ("title", "caption"):
             if isinstance(options.get(name), str):
                 options[name] = printable(options[name])
@@ -134,6 +138,15 @@ class Table(table.Table):
     def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
         """Add a row; see ``rich.table.Table``."""
         super().add_row(*map(_cell, cells), **options)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table, without the columns before the last one that have no room."""
+        wide = options.update(max_width=10_000)
+        while self._whole_cells and len(self.columns) > 2:
+            if self.__rich_measure__(console, wide).maximum <= options.max_width:
+                break
+            del self.columns[-2]
+        yield from super().__rich_console__(console, options)
 
 
 def table_lines(shown: table.Table, width: int = 10_000) -> list[str]:

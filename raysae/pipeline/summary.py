@@ -162,7 +162,7 @@ def listed_trials(trials: list[TrialRow], selection: dict[str, Any]) -> list[Tri
 
 
 def _trials(trials: list[TrialRow], chosen: int | None) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0), whole_cells=True)
     several = len({row.variant for row in trials}) > 1
     sparsity = {row.sparsity_setting[0] for row in trials}
     shown = [*labels(CONSOLE, trials), registered()["seconds"]]

@@ -40,13 +40,17 @@ BATCH, COLUMNS = 4096, 1024
 
 def packed_on_meta(
     d_in: int, d_sae: int, k: int, batch: int, *, saes: int = 1, variant: str = "topk",
-    precision: str = "bfloat16",
+    precision: str = "bfloat16", frozen: bool = False,
 ) -> PackedStep:  # fmt: skip
     """A packed step whose tensors have no contents."""
     config = sae_config({"variant": variant, "d_sae": d_sae, "k": k})
-    training = TrainingConfig(batch_size=batch, precision=precision)
+    training = TrainingConfig(
+        batch_size=batch, precision=precision, frozen="decoder" if frozen else None
+    )
     with torch.device("meta"):
         models = [_sae_on_meta(config, d_in) for _ in range(saes)]
+        for model in models:
+            model.W_dec.requires_grad_(not frozen)
         since_fired = [torch.zeros(d_sae, dtype=torch.int64) for _ in models]
         return PackedStep(models, [training] * saes, [10**6] * saes, since_fired, 10)
 
@@ -63,9 +67,12 @@ def _sae_on_meta(config: SAEConfig, d_in: int) -> Any:
 def launches(shapes: tuple[tuple[int, int, int], ...]) -> Iterator[Launch]:
     """What the steps of these shapes launch, each kernel once for the same types and constants."""
     known = set()
-    kinds = product(shapes, ("topk", "batch_topk"), ("float32", "bfloat16"), (0, COLUMNS))
-    for (d_in, d_sae, k), variant, precision, columns in kinds:
-        step = packed_on_meta(d_in, d_sae, k, BATCH, variant=variant, precision=precision)
+    variants = (("topk", False), ("topk", True), ("batch_topk", False))
+    kinds = product(shapes, variants, ("float32", "bfloat16"), (0, COLUMNS))
+    for (d_in, d_sae, k), (variant, frozen), precision, columns in kinds:
+        step = packed_on_meta(
+            d_in, d_sae, k, BATCH, variant=variant, precision=precision, frozen=frozen
+        )
         x_NBD = torch.empty(1, BATCH, d_in, device="meta")
         with torch.no_grad(), recorded() as log:
             rows = torch.empty((), dtype=torch.int64, device="meta")

@@ -48,6 +48,7 @@ class LiveRows(IndexedRows):
         assert store.live is not None
         live = store.live
         self._starts = [0, *accumulate(live.rows(site, shard) for shard in range(live.shards))]
+        self.pace = tuple(self._starts)
         self._patient = False
         self._at_work: Reader | None = None
         """The reader of the epoch that is being read."""

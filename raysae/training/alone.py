@@ -21,7 +21,7 @@ def step_alone(trainer: Trainer, pack: bool | None = None) -> Callable[[Tensor],
     config, training = trainer.model.config, trainer.training
     if pack is None:
         pack = torch.device(trainer.device).type == "cuda"
-    if not pack or not can_pack(config) or training.frozen is not None:
+    if not pack or not can_pack(config):
         return trainer.take
     step = PackedStep(
         [trainer.model], [training], [trainer.aux_window], [trainer.tokens_since_fired_F],

@@ -19,7 +19,7 @@ class HeadedRows(IndexedRows):
 
     def __init__(self, rows: IndexedRows, head: Callable[[], Tensor]):
         self.rows, self.d_in, self._head = rows, rows.d_in, head
-        self.passing = rows.passing
+        self.passing, self.pace = rows.passing, rows.pace
 
     def __len__(self) -> int:
         return len(self.rows)

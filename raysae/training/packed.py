@@ -65,6 +65,7 @@ class PackedStep:
         self.training, count = trainings[0], len(models)
         self.device = models[0].W_dec.device
         states = adam_states or [defaultdict(dict) for _ in models]
+        self._frozen = self.training.frozen == "decoder"
         self.moving = {name: _adopted(models, states, name) for name in PARAMETERS}
         self.p = {name: moving.p for name, moving in self.moving.items()}
         """Each parameter of all SAEs; ``W_enc`` is ``[saes, d_sae, d_in]``."""
@@ -111,6 +112,7 @@ class PackedStep:
             torch.tensor(ks, device=self.device), max(ks), whole_batch,
             self._of_each(model.config.aux_coefficient for model in models),
             min(max(d_in // 2, 1), d_sae), fast and max(ks) <= SPARSE_SHARE * d_sae, fast,
+            self._frozen,
         )  # fmt: skip
 
     def _copied(self) -> tuple[Tensor, Tensor]:
@@ -194,7 +196,7 @@ class PackedStep:
         lr_N = self.lr_SN.index_select(0, number.view(1)).squeeze(0)
         rates = Rates(clip_N, (lr_N / correction_N).float(), root_N[:1], self.alive_N)
         dec, enc = self.moving["W_dec"], self.moving["W_enc"]
-        adam_rows(made.latents, dec, enc, self.copies, rates, self.kind.fast)
+        adam_rows(made.latents, dec, enc, self.copies, rates, self.kind.fast, self._frozen)
         adam(self.moving["b_enc"], made.latents.bias_NF, rates)
         adam(self.moving["b_dec"], made.b_dec_ND, rates)
 
@@ -218,8 +220,12 @@ class PackedStep:
 
 
 def _adopted(models: Sequence[SAE], states: Sequence[AdamState], name: str) -> Moving:
-    """A parameter of all models with its moments; those of each model become views of them."""
+    """A parameter of all models with its moments; those of each model become views of them. A frozen
+    one has none."""
     parameters = [model.get_parameter(name) for model in models]
+    if not parameters[0].requires_grad:
+        none = parameters[0].new_zeros(len(models), 0)
+        return Moving(_stacked(models, name), none, none)
     moments = [
         _viewed(
             [state[parameter].get(moment, torch.zeros_like(parameter)).detach()

@@ -50,6 +50,9 @@ class RowSource(ABC):
     passing: bool = False
     """Whether the rows come past once for several readers, so that those of one process must not run
     far ahead of each other."""
+    pace: tuple[int, ...] = ()
+    """Equal for rows that come past in equal numbers at the same time, so that no reader of one has to
+    wait for those of another."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -192,7 +195,7 @@ class OrdinaryRows(IndexedRows):
 
     def __init__(self, rows: IndexedRows, ordinary_N: Tensor):
         self.rows, self.d_in, self.ordinary_N = rows, rows.d_in, ordinary_N
-        self.sequential, self.passing = rows.sequential, rows.passing
+        self.sequential, self.passing, self.pace = rows.sequential, rows.passing, rows.pace
         self._place = ordinary_N.nonzero().squeeze(1)
 
     def __len__(self) -> int:

@@ -1,5 +1,7 @@
 """A frozen decoder: the dictionary stays as it was drawn, whatever trains the SAE; the rest learns."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from raysae.sae import build_sae
 from raysae.sae.config import CONFIGS, TopKConfig
 from raysae.training import Trainer, TrainingConfig
 from raysae.training.checkpoint import load_training, save_training
+from raysae.training.ensemble import Ensemble, Member
 from raysae.training.rows import Rows
 
 QUICK = TrainingConfig(epochs=3, batch_size=64, lr=1e-2, evaluations=4)
@@ -42,16 +45,55 @@ def test_it_explains_less_than_a_dictionary_that_learns(rows):
     assert frozen.sae.metadata["training"]["trained_by"] == "torch"
 
 
-def test_many_at_once_give_the_same_bits_as_one_also_where_others_are_packed(rows):
-    configs = [TopKConfig(d_sae=32, k=k) for k in (2, 4)]
-    trainings = [FROZEN, QUICK]
-    packed = raysae.fit_many(
-        configs, rows, trainings, validation=rows[:200], pack=True, progress=False
-    )
-    alone = raysae.fit(configs[0], rows, FROZEN, validation=rows[:200], progress=False)
-    assert packed[0].metrics == alone.metrics
-    assert torch.equal(packed[0].sae.W_enc, alone.sae.W_enc)
-    assert not torch.equal(packed[1].sae.W_dec, packed[0].sae.W_dec)
+def many(configs, rows, trainings, pack):
+    return raysae.fit_many(
+        configs, rows, trainings, validation=rows[:200], seeds=list(range(len(configs))), pack=pack,
+        progress=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", ["topk", "batch_topk"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_packs_of_frozen_ones_are_members_alone_to_the_bit(rows, variant, precision):
+    """Also beside others that learn, with latents that AuxK revives."""
+    shape, config = {"d_sae": 32, "aux_coefficient": 0.5}, CONFIGS[variant]
+    training = replace(FROZEN, precision=precision, aux_window_tokens=64)
+    trainings = [training, replace(training, frozen=None), training]
+    configs = [config(k=k, **shape) for k in (2, 4, 5)]
+    packed = many(configs, rows, trainings, pack=True)
+    plain = many(configs, rows, trainings, pack=False)
+    for number, one in enumerate(packed):
+        (alone,) = raysae.fit_many(
+            [configs[number]], rows, trainings[number], validation=rows[:200], seeds=[number],
+            pack=True, progress=False,
+        )  # fmt: skip
+        for name, weight in one.sae.state_dict().items():
+            assert torch.equal(weight, alone.sae.state_dict()[name]), name
+        assert one.metrics == alone.metrics
+        assert one.sae.metadata["training"]["trained_by"] == "pack"
+        drawn = build_sae(configs[number], 16, number).W_dec
+        assert torch.equal(one.sae.W_dec, drawn) == (number != 1)
+        apart = one.metrics["explained_variance"] - plain[number].metrics["explained_variance"]
+        assert abs(apart) < (1e-3 if precision == "float32" else 2e-2)
+
+
+def test_a_pack_of_frozen_ones_is_saved_and_goes_on_to_the_same_bits(rows, tmp_path):
+    def member(folder=None):
+        source = Rows([rows])
+        return Member(
+            TopKConfig(d_sae=32, k=4), FROZEN, source, Rows([rows[:200]]), 0, None, folder
+        )
+
+    whole, cut = member(), member(tmp_path / "saved")
+    list(Ensemble([whole], pack=True).rounds())
+    rounds = Ensemble([cut], pack=True, checkpoint_seconds=0).rounds()
+    next(rounds)
+    rounds.close()
+    again = member(tmp_path / "saved")
+    list(Ensemble([again], pack=True).rounds())
+    assert again.history == whole.history
+    assert torch.equal(again.trainer.model.W_enc, whole.trainer.model.W_enc)
+    assert not again.trainer.model.W_dec.requires_grad
 
 
 def test_a_checkpoint_goes_on_to_the_same_bits(rows, tmp_path):

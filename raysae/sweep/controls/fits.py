@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +16,8 @@ from raysae.metrics import mean, merged
 from raysae.sae import SAE, SAEConfig
 from raysae.sae.dictionary import agreement
 from raysae.sae.metrics import mean_of_rows
-from raysae.training import Trainer, TrainingConfig
+from raysae.training import TrainingConfig
+from raysae.training.ensemble import Ensemble, Member
 from raysae.training.rows import IndexedRows, RowSource
 
 MOST_TOKENS = 20_000_000
@@ -57,24 +58,31 @@ def fitted(
     alive: Callable[[], None],
     *,
     frozen: bool = False,
+    pack: bool | None = None,
 ) -> Record:
     """Train ``shape`` on ``train`` for each of its first seeds; returns its figures on ``held_out``.
 
-    A ``frozen`` one keeps the dictionary that it was drawn with, and has one seed. Raises what the
-    training raises.
+    A ``frozen`` one keeps the dictionary that it was drawn with, and has one seed. With ``pack`` (None:
+    on GPUs only) SAEs are trained in packs. Raises what the training raises.
     """
     started, settings = time.monotonic(), shape.shortened(len(train))
     if frozen:
         settings = replace(settings, frozen="decoder")
     found, decoders, error = [], [], math.nan
-    for seed in shape.seeds[: 1 if frozen else SEEDS]:
-        trainer = Trainer(shape.sae, settings, train, held_out, seed=seed, device=device)
-        for _ in trainer.rounds(on_step=lambda _: alive()):
-            pass
+    members = [
+        Member(shape.sae, settings, train, held_out, seed)
+        for seed in shape.seeds[: 1 if frozen else SEEDS]
+    ]
+    ensemble = Ensemble(members, device, pack=pack, after_batch=lambda _: alive())
+    for member in chain.from_iterable(ensemble.groups()):
+        if member.failure is not None:
+            raise member.failure
+        trainer = member.trainer
         trainer.release()
         found.append({name: trainer.metrics()[name] for name in KEPT})
         decoders.append(trainer.live_decoder().cpu())
         error = standard_error(trainer.sae(), held_out) if math.isnan(error) else error
+        member.release()  # frees memory for the next
         alive()
     return {
         **merged(found),

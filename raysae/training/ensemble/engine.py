@@ -14,14 +14,17 @@ from functools import partial
 from raysae.training.ensemble.checkpoints import Checkpoints, begin
 from raysae.training.ensemble.lockstep import Lockstep
 from raysae.training.ensemble.members import Member, Record
+from raysae.training.ensemble.passing import PassingPacks
 from raysae.training.ensemble.plan import Group, plan
 from raysae.training.ensemble.program import PackedProgram
 from raysae.training.ensemble.stopping import StopRules
-from raysae.training.feeding import ReadAhead, wait_for_one
+from raysae.training.feeding import wait_for_one
 from raysae.training.lost_device import raise_if_lost
 from raysae.training.memory import release_cached
 from raysae.training.statistics import StatisticsCache
 from raysae.training.trainer import Trainer
+
+Run = Lockstep | PackedProgram | PassingPacks
 
 
 def _nothing(*_: object) -> None:
@@ -64,7 +67,7 @@ class Ensemble:
         self.checkpoints = Checkpoints(checkpoint_seconds, on_saved)
         self._after_batch, self._on_record, self._on_end = after_batch, on_record, on_end
         self._on_begin = on_begin
-        self._running: list[Lockstep | PackedProgram] = []
+        self._running: list[Run] = []
 
     def rounds(self, together: bool = True) -> Iterator[list[Member]]:
         """Train all members side by side. After each round of evaluations, yield the members that
@@ -95,12 +98,12 @@ class Ensemble:
         """A function that trains all parts until their members have passed so many evaluations; or, not
         ``together``, until some have passed another."""
         runs = [(part.members, self._run(part)) for part in parts]
-        paced = [(members, run) for members, run in runs if isinstance(run, Lockstep)]
+        paced = [run for _, run in runs if not isinstance(run, PackedProgram)]
         if len(paced) == len(runs) and any(member.rows.passing for member in self.members):
-            pool = ThreadPoolExecutor(len(paced))
-            for _, run in paced:
+            pool = ThreadPoolExecutor(len(self.members))  # each may read rows of its own
+            for run in paced:
                 run.read_ahead(pool)
-            passing = [Part(run, run.steps()) for _, run in paced]
+            passing = [Part(run, run.steps()) for run in paced]
             return partial(_keep_pace, passing) if together else partial(_until_one, passing)
         return partial(_one_by_one, [(members, run.rounds()) for members, run in runs])
 
@@ -162,8 +165,11 @@ class Ensemble:
             ),
         )  # fmt: skip
 
-    def _run(self, group: Group) -> Lockstep | PackedProgram:
-        run = (PackedProgram if group.packed else Lockstep)(group.members, self)
+    def _run(self, group: Group) -> Run:
+        make: type[Run] = PackedProgram if group.packed else Lockstep
+        if group.packed and group.members[0].rows.passing:
+            make = PassingPacks
+        run = make(group.members, self)
         self._running.append(run)
         return run
 
@@ -177,17 +183,16 @@ def _one_by_one(runs: list[tuple[list[Member], Iterator[None]]], passed: int) ->
 
 @dataclass(frozen=True)
 class Part:
-    """Members that train on the same batches, which come past once, and their training so far."""
+    """Members on rows that come past once, which are at the same step, and their training so far."""
 
-    run: Lockstep
+    run: Lockstep | PassingPacks
     steps: Iterator[bool]
     """Trains on a batch; whether a member was evaluated at it, or all have ended."""
 
     @property
-    def ahead(self) -> ReadAhead:
-        """Its batches."""
-        assert self.run.ahead is not None
-        return self.run.ahead
+    def is_ready(self) -> bool:
+        """Whether all batches of its next step are there."""
+        return all(ahead.is_ready for ahead in self.run.aheads)
 
 
 def _keep_pace(parts: list[Part], passed: int) -> None:
@@ -205,10 +210,9 @@ def _until_one(parts: list[Part], passed: int) -> None:
 
 def _first_of(parts: list[Part]) -> Part:
     """The part to train next: the one furthest behind of those whose batch is there."""
-    ready = [part for part in parts if part.ahead.is_ready]
-    if not ready:
-        wait_for_one([part.ahead for part in parts])
-        ready = [part for part in parts if part.ahead.is_ready]
+    while not (ready := [part for part in parts if part.is_ready]):
+        every = [ahead for part in parts for ahead in part.run.aheads]
+        wait_for_one([ahead for ahead in every if not ahead.is_ready])
     return min(ready, key=lambda part: part.run.progress)
 
 

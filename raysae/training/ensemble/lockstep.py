@@ -32,6 +32,11 @@ class Lockstep:
         self.ahead = ReadAhead(self.members[0].trainer.feed, pool)
 
     @property
+    def aheads(self) -> list[ReadAhead]:
+        """The batches that are read ahead and needed next."""
+        return [] if self.ahead is None else [self.ahead]
+
+    @property
     def active(self) -> list[Member]:
         """The members that have steps left."""
         return [member for member in self.members if member.active]

@@ -11,12 +11,12 @@ from torch import Tensor
 from raysae.training.ensemble.members import Member
 from raysae.training.rows import Rows, StreamPosition
 
-Batches = Iterator[tuple[Tensor, StreamPosition]]
-"""Batches ``[saes, batch, d_in]`` in float32, each with the position after it; the last batch of an
-epoch may be smaller."""
+Batches = Iterator[tuple[Tensor, StreamPosition | None]]
+"""Batches ``[saes, batch, d_in]`` in float32, each with the position after it, or None where the members'
+streams have theirs already; the last batch of an epoch may be smaller."""
 
 
-def rows_of(members: list[Member]) -> "PackedRows | FedRows":
+def rows_of(members: list[Member]) -> "PackedRows | FedRows | HandedRows":
     """The batches of members that are trained together, from rows in memory or from one feed."""
     in_memory = all(isinstance(member.trainer.train, Rows) for member in members)
     return PackedRows(members) if in_memory else FedRows(members)
@@ -62,8 +62,9 @@ class PackedRows(Inputs):
         super().keep(numbers)
         self.source_N1 = self.source_N1[list(numbers)]
 
-    def placed(self, position: StreamPosition) -> Batches:
+    def placed(self, position: StreamPosition | None) -> Batches:
         """The batches from ``position`` on."""
+        assert position is not None
         training, rows = self.members[0].training, self.rows_URD.shape[1]
         taken = position.rows
         for epoch in range(position.epoch, training.passes(rows)):
@@ -93,11 +94,34 @@ class FedRows(Inputs):
         self.feed = members[0].trainer.feed
         self._batches = iter(self.feed)  # one for all, as rows may come past once
 
-    def placed(self, position: StreamPosition) -> Batches:
+    def placed(self, position: StreamPosition | None) -> Batches:
         """The batches from ``position`` on, where the feed stands."""
         for batch_BD in self._batches:
             x_NBD = batch_BD.to(self.mean_ND).expand(len(self.members), -1, -1)
             yield self.inputs(x_NBD.clone()), self.feed.stream.position
+
+
+class HandedRows(Inputs):
+    """The batches that lie in ``batches`` whenever the next is taken: each member's is the one of the
+    number in ``sources``. Whoever reads them puts them there."""
+
+    def __init__(
+        self, members: list[Member], batches: Sequence[Tensor | None], sources: Sequence[int]
+    ):
+        super().__init__(members)
+        self.batches, self.sources = batches, list(sources)
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        """See ``Inputs.keep``."""
+        super().keep(numbers)
+        self.sources = [self.sources[number] for number in numbers]
+
+    def placed(self, position: StreamPosition | None) -> Batches:
+        """The batches, without end."""
+        while True:
+            here = {number: self.batches[number] for number in set(self.sources)}
+            given = {n: one.to(self.mean_ND) for n, one in here.items() if one is not None}
+            yield self.inputs(torch.stack([given[number] for number in self.sources])), None
 
 
 def _block(rows: object) -> Tensor:

@@ -53,8 +53,14 @@ def plan(
     if pack is None:
         pack = torch.device(device).type == "cuda"
     programs, rest = _programs(members, device, side_by_side) if pack else ([], list(members))
+    passing = [member for program in programs for member in program if member.rows.passing]
+    if passing:  # all that are at the same rows at the same time, also those that cannot be packed
+        passing = [member for member in members if member.rows.passing]
+        programs = [program for program in programs if not program[0].rows.passing]
+        programs += _alike(passing, [_sizes(member) for member in passing])
+        rest = [member for member in rest if not member.rows.passing]
     groups = [Group(program, packed=True) for program in programs]
-    groups += [Group(part) for part in _alike(rest, [_batches(member) for member in rest])]
+    groups += [Group(part) for part in _alike(rest, [batches_of(member) for member in rest])]
     once = [group.members[0].rows for group in groups]
     for rows in once:
         if isinstance(rows, IteratorRows) and sum(rows is other for other in once) > 1:
@@ -70,7 +76,23 @@ def _alike(members: Sequence[Member], keys: Sequence[Hashable]) -> list[list[Mem
     return list(parts.values())
 
 
-def _batches(member: Member) -> tuple[Hashable, ...]:
+def packs_of(members: Sequence[Member]) -> tuple[list[list[Member]], list[Member]]:
+    """The members of each packed program, and the members that cannot be in one."""
+    shapes = [_shape(member) for member in members]
+    packable = [m for m, shape in zip(members, shapes, strict=True) if shape is not None]
+    alike = _alike(packable, [shape for shape in shapes if shape is not None])
+    return alike, [m for m, shape in zip(members, shapes, strict=True) if shape is None]
+
+
+def _sizes(member: Member) -> tuple[Hashable, ...]:
+    """A key that is equal for members whose batches have the same sizes, and are there at the same time,
+    at every step."""
+    rows, whole = member.rows, member.training.sink_rows == "keep"
+    own: tuple[Hashable, ...] = (len(rows), rows.pace) if whole else (id(rows),)
+    return *own, *batch_settings(member.training)
+
+
+def batches_of(member: Member) -> tuple[Hashable, ...]:
     """A key that is equal for members that train on the same batches; defined only here."""
     return id(member.rows), member.seed, *batch_settings(member.training)
 
@@ -79,9 +101,8 @@ def _programs(
     members: Sequence[Member], device: str, side_by_side: bool
 ) -> tuple[list[list[Member]], list[Member]]:
     """The members of each packed program, and the members that are not packed."""
-    shapes = [_shape(member) for member in members]
-    packable = [m for m, shape in zip(members, shapes, strict=True) if shape is not None]
-    alike = _alike(packable, [shape for shape in shapes if shape is not None])
+    alike, _ = packs_of(members)
+    packable = [member for program in alike for member in program]
     known = free_bytes(device)
     free = math.inf if known is None else (1 - RESERVE) * known
     if side_by_side:
@@ -97,16 +118,19 @@ def _shape(member: Member) -> tuple[Any, ...] | None:
     """A key that is equal for members of one packed program; None when it cannot be packed.
 
     Rows that are not in memory, or not all of them, are fed: only members on the same batches can be one.
+    Rows that come past are read for all, side by side.
     """
     rows, training, config = member.rows, member.training, member.config
-    if rows.passing or not can_pack(config) or training.frozen is not None:
+    if not can_pack(config):
         return None
-    batches: tuple[Hashable, ...] = _batches(member)
-    if isinstance(rows, Rows) and training.sink_rows == "keep":
+    batches: tuple[Hashable, ...] = batches_of(member)
+    if rows.passing and training.sink_rows == "keep":
+        batches = rows.d_in, *_sizes(member)
+    elif isinstance(rows, Rows) and training.sink_rows == "keep":
         batches = rows.d_in, len(rows), rows.dtype
     same = (
         config.variant, config.d_sae, training.epochs, training.tokens, training.batch_size,
-        training.precision, training.evaluations, training.compiled,
+        training.precision, training.evaluations, training.compiled, training.frozen,
     )  # fmt: skip
     return *batches, *same
 

@@ -8,16 +8,18 @@ import torch
 
 from raysae.training.ensemble.clock import step_clock
 from raysae.training.ensemble.members import Member
-from raysae.training.ensemble.packed_rows import Batches, rows_of
+from raysae.training.ensemble.packed_rows import Batches, FedRows, HandedRows, PackedRows, rows_of
 from raysae.training.lost_device import raise_if_lost
 from raysae.training.memory import release_cached
 from raysae.training.packed import PackedStep
+from raysae.training.rows import StreamPosition
 from raysae.training.trainer import NonFiniteLossError
 
 if TYPE_CHECKING:
     from raysae.training.ensemble.engine import Ensemble
 
 Result = TypeVar("Result")
+PackRows = PackedRows | FedRows | HandedRows
 
 
 class PackedProgram:
@@ -26,12 +28,15 @@ class PackedProgram:
     Their weights, moments and counters are views of the step's tensors, so each can be saved alone.
     A member that has ended leaves, and the tensors are those of the others from then on. A loss that is
     not finite is noticed at the next evaluation or checkpoint; the member's SAE is then that of the step
-    before it.
+    before it. ``rows_of`` gives the members' batches.
     """
 
-    def __init__(self, members: list[Member], ensemble: "Ensemble"):
-        self.members, self.ensemble = members, ensemble
-        self.position = members[0].trainer.stream.position
+    def __init__(
+        self, members: list[Member], ensemble: "Ensemble",
+        rows_of: Callable[[list[Member]], PackRows] = rows_of,
+    ):  # fmt: skip
+        self.members, self.ensemble, self._rows_of = members, ensemble, rows_of
+        self.position: StreamPosition | None = members[0].trainer.stream.position
         self.clock = step_clock(ensemble.device)
         self._trained: list[Member] = []
         """Those whose tensors the step holds, in its order."""
@@ -40,7 +45,7 @@ class PackedProgram:
         """Put the members side by side; returns their batches."""
         self._trained = list(self.members)
         self._hold()
-        self.rows = rows_of(self.members)
+        self.rows = self._rows_of(self.members)
         return self.rows.placed(self.position)
 
     def _hold(self) -> None:
@@ -64,6 +69,15 @@ class PackedProgram:
 
     def rounds(self) -> Iterator[None]:
         """Train to the end; yield after each evaluation."""
+        for evaluated, tokens in self.steps():
+            self.ensemble.after_batch(tokens)
+            if evaluated:
+                yield
+        yield
+
+    def steps(self) -> Iterator[tuple[bool, int]]:
+        """Train to the end; yield after each batch whether members were evaluated at it, and its training
+        tokens."""
         batches = self._guarded(self._begin)
         while batches is not None and (active := self.active):
             if len(active) < len(self._trained):
@@ -75,13 +89,10 @@ class PackedProgram:
             evaluation, rows = taken
             for member in active if evaluation else self._limited(active):
                 self._after_step(member, evaluation)
-            self.ensemble.after_batch(len(active) * rows)
             if not self.active:
                 self.clock.settle()
                 self._release()
-            if evaluation:
-                yield
-        yield
+            yield evaluation, len(active) * rows
 
     def _guarded(self, work: Callable[[], Result]) -> Result | None:
         """What ``work`` returns; None where it raises, as without memory: then all members fail."""
@@ -104,7 +115,9 @@ class PackedProgram:
             if member.failure or member.stopped:
                 continue
             trainer = member.trainer
-            trainer.loss, trainer.stream.position = losses[number], self.position
+            trainer.loss = losses[number]
+            if self.position is not None:
+                trainer.stream.position = self.position
             for state in trainer.adam_state.values():
                 state["step"] = torch.tensor(float(trainer.step), device=trainer.device)
             if failed[number] >= 0:

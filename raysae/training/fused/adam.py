@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raysae.training.fused.launching import Launch, launch, power_of_two, warps_for
+from raysae.training.fused.launching import Launch, launch, nothing, power_of_two, warps_for
 from raysae.training.fused.passes import LatentGradients
 from raysae.training.step import BETAS, EPSILON
 
@@ -40,34 +40,39 @@ class Rates:
 
 def adam_rows(
     made: LatentGradients, dec: Moving, enc: Moving, copies: tuple[Tensor, Tensor], rates: Rates,
-    fast: bool,
+    fast: bool, frozen: bool = False,
 ) -> None:  # fmt: skip
     """Adam on the rows of decoder and encoder ``[saes, d_sae, d_in]``, and unit norm of the decoder's.
 
-    ``copies`` of both in the dtype of the products are kept up; they may be the rows themselves.
+    ``copies`` of both in the dtype of the products are kept up; they may be the rows themselves. A
+    ``frozen`` decoder, which needs no moments, stays as it is.
     """
     if not fast:
-        _adam_rows(made, dec, enc, copies, rates)
+        _adam_rows(made, dec, enc, copies, rates, frozen)
         return
     (count, columns, d_in), copied = dec.p.shape, copies[0] is not dec.p
-    block = power_of_two(d_in)
-    moving = {
-        "W_dec": dec.p, "m_dec": dec.m, "v_dec": dec.v, "W_enc": enc.p, "m_enc": enc.m, "v_enc": enc.v
-    }  # fmt: skip
+    block, none = power_of_two(d_in), nothing(dec.p)
+    moving = {"W_enc": enc.p, "m_enc": enc.m, "v_enc": enc.v}
+    of_decoder = {"W_dec": dec.p, "m_dec": dec.m, "v_dec": dec.v}
+    written = {"enc_copy": copies[1], "dec_copy": none if frozen else copies[0]} if copied else {}
+    if frozen:
+        of_decoder = dict.fromkeys(of_decoder, none)
     launch(Launch(
         "adam_rows", (count * columns,),
         {
-            "g_dec": made.dec_NFD, "g_enc": made.enc_NFD, "parallel": made.parallel_NF,
+            "g_dec": made.dec_NFD, "g_enc": made.enc_NFD,
+            "parallel": none if frozen else made.parallel_NF,
             "square": made.square_NF, "clip_N": rates.clip_N, "rate_N": rates.rate_N,
             "root_N": rates.root_1, "alive_N": rates.alive_N.to(torch.int32), **moving,
+            **of_decoder,
         },
-        {**moving, **({"dec_copy": copies[0], "enc_copy": copies[1]} if copied else {})},
+        {**moving, **of_decoder, **written},
         {
             "columns": columns, "d_in": d_in, "first": BETAS[0], "second": BETAS[1],
             "epsilon": EPSILON, "tiny": SMALLEST,
             **({} if copied else {"dec_copy": 0, "enc_copy": 0}),
         },
-        {"BLOCK": block, "COPY": copied}, warps_for(block),
+        {"BLOCK": block, "COPY": copied, "DECODER": not frozen}, warps_for(block),
     ))  # fmt: skip
 
 
@@ -86,14 +91,17 @@ def adam(moving: Moving, gradient: Tensor, rates: Rates) -> None:
 
 
 def _adam_rows(
-    made: LatentGradients, dec: Moving, enc: Moving, copies: tuple[Tensor, Tensor], rates: Rates
-) -> None:
+    made: LatentGradients, dec: Moving, enc: Moving, copies: tuple[Tensor, Tensor], rates: Rates,
+    frozen: bool,
+) -> None:  # fmt: skip
     read_NF1 = (made.square_NF >= 0)[:, :, None]
-    g_dec_NFD = made.dec_NFD - made.parallel_NF[:, :, None] * dec.p
-    adam(dec, g_dec_NFD.where(read_NF1, 0.0), rates)
+    if not frozen:
+        g_dec_NFD = made.dec_NFD - made.parallel_NF[:, :, None] * dec.p
+        adam(dec, g_dec_NFD.where(read_NF1, 0.0), rates)
     adam(enc, made.enc_NFD.where(read_NF1, 0.0), rates)
-    unit_NFD = dec.p / dec.p.norm(dim=2, keepdim=True).clamp_min(SMALLEST)
-    dec.p.copy_(torch.where(rates.alive_N[:, None, None], unit_NFD, dec.p))
+    if not frozen:
+        unit_NFD = dec.p / dec.p.norm(dim=2, keepdim=True).clamp_min(SMALLEST)
+        dec.p.copy_(torch.where(rates.alive_N[:, None, None], unit_NFD, dec.p))
     for copy, moving in zip(copies, (dec, enc), strict=True):
         if copy is not moving.p:
             copy.copy_(moving.p)

@@ -54,12 +54,12 @@ class Batch(NamedTuple):
 
 def aux_k(
     batch: Batch, dead: Dead, b_enc_NF: Tensor, W_dec_NFD: Tensor, dec_copy_NFD: Tensor,
-    weight_N: Tensor, most: int, fast: bool,
+    weight_N: Tensor, most: int, fast: bool, frozen: bool = False,
 ) -> tuple[Tensor, More]:  # fmt: skip
     """The weighted AuxK loss ``[saes]`` and its gradients; see ``KSAE._aux_k``.
 
     ``weight_N``: AuxK's coefficients; ``most``: the latents that reconstruct a row, at most;
-    ``dec_copy_NFD``: the decoders in the dtype of the products.
+    ``dec_copy_NFD``: the decoders in the dtype of the products; ``frozen``: they have no gradient.
     """
     columns, dtype = dead.index_NC.shape[1], dec_copy_NFD.dtype
     features_NBC = _features(batch, dead, b_enc_NF, min(most, columns), dtype, fast)
@@ -72,14 +72,13 @@ def aux_k(
     loss_N = scale_N * residual_NBD.square().sum(dim=(1, 2)) / batch.real
     back_NBD = (residual_NBD * (-2 * scale_N / batch.real)[:, None, None]).to(dtype)
     dz_NBC = (back_NBD @ dictionary_NCD.mT).masked_fill_(features_NBC <= 0, 0.0)
-    dec_NCD = (features_NBC.mT @ back_NBD).float()
-    return loss_N, More(
-        dead.slots(b_enc_NF.shape[1]),
-        dec_NCD,
-        (dz_NBC.mT @ batch.centered_NBD).float(),
-        dz_NBC.sum(dim=1, dtype=torch.float32),
-        (dec_NCD * dead.rows(W_dec_NFD)).sum(dim=2),
-    )
+    enc_NCD, bias_NC = (dz_NBC.mT @ batch.centered_NBD).float(), dz_NBC.sum(1, dtype=torch.float32)
+    dec_NCD, parallel_NC = enc_NCD[:, :0], bias_NC[:, :0]
+    if not frozen:
+        dec_NCD = (features_NBC.mT @ back_NBD).float()
+        parallel_NC = (dec_NCD * dead.rows(W_dec_NFD)).sum(dim=2)
+    slot_NF = dead.slots(b_enc_NF.shape[1])
+    return loss_N, More(slot_NF, dec_NCD, enc_NCD, bias_NC, parallel_NC)
 
 
 def _features(

@@ -50,6 +50,8 @@ class Kind(NamedTuple):
     """Whether the passes go over the active latents alone."""
     fast: bool
     """Whether kernels are launched."""
+    frozen: bool = False
+    """Whether the decoders stay as they are."""
 
 
 class Gradients(NamedTuple):
@@ -100,7 +102,15 @@ def _sparse(
     loss_N, more = _aux(batch._replace(error_NBD=decoded.error_NBD), weights, kind, dead)
     order, start_NF = by_latent(entries, weights.b_enc_NF.shape[1])
     made = latent_gradients(
-        entries, decoded, batch.centered_NBD, order, start_NF, batch.real, more, kind.fast
+        entries,
+        decoded,
+        batch.centered_NBD,
+        order,
+        start_NF,
+        batch.real,
+        more,
+        kind.fast,
+        kind.frozen,
     )
     loss_N = decoded.loss_NB.sum(dim=1) / batch.real + loss_N
     return made, decoded.error_NBD, loss_N, start_NF[:, 1:] > start_NF[:, :-1]
@@ -119,17 +129,20 @@ def _dense(
     back_NBD = (error_NBD * (2 / batch.real)).to(dtype)
     idle_NBF = features_NBF <= 0
     dz_NBF = (back_NBD @ weights.dec_copy_NFD.mT).masked_fill_(idle_NBF, 0.0)
-    dec_NFD = (features_NBF.mT @ back_NBD).float()
     enc_NFD = (dz_NBF.mT @ batch.centered_NBD).float()
     bias_NF = dz_NBF.sum(dim=1, dtype=torch.float32)
+    dec_NFD = enc_NFD[:, :0] if kind.frozen else (features_NBF.mT @ back_NBD).float()
     if more is not None and dead is not None:
-        index_NCD = dead.index_NC[:, :, None].expand_as(more.dec_NCD)
-        dec_NFD.scatter_(1, index_NCD, dec_NFD.gather(1, index_NCD) + more.dec_NCD)
+        index_NCD = dead.index_NC[:, :, None].expand_as(more.enc_NCD)
+        if not kind.frozen:
+            dec_NFD.scatter_(1, index_NCD, dec_NFD.gather(1, index_NCD) + more.dec_NCD)
         enc_NFD.scatter_(1, index_NCD, enc_NFD.gather(1, index_NCD) + more.enc_NCD)
         bias_NF.scatter_(1, dead.index_NC, bias_NF.gather(1, dead.index_NC) + more.bias_NC)
-    along_NF = (dec_NFD * weights.W_dec_NFD).sum(dim=2)
-    square_NF = dec_NFD.square().sum(dim=2) - along_NF.square()
-    square_NF = square_NF.clamp_min_(0.0) + enc_NFD.square().sum(dim=2) + bias_NF.square()
+    along_NF = square_NF = torch.zeros_like(bias_NF)
+    if not kind.frozen:
+        along_NF = (dec_NFD * weights.W_dec_NFD).sum(dim=2)
+        square_NF = (dec_NFD.square().sum(dim=2) - along_NF.square()).clamp_min_(0.0)
+    square_NF = square_NF + enc_NFD.square().sum(dim=2) + bias_NF.square()
     made = LatentGradients(dec_NFD, enc_NFD, bias_NF, along_NF, square_NF)
     loss_N = error_NBD.square().sum(dim=(1, 2)) / batch.real + loss_N
     return made, error_NBD, loss_N, (~idle_NBF).any(dim=1)
@@ -143,5 +156,5 @@ def _aux(
         return torch.zeros_like(kind.aux_N), None
     return aux_k(
         batch, dead, weights.b_enc_NF, weights.W_dec_NFD, weights.dec_copy_NFD, kind.aux_N,
-        kind.aux_most, kind.fast,
+        kind.aux_most, kind.fast, kind.frozen,
     )  # fmt: skip

@@ -46,7 +46,7 @@ class LatentGradients(NamedTuple):
     """The gradients of each latent; what lies in rows without any is not used."""
 
     dec_NFD: Tensor
-    """Those of the decoder rows, with the part that is parallel to them."""
+    """Those of the decoder rows, with the part that is parallel to them; empty of a frozen decoder."""
     enc_NFD: Tensor
     bias_NF: Tensor
     parallel_NF: Tensor
@@ -101,22 +101,28 @@ def by_latent(entries: Entries, columns: int) -> tuple[Tensor, Tensor]:
 
 def latent_gradients(
     entries: Entries, decoded: Decoded, centered_NBD: Tensor, order: Tensor, start_NF: Tensor,
-    real: Tensor, more: More | None, fast: bool,
+    real: Tensor, more: More | None, fast: bool, frozen: bool = False,
 ) -> LatentGradients:  # fmt: skip
-    """The gradients from the entries, in ``order``, which begin at ``start_NF [saes, d_sae + 1]``."""
+    """The gradients from the entries, in ``order``, which begin at ``start_NF [saes, d_sae + 1]``.
+
+    ``frozen``: the decoder has none, and ``more`` none for it.
+    """
     if not fast:
-        return _latent_gradients(entries, decoded, centered_NBD, start_NF.shape[1] - 1, real, more)
+        columns = start_NF.shape[1] - 1
+        return _latent_gradients(entries, decoded, centered_NBD, columns, real, more, frozen)
     (count, rows, d_in), columns = centered_NBD.shape, start_NF.shape[1] - 1
-    of_rows = lambda: torch.empty(count, columns, d_in, device=start_NF.device)  # noqa: E731
+    of_rows = lambda of=columns: torch.empty(count, of, d_in, device=start_NF.device)  # noqa: E731
     of_latents = lambda: torch.empty(count, columns, device=start_NF.device)  # noqa: E731
-    made = LatentGradients(of_rows(), of_rows(), of_latents(), of_latents(), of_latents())
+    rows_of_decoder = of_rows(0 if frozen else columns)
+    made = LatentGradients(rows_of_decoder, of_rows(), of_latents(), of_latents(), of_latents())
     block, none = power_of_two(d_in), nothing(start_NF)
     added = more or More(none, *(decoded.loss_NB,) * 4)
     launch(Launch(
         "latent_gradients", (count * columns,),
         {
-            "start": start_NF, "order": order, "row_NE": entries.row_NE, "value": entries.value_NE,
-            "dz": decoded.dz_NE, "error": decoded.error_NBD, "centered": centered_NBD, "real": real,
+            "start": start_NF, "order": order, "row_NE": entries.row_NE, "dz": decoded.dz_NE,
+            "value": none if frozen else entries.value_NE, "centered": centered_NBD, "real": real,
+            "error": none if frozen else decoded.error_NBD,
             "slot_NF": added.slot_NF, "more_dec": added.dec_NCD, "more_enc": added.enc_NCD,
             "more_bias": added.bias_NC, "more_parallel": added.parallel_NC,
         },
@@ -128,7 +134,10 @@ def latent_gradients(
             "rows": rows, "columns": columns, "d_in": d_in,
             "extra": added.bias_NC.shape[1] if more else 0,
         },
-        {"BLOCK": block, "TOGETHER": max(together(block) // 2, 1), "MORE": more is not None},
+        {
+            "BLOCK": block, "TOGETHER": max(together(block) // 2, 1), "MORE": more is not None,
+            "DECODER": not frozen,
+        },
         warps_for(block),
     ))  # fmt: skip
     return made
@@ -169,7 +178,7 @@ def _decoded(
 
 def _latent_gradients(
     entries: Entries, decoded: Decoded, centered_NBD: Tensor, columns: int, real: Tensor,
-    more: More | None,
+    more: More | None, frozen: bool,
 ) -> LatentGradients:  # fmt: skip
     column_NE, d_in = entries.column_NE.long(), centered_NBD.shape[2]
     row_NED = entries.row_NE.long()[:, :, None].expand(-1, -1, d_in)
@@ -184,20 +193,25 @@ def _latent_gradients(
         of_entries_NED = values_NE[:, :, None] * rows_NBD.float().gather(1, row_NED)
         return wide.scatter_add(1, column_NED, of_entries_NED)[:, :columns].contiguous()
 
-    dec_NFD = summed(entries.value_NE, decoded.error_NBD) * (2 / real)
     enc_NFD, bias_NF = summed(dz_NE, centered_NBD), summed(dz_NE)
-    along_NF = summed(dz_NE * entries.value_NE)
+    dec_NFD, along_NF = enc_NFD[:, :0], torch.zeros_like(bias_NF)
+    if not frozen:
+        dec_NFD = summed(entries.value_NE, decoded.error_NBD) * (2 / real)
+        along_NF = summed(dz_NE * entries.value_NE)
     has_NF = summed(torch.ones_like(dz_NE)) > 0
     if more is not None:
         slot_NF = more.slot_NF.long()
         added_NF = slot_NF >= 0
         place_NF = slot_NF.clamp_min(0)
         place_NFD = place_NF[:, :, None].expand(-1, -1, d_in)
-        dec_NFD = dec_NFD + more.dec_NCD.gather(1, place_NFD).where(added_NF[:, :, None], 0.0)
+        if not frozen:
+            dec_NFD = dec_NFD + more.dec_NCD.gather(1, place_NFD).where(added_NF[:, :, None], 0.0)
+            along_NF = along_NF + more.parallel_NC.gather(1, place_NF).where(added_NF, 0.0)
         enc_NFD = enc_NFD + more.enc_NCD.gather(1, place_NFD).where(added_NF[:, :, None], 0.0)
         bias_NF = bias_NF + more.bias_NC.gather(1, place_NF).where(added_NF, 0.0)
-        along_NF = along_NF + more.parallel_NC.gather(1, place_NF).where(added_NF, 0.0)
         has_NF = has_NF | added_NF
-    square_NF = (dec_NFD.square().sum(dim=2) - along_NF.square()).clamp_min(0.0)
+    square_NF = torch.zeros_like(bias_NF)
+    if not frozen:
+        square_NF = (dec_NFD.square().sum(dim=2) - along_NF.square()).clamp_min(0.0)
     square_NF = square_NF + enc_NFD.square().sum(dim=2) + bias_NF.square()
     return LatentGradients(dec_NFD, enc_NFD, bias_NF, along_NF, square_NF.where(has_NF, -1.0))

@@ -1,17 +1,18 @@
 """The verdict: noise is called noise, features are not, and nothing is claimed without figures."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from raysae.activations.synthetic import SuperpositionWorld
 from raysae.sae.config import TopKConfig
-from raysae.sweep.controls.fits import MOST_TOKENS, Shape, standard_error, together
+from raysae.sweep.controls.fits import MOST_TOKENS, Shape, fitted, standard_error, together
 from raysae.sweep.controls.making import with_share
 from raysae.sweep.controls.verdict import Chosen, compared, verdict
 from raysae.sweep.controls.worker import Makers
-from raysae.training import TrainingConfig
+from raysae.training import NonFiniteLossError, TrainingConfig
 from raysae.training.rows import Rows, Splits
 
 QUICK = TrainingConfig(epochs=4, batch_size=128, lr=3e-3)
@@ -118,3 +119,30 @@ def test_a_control_that_fails_leaves_the_others():
     assert "failed" in makers.record("gaussian")
     assert "explained_variance" not in makers.record("pca")
     assert len(makers.record("pca")["by_components"]) == 9
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_control_of_packs_is_that_of_saes_trained_one_by_one(frozen):
+    """The first step of a GPU, here on the CPU; rounding apart, and nearly to the bit of a figure."""
+    x = SuperpositionWorld(d_in=24, atoms=48, p=0.06, seed=2).rows(3000)
+    shape, told = Shape(TopKConfig(d_sae=48, k=3), QUICK, (0, 1, 2)), []
+    rows = Rows(x[:-1000]), Rows(x[-1000:])
+    one_by_one, packed = (
+        fitted(shape, *rows, "cpu", lambda: told.append(1), frozen=frozen, pack=pack)
+        for pack in (False, True)
+    )
+    assert packed["seeds"] == one_by_one["seeds"] == (1 if frozen else 2)
+    assert packed["tokens"] == one_by_one["tokens"] and len(told) > 100
+    for name in ("explained_variance", "l0", "standard_error"):
+        assert packed[name] == pytest.approx(one_by_one[name], rel=5e-3)
+    assert ("stability" in packed) == (not frozen)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_control_that_cannot_train_says_why(pack):
+    x = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    shape = Shape(TopKConfig(d_sae=16, k=2), replace(QUICK, lr=1e30, warm_up=0.0), (0,))
+    with pytest.raises(NonFiniteLossError, match="at step"):
+        fitted(shape, Rows(x), Rows(x), "cpu", lambda: None, pack=pack)
+    with pytest.raises(ValueError, match="d_in 8"):
+        fitted(shape, Rows(x), Rows(x[:, :6]), "cpu", lambda: None, pack=pack)

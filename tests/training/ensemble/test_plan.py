@@ -74,7 +74,8 @@ def test_members_of_one_shape_are_one_packed_program():
     assert groups(member(), member(**unlike), pack=True) == [([0, 1], True)]
     left_out = [member(sink_rows="leave_out"), member(k=3, sink_rows="leave_out")]
     assert groups(*left_out, member(), pack=True) == [([0, 1], True), ([2], True)]
-    assert groups(member(frozen="decoder"), pack=True) == [([0], False)]
+    frozen = [member(frozen="decoder"), member(frozen="decoder", k=3)]
+    assert groups(*frozen, member(), pack=True) == [([0, 1], True), ([2], True)]
     assert groups(member(), member(compiled=False), pack=True) == [([0], True), ([1], True)]
     half = Rows(NUMBERS.half())
     assert groups(member(), member(rows=half), pack=True) == [([0], True), ([1], True)]
@@ -102,10 +103,26 @@ def test_rows_that_pass_by_once_serve_one_group():
         groups(member(rows=once), member(rows=once, seed=1), pack=True)
 
 
-def test_rows_that_come_past_for_several_are_not_packed():
-    rows = Rows(NUMBERS)
-    rows.passing = True
-    assert groups(member(rows=rows), pack=True) == [([0], False)]
+def passing(count=300, pace=()):
+    rows = Rows(NUMBERS[:count])
+    rows.passing, rows.pace = True, pace
+    return rows
+
+
+def test_rows_that_come_past_for_several_are_trained_on_together(monkeypatch):
+    one, other = passing(), passing()
+    members = [member(rows=one), member(rows=other, seed=1, k=5), member(rows=one, variant="gated")]
+    assert groups(*members, pack=True) == [([0, 1, 2], True)]
+    assert groups(*members, pack=None) == [([0, 2], False), ([1], False)]
+    packs, alone = plan_module.packs_of([*members, member(rows=one, precision="bfloat16")])
+    assert [len(pack) for pack in packs] == [2, 1] and alone == members[2:]
+    unlike = [member(rows=passing(200)), member(rows=passing(pace=(0, 300))), member(rows=one)]
+    assert groups(*unlike, pack=True) == [([0], True), ([1], True), ([2], True)]
+    assert groups(member(rows=one), member(rows=one, epochs=3), pack=True) == [
+        ([0], True), ([1], True)
+    ]  # fmt: skip
+    monkeypatch.setattr(plan_module, "free_bytes", lambda device: 100)
+    assert groups(*members, pack=True) == [([0, 2], False), ([1], False)], "no room for packs"
 
 
 def test_a_pack_counts_the_rows_that_are_not_on_its_device_yet():

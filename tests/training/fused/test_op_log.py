@@ -71,3 +71,20 @@ def test_packs_on_meta_hold_weights_moments_and_copies_alone():
     assert len(held) == 12 and {copy.dtype for copy in step.copies} == {torch.bfloat16}
     step = packed_on_meta(64, 256, 2, 16, saes=2, precision="float32")
     assert step.copies[0] is step.p["W_dec"] and step.copies[1] is step.p["W_enc"]
+
+
+@pytest.mark.parametrize("columns", [0, 64])
+@pytest.mark.parametrize("k", [4, 40])
+def test_a_frozen_decoder_costs_no_gradient_no_moments_and_no_host_read(columns, k):
+    shape = {"d_in": 96, "d_sae": 512, "k": k, "batch": 128, "saes": 3}
+    learns, frozen = (
+        step_log(packed_on_meta(**shape, frozen=frozen), 128, columns) for frozen in (False, True)
+    )
+    assert not HOST_READS & set(frozen.names) and frozen.nbytes < 0.75 * learns.nbytes
+    assert frozen.names["bmm"] == learns.names["bmm"] - (columns > 0) - (k == 40)
+    step = packed_on_meta(**shape, frozen=True)
+    assert not step.moving["W_dec"].m.numel() and not step.moving["W_dec"].v.numel()
+    (adam,) = [one for one in frozen.launches if one.kernel == "adam_rows"]
+    assert step.p["W_dec"].shape not in [
+        one.shape for name, one in adam.tensors.items() if "dec" in name
+    ]

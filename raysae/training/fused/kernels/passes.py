@@ -56,11 +56,12 @@ def decode_rows(  # type: ignore[no-untyped-def]
 def latent_gradients(  # type: ignore[no-untyped-def]
     start, order, row_NE, value, dz, error, centered, real, slot_NF, more_dec, more_enc, more_bias,
     more_parallel, g_dec, g_enc, g_bias, parallel, square, rows, columns, d_in, extra,
-    BLOCK: tl.constexpr, TOGETHER: tl.constexpr, MORE: tl.constexpr,
+    BLOCK: tl.constexpr, TOGETHER: tl.constexpr, MORE: tl.constexpr, DECODER: tl.constexpr,
 ):  # fmt: skip
     """One program per latent: the gradients of its two rows and its bias, summed over its entries in the
     order of the batch; their square norm, without the part that is parallel to its decoder row. Of a
-    latent without entries ``square`` is -1, and nothing else is written but its bias, 0."""
+    latent without entries ``square`` is -1, and nothing else is written but its bias, 0. Without
+    DECODER the decoder's row has no gradient."""
     program = tl.program_id(0).to(tl.int64)
     sae, latent = program // columns, program % columns
     begin = tl.load(start + sae * (columns + 1) + latent)
@@ -84,31 +85,34 @@ def latent_gradients(  # type: ignore[no-untyped-def]
         there = at < end
         entry = tl.load(order + at, mask=there, other=0)
         row = sae * rows + tl.load(row_NE + entry, mask=there, other=0)
-        feature = tl.load(value + entry, mask=there, other=0.0)
         gradient = tl.load(dz + entry, mask=there, other=0.0)
         cell = row[:, None] * d_in + place[None, :]
         mask = there[:, None] & inside[None, :]
-        off = tl.load(error + cell, mask=mask, other=0.0).to(tl.float32)
         read = tl.load(centered + cell, mask=mask, other=0.0).to(tl.float32)
-        by_error += tl.sum(feature[:, None] * off, axis=0)
         by_centered += tl.sum(gradient[:, None] * read, axis=0)
         bias += tl.sum(gradient, axis=0)
-        along += tl.sum(gradient * feature, axis=0)
+        if DECODER:
+            feature = tl.load(value + entry, mask=there, other=0.0)
+            off = tl.load(error + cell, mask=mask, other=0.0).to(tl.float32)
+            by_error += tl.sum(feature[:, None] * off, axis=0)
+            along += tl.sum(gradient * feature, axis=0)
     by_error *= 2.0 / tl.load(real).to(tl.float32)
     if MORE:  # noqa: SIM102  (it is known when the kernel is compiled)
         if slot >= 0:
             at = sae * extra + slot
-            by_error += tl.load(more_dec + at * d_in + place, mask=inside, other=0.0)
             by_centered += tl.load(more_enc + at * d_in + place, mask=inside, other=0.0)
             bias += tl.load(more_bias + at)
-            along += tl.load(more_parallel + at)
+            if DECODER:
+                by_error += tl.load(more_dec + at * d_in + place, mask=inside, other=0.0)
+                along += tl.load(more_parallel + at)
     whole = tl.sum(by_error * by_error, axis=0) - along * along
     whole = tl.maximum(whole, 0.0, propagate_nan=tl.PropagateNan.ALL)
     whole += tl.sum(by_centered * by_centered, axis=0) + bias * bias
     tl.store(square + program, whole)
     tl.store(g_bias + program, bias)
     tl.store(parallel + program, along)
-    tl.store(g_dec + program * d_in + place, by_error, mask=inside)
+    if DECODER:
+        tl.store(g_dec + program * d_in + place, by_error, mask=inside)
     tl.store(g_enc + program * d_in + place, by_centered, mask=inside)
 
 

@@ -7,7 +7,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import ray
@@ -18,6 +18,8 @@ from raysae.cluster.placement import Placement
 from raysae.cluster.pool_worker import (
     Begun,
     Broken,
+    Earlier,
+    HandedOver,
     Lost,
     Outcome,
     PoolWorker,
@@ -129,6 +131,8 @@ class _Slot:
     stream: Any = None
     """The messages about its item; None while it has no item."""
     item: Any = None
+    handed: list[Any] = field(default_factory=list)
+    """The item that a thread of its actor commits, while the actor does another; or none."""
     begun: Begun | None = None
     failed_starts: int = 0
     """How many processes in a row were lost here before they began an item."""
@@ -138,6 +142,12 @@ class _Slot:
         assert self.process is not None
         self.item, self.begun = item, None
         self.stream = self.process.do(item, f"PoolWorker.do {label}")
+
+    def settle(self, label: Callable[[Any], str]) -> None:
+        """Ask how the item ends that was handed over, as there is no other to do meanwhile."""
+        assert isinstance(self.process, _Actor)
+        (self.item,), self.handed, self.begun = self.handed, [], None
+        self.stream = self.process.settle(f"PoolWorker.settle {label(self.item)}")
 
     def end(self) -> None:
         """End the process, if it is alive and has an item, or is an actor."""
@@ -152,11 +162,15 @@ class _Actor:
 
     def __init__(self, options: dict[str, Any], arguments: tuple[Any, ...]):
         actor = ray.remote(PoolWorker).options(**options, max_restarts=0, max_task_retries=0)
-        self.actor = actor.remote(*arguments)
+        self.actor = actor.remote(*arguments, beside=True)
 
     def do(self, item: Any, name: str) -> Any:
         """Begin an item; the stream of its messages."""
         return self.actor.do.options(name=name).remote(item)
+
+    def settle(self, name: str) -> Any:
+        """Wait for the item that was handed over; the stream of its messages."""
+        return self.actor.settle.options(name=name).remote()
 
     def end(self, stream: Any) -> None:
         """End the process."""
@@ -213,10 +227,7 @@ class _Pool:
             if not busy:
                 break
             (ready,), _ = ray.wait(list(busy), num_returns=1)
-            slot = busy[ready]
-            outcome = self._next_message(slot)
-            if outcome is not None:
-                yield slot.item, outcome
+            yield from self._next_message(busy[ready])
         while self.waiting:
             yield self.waiting.popleft(), self.no_worker
 
@@ -230,7 +241,9 @@ class _Pool:
         free = [slot for slot in self.slots if slot.stream is None and not slot.given_up]
         for slot in sorted(free, key=lambda slot: slot.process is None):
             if not self.waiting:
-                return
+                if slot.handed:
+                    slot.settle(self.label)
+                continue
             if slot.process is None:
                 slot.process = self._new_process()
             item = self.waiting.popleft()
@@ -241,8 +254,8 @@ class _Pool:
         arguments = [self.work], self.hang_seconds, self.report_seconds
         return (_Actor if self.options["num_gpus"] else _Tasks)(self.options, arguments)
 
-    def _next_message(self, slot: _Slot) -> Outcome[Any] | None:
-        """Handle the slot's next message; return the item's outcome if the item has ended."""
+    def _next_message(self, slot: _Slot) -> list[tuple[Any, Outcome[Any]]]:
+        """Handle the slot's next message; return the items that have ended with it."""
         try:
             message = ray.get(next(slot.stream))
         except RayTaskError as error:  # the message could not be pickled
@@ -258,20 +271,37 @@ class _Pool:
         elif isinstance(message, Broken):
             self._give_up(slot, message.outcome)
             self.waiting.appendleft(slot.item)
+        elif isinstance(message, Earlier) and slot.handed:
+            return [(slot.handed.pop(), message.outcome)]
+        elif isinstance(message, HandedOver):
+            self._end_stream(slot)
+            slot.handed.append(slot.item)
         else:
-            with suppress(
-                RayError, StopIteration
-            ):  # it ends: its process is free for the next item
-                next(slot.stream)
-            slot.stream = None
-            return message
-        return None
+            self._end_stream(slot)
+            return [(slot.item, message.outcome if isinstance(message, Earlier) else message)]
+        return []
 
-    def _lost(self, slot: _Slot, reason: str) -> Outcome[Any] | None:
-        """The slot's process was lost: end its item, or put it back for another one."""
+    @staticmethod
+    def _end_stream(slot: _Slot) -> None:
+        with suppress(RayError, StopIteration):  # it ends: its process is free for the next item
+            next(slot.stream)
+        slot.stream = None
+
+    def _lost(self, slot: _Slot, reason: str) -> list[tuple[Any, Outcome[Any]]]:
+        """The slot's process was lost: end its items, or put them back for another one."""
         slot.end()
-        item = slot.item
-        value = self.committed(item)
+        handed, slot.handed = slot.handed, []
+        ended = [(slot.item, self._lost_item(slot, reason))]
+        for item in handed:  # more is forgiven to it, as the other one may kill its workers
+            ended.append((item, self._again(item, reason, self.retries + 1)))
+            if ended[-1][1] is None:
+                self.waiting.remove(item)
+                self.waiting.appendleft(item)
+        return [(item, outcome) for item, outcome in ended if outcome is not None]
+
+    def _lost_item(self, slot: _Slot, reason: str) -> Outcome[Any] | None:
+        """How the item ended that the lost process did; None when it is put back."""
+        value = self.committed(slot.item)
         if value is not None:
             return Outcome(value)
         if slot.begun is None:
@@ -281,8 +311,15 @@ class _Pool:
             if alarm.rang:
                 return Outcome(failed=alarm.reason, lost=True)
             alarm.file.unlink(missing_ok=True)
+        return self._again(slot.item, reason, self.retries)
+
+    def _again(self, item: Any, reason: str, retries: int) -> Outcome[Any] | None:
+        """How a lost item ended: it is committed, or was lost too often; None when it is put back."""
+        value = self.committed(item)
+        if value is not None:
+            return Outcome(value)
         self.losses[item] += 1
-        if self.losses[item] > self.retries:
+        if self.losses[item] > retries:
             return Outcome(failed=f"worker lost {_times(self.losses[item])}: {reason}", lost=True)
         self.waiting.append(item)  # last in the queue, because the item itself may kill its workers
         return None

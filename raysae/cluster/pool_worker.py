@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import ray
 
 from raysae.cluster.alarm import HangAlarm
+from raysae.cluster.later import Later, finished
 from raysae.cluster.worker import end_if_lost
 from raysae.errors import UserError
 from raysae.redaction import traceback_of
@@ -34,7 +35,9 @@ class Worker(Protocol):
         """Do one item, commit it, and return a value that is small enough for a message.
 
         Call ``alive`` after every step. ``do`` may be a generator: it yields progress reports and
-        returns the value. It raises UserError for an item that will fail every time.
+        returns the value. It raises UserError for an item that will fail every time. It may return
+        ``Later`` instead of the value, while a thread of the worker commits the item: the next item is
+        then begun. Only one item may be committed so; ``do`` waits for it before it hands over another.
         """
 
     def hung_file(self, item: Any) -> Path:
@@ -62,6 +65,18 @@ class Outcome(Generic[Value]):
     """Whether its worker's process ended or hung: another attempt may succeed."""
     trace: str = ""
     """The traceback of an exception other than UserError."""
+
+
+@dataclass(frozen=True)
+class HandedOver:
+    """The item is being committed by a thread of an actor; its outcome comes with a later stream."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """How the item ended that was handed over before."""
+
+    outcome: Outcome[Any]
 
 
 @dataclass(frozen=True)
@@ -99,18 +114,32 @@ def failure_of(error: Exception) -> Outcome[Any]:
     return Outcome(failed=reason_in_words(error), trace=traceback_of(error))
 
 
+def _told(failed: Outcome[Any]) -> Outcome[Any]:
+    """A failure, once it is in the worker's log, which Ray's dashboard shows."""
+    print(f"{failed.trace}failed: {failed.failed}", file=sys.stderr, flush=True)
+    return failed
+
+
 class PoolWorker:
     """Answers ``do(item)`` with a stream of messages.
 
-    The stream is ``Begun``, some ``Progress``, then ``Outcome``, or ``Lost``, after which the process
-    ends; or ``Broken`` alone when there is no worker. ``work`` is a list with one reference to a
-    ``Work``. An item may make no step for up to ``hang_seconds``; ``report_seconds`` is the least time
-    between two progress reports.
+    The stream is ``Begun``, some ``Progress``, then ``Outcome`` or ``HandedOver``, or ``Lost``, after
+    which the process ends; or ``Broken`` alone when there is no worker. Before the last message comes
+    ``Earlier`` when an item was handed over before; ``settle()`` asks for it alone. ``work`` is a list
+    with one reference to a ``Work``. An item may make no step for up to ``hang_seconds``;
+    ``report_seconds`` is the least time between two progress reports.
     """
 
-    def __init__(self, work: list[Any], hang_seconds: float | None, report_seconds: float):
+    def __init__(
+        self, work: list[Any], hang_seconds: float | None, report_seconds: float,
+        beside: bool = False,
+    ):  # fmt: skip
         self.hang_seconds, self.report_seconds = hang_seconds, report_seconds
+        self.beside = beside
+        """Whether it does the next item while one is committed; else it waits for that."""
         self.broken: Broken | None = None
+        self.earlier: tuple[Any, Later[Any]] | None = None
+        """The item that was handed over, and its value."""
         try:
             work_here: Work = ray.get(work[0])
             self.worker = work_here.make(*work_here.arguments)
@@ -119,34 +148,69 @@ class PoolWorker:
             self.broken = Broken(failure_of(error))
 
     @ray.method(num_returns="streaming")
-    def do(self, item: Any) -> Iterator[Begun | Progress | Broken | Lost | Outcome[Any]]:
+    def do(self, item: Any) -> Iterator[Any]:
         """Do one item and stream the messages about it. Failures are messages, never exceptions."""
         if self.broken is not None:
             yield self.broken
             return
         alarm = HangAlarm(self.worker.hung_file(item), self.hang_seconds)
         yield Begun(alarm.file)
+        lost: Exception | None = None
         try:
-            yield (yield from self._done(item, alarm))
+            last = yield from self._done(item, alarm)
         except Exception as error:  # of a lost GPU
-            yield Lost(reason_in_words(error))
-            end_if_lost(error)
+            lost = error
+            last = [Lost(reason_in_words(error))]
+            if self.earlier is not None:
+                last.insert(0, self._settled())
+        for message in last:  # noqa: UP028  (Ray sends to the generator, which a list does not take)
+            yield message
+        if lost is not None:
+            end_if_lost(lost)
 
-    def _done(self, item: Any, alarm: HangAlarm) -> Generator[Progress, None, Outcome[Any]]:
+    @ray.method(num_returns="streaming")
+    def settle(self) -> Iterator[Begun | Earlier]:
+        """Wait for the item that was handed over, and tell how it ended."""
+        assert self.earlier is not None
+        alarm = HangAlarm(self.worker.hung_file(self.earlier[0]), self.hang_seconds)
+        yield Begun(alarm.file)
+        alarm.set()
+        try:
+            ended = self._settled()
+        finally:
+            alarm.cancel()
+        yield ended
+
+    def _done(self, item: Any, alarm: HangAlarm) -> Generator[Progress, None, list[Any]]:
+        """Do the item; the messages with which its stream ends."""
         try:
             alarm.set()
+            ended = yield from self._outcome(item, alarm)
+            last: list[Any] = [] if self.earlier is None else [self._settled()]
+            if isinstance(ended.value, Later):
+                self.earlier = item, ended.value
+                return [*last, HandedOver()]
+            return [*last, ended]
+        finally:
+            alarm.cancel()
+
+    def _outcome(self, item: Any, alarm: HangAlarm) -> Generator[Progress, None, Outcome[Any]]:
+        try:
             result = self.worker.do(item, alarm.step)
             if isinstance(result, Generator):
                 result = yield from self._reported(result)
-            return Outcome(result)
+            return Outcome(result if self.beside else finished(result))
         except Exception as error:  # the actor continues with other items
             _raise_if_lost(error)
-            outcome: Outcome[Any] = failure_of(error)
-            # the worker's log, which Ray's dashboard shows
-            print(f"{outcome.trace}failed: {outcome.failed}", file=sys.stderr, flush=True)
-            return outcome
-        finally:
-            alarm.cancel()
+            return _told(failure_of(error))
+
+    def _settled(self) -> Earlier:
+        assert self.earlier is not None
+        (_, later), self.earlier = self.earlier, None
+        try:
+            return Earlier(Outcome(later.result()))
+        except Exception as error:
+            return Earlier(_told(failure_of(error)))
 
     def _reported(self, work: Generator[Any, None, Any]) -> Generator[Progress, None, Any]:
         """Pass reports on, at most one every ``report_seconds``."""

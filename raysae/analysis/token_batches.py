@@ -18,7 +18,7 @@ from raysae.analysis.splicing import Index
 from raysae.analysis.subject import Subject
 from raysae.errors import UserError
 from raysae.sites import PATTERNS, Position
-from raysae.transformer.capture import length_batches
+from raysae.transformer.batching import length_batches
 from raysae.transformer.layouts import Batch
 from raysae.transformer.sequence import TokenSequence
 from raysae.transformer.texts import POCKET, read_documents

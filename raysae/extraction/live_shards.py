@@ -3,12 +3,10 @@
 The pool makes it shard by shard, as it makes the shards of other stores.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 from raysae.activations.live import HELD_OUT
 from raysae.activations.manifest import LiveEntry, Manifest, SiteEntry
-from raysae.activations.writer import write_shard
 from raysae.console.board import console
 from raysae.extraction.keeping import live_entry
 from raysae.extraction.live import training_rows
@@ -17,8 +15,8 @@ from raysae.extraction.sequences import TokenPlan, training_of
 from raysae.extraction.shards import (
     ShardExtractor,
     ShardProgress,
+    ToWrite,
     chosen_format,
-    record_of,
     shard_format,
     written_shards,
 )
@@ -34,40 +32,32 @@ class LiveShardExtractor(ShardExtractor):
         self.head = head
         self.capturer.only(plan.layers)
 
-    def _written(
+    def _rows(
         self, shard: int, sequences: list[TokenSequence], progress: ShardProgress
-    ) -> Iterator[dict[str, Any]]:
+    ) -> list[ToWrite]:
         train = training_of(sequences, self.plan)
-        if train and shard < self.head:
-            yield from self._training(shard, train, progress)
         training = {one.sequence for one in train}
         held_out = [one for one in sequences if one.sequence not in training]
-        if held_out:
-            yield from self._held_out(shard, held_out, progress)
+        head = self._training(shard, train, progress) if train and shard < self.head else []
+        return head + (self._held_out(held_out, progress) if held_out else [])
 
     def _training(
         self, shard: int, train: list[TokenSequence], progress: ShardProgress
-    ) -> Iterator[dict[str, Any]]:
-        plan = self.plan
+    ) -> list[ToWrite]:
+        plan, form = self.plan, chosen_format(self.plan)
         rows, left_out = training_rows(
             self.capturer, plan, shard, train, tuple(plan.sites), progress
         )
-        for site in plan.sites:
-            if len(of_site := rows.pop(site)):
-                written = write_shard(plan.folder, site, shard, of_site, chosen_format(plan))
-                yield record_of(site, written, left_out[site])
+        return [
+            ToWrite(site, rows[site], form, left_out=left_out[site])
+            for site in plan.sites
+            if len(rows[site])
+        ]
 
-    def _held_out(
-        self, shard: int, held_out: list[TokenSequence], progress: ShardProgress
-    ) -> Iterator[dict[str, Any]]:
-        plan = self.plan
+    def _held_out(self, held_out: list[TokenSequence], progress: ShardProgress) -> list[ToWrite]:
+        plan, form = self.plan, shard_format(self.plan)
         rows = self.capturer.rows(held_out, plan.positions, plan.source.used_patterns, progress)
-        for site in plan.sites:
-            if len(of_site := rows.pop(site)):
-                form = shard_format(plan)
-                yield record_of(
-                    site, write_shard(plan.folder, site, shard, of_site, form, HELD_OUT)
-                )
+        return [ToWrite(site, rows[site], form, HELD_OUT) for site in plan.sites if len(rows[site])]
 
 
 def live_fields(tokens: TokenPlan, reports: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 import importlib
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +15,18 @@ import numpy as np
 from raysae.activations.manifest import SEQUENCES_FOLDER, ShardEntry, SiteEntry
 from raysae.activations.store_files import StoreFiles
 from raysae.activations.writer import (
+    PART,
     ShardFormat,
+    SiteRows,
     WrittenShard,
     site_entry,
     write_shard,
 )
+from raysae.cluster.later import Later
 from raysae.cluster.worker import prepare_worker
 from raysae.errors import UserError
 from raysae.extraction.plan import ExtractionPlan, model_spec
+from raysae.extraction.writing import WritingThread, writes_beside
 from raysae.sites import Site
 from raysae.storage.files import open_own, read_json, remove_temporary, write_json
 from raysae.storage.remote import pull, push
@@ -110,10 +116,29 @@ def import_transformers() -> None:
             importlib.import_module(name)
 
 
+@dataclass(frozen=True)
+class ToWrite:
+    """What is written of a shard at one site."""
+
+    site: Site
+    rows: SiteRows
+    form: ShardFormat
+    prefix: str = PART
+    """How the file's name begins."""
+    left_out: int = 0
+    """Rows that others took the place of."""
+
+    def write(self, store: Path, shard: int) -> dict[str, Any]:
+        """Write the file; returns its record for the report."""
+        written = write_shard(store, self.site, shard, self.rows, self.form, self.prefix)
+        return record_of(self.site, written, self.left_out)
+
+
 class ShardExtractor:
     """A worker of the pool. It holds the transformer, and makes a shard's files from its sequences.
 
-    Raises UserError when the model cannot be loaded.
+    On a GPU a thread writes them while the transformer reads the next shard. Raises UserError when the
+    model cannot be loaded.
     """
 
     def __init__(self, plan: ExtractionPlan):
@@ -122,40 +147,51 @@ class ShardExtractor:
             plan.work.mkdir(parents=True, exist_ok=True)
             remove_temporary(plan.folder)
         self.files = plan.files()
-        self.capturer, self.weights_sha256 = load_capturer(plan, prepare_worker())
+        device = prepare_worker()
+        self.capturer, self.weights_sha256 = load_capturer(plan, device)
+        self.thread = WritingThread() if writes_beside(device) else None
 
     def hung_file(self, shard: int) -> Path:
         """The file for the worker's stack traces when the shard hangs."""
         return self.plan.work / f"shard-{shard:05d}.hung.txt"
 
-    def do(self, shard: int, alive: Callable[[], None]) -> None:
-        """Extract and commit the shard with number ``shard``; call ``alive`` after every batch.
+    def do(self, shard: int, alive: Callable[[], None]) -> Later[None] | None:
+        """Extract and commit the shard with number ``shard``, or hand it over to be committed; call
+        ``alive`` after every batch.
 
         Raises UserError when activations cannot be stored.
         """
-        started, plan = time.monotonic(), self.plan
-        sequences = read_part(self.files, shard)
-        sites = list(self._written(shard, sequences, ShardProgress(plan.work, shard, alive)))
+        started, sequences = time.monotonic(), read_part(self.files, shard)
+        progress = ShardProgress(self.plan.work, shard, alive)
+        waiting = deque(self._rows(shard, sequences, progress))
+        commit = partial(self._commit, shard, sum(map(len, sequences)), waiting, started)
+        if self.thread is not None:
+            return Later(self.thread.begin(commit))
+        commit()
+        return None
+
+    def _rows(
+        self, shard: int, sequences: list[TokenSequence], progress: "ShardProgress"
+    ) -> list[ToWrite]:
+        """What is to be written of the shard, in the order of the report."""
+        plan, form = self.plan, shard_format(self.plan)
+        rows = self.capturer.rows(sequences, plan.positions, plan.source.used_patterns, progress)
+        return [ToWrite(site, rows[site], form) for site in plan.sites if len(rows[site])]
+
+    def _commit(self, shard: int, tokens: int, waiting: deque[ToWrite], started: float) -> None:
+        """Write the shard's files, then its report. What is written leaves ``waiting`` and memory."""
+        plan, sites = self.plan, []
+        while waiting:
+            sites.append(waiting.popleft().write(plan.folder, shard))
         report = {
             "weights_sha256": self.weights_sha256,
-            "tokens": sum(map(len, sequences)),
+            "tokens": tokens,
             "sites": sites,
             "seconds": time.monotonic() - started,
         }
         write_json(report_file(plan.work, shard), report)
         push(report_file(plan.work, shard))
         tokens_file(plan.work, shard).unlink(missing_ok=True)
-
-    def _written(
-        self, shard: int, sequences: list[TokenSequence], progress: "ShardProgress"
-    ) -> Iterator[dict[str, Any]]:
-        """Write the shard's files; yield each one's record for the report."""
-        plan = self.plan
-        rows = self.capturer.rows(sequences, plan.positions, plan.source.used_patterns, progress)
-        for site in plan.sites:
-            if len(of_site := rows.pop(site)):
-                written = write_shard(plan.folder, site, shard, of_site, shard_format(plan))
-                yield record_of(site, written)
 
 
 def load_capturer(plan: ExtractionPlan, device: str) -> "tuple[Capturer, str]":

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from raysae.activations.writer import write_sequences
+from raysae.cluster.later import finished
 from raysae.cluster.placement import Placement
 from raysae.extraction.plan import ExtractionPlan
 from raysae.pipeline.calibration import WAIT_SECONDS
@@ -119,9 +120,9 @@ class _Extractor:
     def measure(self) -> float:
         """Seconds of a shard, after a first one, which takes longer."""
         with redacted_errors():
-            self.extractor.do(0, lambda: None)
+            finished(self.extractor.do(0, lambda: None))
         began = time.perf_counter()
-        self.extractor.do(0, lambda: None)
+        finished(self.extractor.do(0, lambda: None))
         passed = time.perf_counter() - began
         self.folder.cleanup()
         return passed

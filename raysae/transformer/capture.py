@@ -4,7 +4,8 @@ Shapes: S sequences, T tokens, D d_in, N rows.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -13,17 +14,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raysae.activations.writer import SiteRows, to_storage
+from raysae.activations.schema import ITEM_BYTES
+from raysae.activations.writer import SiteRows
 from raysae.sites import Position, Site, hookpoints_in_sites
+from raysae.transformer.batching import in_order, length_batches, places_in_batch
 from raysae.transformer.hookpoints import Tap, Taps, check_sums, find_taps
+from raysae.transformer.host_copies import SiteTensors, host_copies, sent
 from raysae.transformer.layouts import Batch, batch_first, check_layout, tensors_of, tensors_taken
 from raysae.transformer.sequence import TokenSequence
-from raysae.transformer.steadiness import AllRows, check_same_rows, settle_padding
-from raysae.transformer.towers import find_tower, input_embedding, longest_text, run_tower, test_ids
+from raysae.transformer.steadiness import AllRows, check_same_rows, needs_no_mask, settle_padding
+from raysae.transformer.towers import (
+    find_tower,
+    input_embedding,
+    is_declared_causal,
+    longest_text,
+    run_tower,
+    test_ids,
+)
 from raysae.transformer.vocabulary import check_token_ids
 
 FORWARD_TOKENS = {"cpu": 4096, "cuda": 65_536}
 """Tokens per forward pass, padding included."""
+BATCH_BYTES = 2**30
+"""Rows of a batch take about so many bytes at most on a GPU, and twice that in pinned memory."""
 CHECKED_TOKENS = 64
 """At most so many tokens of a text are used to check the sum of a block's parts."""
 
@@ -36,19 +49,23 @@ Place = tuple[str | None, int]
 class Capturer:
     """A loaded transformer that captures activations at ``hookpoint`` of ``layers``, or at several.
 
-    The rows have the store's ``dtype``. Short test passes find where each hookpoint is read. Raises
-    UserError when the model has no such hookpoint, or its rows change with the other texts of a batch.
+    The rows have the store's ``dtype``. Short test passes find where each hookpoint is read. With
+    ``unmasked`` (None: on GPUs only) padding is not masked where the model only ever looks back, so that
+    attention needs no mask of its own. Raises UserError when the model has no such hookpoint, or its
+    rows change with the other texts of a batch.
     """
 
     def __init__(
-        self, model: Any, *, hookpoint: str | Sequence[str], layers: Iterable[int], dtype: str
-    ):
+        self, model: Any, *, hookpoint: str | Sequence[str], layers: Iterable[int], dtype: str,
+        unmasked: bool | None = None,
+    ):  # fmt: skip
         self.model = model.eval().requires_grad_(False)
         names = (hookpoint,) if isinstance(hookpoint, str) else tuple(hookpoint)
         self.hookpoint, self.dtype = ", ".join(names), dtype
         self.tower = find_tower(model)
         self._every_layer = self._layers = tuple(layers)
         self._last = False
+        self.masked = True
         self._hookpoints = hookpoints_in_sites(names)
         """How sites name the hookpoints: the only one has no name in them."""
         self._taps: dict[str | None, Taps] = {
@@ -62,12 +79,23 @@ class Capturer:
         self.reach = longest_text(model, self.tower)
         """The tokens that the model's embeddings of positions reach; None when it has none."""
         self._computes = next(model.parameters()).dtype
-        held = [
+        wanted = self._device.type == "cuda" if unmasked is None else unmasked
+        self.masked = not (wanted and is_declared_causal(self.tower) and self._needs_no_mask())
+        """Whether padding is masked. Rows of padding are dropped either way."""
+        self.padding = not self.masked or all(
             settle_padding(self._rows_of_texts(one), test_ids(model), self._computes)
             for one in self._hookpoints
-        ]
-        self.padding = all(held)
+        )
         """Whether texts of several lengths may run in one batch."""
+
+    def _needs_no_mask(self) -> bool:
+        return all(
+            needs_no_mask(
+                self._rows_of_texts(one), self._rows_of_texts(one, masked=False),
+                test_ids(self.model), len(self._layers), self._computes,
+            )
+            for one in self._hookpoints
+        )  # fmt: skip
 
     def only(
         self, layers: Collection[int], hookpoints: Collection[str | None] | None = None
@@ -112,26 +140,46 @@ class Capturer:
             for hookpoint in self._hookpoints
         ]
         captured: dict[Site, list[Tensor]] = {site: [] for site in sites}
-        limit = FORWARD_TOKENS[self._device.type]
-        batches = list(length_batches(sequences, limit, self.padding))
+        tokens, copies = deque[int](), host_copies(self.dtype, self._device)
+        batches = list(length_batches(sequences, self._most_tokens(sequences, picks), self.padding))
+
+        def keep(arrived: list[SiteTensors]) -> None:
+            for rows in arrived:
+                for site in sites:
+                    captured[site].append(rows[site])
+                report(tokens.popleft())
+
         for batch in batches:
             ids = [sequences[i].token_id for i in batch]
-            where = {p: _flat([places[i] for i in batch]) for p, places in picks.items()}
+            where = {p: places_in_batch([places[i] for i in batch]) for p, places in picks.items()}
             rows = self._capture(ids, where)
             self._check_first(ids, where, rows)
-            for site in sites:
-                captured[site].append(to_storage(rows[site], self.dtype, site).cpu())
-            report(sum(len(sequences[i]) for i in batch))
+            tokens.append(sum(len(sequences[i]) for i in batch))
+            keep(copies.take({site: rows[site] for site in sites}))
+        keep(copies.rest())
         order = [i for batch in batches for i in batch]
         return {
-            site: _site_rows(torch.cat(captured.pop(site)), order, sequences, picks[site.position])
+            site: in_order(torch.cat(captured.pop(site)), order, sequences, picks[site.position])
             for site in sites
         }
 
+    def _most_tokens(
+        self, sequences: Sequence[TokenSequence], picks: Mapping[Position, list[NDArray[np.int64]]]
+    ) -> int:
+        """Tokens of a batch, at most: on a GPU not more than have rows of ``BATCH_BYTES``."""
+        most = FORWARD_TOKENS[self._device.type]
+        if self._device.type != "cuda":
+            return most
+        rows = sum(len(places) for every in picks.values() for places in every)
+        width = len(self._layers) * len(self._hookpoints) * self.tower.d_in * ITEM_BYTES[self.dtype]
+        tokens = sum(map(len, sequences))
+        return min(most, max(BATCH_BYTES * tokens // max(rows * width, 1), 1))
+
     def _capture(
-        self, ids: list[NDArray[np.int32]], where: Mapping[Position, Index]
+        self, ids: list[NDArray[np.int32]], where: Mapping[Position, Index], masked: bool = True
     ) -> dict[Site, Tensor]:
         """One forward pass: the rows ``[N, D]`` of every hookpoint and layer at the tokens ``where``."""
+        masked = masked and self.masked
         width = max(map(len, ids))
         input_ids = np.zeros((len(ids), width), dtype=np.int64)  # the padding is masked
         mask = np.zeros_like(input_ids)
@@ -140,17 +188,31 @@ class Capturer:
             mask[number, : len(row)] = 1
         rows: dict[Site, Tensor] = {}
         batch = Batch(len(ids), width)
-        with torch.inference_mode(), self._hooks(batch, where, rows), suppress(_Reached):
-            run_tower(self.tower.forward, torch.from_numpy(input_ids), torch.from_numpy(mask))
+        ids_BT = sent(torch.from_numpy(input_ids), self._device)
+        mask_BT = sent(torch.from_numpy(mask), self._device) if masked else None
+        there = {
+            p: (sent(row, self._device), sent(at, self._device)) for p, (row, at) in where.items()
+        }
+        with torch.inference_mode(), self._hooks(batch, there, rows), suppress(_Reached):
+            run_tower(self.tower.forward, ids_BT, mask_BT, masked=masked)
         return rows
 
     @contextmanager
     def _hooks(
         self, batch: Batch, where: Mapping[Position, Index], rows: dict[Site, Tensor]
     ) -> Iterator[None]:
-        """Within the block, the taps add their rows to ``rows``."""
+        """Within the block, the taps add their rows to ``rows``; where nothing above is wanted, the
+        last of them ends the pass."""
+        every = [
+            (hookpoint, layer, tap)
+            for hookpoint in self._hookpoints
+            for layer in self._layers
+            for tap in self._taps[hookpoint].by_layer[layer]
+        ]
+        left = len(every)
 
         def add(place: Place, tap: Tap, given: Tensor) -> None:
+            nonlocal left
             hookpoint, layer = place
             activation_BTD = self._read(given, tap, batch, hookpoint or self.hookpoint)
             for position, index in where.items():
@@ -160,15 +222,11 @@ class Capturer:
                 site = Site(layer, position, hookpoint)
                 before = rows.get(site)
                 rows[site] = picked_ND if before is None else before + picked_ND
+            left -= 1
+            if self._last and not left:
+                raise _Reached
 
-        handles = [
-            _attach(tap, (hookpoint, layer), add)
-            for hookpoint in self._hookpoints
-            for layer in self._layers
-            for tap in self._taps[hookpoint].by_layer[layer]
-        ]
-        if self._last:
-            handles.append(self.tower.blocks[max(self._layers)].register_forward_hook(_stop))
+        handles = [_attach(tap, (hookpoint, layer), add) for hookpoint, layer, tap in every]
         try:
             yield
         finally:
@@ -181,13 +239,15 @@ class Capturer:
         )
         return batch_first(given, tap.layout, batch)
 
-    def _rows_of_texts(self, hookpoint: str | None) -> AllRows:
+    def _rows_of_texts(self, hookpoint: str | None, masked: bool = True) -> AllRows:
         """What gives all rows of each text in one batch, of all layers: ``[layers * T, D]`` a text."""
 
         def run(ids_BT: list[Tensor]) -> list[Tensor]:
             ids = [row.numpy().astype(np.int32) for row in ids_BT]
             where: dict[Position, Index] = {
-                number: _flat([np.arange(len(row) * (number == n)) for n, row in enumerate(ids)])
+                number: places_in_batch(
+                    [np.arange(len(row) * (number == n)) for n, row in enumerate(ids)]
+                )
                 for number in range(len(ids))
             }
             rows = self._capture(ids, where)
@@ -230,11 +290,7 @@ class Capturer:
 
 
 class _Reached(Exception):
-    """The last block whose rows are wanted has run; what comes after it need not."""
-
-
-def _stop(*_: Any) -> None:
-    raise _Reached
+    """All rows that are wanted were taken; what comes after need not run."""
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -258,46 +314,3 @@ def _attach(tap: Tap, place: Place, add: Callable[[Place, Tap, Tensor], None]) -
         add(place, tap, list(tensors_of(output))[tap.index])
 
     return tap.module.register_forward_hook(take_output)
-
-
-def length_batches(
-    sequences: Sequence[Sized], tokens: int, padding: bool = True
-) -> Iterator[list[int]]:
-    """The indices of the sequences sorted by length, in batches of at most ``tokens`` tokens, padding
-    included. A longer sequence is a batch of its own. Without ``padding``, all of a batch have one
-    length."""
-    batch: list[int] = []
-    for i in sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i)):
-        full = (len(batch) + 1) * len(sequences[i]) > tokens
-        longer = batch and len(sequences[batch[0]]) < len(sequences[i])
-        if batch and (full or (longer and not padding)):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-def _flat(places: list[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
-    """The row and column index of every place in a batch."""
-    row = np.repeat(np.arange(len(places)), [len(place) for place in places])
-    return torch.from_numpy(row), torch.from_numpy(np.concatenate(places))
-
-
-def _site_rows(
-    activation_ND: Tensor,
-    order: list[int],
-    sequences: Sequence[TokenSequence],
-    places: list[NDArray[np.int64]],
-) -> SiteRows:
-    """A site's rows ``[N, D]``, put back from ``order``, in which the sequences ran, to their own."""
-    ran = np.repeat(np.array(order), [len(places[i]) for i in order])
-    activation_ND = activation_ND[torch.from_numpy(np.argsort(ran, kind="stable"))]
-    counts = [len(place) for place in places]
-    token_id = [s.token_id[place] for s, place in zip(sequences, places, strict=True)]
-    return SiteRows(
-        activation_ND,
-        np.repeat(np.array([s.sequence for s in sequences], dtype=np.int64), counts),
-        np.concatenate(places).astype(np.int32),
-        np.concatenate(token_id).astype(np.int32),
-    )

@@ -47,6 +47,29 @@ def settle_padding(run: AllRows, ids_BT: Tensor, dtype: torch.dtype) -> bool:
     return False
 
 
+def needs_no_mask(
+    masked: AllRows, unmasked: AllRows, ids_BT: Tensor, layers: int, dtype: torch.dtype
+) -> bool:
+    """Whether a causal model gives texts the same rows when the padding after them is not masked.
+
+    ``masked`` and ``unmasked`` give the rows of ``layers`` layers, one layer after another. No row may
+    change with later tokens, not in a single bit: texts of one length run through the same sums.
+    """
+    text, other = ids_BT[0], ids_BT[1]
+    changed = torch.cat([text[:SHORT], other[SHORT:]])
+    try:
+        (with_ND,), (one_ND,), (other_ND,) = masked([text]), unmasked([text]), unmasked([changed])
+        before, after = (
+            rows_ND.view(layers, len(text), -1)[:, :SHORT] for rows_ND in (one_ND, other_ND)
+        )
+        same = torch.equal(before, after) and _apart(with_ND, one_ND, dtype) <= TOLERANCE[dtype]
+        return same and settle_padding(unmasked, ids_BT, dtype)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # a model that cannot run without a mask; with one its own error is seen
+        return False
+
+
 def check_same_rows(alone_ND: Tensor, batch_ND: Tensor, texts: int, dtype: torch.dtype) -> None:
     """Raise UserError when a text's rows in the first batch are not those that it has alone.
 

@@ -23,6 +23,8 @@ from raysae.transformer.recording import BlockRecord, BlockRecorder
 
 TEST_TOKENS = 12
 """Tokens of each sequence in a test pass."""
+PADDING_WARNING = "warn_if_padding_and_no_attention_mask"
+"""The method by which transformers looks whether padding is passed without a mask."""
 TEST_SEQUENCES = 3
 """The first and the last are the same."""
 
@@ -117,12 +119,25 @@ def test_ids(model: nn.Module) -> Tensor:
     return ids_BT
 
 
-def run_tower(forward: nn.Module, ids_BT: Tensor, mask_BT: Tensor | None = None) -> None:
-    """One forward pass over ``ids_BT``; without a mask all tokens count."""
+def run_tower(
+    forward: nn.Module, ids_BT: Tensor, mask_BT: Tensor | None = None, *, masked: bool = True
+) -> None:
+    """One forward pass over ``ids_BT``; without a mask all tokens count. Not ``masked``: the module gets
+    no mask at all, and its attention none but that of the tokens to come."""
     device = next(forward.parameters()).device
-    mask_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
-    no_cache = {"use_cache": False} if _takes_cache(forward) else {}
-    forward(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), **no_cache)
+    given: dict[str, Any] = {"use_cache": False} if _takes_cache(forward) else {}
+    if masked:
+        mask_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
+        given["attention_mask"] = mask_BT.to(device)
+    else:
+        vars(forward)[PADDING_WARNING] = lambda *_: None  # it also waits for the GPU
+    forward(input_ids=ids_BT.to(device), **given)
+
+
+def is_declared_causal(tower: Tower) -> bool:
+    """Whether the blocks' attention says that it is causal: all modules that say anything."""
+    said = [module.is_causal for module in tower.blocks.modules() if hasattr(module, "is_causal")]
+    return bool(said) and all(one is True for one in said)
 
 
 def _takes_cache(forward: nn.Module) -> bool:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from raysae.activations.writer import LOSS, lossy_rows, to_storage
+from raysae.activations.casting import LOSS, lossy_rows, must_look, to_storage
 from raysae.errors import UserError
 from raysae.sites import Site
 
@@ -102,3 +102,23 @@ def test_too_large_values_are_refused_and_none_at_all_are_fine():
     x = rows()
     x[3, 3] = math.nan  # the writer decides on these, not this check
     assert to_storage(x, "float16", SITE).isnan().sum() == 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("source", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-48, 1e-9, 1e-4, 1.0, 64_000.0, 66_000.0, 1e6, 1e39, 1e300])
+def test_what_is_refused_was_looked_at(scale, source, dtype):
+    x = rows(dtype=torch.float64).clamp(-1, 1).mul(scale).to(source)
+    refused = False
+    try:
+        to_storage(x, dtype, SITE)
+    except UserError:
+        refused = True
+    assert bool(must_look(x, dtype)) >= refused
+
+
+def test_ordinary_rows_are_not_looked_at():
+    assert not must_look(rows(), "float16") and not must_look(rows()[:0], "float16")
+    x = rows()
+    x[3, 3], x[4, 4] = math.nan, math.inf  # the writer decides on these
+    assert not must_look(x, "float16")

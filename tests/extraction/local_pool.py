@@ -2,6 +2,7 @@
 
 import raysae.extraction.run as run_module
 import raysae.extraction.shards as shards_module
+from raysae.cluster.later import finished
 from raysae.cluster.placement import Placement
 from raysae.cluster.pool_worker import Outcome
 from raysae.config import load_recipe
@@ -17,7 +18,7 @@ def map_here(items, work, *, committed, **_):
         if committed(item) is None:
             worker = worker or work.make(*work.arguments)
             try:
-                worker.do(item, lambda: None)
+                finished(worker.do(item, lambda: None))
             except UserError as error:
                 yield item, Outcome(failed=str(error), refused=True)
                 continue

@@ -7,6 +7,7 @@ import pytest
 import raysae
 import raysae.extraction.run as run_module
 from raysae.activations.verify import verify
+from raysae.cluster.later import finished
 from raysae.cluster.placement import Placement
 from raysae.cluster.pool_worker import Outcome
 from raysae.config import load_recipe
@@ -80,7 +81,7 @@ def here(monkeypatch):
                 if len(made) >= made.stop:
                     raise KeyboardInterrupt
                 worker = worker or work.make(*work.arguments)
-                worker.do(shard, lambda: None)
+                finished(worker.do(shard, lambda: None))
                 made.append(shard)
             yield shard, Outcome(committed(shard))
 

@@ -181,7 +181,8 @@ def test_a_model_too_large_for_this_machine_is_left_to_the_first_worker(
 def test_a_model_whose_rows_change_with_padding_runs_over_equal_lengths():
     from transformers import FNetConfig, FNetForMaskedLM
 
-    from raysae.transformer.capture import Capturer, length_batches
+    from raysae.transformer.batching import length_batches
+    from raysae.transformer.capture import Capturer
 
     model = FNetForMaskedLM(FNetConfig(**SIZE, vocab_size=64, tpu_short_seq_length=64)).eval()
     capturer = Capturer(model, hookpoint="resid_post", layers=[1], dtype="float32")

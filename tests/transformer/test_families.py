@@ -7,6 +7,7 @@ import torch
 
 import raysae
 from raysae.activations.schema import to_torch
+from raysae.cluster.later import finished
 from raysae.config import load_recipe
 from raysae.extraction.plan import model_spec, plan_extraction
 from raysae.extraction.run import _manifest
@@ -34,7 +35,7 @@ def in_this_process(recipe):
     tokens = write_tokens(plan, lambda *_: None)
     extractor = ShardExtractor(plan)
     for number in range(len(tokens.parts)):
-        extractor.do(number, lambda: None)
+        finished(extractor.do(number, lambda: None))
     _manifest(plan, tokens).write(plan.folder)
     return raysae.open_store(plan.folder)
 

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raysae.activations.casting import lossy_rows, refuse_lossy
 from raysae.activations.importing.options import ImportOptions
 from raysae.activations.importing.repeats import LOOKED, Look, row_hashes
 from raysae.activations.importing.request import Progress
 from raysae.activations.importing.selection import Selection, as_array, pieces
 from raysae.activations.importing.source import Source
 from raysae.activations.schema import Dtype, torch_dtype
-from raysae.activations.writer import lossy_rows, refuse_lossy
 from raysae.errors import UserError
 
 

@@ -46,7 +46,7 @@ def epoch(rows):
     return torch.cat([batch.clone() for batch in rows.epoch(0, 0, 64, 500)])
 
 
-@pytest.mark.parametrize(("pause", "rate"), [(0.05, None), (0.0, 100_000)], ids=["late", "thin"])
+@pytest.mark.parametrize(("pause", "rate"), [(0.01, None), (0.0, 100_000)], ids=["late", "thin"])
 def test_a_slow_server_is_waited_for_and_gives_the_same_rows(connected_ray, tmp_path, pause, rate):
     with (
         served(tmp_path, rate) as (server, uri),

@@ -250,7 +250,7 @@ class Capturer:
                 )
                 for number in range(len(ids))
             }
-            rows = self._capture(ids, where)
+            rows = self._capture(ids, where, masked)
             return [
                 torch.cat([rows[Site(layer, n, hookpoint)] for layer in self._layers])
                 for n in range(len(ids))

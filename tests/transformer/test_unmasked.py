@@ -86,6 +86,19 @@ def test_a_model_that_says_it_is_causal_and_is_not_keeps_its_mask(tiny_models):
     assert not Capturer(model, **{**where, "layers": [0]}, unmasked=True).masked, "below that block"
 
 
+def test_a_model_that_reads_otherwise_without_a_mask_keeps_it(tiny_models):
+    """Its rows are compared with and without the mask, and not with the mask twice."""
+    model, given = loaded(tiny_models, "gpt2"), {}
+    model.transformer.register_forward_pre_hook(
+        lambda module, args, named: given.update(named), with_kwargs=True
+    )
+    model.transformer.h[1].mlp.register_forward_hook(
+        lambda module, args, out: out + (0 if given.get("attention_mask") is not None else 1)
+    )
+    where = {"hookpoint": "resid_post", "layers": range(3), "dtype": "float32"}
+    assert Capturer(model, **where, unmasked=True).masked
+
+
 IDS = torch.arange(1, 37).reshape(3, 12)
 EMBEDDING = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
 

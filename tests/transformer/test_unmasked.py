@@ -88,12 +88,14 @@ def test_a_model_that_says_it_is_causal_and_is_not_keeps_its_mask(tiny_models):
 
 def test_a_model_that_reads_otherwise_without_a_mask_keeps_it(tiny_models):
     """Its rows are compared with and without the mask, and not with the mask twice."""
-    model, given = loaded(tiny_models, "gpt2"), {}
-    model.transformer.register_forward_pre_hook(
-        lambda module, args, named: given.update(named), with_kwargs=True
-    )
+    model, masked = loaded(tiny_models, "gpt2"), [True]
+
+    def look(module, args, named):
+        masked[0] = "attention_mask" in named
+
+    model.transformer.register_forward_pre_hook(look, with_kwargs=True)
     model.transformer.h[1].mlp.register_forward_hook(
-        lambda module, args, out: out + (0 if given.get("attention_mask") is not None else 1)
+        lambda module, args, out: out if masked[0] else out + 1
     )
     where = {"hookpoint": "resid_post", "layers": range(3), "dtype": "float32"}
     assert Capturer(model, **where, unmasked=True).masked

@@ -7,6 +7,7 @@ because MLflow runs are found by tag and the run folder holds every figure. What
 is not written again.
 """
 
+import itertools
 import logging
 import math
 import os
@@ -38,6 +39,8 @@ RETRY_SECONDS = 2.0
 """Seconds between two tries at a server that does not answer."""
 LAST_TRIES_SECONDS = 5.0
 """Seconds for which MLflow has not answered, before and after the end of the run, when it is given up."""
+TRIES = 5
+"""Times that a record is tried whose error may pass, although MLflow answers."""
 LANES = 8
 """Trials and sites that are written to a server side by side: a call to it may take seconds."""
 
@@ -158,9 +161,9 @@ class MLflowRecorder(Recorder):
         self._lanes.put(key, write)
 
     def _do(self, write: "Callable[[Writer], None]") -> None:
-        while True:
+        for number in itertools.count(1):
             tried = time.monotonic()
-            if self._written(write):
+            if self._written(write, number < TRIES):
                 return
             if self._wait.is_over(tried, LAST_TRIES_SECONDS):
                 self._away = True
@@ -172,8 +175,12 @@ class MLflowRecorder(Recorder):
         with self._lock:
             self._lost += 1
 
-    def _written(self, write: "Callable[[Writer], None]") -> bool:
-        """Whether the record is finished: written, or refused. False if the server does not answer."""
+    def _written(self, write: "Callable[[Writer], None]", again: bool) -> bool:
+        """Whether the record is finished: written, or refused. False if the server does not answer.
+
+        Also False, where it may be tried ``again``, for an error that may pass: a server that has just
+        come back answers, although it took no record a moment ago.
+        """
         if self._refused or self._away or self._wait.closed:
             self._lose()
             return True
@@ -188,8 +195,11 @@ class MLflowRecorder(Recorder):
         ) as error:  # records must never stop a sweep; close() says how many were lost
             logging.getLogger(__name__).debug("record not written: %s", traceback_of(error))
             self._reason = refusal.reason_of(error)
-            self._refused = self._writer is None and not refusal.may_pass(error)
-            if not self._refused and (refusal.is_locked(error) or not self._answers()):
+            passing = refusal.may_pass(error)
+            self._refused = self._writer is None and not passing
+            if refusal.is_locked(error) or (passing and again):
+                return False
+            if not self._refused and not self._answers():
                 return False
             self._lose()
         return True

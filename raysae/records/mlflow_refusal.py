@@ -20,6 +20,8 @@ MAY_PASS = (
     "RESOURCE_EXHAUSTED",
 )
 """MLflow's codes for a server that is away or busy."""
+UNANSWERED = ("OperationalError", "TimeoutError", "Timeout", "ConnectionError")
+"""Errors of SQLAlchemy, Python and requests: no answer came, or none in time."""
 LONGEST = 300
 """Characters of a reason, at most."""
 BUSY_SECONDS = 5.0
@@ -79,7 +81,8 @@ def may_pass(error: Exception) -> bool:
     code = getattr(error, "error_code", None)
     if code is not None:
         return code in MAY_PASS
-    return "locked" in str(error) or type(error).__name__ in ("OperationalError", "TimeoutError")
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return "locked" in str(error) or not kinds.isdisjoint(UNANSWERED)
 
 
 def is_locked(error: Exception) -> bool:

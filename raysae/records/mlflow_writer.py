@@ -135,9 +135,9 @@ class Writer:
             self.client = client
 
     def _forget(self, key: str) -> None:
-        run_id = self._runs.pop(key, None)
+        run_id = self._runs.pop(key, "")
         self._unsure.discard(key)
-        self._values = {at: known for at, known in self._values.items() if at[0] != run_id}
+        self._look_again(run_id)
 
     def ended(self, item: Item, reason: str, status: str) -> None:
         """End the child run of an item that has no SAE."""
@@ -313,9 +313,18 @@ class Writer:
         for at in range(max(-(-len(new) // BATCH), -(-len(params) // PARAMETERS), bool(told))):
             part = new[at * BATCH : (at + 1) * BATCH]
             some = params[at * PARAMETERS : (at + 1) * PARAMETERS]
-            self.client.log_batch(run_id, part, some, *([told] if told and not at else []))
+            try:
+                self.client.log_batch(run_id, part, some, *([told] if told and not at else []))
+            except Exception:
+                self._look_again(run_id)
+                raise
             for row in part:
                 self._there(run_id, row.key).add((row.step, row.value))
+
+    def _look_again(self, run_id: str) -> None:
+        """Ask MLflow what the run has, after a call that may have written although no answer came."""
+        self._earlier.add(run_id)
+        self._values = {at: known for at, known in self._values.items() if at[0] != run_id}
 
     def _there(self, run_id: str, key: str) -> set[tuple[int, float]]:
         """Steps and values of a metric that the run has already, from this attempt or an earlier one."""

@@ -6,6 +6,8 @@ import time
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ErrorCode
 
 from raysae.config import load_recipe
 from raysae.pipeline.result import SweepResult
@@ -109,3 +111,46 @@ def test_passwords_are_not_told():
         reason_of(OSError("no way to mysql://me:secret@host/x"))
         == "no way to mysql://me:***@host/x"
     )
+
+
+@pytest.mark.parametrize(
+    ("code", "failures", "lost", "tries"),
+    [
+        ("INTERNAL_ERROR", 2, 0, 3),  # as a server fails that has just come back
+        ("INTERNAL_ERROR", 1000, 1, mlflow_listener.TRIES),
+        ("INVALID_PARAMETER_VALUE", 1000, 1, 1),
+    ],
+)
+def test_an_error_that_may_pass_is_tried_again_although_mlflow_answers(
+    code, failures, lost, tries, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(mlflow_listener, "RETRY_SECONDS", 0.1)
+    write, seen = mlflow_listener.Writer.finish, []
+
+    def failing(writer, *given):
+        seen.append(time.monotonic())
+        if len(seen) <= failures:
+            raise MlflowException("API request failed", error_code=ErrorCode.Value(code))
+        return write(writer, *given)
+
+    monkeypatch.setattr(mlflow_listener.Writer, "finish", failing)
+    found, _, _ = refused(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
+    assert (found, len(seen)) == (lost, tries)
+
+
+def test_a_call_that_wrote_but_gave_no_answer_is_not_written_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(mlflow_listener, "RETRY_SECONDS", 0.1)
+    log_batch, seen = MlflowClient.log_batch, []
+
+    def silent(client, run_id, metrics=(), *given, **options):
+        log_batch(client, run_id, metrics, *given, **options)
+        if metrics:
+            seen.append(run_id)
+            if len(seen) == 1:
+                raise MlflowException("no answer", error_code=ErrorCode.Value("INTERNAL_ERROR"))
+
+    monkeypatch.setattr(MlflowClient, "log_batch", silent)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert refused(tmp_path, uri)[0] == 0
+    history = MlflowClient(uri).get_metric_history(seen[0], "l0")
+    assert [(one.step, one.value) for one in history] == [(0, 1.0)]

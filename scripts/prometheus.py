@@ -1,9 +1,10 @@
 """Does every query of the Grafana dashboard get an answer? A real Prometheus watches a real sweep.
 
     apt-get install prometheus
-    python scripts/prometheus.py [--seconds 300]
+    python scripts/prometheus.py [--seconds 600] [--epochs 250]
 
-The sweep reads by scans, so that Ray Data and raysae's scans have figures too. Queries about GPUs are
+The sweep reads by scans, so that Ray Data and raysae's scans have figures too, for long enough that
+Prometheus sees each scan twice: else there is no rate. Queries about GPUs are
 expected to have no answer on a machine without one. The exit code is 1 when another one had none, or the
 sweep failed.
 """
@@ -61,12 +62,12 @@ def started(port: int, dashboard: str) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
-def sweep(folder: Path) -> subprocess.Popen[str]:
+def sweep(folder: Path, epochs: int) -> subprocess.Popen[str]:
     """A sweep of eight trials and an atlas on the pocket GPT-2, with Ray's dashboard."""
     words = [
         "name=watched", f"runs_dir={folder / 'runs'}", f"store={folder / 'store'}",
         "records.mlflow=false", "resources.dashboard=true", "resources.reading=scan",
-        "resources.cpus=4", "training.epochs=40", "sweep.trials=8", "analyze.phases=[]",
+        "resources.cpus=4", f"training.epochs={epochs}", "sweep.trials=8", "analyze.phases=[]",
     ]  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-m", "raysae.sweep", *words], text=True,
@@ -102,10 +103,10 @@ def prometheus_of(port: int, dashboard: str) -> Iterator[None]:
         process.wait(30)
 
 
-def watch(folder: Path, seconds: float) -> tuple[dict[str, int], int | None]:
+def watch(folder: Path, seconds: float, epochs: int) -> tuple[dict[str, int], int | None]:
     """The most series of each query during a sweep, and its exit code; None when it took too long."""
     most, port = dict.fromkeys(queries(), 0), free_port()
-    run, until = sweep(folder), time.monotonic() + seconds
+    run, until = sweep(folder, epochs), time.monotonic() + seconds
     try:
         with prometheus_of(port, dashboard_of(run, folder, until)):
             while run.poll() is None and time.monotonic() < until:
@@ -122,14 +123,17 @@ def watch(folder: Path, seconds: float) -> tuple[dict[str, int], int | None]:
 def main() -> int:
     """Print each query with its series; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=300.0, help="the longest time (300)")
+    parser.add_argument("--seconds", type=float, default=600.0, help="the longest time (600)")
+    parser.add_argument(
+        "--epochs", type=int, default=250, help="of each trial: a rate needs two looks"
+    )
     args = parser.parse_args()
     if shutil.which("prometheus") is None:
         print("error: no prometheus here: apt-get install prometheus", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        most, code = watch(folder, args.seconds)
+        most, code = watch(folder, args.seconds, args.epochs)
         said = (folder / "said").read_text()
     titles = queries()
     for query, series in most.items():

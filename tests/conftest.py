@@ -77,16 +77,18 @@ def phases_that_are_asked_for():
 def connected_ray(tmp_path_factory):
     import ray
 
-    from raysae.cluster.ray_internals import IDLE_MS
+    from raysae.cluster.ray_internals import IDLE_MS, fewer_processes
+    from raysae.config import ResourcesConfig
 
     with pytest.MonkeyPatch.context() as patch:  # its workers' copies of what lives at a URI
         patch.setenv("RAYSAE_CACHE", str(tmp_path_factory.mktemp("cache")))
         for name, value in LOOPBACK_S3.items():
             patch.setenv(name, value)
-        ray.init(
-            "local", num_cpus=4, include_dashboard=False, log_to_driver=False,
-            _system_config={"idle_worker_killing_time_threshold_ms": IDLE_MS},
-        )  # fmt: skip
+        with fewer_processes(ResourcesConfig()):  # as a sweep's own Ray
+            ray.init(
+                "local", num_cpus=4, include_dashboard=False, log_to_driver=False,
+                _system_config={"idle_worker_killing_time_threshold_ms": IDLE_MS},
+            )  # fmt: skip
     yield
     ray.shutdown()
 

@@ -96,8 +96,8 @@ class MLflowRecorder(Recorder):
         self._committed: set[str] = set()
         """Items whose whole history comes with their last event."""
         self._tried = False
-        self._failed = 0.0
-        """When it was last found, by ``time.monotonic``, that there is no connection; 0 before."""
+        self._silent_until = 0.0
+        """Until when, by ``time.monotonic``, no thread tries: MLflow did not answer one of them."""
         self._refused = False
         """Whether MLflow takes no record at all, and waiting does not help."""
         self._away = False
@@ -184,6 +184,8 @@ class MLflowRecorder(Recorder):
         if self._refused or self._away or self._wait.closed:
             self._lose()
             return True
+        if self._is_silent:
+            return False
         try:
             writer = self._connected()
             if writer is None:
@@ -197,23 +199,35 @@ class MLflowRecorder(Recorder):
             self._reason = refusal.reason_of(error)
             passing = refusal.may_pass(error)
             self._refused = self._writer is None and not passing
-            if refusal.is_locked(error) or (passing and again):
+            if refusal.is_locked(error):
                 return False
             if not self._refused and not self._answers():
+                self._fell_silent()
+                return False
+            if passing and again:
                 return False
             self._lose()
         return True
 
     def _connected(self) -> "Writer | None":
         """The writer, connected once for all threads; None where one has just tried in vain."""
-        asked = time.monotonic()
         with self._connecting:
-            if self._writer is None and self._failed < asked:
+            if self._writer is None and not self._is_silent:
                 try:
                     self._writer = self._connect()
-                finally:
-                    self._failed = time.monotonic()
+                except Exception as error:
+                    if refusal.may_pass(error):
+                        self._fell_silent()
+                    raise
             return self._writer
+
+    @property
+    def _is_silent(self) -> bool:
+        """Whether another try is too early; after the end of the run none is."""
+        return time.monotonic() < self._silent_until and not self._wait.ended
+
+    def _fell_silent(self) -> None:
+        self._silent_until = time.monotonic() + RETRY_SECONDS
 
     def _connect(self) -> "Writer":
         refusal.check_file(self.uri)

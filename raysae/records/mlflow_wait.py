@@ -19,7 +19,7 @@ STUCK_SECONDS = 30.0
 """Seconds for work that may take long without any news: to import MLflow, to send a file."""
 LONGEST_WAIT_SECONDS = 300.0
 """Seconds after the end of the run for which records are waited for, even while some are written."""
-SHORTEST_WAIT_SECONDS, WAIT_SHARE = 10.0, 0.04
+SHORTEST_WAIT_SECONDS, WAIT_SHARE = 10.0, 0.03
 """For which a server is waited for, that may be slow: some seconds, or a part of the run's own time."""
 WRITES = (
     "create_experiment", "create_logged_model", "create_run", "finalize_logged_model", "log_artifact",
@@ -55,6 +55,11 @@ class Wait:
     def closed(self) -> bool:
         """Whether nobody waits any more."""
         return self._closed.is_set()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has ended."""
+        return self._end.is_set()
 
     def moved(self) -> None:
         """Note that something was written."""

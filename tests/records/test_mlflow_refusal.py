@@ -3,6 +3,7 @@
 import re
 import sqlite3
 import time
+from itertools import pairwise
 
 import pytest
 from mlflow import MlflowClient
@@ -13,7 +14,7 @@ from raysae.config import load_recipe
 from raysae.pipeline.result import SweepResult
 from raysae.pipeline.summary import print_summary
 from raysae.records import mlflow_listener
-from raysae.records.events import RunEnded
+from raysae.records.events import Failed, Item, RunEnded
 from raysae.records.folder import open_run
 from raysae.records.mlflow_listener import MLflowRecorder
 from raysae.records.mlflow_refusal import check_file, reason_of, sqlite_uri
@@ -154,3 +155,25 @@ def test_a_call_that_wrote_but_gave_no_answer_is_not_written_twice(tmp_path, mon
     assert refused(tmp_path, uri)[0] == 0
     history = MlflowClient(uri).get_metric_history(seen[0], "l0")
     assert [(one.step, one.value) for one in history] == [(0, 1.0)]
+
+
+def test_threads_take_turns_to_try_a_server_that_is_down(tmp_path, monkeypatch):
+    monkeypatch.setattr(mlflow_listener, "RETRY_SECONDS", 0.5)
+    monkeypatch.setattr(mlflow_listener, "LAST_TRIES_SECONDS", 0.0)
+    connect, seen = MLflowRecorder._connect, []
+
+    def counted(recorder):
+        seen.append(time.monotonic())
+        return connect(recorder)
+
+    monkeypatch.setattr(MLflowRecorder, "_connect", counted)
+    given = ["records.tracking_uri=http://127.0.0.1:9", f"runs_dir={tmp_path}", "name=r"]
+    with open_run(load_recipe(None, given)) as run:
+        recorder = MLflowRecorder(run)
+        for number in range(4 * mlflow_listener.LANES):
+            recorder.hear(Failed(Item(f"trial/{number}", f"trial {number}", {}), "no rows"))
+        time.sleep(3.0)
+        before = list(seen)
+        assert recorder.close() == 4 * mlflow_listener.LANES
+    assert 2 <= len(before) <= 8
+    assert all(later - earlier >= 0.5 for earlier, later in pairwise(before))

@@ -1,5 +1,7 @@
 """The files that a manifest lists: each must be there, inside the store, and listed once."""
 
+import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,30 +33,43 @@ def check_places(files: StoreFiles, manifest: Manifest) -> None:
 
 
 def _check_folder(root: Path, manifest: Manifest) -> None:
-    places: dict[Path, str] = {}
-    resolved = root.resolve()
+    places: dict[str, str] = {}
+    within, folders = os.path.realpath(root), dict[str, str]()
     for file in files_of(manifest):
         path = root / file.file
         _check_size(path, file.bytes)
-        _check_inside(resolved, path)
-        if (other := places.setdefault(path.resolve(), file.file)) != file.file:
+        place = _real_place(str(path), folders)
+        _check_inside(within, path, place)
+        if (other := places.setdefault(place, file.file)) != file.file:
             raise UserError(
                 f"{path}: is a link to {other}, so its rows would count twice; make the store again"
             )
 
 
-def _check_inside(root: Path, path: Path) -> None:
+def _real_place(path: str, folders: dict[str, str]) -> str:
+    """Where a file lies once links are followed; ``folders`` keeps that of the folders seen so far."""
+    folder, name = os.path.split(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    return os.path.realpath(path) if os.path.islink(path) else os.path.join(folders[folder], name)
+
+
+def _check_inside(root: str, path: Path, place: str) -> None:
     """Raise UserError when a link leads out of the store: it could reach files of other people."""
-    if not path.resolve().is_relative_to(root):
+    if not Path(place).is_relative_to(root):
         raise UserError(
-            f"{path}: is a link to {path.resolve()}, outside the store; copy the store with the files "
+            f"{path}: is a link to {place}, outside the store; copy the store with the files "
             "that its links lead to (cp -rL)"
         )
 
 
 def _check_size(path: Path, expected: int) -> None:
-    there = usable_path(path).is_file()
-    _refuse_other_size(str(path), there and path.stat().st_size, expected)
+    try:
+        found = os.stat(usable_path(path))
+    except (FileNotFoundError, NotADirectoryError):
+        _refuse_other_size(str(path), False, expected)
+    else:
+        _refuse_other_size(str(path), stat.S_ISREG(found.st_mode) and found.st_size, expected)
 
 
 def _refuse_other_size(path: str, found: int, expected: int) -> None:

@@ -41,7 +41,6 @@ def live_pass(
     ``fresh``: whether none was begun before, so that all begin with the first row.
     Raises UserError when not even one site fits.
     """
-    import ray
 
     trains, computing = beside_live(recipe.resources)
     placement = replace(trains, workers=min(trains.workers, admitted.workers))
@@ -59,9 +58,8 @@ def live_pass(
     epochs = min(settings.training.passes(store.entry(site).rows.train) for site in sites)
     data = LiveData(plan, tuple(sites), keep.keep, computing, epochs)
     seeds = len(settings.seeds)  # each reads a pass of its own, at the pace of the others
-    with serving(divided.memory, together * seeds, 1, None) as service:
-        readers = service.expect.remote(together * seeds, each * seeds)
-        ray.get(readers)  # else ``begin`` may overtake it
+    readers = together * seeds
+    with serving(divided.memory, placement.workers, each * seeds, None, readers) as service:
         if fresh:
             service.begin.remote(data.scan(0, service))  # while the workers start
         yield LivePass(groups, placement, live_sites(data, divided, service))

@@ -3,15 +3,23 @@
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raysae.activations import Site, Store
 from raysae.activations.health import LISTED, StoreHealth, health_of_site
 from raysae.atlas.data import nothing_to_train
 from raysae.atlas.live import LivePass, live_pass
-from raysae.atlas.worker import AtlasWork, AtlasWorker, Record, Sites, SiteSettings
+from raysae.atlas.worker import (
+    AtlasWork,
+    AtlasWorker,
+    Record,
+    Sites,
+    SiteSettings,
+    import_worker,
+)
 from raysae.cluster.placement import Placement
-from raysae.cluster.pool import Outcome, Work, map_committed
+from raysae.cluster.pool import Outcome, Work, map_committed, run_in_processes
+from raysae.cluster.ray_internals import MAX_PRELOADED
 from raysae.cluster.reading import memory_each
 from raysae.console.board import console, emit
 from raysae.extraction.plan import ExtractionPlan
@@ -33,6 +41,12 @@ class AtlasJob:
     settings: SiteSettings
     live: ExtractionPlan | None = None
     """How live rows are computed; None of other stores."""
+
+
+def warm_up(placement: Placement) -> None:
+    """Let processes import what the atlas needs while the last trials are trained: it then begins at
+    once. They reserve nothing, and there are at most ``MAX_PRELOADED``."""
+    run_in_processes(import_worker, replace(placement, cpus=0.0), MAX_PRELOADED)
 
 
 def train_atlas(

@@ -71,6 +71,10 @@ class AtlasWork:
     """Whether the sites of a group are trained as one packed program; None: only on GPUs."""
 
 
+def import_worker() -> None:
+    """Nothing: a process that runs this has imported what its work in an atlas needs."""
+
+
 class AtlasWorker:
     """Trains groups of sites. It reads each site's rows itself, once, and commits each site on its own.
 

@@ -5,14 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, chain
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from raysae.activations.live import not_on_disk, read_head
+from raysae.activations.manifest import MANIFEST_FILE
 from raysae.activations.schema import empty_rows
 from raysae.activations.store import Store, open_store
+from raysae.activations.store_files import LocalFiles
 from raysae.activations.streaming import StreamedRows
 from raysae.cluster.reading import OpenSite
 from raysae.cluster.scan.opening import ScanPlan
@@ -21,7 +24,9 @@ from raysae.cluster.scan.rows import VALIDATION, ScannedRows
 from raysae.cluster.scan.store_scan import opened
 from raysae.cluster.sharing import SharedSite, share_site
 from raysae.extraction.live_scan import LiveData, rows_in
+from raysae.remembered import remembered
 from raysae.sites import Site
+from raysae.storage.file_systems import Stamp
 from raysae.training.headed_rows import HeadedRows
 from raysae.training.rows import EVALUATION_BATCH, IndexedRows, Rows, rebatched
 from raysae.training.windows import Window, WindowOrder, pieces, windows
@@ -128,7 +133,9 @@ class LiveRows(IndexedRows):
 
     def _kept(self) -> IndexedRows | None:
         """The same rows on disk, when a pass has kept them since."""
-        store = open_store(self.data.place).trust()
+        if self.store.computes_rows and not self.data.keep:
+            return None
+        store = _opened_now(self.data.place)
         if store.computes_rows:
             return None
         if len(self) * store.row_bytes <= READ_ALONE_BYTES:
@@ -182,6 +189,16 @@ class _Filling:
 
     def _empty(self, rows: int) -> Tensor:
         return empty_rows(rows, self.store.d_in, self.store.manifest.dtype)
+
+
+def _opened_now(place: str) -> Store:
+    """The store as it is now: a pass may have kept its rows since it was opened."""
+    return _opened_at(place, LocalFiles(Path(place)).stamps([MANIFEST_FILE]).get(MANIFEST_FILE))
+
+
+@remembered(maxsize=2)
+def _opened_at(place: str, _manifest: Stamp | None) -> Store:
+    return open_store(place).trust()
 
 
 def ordered(store: Store, site: Site, rows: IndexedRows) -> IndexedRows:

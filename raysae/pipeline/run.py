@@ -212,7 +212,10 @@ def _attempt(plan: RunPlan, run: RunFolder, begun: Begun) -> Iterator[Attempt]:
 
         def start_ray() -> None:
             if not stops:
-                stops.append(stack.enter_context(trial_session(plan.recipe.resources)))
+                stop = stack.enter_context(trial_session(plan.recipe.resources))
+                from raysae.cluster.scan.opening import one_service
+
+                stops.extend([stack.enter_context(one_service()), stop])
 
         def stop_ray() -> None:
             for stop in stops:

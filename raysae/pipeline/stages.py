@@ -4,6 +4,7 @@ A stage imports slow modules only when it works, so that a finished run is read 
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ class Sweep(Stage):
             attempt.events,
             plan.live,
             judge_of(attempt.recipe, store, plan.sites),
+            partial(_before_atlas, attempt),
         )
         attempt.result.trials = run_trials(job, attempt.begun.mark)
         attempt.look_at_store_again()
@@ -122,6 +124,17 @@ class Sweep(Stage):
     def _search(self, attempt: Attempt) -> Made:
         plan = attempt.plan
         return products.search(plan.recipe, attempt.store.digest, plan.sites, plan.known)
+
+
+def _before_atlas(attempt: Attempt) -> None:
+    """Let processes get ready for the atlas, if there will be one."""
+    from raysae.atlas.training import warm_up
+    from raysae.cluster.placement import beside_live
+
+    if attempt.recipe.atlas.enabled:
+        live = attempt.checked_store.computes_rows
+        placement = beside_live(attempt.recipe.resources)[0] if live else attempt.placement
+        warm_up(placement)
 
 
 class Select(Stage):

@@ -5,14 +5,17 @@ while training works on the batch before. Shapes: B batch, D d_in.
 """
 
 import time
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
 
 import torch
 from torch import Tensor
 
 from raysae.training.rows import Stream, StreamPosition
 
+AHEAD_BYTES = 2**20
+"""Bytes of batches that are read ahead in one go, at most, or one batch."""
 HURRY_SECONDS = 0.3
 """Seconds that a wait for rows may take before their source is told of it."""
 Placed = Generator[tuple[Tensor, StreamPosition]]
@@ -68,42 +71,85 @@ class Feed:
         return batch_BD, position
 
 
+Read = tuple[Tensor, StreamPosition] | Exception | None
+"""A batch with the position after it; what reading failed with; or None at the end."""
+
+
 class ReadAhead:
-    """The batches ``[batch, d_in]`` of a feed, each read by a thread of ``pool`` while others train."""
+    """The batches ``[batch, d_in]`` of a feed, read by a thread of ``pool`` while others train.
+
+    The thread reads several at a time, so that threads seldom wait for each other; but none of a shuffle
+    window after that of the first, as its rows may come late.
+    """
 
     def __init__(self, feed: Feed, pool: Executor):
         self._feed, self._pool, self._placed = feed, pool, feed.placed()
+        self._at_hand: deque[Read] = deque()
         feed.stream.source.read_patiently()
-        self._coming = self._next()
+        self._coming = pool.submit(self._some)
 
     def __iter__(self) -> Iterator[Tensor]:
         return self
 
     def __next__(self) -> Tensor:
-        started = time.perf_counter()
-        following = self._coming.result()
-        self._feed.waited += time.perf_counter() - started
+        if not self._at_hand:
+            started = time.perf_counter()
+            self._at_hand.extend(self._coming.result())
+            self._feed.waited += time.perf_counter() - started
+            if isinstance(self._at_hand[-1], tuple):
+                self._coming = self._pool.submit(self._some)
+        following = self._at_hand[0]
         if following is None:
             raise StopIteration
-        self._coming = self._next()
+        if isinstance(following, Exception):
+            raise following
+        self._at_hand.popleft()
         batch_BD, self._feed.stream.position = following
         return batch_BD
 
     def close(self) -> None:
-        """Let go of the rows, once the batch that is being read is there."""
+        """Let go of the rows, once what is being read is there."""
+        self._at_hand.clear()
         self._coming.add_done_callback(lambda _: self._placed.close())
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether the next batch was taken from the thread already."""
+        return bool(self._at_hand)
 
     @property
     def is_ready(self) -> bool:
         """Whether the next batch, or the end, is there."""
-        return self._coming.done()
+        return self.is_at_hand or self._coming.done()
 
-    def _next(self) -> Future[tuple[Tensor, StreamPosition] | None]:
-        return self._pool.submit(next, self._placed, None)
+    def _some(self) -> list[Read]:
+        """The next batches, at least one; the last of all is followed by None, or by what went wrong."""
+        read: list[Read] = []
+        size = 0
+        while size < AHEAD_BYTES:
+            try:
+                following = next(self._placed, None)
+            except Exception as error:
+                return [*read, error]
+            read.append(following)
+            if following is None:
+                break
+            batch_BD, after = following
+            size += batch_BD.nbytes
+            if self._ends_window(after, len(batch_BD)):
+                break
+        return read
+
+    def _ends_window(self, after: StreamPosition, batch: int) -> bool:
+        """Whether the next batch of so many rows needs rows of another shuffle window."""
+        rows = after.rows % self._feed.stream.shuffle_rows
+        return rows == 0 or rows + batch > self._feed.stream.shuffle_rows
 
 
 def wait_for_one(feeds: Sequence[ReadAhead]) -> None:
     """Wait until the next batch of a feed is there; say so where that takes long."""
+    if any(feed.is_ready for feed in feeds):
+        return
     coming = [feed._coming for feed in feeds]
     if wait(coming, HURRY_SECONDS, FIRST_COMPLETED).done:
         return

@@ -16,6 +16,7 @@ from ray.tune.execution import class_cache
 import raysae
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.console.board import set_log
+from raysae.pipeline import stages
 from raysae.pipeline.sweep_command import main
 from raysae.records.commit import VOLATILE_COLUMNS
 from raysae.records.tables import read_table
@@ -79,6 +80,20 @@ def test_seeds_and_sites_are_trained_together(store, tmp_path):
         assert row["explained_variance_worst"] < row["explained_variance"]
         assert 0 < row["stability"] < 1
         assert row["tokens_trained"] == 4 * row["tokens"]
+
+
+def test_processes_get_ready_for_the_atlas_once_a_place_is_free(store, tmp_path, monkeypatch):
+    before, left = stages._before_atlas, []
+
+    def noted(attempt):
+        done = len(list((attempt.run.path / "trials").glob("*/metrics.json")))
+        left.append(len(CONFIGS) - done)
+        before(attempt)
+
+    monkeypatch.setattr(stages, "_before_atlas", noted)
+    made = {"atlas": {"layers": [0]}, "resources": {"max_concurrent": 2}}
+    result = sweep(store, tmp_path, sweep={"controls": "none"}, **made)
+    assert left == [1] and result.failures == [] and len(result.atlas) == 1
 
 
 def test_a_gang_of_trials_comes_to_the_same_table(finished, store, tmp_path):

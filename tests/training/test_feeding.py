@@ -78,6 +78,49 @@ def test_a_wait_that_takes_long_is_told_and_taken_back():
     assert one.said == [True, False], "nothing was waited for after that"
 
 
+class ByWindow(Rows):
+    """Rows whose second window is given when ``given`` is set; ``fails``: it cannot be read."""
+
+    def __init__(self, blocks, fails=False):
+        super().__init__(blocks, sequential=True)
+        self.given, self.fails = threading.Event(), fails
+
+    def taken(self, order, batch_size):
+        first, *others = order
+        yield from super().taken(iter([first]), batch_size)
+        assert self.given.wait(60)
+        if self.fails:
+            raise OSError("the model is gone")
+        yield from super().taken(iter(others), batch_size)
+
+
+def test_nobody_waits_for_the_next_window_with_batches_at_hand():
+    rows = ByWindow(torch.arange(400.0).reshape(100, 4))
+    whole = Stream(rows, seed=0, epochs=1, batch_size=20, shuffle_rows=50)
+    with ThreadPoolExecutor(1) as pool:
+        ahead = ReadAhead(Feed(whole, "cpu"), pool)
+        first = [next(ahead), next(ahead)]
+        assert whole.position == StreamPosition(0, 40) and not ahead.is_at_hand
+        assert not ahead.is_ready, "the third is of both windows"
+        rows.given.set()
+        rest = list(ahead)
+    assert torch.equal(
+        torch.cat([*first, *rest]), torch.cat(list(whole.source.epoch(0, 0, 20, 50)))
+    )
+
+
+def test_what_was_read_before_an_error_is_handed_out_first():
+    rows = ByWindow(torch.arange(400.0).reshape(100, 4), fails=True)
+    rows.given.set()
+    whole = Stream(rows, seed=0, epochs=1, batch_size=20, shuffle_rows=50)
+    with ThreadPoolExecutor(1) as pool:
+        ahead = ReadAhead(Feed(whole, "cpu"), pool)
+        assert [len(next(ahead)), len(next(ahead))] == [20, 20]
+        for _ in range(2):
+            with pytest.raises(OSError, match="the model is gone"):
+                next(ahead)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_rows_copied_to_a_gpu_come_in_order_with_their_positions():
     source = Rows(torch.arange(400.0).reshape(100, 4))

@@ -1,7 +1,7 @@
 """Beginning to scan: what must fit in memory, the service, and the sites that the workers get."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from raysae.activations.store import Store
 from raysae.cluster.placement import scan_cpus
 from raysae.cluster.reading import WINDOWS_HELD, budget_of
 from raysae.cluster.scan.rows import VALIDATION, ScannedSite
-from raysae.cluster.scan.service import ScanSettings, start_service
+from raysae.cluster.scan.service import ScanSettings, start_service, threads_of
 from raysae.cluster.sharing import share_site
 from raysae.config import Recipe, ResourcesConfig
 from raysae.errors import UserError
@@ -73,19 +73,79 @@ def plan_scans(store: Store, sites: list[Site], recipe: Recipe) -> ScanPlan:
     return plan
 
 
+class _Kept:
+    """A service that one stage of a run is through with, for the next one."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self.service: tuple[Any, int] | None = None
+        """The actor's handle, and how many calls it answers at the same time."""
+
+    def taken(self, settings: ScanSettings) -> Any:
+        """The service, with these settings; None when there is none that answers as many calls."""
+        import ray
+
+        kept, self.service = self.service, None
+        if kept is None:
+            return None
+        if kept[1] >= threads_of(settings):
+            with suppress(ray.exceptions.RayError):
+                ray.get(kept[0].settle.remote(settings))
+                return kept[0]
+        ray.kill(kept[0])
+        return None
+
+    def give(self, service: Any, settings: ScanSettings) -> None:
+        """Keep the service, if a run wants that; else end it."""
+        import ray
+
+        if self.wanted and self.service is None:
+            self.service = service, threads_of(settings)
+        else:
+            ray.kill(service)
+
+    def end(self) -> None:
+        """End the service that is kept, and keep no other."""
+        import ray
+
+        self.wanted = False
+        kept, self.service = self.service, None
+        if kept is not None:
+            ray.kill(kept[0])
+
+
+_kept = _Kept()
+
+
 @contextmanager
-def serving(memory: int, workers: int, each: int, patience: float | None) -> Iterator[Any]:
-    """The service for ``workers`` of ``each`` readers, while the block runs; see ``ScanSettings``.
+def one_service() -> Iterator[Callable[[], None]]:
+    """Inside the block the service of one stage goes on to the next: it takes seconds to start.
 
-    A scan has a reader in each of the workers, unless the service is told otherwise.
+    The block receives a function that ends it before the block ends.
     """
-    import ray
+    _kept.wanted = True
+    try:
+        yield _kept.end
+    finally:
+        _kept.end()
 
-    service = start_service(ScanSettings(memory, scan_cpus(), workers * each, workers, patience))
+
+@contextmanager
+def serving(
+    memory: int, workers: int, each: int, patience: float | None, expected: int | None = None
+) -> Iterator[Any]:
+    """The service for ``workers`` of up to ``each`` readers, while the block runs; see ``ScanSettings``.
+
+    A scan has ``expected`` readers (None: ``each`` in each of the workers), unless the service is told
+    otherwise.
+    """
+    readers = workers * each if expected is None else expected
+    settings = ScanSettings(memory, scan_cpus(), readers, each, patience)
+    service = _kept.taken(settings) or start_service(settings)
     try:
         yield service
     finally:
-        ray.kill(service)
+        _kept.give(service, settings)
 
 
 def scans_in_words(service: Any) -> str:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from raysae.cluster.gauges import Gauges
-from raysae.cluster.ray_internals import actor_is_dead
+from raysae.cluster.ray_internals import actor_is_dead, keep_for_actor, kept_for_actor
 from raysae.cluster.scan.buffer import Memory, PieceBuffer, Taken
 from raysae.errors import user_error_in
+from raysae.remembered import forget_all
 from raysae.storage.trouble import reason_in_words
 
 SILENT_SECONDS = 10.0
@@ -20,6 +21,8 @@ BEHIND = 2
 their checkpoints are not all at the same piece."""
 THREADS = 8
 """Calls that the service answers at the same time, beside two for each reader."""
+LEAST_THREADS = 64
+"""Calls that it answers at least: a later stage of a run may have more readers."""
 
 
 class Scan(Protocol):
@@ -40,10 +43,10 @@ class ScanSettings:
     """Bytes of all scans together."""
     cpus: float
     """CPUs that the reads of a scan may use."""
-    readers: int
-    """Workers that read at the same time."""
     expected: int
     """Readers of one scan, until ``expect`` is called, and after the service was lost and began anew."""
+    each: int
+    """How many of them are in one process, at most."""
     patience: float | None
     """Seconds that readers wait for a slower one before it gets a scan of its own; None: they always
     wait, as when all must be at the end before anything goes on."""
@@ -64,16 +67,27 @@ class ScanService:
         from raysae.cluster.session import quiet_libraries
 
         quiet_libraries()
-        self.settings = settings
-        self.memory = Memory(settings.memory)
-        self._expected, self._each, self._turn = settings.expected, 1, 0
+        self._lock = threading.Lock()
         self._running: dict[str, _Running] = {}
+        self._set(kept_for_actor() or settings)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def settle(self, settings: ScanSettings) -> None:
+        """Serve other readers, by these settings: those of before are gone."""
+        keep_for_actor(settings)
+        forget_all()
+        with self._lock:
+            for running in list(self._running.values()):
+                self._close(running)
+            self._set(settings)
+
+    def _set(self, settings: ScanSettings) -> None:
+        self.settings, self.memory = settings, Memory(settings.memory)
+        self._expected, self._each, self._turn = settings.expected, settings.each, 0
         self._actors: dict[str, str] = {}
         """The actor of each reader, as Ray names it."""
         self._refused: dict[Scan, str] = {}
-        self._lock = threading.Lock()
         self._counts = {"scans": 0, "pieces": 0, "bytes": 0, "tokens": 0}
-        threading.Thread(target=self._watch, daemon=True).start()
 
     def expect(self, readers: int, each: int = 1, turn: int = 0) -> None:
         """How many readers a new scan waits for before it drops a piece; up to ``each`` of them are in
@@ -210,8 +224,16 @@ class ScanService:
 
     def _close_if_idle(self, running: _Running) -> None:
         if running.buffer.is_idle:
-            running.buffer.close()
-            self._running.pop(running.name, None)
+            self._close(running)
+
+    def _close(self, running: _Running) -> None:
+        running.buffer.close()
+        self._running.pop(running.name, None)
+
+
+def threads_of(settings: ScanSettings) -> int:
+    """How many calls a service answers at the same time."""
+    return max(2 * settings.expected + THREADS, LEAST_THREADS)
 
 
 def start_service(settings: ScanSettings) -> Any:
@@ -222,6 +244,6 @@ def start_service(settings: ScanSettings) -> Any:
     import ray
 
     actor = ray.remote(ScanService)
-    return actor.options(
-        num_cpus=0, max_restarts=-1, max_concurrency=2 * settings.readers + THREADS
-    ).remote(settings)
+    return actor.options(num_cpus=0, max_restarts=-1, max_concurrency=threads_of(settings)).remote(
+        settings
+    )

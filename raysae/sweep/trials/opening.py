@@ -164,7 +164,6 @@ def _scanned(demand: Demand, reading: Reading) -> Iterator[TrialRows]:
 
 @contextmanager
 def _live(demand: Demand) -> Iterator[TrialRows]:
-    import ray
 
     recipe, store, sites = demand.recipe, demand.store, demand.sites
     assert demand.live is not None and store.live is not None
@@ -183,7 +182,6 @@ def _live(demand: Demand) -> Iterator[TrialRows]:
     plan = divide(store, sites, recipe.resources)
     data = LiveData(demand.live, tuple(sites), keep.keep, computing, demand.epochs)
     with serving(plan.memory, workers, each, _patience(recipe)) as service:
-        ray.get(service.expect.remote(workers * each, each))  # else ``begin`` may overtake it
         found = live_sites(data, plan, service)
         if demand.fresh:
             service.begin.remote(data.scan(0, service))  # while the trials' workers start

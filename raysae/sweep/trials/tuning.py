@@ -57,6 +57,8 @@ class SweepJob:
     """How live rows are computed; None of other stores."""
     judge: Judge | None = None
     """What measures the SAEs of a trial at its end, beside its trainings; None: nothing."""
+    near_end: Callable[[], None] = lambda: None
+    """Called once, when fewer trials are left than fit at a time."""
 
     @property
     def demand(self) -> Demand:
@@ -144,6 +146,9 @@ def _tuned(
             opened.expect,
         )  # fmt: skip
         with job.events.work(f"Sweep at {job.where}", proposer.trials):
+            watcher.together = (
+                at_once(recipe, opened.placement, proposer.lag) * recipe.resources.gang
+            )
             results = _tuner(job, trainable, searcher, proposer, watcher, opened.placement).fit()
     job.proposer.trials = proposer.trials  # fewer where the space holds no further config
     return results, searcher.ended_early
@@ -285,6 +290,9 @@ class _Watcher(tune.Callback):
         """Trials whose end was emitted."""
         self.begun = False
         """Whether any trial has started."""
+        self.together = 1
+        """Trials that are trained at the same time, at most."""
+        self._near_end = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks to restore an experiment; raysae does not restore
@@ -302,6 +310,10 @@ class _Watcher(tune.Callback):
                 self.job.events.emit(self._event(asked, report))
                 if report.get("done"):
                     self.ended.add(report["trial"])
+        left = self.job.proposer.trials - len(self.ended)
+        if 0 < left < self.together and not self._near_end:
+            self._near_end = True
+            self.job.near_end()
 
     @_harmless
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

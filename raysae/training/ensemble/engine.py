@@ -194,17 +194,29 @@ class Part:
         """Whether all batches of its next step are there."""
         return all(ahead.is_ready for ahead in self.run.aheads)
 
+    def train(self) -> bool:
+        """Train on the batches at hand, or on the next; whether a member was evaluated, or all ended.
+
+        What is at hand is trained on in one go, as the weights are in the processor's cache by then.
+        """
+        evaluated = next(self.steps)
+        while not evaluated and (aheads := self.run.aheads):
+            if not all(ahead.is_at_hand for ahead in aheads):
+                return False
+            evaluated = next(self.steps)
+        return evaluated
+
 
 def _keep_pace(parts: list[Part], passed: int) -> None:
     """Train all parts until their members have passed so many evaluations."""
     while behind := [part for part in parts if _are_behind(part.run.members, passed)]:
-        next(_first_of(behind).steps)
+        _first_of(behind).train()
 
 
 def _until_one(parts: list[Part], passed: int) -> None:
     """Train all parts until members of one have passed another evaluation, or have ended."""
     while left := [part for part in parts if part.run.active]:
-        if next(_first_of(left).steps):
+        if _first_of(left).train():
             return
 
 

@@ -15,8 +15,9 @@ import raysae
 from raysae.activations.splits import split_of_key
 from raysae.activations.synthetic import SuperpositionWorld, write_synthetic_store
 from raysae.cluster.placement import Placement
-from raysae.cluster.scan.opening import serving
+from raysae.cluster.scan.opening import one_service, serving
 from raysae.cluster.scan.rows import ScannedSite
+from raysae.cluster.scan.service import ScanSettings
 from raysae.errors import UserError, user_error_in
 from raysae.extraction.live_rows import LiveRows
 from raysae.extraction.live_scan import LiveData
@@ -32,6 +33,25 @@ HERE = Placement(cpus=1, gpus=0, workers=1)
 def service(connected_ray):
     with serving(memory=2**24, workers=1, each=1, patience=None) as service:
         yield service
+
+
+def test_the_service_of_one_stage_goes_on_to_the_next_with_its_settings(connected_ray):
+    with one_service() as end:
+        with serving(2**20, 2, 1, None) as first:
+            pass
+        with serving(2**21, 3, 2, 60.0, expected=5) as service:
+            assert service._actor_id == first._actor_id
+            settings = ray.get(service.__ray_call__.remote(lambda self: self.settings))
+            assert settings == ScanSettings(2**21, settings.cpus, 5, 2, 60.0)
+            ray.kill(service, no_restart=False)
+            anew = ray.get(service.__ray_call__.remote(lambda self: self.settings))
+            assert anew == settings, "not those that it was made with"
+        end()
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(service.counts.remote(), timeout=60)
+        with serving(2**20, 2, 1, None) as other:
+            assert other._actor_id != service._actor_id
+            assert ray.get(other.counts.remote())["scans"] == 0
 
 
 def epoch(rows, seed=0):

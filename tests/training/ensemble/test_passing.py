@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from raysae.sae import sae_config
+from raysae.training import feeding
 from raysae.training.ensemble import Ensemble, Member, StopRules
 from raysae.training.ensemble.packed_rows import HandedRows
 from raysae.training.ensemble.passing import PassingPacks
@@ -98,7 +99,8 @@ def test_each_ends_as_in_a_pack_of_its_own(runs, together, training):
         same(one, trained([alone], pack=True)[0])
 
 
-def test_each_source_is_read_once_and_none_far_ahead_of_another():
+def test_each_source_is_read_once_and_none_far_ahead_of_another(monkeypatch):
+    monkeypatch.setattr(feeding, "AHEAD_BYTES", 1)  # a batch at a time
     log = []
     one, other = Passing(ONE, log), Passing(OTHER, log)
     trained(several(one, other), pack=True)

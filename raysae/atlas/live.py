@@ -59,7 +59,8 @@ def live_pass(
     data = LiveData(plan, tuple(sites), keep.keep, computing, epochs)
     seeds = len(settings.seeds)  # each reads a pass of its own, at the pace of the others
     readers = together * seeds
-    with serving(divided.memory, placement.workers, each * seeds, None, readers) as service:
+    workers = placement.workers
+    with serving(divided.memory, workers, each * seeds, None, readers) as service:
         if fresh:
             service.begin.remote(data.scan(0, service))  # while the workers start
         yield LivePass(groups, placement, live_sites(data, divided, service))

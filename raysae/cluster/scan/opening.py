@@ -132,15 +132,17 @@ def one_service() -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def serving(
-    memory: int, workers: int, each: int, patience: float | None, expected: int | None = None
+    memory: int, workers: int, each: int, patience: float | None, live: int | None = None
 ) -> Iterator[Any]:
     """The service for ``workers`` of up to ``each`` readers, while the block runs; see ``ScanSettings``.
 
-    A scan has ``expected`` readers (None: ``each`` in each of the workers), unless the service is told
-    otherwise.
+    A scan has a reader in each of the workers, unless the service is told otherwise. One of ``live`` rows
+    has so many in all: those in one worker are all there at the same time.
     """
-    readers = workers * each if expected is None else expected
-    settings = ScanSettings(memory, scan_cpus(), readers, each, patience)
+    settings = ScanSettings(
+        memory, scan_cpus(), workers * each, workers if live is None else live,
+        1 if live is None else each, patience,
+    )  # fmt: skip
     service = _kept.taken(settings) or start_service(settings)
     try:
         yield service

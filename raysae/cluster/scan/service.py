@@ -43,10 +43,12 @@ class ScanSettings:
     """Bytes of all scans together."""
     cpus: float
     """CPUs that the reads of a scan may use."""
+    readers: int
+    """Readers at the same time, at most."""
     expected: int
     """Readers of one scan, until ``expect`` is called, and after the service was lost and began anew."""
     each: int
-    """How many of them are in one process, at most."""
+    """How many of them are in one process at the same time, at most, as far as that is known."""
     patience: float | None
     """Seconds that readers wait for a slower one before it gets a scan of its own; None: they always
     wait, as when all must be at the end before anything goes on."""
@@ -233,7 +235,7 @@ class ScanService:
 
 def threads_of(settings: ScanSettings) -> int:
     """How many calls a service answers at the same time."""
-    return max(2 * settings.expected + THREADS, LEAST_THREADS)
+    return max(2 * settings.readers + THREADS, LEAST_THREADS)
 
 
 def start_service(settings: ScanSettings) -> Any:

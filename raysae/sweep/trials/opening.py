@@ -181,7 +181,7 @@ def _live(demand: Demand) -> Iterator[TrialRows]:
     check_sites(store, sites)
     plan = divide(store, sites, recipe.resources)
     data = LiveData(demand.live, tuple(sites), keep.keep, computing, demand.epochs)
-    with serving(plan.memory, workers, each, _patience(recipe)) as service:
+    with serving(plan.memory, workers, each, _patience(recipe), workers * each) as service:
         found = live_sites(data, plan, service)
         if demand.fresh:
             service.begin.remote(data.scan(0, service))  # while the trials' workers start

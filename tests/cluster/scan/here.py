@@ -63,7 +63,7 @@ def serve_here(patch, memory, readers=1, each=1, patience=None, apart=False):
     patch.setattr(worker_module, "prepare_worker", lambda: "cpu")
     patch.setattr(StoreScan, "blocks", read_here)
     patch.setattr(LiveScan, "_computed", computed_here)
-    service = ScanService(ScanSettings(memory, 1.0, readers, 1, patience))
+    service = ScanService(ScanSettings(memory, 1.0, readers, readers, 1, patience))
     service.expect(readers, each)
     return Here(service, apart)
 

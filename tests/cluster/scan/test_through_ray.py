@@ -39,10 +39,10 @@ def test_the_service_of_one_stage_goes_on_to_the_next_with_its_settings(connecte
     with one_service() as end:
         with serving(2**20, 2, 1, None) as first:
             pass
-        with serving(2**21, 3, 2, 60.0, expected=5) as service:
+        with serving(2**21, 3, 2, 60.0, live=5) as service:
             assert service._actor_id == first._actor_id
             settings = ray.get(service.__ray_call__.remote(lambda self: self.settings))
-            assert settings == ScanSettings(2**21, settings.cpus, 5, 2, 60.0)
+            assert settings == ScanSettings(2**21, settings.cpus, 6, 5, 2, 60.0)
             ray.kill(service, no_restart=False)
             anew = ray.get(service.__ray_call__.remote(lambda self: self.settings))
             assert anew == settings, "not those that it was made with"

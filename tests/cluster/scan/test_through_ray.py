@@ -35,17 +35,27 @@ def service(connected_ray):
         yield service
 
 
+def settings_of(service):
+    """The settings of a service, which may be about to start anew."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            return ray.get(service.__ray_call__.remote(lambda self: self.settings))
+        except ray.exceptions.ActorUnavailableError:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
 def test_the_service_of_one_stage_goes_on_to_the_next_with_its_settings(connected_ray):
     with one_service() as end:
         with serving(2**20, 2, 1, None) as first:
             pass
         with serving(2**21, 3, 2, 60.0, live=5) as service:
             assert service._actor_id == first._actor_id
-            settings = ray.get(service.__ray_call__.remote(lambda self: self.settings))
+            settings = settings_of(service)
             assert settings == ScanSettings(2**21, settings.cpus, 6, 5, 2, 60.0)
             ray.kill(service, no_restart=False)
-            anew = ray.get(service.__ray_call__.remote(lambda self: self.settings))
-            assert anew == settings, "not those that it was made with"
+            assert settings_of(service) == settings, "not those that it was made with"
         end()
         with pytest.raises(ray.exceptions.RayActorError):
             ray.get(service.counts.remote(), timeout=60)

@@ -41,7 +41,6 @@ def live_pass(
     ``fresh``: whether none was begun before, so that all begin with the first row.
     Raises UserError when not even one site fits.
     """
-
     trains, computing = beside_live(recipe.resources)
     placement = replace(trains, workers=min(trains.workers, admitted.workers))
     each = sites_each(store, settings, sites, placement.workers)
@@ -58,9 +57,8 @@ def live_pass(
     epochs = min(settings.training.passes(store.entry(site).rows.train) for site in sites)
     data = LiveData(plan, tuple(sites), keep.keep, computing, epochs)
     seeds = len(settings.seeds)  # each reads a pass of its own, at the pace of the others
-    readers = together * seeds
-    workers = placement.workers
-    with serving(divided.memory, workers, each * seeds, None, readers) as service:
+    readers, workers = together * seeds, placement.workers
+    with serving(divided.memory, workers, each * seeds, None, live_readers=readers) as service:
         if fresh:
             service.begin.remote(data.scan(0, service))  # while the workers start
         yield LivePass(groups, placement, live_sites(data, divided, service))

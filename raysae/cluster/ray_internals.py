@@ -7,7 +7,6 @@ nothing.
 
 import logging
 import os
-import pickle
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -262,23 +261,23 @@ def actor_is_dead(actor: str) -> bool:
         return False
 
 
-def keep_for_actor(value: Any) -> None:
-    """Keep a value for this process's actor, should Ray start it anew; see ``kept_for_actor``."""
+def keep_for_actor(text: str) -> None:
+    """Keep a text for this process's actor, should Ray start it anew; see ``kept_for_actor``."""
     from ray.experimental.internal_kv import _internal_kv_put
 
     with suppress(Exception):  # another Ray keeps nothing; the actor then begins as it was made
         if (key := _key_of_actor()) is not None:
-            _internal_kv_put(key, pickle.dumps(value))
+            _internal_kv_put(key, text)
 
 
-def kept_for_actor() -> Any:
+def kept_for_actor() -> str | None:
     """What ``keep_for_actor`` kept before Ray started this actor anew; None when there is nothing."""
     from ray.experimental.internal_kv import _internal_kv_get
 
     with suppress(Exception):
         key = _key_of_actor()
         kept = None if key is None else _internal_kv_get(key)
-        return None if kept is None else pickle.loads(kept)
+        return None if kept is None else kept.decode()
     return None
 
 

@@ -7,7 +7,6 @@ because MLflow runs are found by tag and the run folder holds every figure. What
 is not written again.
 """
 
-import itertools
 import logging
 import math
 import os
@@ -15,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Literal
 
 from raysae.metrics import MLFLOW, floats
 from raysae.records import mlflow_refusal as refusal
@@ -41,6 +41,9 @@ LAST_TRIES_SECONDS = 5.0
 """Seconds for which MLflow has not answered, before and after the end of the run, when it is given up."""
 TRIES = 5
 """Times that a record is tried whose error may pass, although MLflow answers."""
+Outcome = Literal["finished", "silent", "failed"]
+"""Of a try to write a record: it is written or lost; MLflow does not answer; or it answers now, and the
+record may be taken if it is tried again."""
 LANES = 8
 """Trials and sites that are written to a server side by side: a call to it may take seconds."""
 
@@ -161,10 +164,13 @@ class MLflowRecorder(Recorder):
         self._lanes.put(key, write)
 
     def _do(self, write: "Callable[[Writer], None]") -> None:
-        for number in itertools.count(1):
+        left = TRIES
+        while True:
             tried = time.monotonic()
-            if self._written(write, number < TRIES):
+            found = self._written(write, left > 1)
+            if found == "finished":
                 return
+            left -= found == "failed"
             if self._wait.is_over(tried, LAST_TRIES_SECONDS):
                 self._away = True
                 self._lose()
@@ -175,21 +181,21 @@ class MLflowRecorder(Recorder):
         with self._lock:
             self._lost += 1
 
-    def _written(self, write: "Callable[[Writer], None]", again: bool) -> bool:
-        """Whether the record is finished: written, or refused. False if the server does not answer.
+    def _written(self, write: "Callable[[Writer], None]", again: bool) -> Outcome:
+        """Try to write a record.
 
-        Also False, where it may be tried ``again``, for an error that may pass: a server that has just
-        come back answers, although it took no record a moment ago.
+        One whose error may pass has only ``failed`` where it may be tried ``again``, although MLflow
+        answers by now: a server that has just come back took no record a moment ago.
         """
         if self._refused or self._away or self._wait.closed:
             self._lose()
-            return True
+            return "finished"
         if self._is_silent:
-            return False
+            return "silent"
         try:
             writer = self._connected()
             if writer is None:
-                return False
+                return "silent"
             write(writer)
             self._wait.moved()
         except (
@@ -200,14 +206,14 @@ class MLflowRecorder(Recorder):
             passing = refusal.may_pass(error)
             self._refused = self._writer is None and not passing
             if refusal.is_locked(error):
-                return False
+                return "silent"
             if not self._refused and not self._answers():
                 self._fell_silent()
-                return False
+                return "silent"
             if passing and again:
-                return False
+                return "failed"
             self._lose()
-        return True
+        return "finished"
 
     def _connected(self) -> "Writer | None":
         """The writer, connected once for all threads; None where one has just tried in vain."""

@@ -177,3 +177,23 @@ def test_threads_take_turns_to_try_a_server_that_is_down(tmp_path, monkeypatch):
         assert recorder.close() == 4 * mlflow_listener.LANES
     assert 2 <= len(before) <= 8
     assert all(later - earlier >= 0.5 for earlier, later in pairwise(before))
+
+
+def test_tries_at_a_server_that_is_away_are_not_counted(tmp_path, monkeypatch):
+    """After a long outage the server comes back between the refused call and the question."""
+    monkeypatch.setattr(mlflow_listener, "RETRY_SECONDS", 0.05)
+    write, seen = mlflow_listener.Writer.finish, []
+
+    def failing(writer, *given):
+        seen.append(time.monotonic())
+        if len(seen) <= 2 * mlflow_listener.TRIES:
+            raise MlflowException(
+                "API request failed", error_code=ErrorCode.Value("INTERNAL_ERROR")
+            )
+        return write(writer, *given)
+
+    monkeypatch.setattr(mlflow_listener.Writer, "finish", failing)
+    back = 2 * mlflow_listener.TRIES
+    monkeypatch.setattr(mlflow_listener.Writer, "answers", lambda writer: len(seen) >= back)
+    lost, _, _ = refused(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
+    assert (lost, len(seen)) == (0, back + 1)

@@ -19,6 +19,8 @@ LARGEST_PIECE = 64 * 2**20
 """Bytes of a piece, at most: Ray moves blocks of this size at full speed."""
 PIECES_HELD = 16
 """Pieces that fit in memory, at least, where memory is small."""
+SETTLE_SECONDS = 30.0
+"""Seconds that a service may take to go on to another stage; else a new one is started."""
 HELD_OUT_FRACTION = 0.5
 """The fraction of the memory that held-out rows may take, to lie there all the time."""
 
@@ -90,7 +92,7 @@ class _Kept:
             return None
         if kept[1] >= threads_of(settings):
             with suppress(ray.exceptions.RayError):
-                ray.get(kept[0].settle.remote(settings))
+                ray.get(kept[0].settle.remote(settings), timeout=SETTLE_SECONDS)
                 return kept[0]
         ray.kill(kept[0])
         return None
@@ -132,16 +134,17 @@ def one_service() -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def serving(
-    memory: int, workers: int, each: int, patience: float | None, live: int | None = None
-) -> Iterator[Any]:
+    memory: int, workers: int, each: int, patience: float | None,
+    live_readers: int | None = None,
+) -> Iterator[Any]:  # fmt: skip
     """The service for ``workers`` of up to ``each`` readers, while the block runs; see ``ScanSettings``.
 
-    A scan has a reader in each of the workers, unless the service is told otherwise. One of ``live`` rows
-    has so many in all: those in one worker are all there at the same time.
+    A scan has a reader in each of the workers, unless the service is told otherwise. A scan of live rows
+    has ``live_readers`` in all; those in one worker read at the same time.
     """
     settings = ScanSettings(
-        memory, scan_cpus(), workers * each, workers if live is None else live,
-        1 if live is None else each, patience,
+        memory, scan_cpus(), workers * each, workers if live_readers is None else live_readers,
+        1 if live_readers is None else each, patience,
     )  # fmt: skip
     service = _kept.taken(settings) or start_service(settings)
     try:

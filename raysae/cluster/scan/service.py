@@ -1,10 +1,11 @@
 """The actor that runs the scans and hands their blocks to the readers."""
 
+import json
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from raysae.cluster.gauges import Gauges
@@ -71,12 +72,13 @@ class ScanService:
         quiet_libraries()
         self._lock = threading.Lock()
         self._running: dict[str, _Running] = {}
-        self._set(kept_for_actor() or settings)
+        kept = kept_for_actor()
+        self._set(settings if kept is None else ScanSettings(**json.loads(kept)))
         threading.Thread(target=self._watch, daemon=True).start()
 
     def settle(self, settings: ScanSettings) -> None:
         """Serve other readers, by these settings: those of before are gone."""
-        keep_for_actor(settings)
+        keep_for_actor(json.dumps(asdict(settings)))
         forget_all()
         with self._lock:
             for running in list(self._running.values()):

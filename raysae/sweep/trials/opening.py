@@ -164,7 +164,6 @@ def _scanned(demand: Demand, reading: Reading) -> Iterator[TrialRows]:
 
 @contextmanager
 def _live(demand: Demand) -> Iterator[TrialRows]:
-
     recipe, store, sites = demand.recipe, demand.store, demand.sites
     assert demand.live is not None and store.live is not None
     trials, computing = beside_live(recipe.resources)
@@ -181,7 +180,8 @@ def _live(demand: Demand) -> Iterator[TrialRows]:
     check_sites(store, sites)
     plan = divide(store, sites, recipe.resources)
     data = LiveData(demand.live, tuple(sites), keep.keep, computing, demand.epochs)
-    with serving(plan.memory, workers, each, _patience(recipe), workers * each) as service:
+    patience, readers = _patience(recipe), workers * each
+    with serving(plan.memory, workers, each, patience, live_readers=readers) as service:
         found = live_sites(data, plan, service)
         if demand.fresh:
             service.begin.remote(data.scan(0, service))  # while the trials' workers start

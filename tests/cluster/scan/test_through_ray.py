@@ -50,7 +50,7 @@ def test_the_service_of_one_stage_goes_on_to_the_next_with_its_settings(connecte
     with one_service() as end:
         with serving(2**20, 2, 1, None) as first:
             pass
-        with serving(2**21, 3, 2, 60.0, live=5) as service:
+        with serving(2**21, 3, 2, 60.0, live_readers=5) as service:
             assert service._actor_id == first._actor_id
             settings = settings_of(service)
             assert settings == ScanSettings(2**21, settings.cpus, 6, 5, 2, 60.0)

@@ -248,6 +248,17 @@ class Store:
         """
         self.reader.read_into(rows_ND, segment, first)
 
+    def fill(
+        self, rows_ND: "Tensor", parts: "Sequence[tuple[Segment, int, int, int]]", threads: int
+    ) -> None:
+        """Fill ``rows_ND`` by ``parts``, such as ``self.parts`` gives: several threads read at a time.
+
+        Raises UserError when a file ends too early.
+        """
+        places = [rows_ND[at : at + count] for _, _, count, at in parts]
+        segments, firsts = [part[0] for part in parts], [part[1] for part in parts]
+        list(_in_threads(self.read_into, places, segments, firsts, threads=threads))
+
     def segments(self, shard: ShardEntry, split: str) -> list[Segment]:
         """Find the rows of ``split`` in ``shard``; the segments are in order.
 
@@ -363,8 +374,8 @@ def refuse_rows(rows_ND: "Tensor", name: str, start: int) -> None:
 def _in_threads(
     function: Callable[..., Value], *items: Sequence[Any], threads: int | None = None
 ) -> Iterator[Value]:
-    """``map`` in several threads; in this one when there is one item, as in small shards."""
-    if len(items[0]) < 2:
+    """``map`` in several threads; in this one when one suffices, as for the one item of small shards."""
+    if len(items[0]) < 2 or threads == 1:
         yield from map(function, *items)
         return
     with ThreadPoolExecutor(threads or max(os.cpu_count() or 1, 1)) as pool:

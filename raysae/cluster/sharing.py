@@ -8,7 +8,6 @@ Shapes: N rows, D d_in.
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -100,14 +99,8 @@ def pieces_of(
 def read_piece(store: Store, site: Site, piece: Piece) -> pa.Table:
     """The piece's rows in the column ``activation``. Raises UserError when a shard is not readable."""
     rows_ND = empty_rows(piece.stop - piece.start, store.d_in, store.manifest.dtype)
-    parts = store.parts(site, piece.split, piece.start, piece.stop)
-    with ThreadPoolExecutor(READERS) as pool:
-        reads = [
-            pool.submit(store.read_into, rows_ND[at : at + count], segment, first)
-            for segment, first, count, at in parts
-        ]
-        for read in reads:
-            read.result()
+    parts = list(store.parts(site, piece.split, piece.start, piece.stop))
+    store.fill(rows_ND, parts, READERS)
     return pa.table([to_arrow(rows_ND)], names=["activation"])
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from raysae.activations.schema import ITEM_BYTES, as_values, torch_dtype
 from raysae.activations.store import Store, open_store
 from raysae.cluster.placement import Placement
-from raysae.cluster.scan.store_scan import BLOCKS_UNDERWAY, LEAST_STORE, opened
+from raysae.cluster.scan.store_scan import LEAST_STORE, opened
 from raysae.errors import UserError
 from raysae.extraction.keeping import finish_kept
 from raysae.extraction.plan import ExtractionPlan
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
     from raysae.extraction.live import HeldTransformer, Load
+
+BLOCKS_UNDERWAY = 4
+"""Blocks that Ray Data may hold before the service takes them."""
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from torch import Tensor
 
 from raysae.activations.schema import empty_rows, to_arrow
 from raysae.activations.store import Segment, Store, open_store, refuse_rows
-from raysae.activations.streaming import StreamedRows
+from raysae.activations.streaming import REMOTE_READERS, StreamedRows
 from raysae.cluster.scan.pieces import Order
 from raysae.errors import UserError
 from raysae.remembered import remembered
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
 READ_CPUS = 0.5
 """CPUs of one read: two run at once on a reserved CPU."""
-BLOCKS_UNDERWAY = 4
-"""Blocks that Ray Data may hold before the service takes them."""
+READS_UNDERWAY = 8
+"""Blocks that Ray Data may hold before the service takes them; with 4 it starts one read at a time."""
 LEAST_STORE = 256 * 2**20
 """Ray Data starts no read for some time when it may hold much less than this."""
+_spare: dict[tuple[int, str], Tensor] = {}
+"""The memory that the last block of this process was read into, by d_in and dtype."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def _dataset(
     context = dataset.context
     context.target_max_block_size = None  # a piece is one block
     context.execution_options.preserve_order = True
-    held = max(LEAST_STORE, BLOCKS_UNDERWAY * largest)
+    held = max(LEAST_STORE, READS_UNDERWAY * largest)
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         cpu=cpus, object_store_memory=held
     )
@@ -119,14 +122,23 @@ def read_block(ranges: Ranges) -> pa.Table:
     """
     store, reads, rows = opened(ranges.place), ranges.reads, ranges.rows
     _refuse_changed(store, ranges.stamps)
-    rows_ND = empty_rows(rows, store.d_in, store.manifest.dtype)
-    for segment, first, count, at in reads:
-        store.read_into(rows_ND[at : at + count], segment, first)
+    rows_ND = _memory(store, rows)
+    store.fill(rows_ND, reads, 1 if store.uri is None else REMOTE_READERS)
     if store.uri is not None:  # nobody has read them before
         for segment, first, count, at in reads:
             file = f"{store.files.file(segment.shard.file)}, row group {segment.group}"
             refuse_rows(rows_ND[at : at + count], file, first)
     return pa.table([to_arrow(rows_ND)], names=["activation"])
+
+
+def _memory(store: Store, rows: int) -> Tensor:
+    """Memory for rows ``[rows, d_in]``, that of the block before where it suffices: Ray has copied it by
+    then, as a process reads one block at a time. Allocating costs as much as reading."""
+    key = store.d_in, store.manifest.dtype
+    if key not in _spare or len(_spare[key]) < rows:
+        _spare.clear()
+        _spare[key] = empty_rows(rows, *key)
+    return _spare[key][:rows]
 
 
 def _refuse_changed(store: Store, stamps: dict[str, Stamp]) -> None:

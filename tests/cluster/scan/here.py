@@ -1,5 +1,6 @@
 """Scans in this process: the real service, buffer and readers; only Ray's transport is left out."""
 
+import pickle
 from itertools import islice
 from types import SimpleNamespace
 
@@ -36,11 +37,11 @@ class Here:
 
 
 def read_here(scan, first, cpus):
-    """The blocks of a scan of a store, by the datasource's own tasks."""
+    """The blocks of a scan of a store, by the datasource's own tasks; copied, as Ray does."""
     pieces = list(islice(scan.pieces(), first, None))
     for task in PieceSource(scan.place, scan.site, scan.split, pieces).get_read_tasks(1):
         (table,) = task()
-        yield table, table.nbytes
+        yield pickle.loads(pickle.dumps(table)), table.nbytes
 
 
 def computed_here(scan, first):

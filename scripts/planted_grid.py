@@ -93,13 +93,13 @@ def judge(rows: list[TrialRow], atoms: int, counted: Counter[tuple[str, str]]) -
         for rule, choice in select(known, SelectConfig())["choices"].items():
             row = by_number.get(choice["trial"])
             right = row is not None and (
-                abs(sizes.index(row.d_sae) - sizes.index(best[0])) <= 1
-                and abs(ks.index(row["sae.k"]) - ks.index(best[1])) <= 1
+                min(abs(sizes.index(row.d_sae) - sizes.index(one)) for one in best.sizes) <= 1
+                and abs(ks.index(row["sae.k"]) - ks.index(best.k)) <= 1
             )
             counted[case, rule] += right
             if rule == "auto":
                 low, high = (choice["interval"] or {}).get("sae.k", (0, -1))
-                counted[case, "interval holds"] += low <= best[1] <= (high or max(ks))
+                counted[case, "interval holds"] += low <= best.k <= (high or max(ks))
                 counted[case, choice["sure"]] += 1
                 counted[case, f"{choice['sure']} and right"] += right
 

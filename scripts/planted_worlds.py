@@ -2,7 +2,8 @@
 
 ``scripts/planted_optima.py --part auto`` prints the table. A world is independent (random atoms, one
 rate) or hard (see ``raysae.activations.hard_world``). The best d_sae is that of the trial with the best
-``mcc``; the best K has the best ``f1`` among the trials of the d_sae nearest to the number of atoms.
+``mcc``, or any whose best ``mcc`` is within ``TIE`` of that: past the number of atoms larger ones differ
+in the fourth decimal. The best K has the best ``f1`` among the trials of the d_sae nearest to that number.
 """
 
 import math
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from grids import Grid, trials_on
 from torch import Tensor
@@ -32,6 +33,7 @@ from raysae.training import TrainingConfig
 SIZES, KS = [16, 32, 64, 128, 256, 512], [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
 KINDS = ("independent", "hard")
 TIE = 0.02
+"""Values of ``mcc`` that are no farther apart count as equal."""
 RIGHT = ("d_sae and K within one tried step of the best", "of the interval: holds the best K")
 
 
@@ -55,12 +57,24 @@ class Budget:
         return replace(self, scale=scale, sizes=sizes, ks=ks)
 
 
+class Best(NamedTuple):
+    """What is best in a world."""
+
+    sizes: tuple[int, ...]
+    """The d_sae at which the truth is recovered best, up to noise."""
+    k: int
+
+    def __str__(self) -> str:
+        """Such as ``64 to 512, 3``."""
+        ends = dict.fromkeys((self.sizes[0], self.sizes[-1]))
+        return f"{' to '.join(map(str, ends))}, {self.k}"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What is best in a world, and what a rule chose."""
 
-    d_sae: int
-    k: int
+    best: Best
     config: tuple[int, int] | None
     near: bool
     """Whether both are within one tried step of the best."""
@@ -130,19 +144,19 @@ def searched(
     return list(found.values())
 
 
-def best_of(rows: list[TrialRow], atoms: int, tie: float = 0.0) -> tuple[int, int]:
-    """The d_sae at which the truth is best recovered, the smallest of those whose best ``mcc`` is within
-    ``tie`` of that, and the K with the best F1."""
+def best_of(rows: list[TrialRow], atoms: int, tie: float = TIE) -> Best:
+    """The d_sae at which the truth is best recovered, with those whose best ``mcc`` is within ``tie`` of
+    that, and the K with the best F1."""
     done = [row for row in rows if row.done]
     most = max(row["mcc"] for row in done)
-    size = min(row.d_sae for row in done if row["mcc"] >= most - tie)
+    sizes = sorted({row.d_sae for row in done if row["mcc"] >= most - tie})
     nearest = min({row.d_sae for row in done}, key=lambda d_sae: abs(math.log2(d_sae / atoms)))
     k = max((row for row in done if row.d_sae == nearest), key=lambda row: row["f1"]).k
     assert k is not None
-    return size, k
+    return Best(tuple(sizes), k)
 
 
-def verdicts(rows: list[TrialRow], best: tuple[int, int]) -> dict[str, Verdict]:
+def verdicts(rows: list[TrialRow], best: Best) -> dict[str, Verdict]:
     """What each rule chooses among the trials, and whether it is near the best."""
     choices = select(rows, SelectConfig(ev_floor=0.8))["choices"]
     by_number = {row.trial: row for row in rows}
@@ -152,11 +166,12 @@ def verdicts(rows: list[TrialRow], best: tuple[int, int]) -> dict[str, Verdict]:
             continue
         row = by_number.get(choice["trial"])
         config = None if row is None or row.k is None else (row.d_sae, row.k)
-        near = config is not None and all(
-            steps(one, other, values) <= 1
-            for one, other, values in zip(config, best, (SIZES, KS), strict=True)
+        near = (
+            config is not None
+            and min(steps(config[0], size, SIZES) for size in best.sizes) <= 1
+            and steps(config[1], best.k, KS) <= 1
         )
-        found[rule] = Verdict(*best, config, near, _holds(choice.get("interval"), best[1]))
+        found[rule] = Verdict(best, config, near, _holds(choice.get("interval"), best.k))
     return found
 
 
@@ -189,7 +204,10 @@ def table(
     """Print what each rule chooses in ``worlds`` worlds of each kind; returns how often ``auto`` was near
     with TPE, and how often its interval held the best K."""
     counted, f1 = Counter[tuple[str, str]](), defaultdict[tuple[str, str], list[float]](list)
-    print(f"\n{budget.trials} trials of two seeds; d_sae, K; * both within one step of the best")
+    print(
+        f"\n{budget.trials} trials of two seeds; d_sae, K; * both within one step of the best, where "
+        f"d_sae whose mcc differs by at most {TIE} are equal"
+    )
     for number in range(first, first + worlds):
         for kind in KINDS:
             rows, seconds = grid_of(folder, kind, number, budget)
@@ -203,9 +221,9 @@ def table(
                     counted[sampler, rule] += verdict.near
                     f1[sampler, rule].append(reached(rows, verdict))
                 counted[sampler, "interval of auto"] += bool(found["auto"].held)
-                tied = verdicts(tried, best_of(rows, atoms, TIE))
-                for rule, verdict in tied.items():
-                    counted[f"{sampler}, mcc within {TIE}", rule] += verdict.near
+                strictly = verdicts(tried, best_of(rows, atoms, tie=0.0))
+                for rule, verdict in strictly.items():
+                    counted[f"{sampler}, the one d_sae of the largest mcc", rule] += verdict.near
     print(f"\nright of {len(KINDS) * worlds}: " + ", ".join(RIGHT))
     for case in dict.fromkeys(case for case, _ in counted):
         cells = [f"{rule} {count}" for (one, rule), count in counted.items() if one == case]
@@ -223,7 +241,7 @@ def table(
 def line(name: str, found: dict[str, Verdict], seconds: float) -> str:
     """A world's line of the table."""
     first = next(iter(found.values()))
-    cells = [f"{name:<22} best {first.d_sae}, {first.k}"]
+    cells = [f"{name:<22} best {first.best}"]
     for rule, verdict in found.items():
         config = "none" if verdict.config is None else "{}, {}".format(*verdict.config)
         cells.append(f"{rule} {config}{' *' if verdict.near else ''}")

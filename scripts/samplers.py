@@ -27,7 +27,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from planted_worlds import KINDS, Budget, best_of, grid_of, searched, verdicts, world_of
+from planted_worlds import KINDS, Best, Budget, best_of, grid_of, searched, verdicts, world_of
 
 from raysae.records.rows import TrialRow
 from raysae.records.tables import read_trials
@@ -46,10 +46,10 @@ class World(NamedTuple):
     kind: str
     number: int
     rows: list[TrialRow]
-    best: tuple[int, int]
+    best: Best
 
 
-def right(rows: Sequence[TrialRow], best: tuple[int, int]) -> bool:
+def right(rows: Sequence[TrialRow], best: Best) -> bool:
     """Whether ``auto`` chooses rightly among the trials."""
     return verdicts(list(rows), best)["auto"].near
 

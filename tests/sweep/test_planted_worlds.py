@@ -12,6 +12,7 @@ from tests.sweep.selection.test_rules import row
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from planted_worlds import (
     KINDS,
+    Best,
     Budget,
     best_of,
     steps,
@@ -36,15 +37,18 @@ def test_the_best_config_is_that_of_the_truth():
         row(0, 64, 4, 0.8, mcc=0.7, f1=0.9), row(1, 128, 2, 0.9, mcc=0.9, f1=0.5),
         row(2, 128, 6, 0.9, mcc=0.8, f1=0.6), row(3, 256, 6, 0.9, mcc=0.85, f1=0.7),
     ]  # fmt: skip
-    assert best_of(rows, 128) == (128, 6) and best_of(rows, 60) == (128, 4)
+    assert best_of(rows, 128) == ((128,), 6) and best_of(rows, 60) == ((128,), 4)
+    assert best_of(rows, 128, tie=0.05) == ((128, 256), 6)
     assert steps(4, 8, [2, 4, 6, 8]) == 2
 
 
 def test_each_rule_is_judged():
-    found = verdicts(world_rows(), (256, 6))
+    found = verdicts(world_rows(), Best((256,), 6))
     assert found["auto"].config == (256, 6) and found["auto"].near and found["auto"].held
     assert found["stable_knee"].config == (256, 4) and found["stable_knee"].near
     assert not found["max_ev"].near and found["max_ev"].held is None
+    assert not verdicts(world_rows(), Best((32, 64), 6))["auto"].near
+    assert verdicts(world_rows(), Best((64, 128), 6))["auto"].near
 
 
 @pytest.mark.long

@@ -1,8 +1,9 @@
 """The rule ``auto``: what the indicators of ``raysae.sweep.selection.indicators`` say together.
 
-d_sae is that of the knee. At it, agreement of seeds and the knee err low (the smaller of them counts),
-the decoder's cosine errs high: K is between, at the geometric mean. Where seeds say nothing, the
-projection onto the decoder is in their place. All indicators together give an interval for K and d_sae.
+d_sae is that of the knee. At it, K is where explained variance bends, which errs low; where the decoder's
+cosine, which errs high, is least at a K not far above, K is between the two, at the geometric mean. Where
+nothing bends, agreement of seeds tells K, and without a second seed the projection onto the decoder. All
+indicators together give an interval for K and d_sae, of a tried step to each side at least.
 Where a smaller dictionary explains as much, up to noise, it is taken. Where the trials give nothing to go
 by, the choice is that of ``parsimonious``, and the reason says so.
 """
@@ -25,6 +26,8 @@ from raysae.sweep.selection.indicators import (
 )
 
 HALF_DEAD = 0.5
+FAR = 4
+"""The cosine counts up to so many times the K of the bend: farther, it is least by what K alone does."""
 FEW = 12
 """Fewer configs than this are a reason for doubt."""
 
@@ -133,20 +136,22 @@ def _size_and_k(tried: Tried) -> tuple[Indicator, list[Indicator], Interval | No
 
 
 def _k_between(tried: Tried, says: Sequence[Indicator]) -> Interval | None:
-    """K between what errs low and what errs high; None when no indicator says anything."""
+    """K between the bend, which errs low, and what errs high; None when no indicator says anything."""
     if len(tried.k_values) == 1:
         return Interval.at(tried.k_values[0])
-    agreement, knee, cosine, projection = says
-    first = projection if agreement.value is None else agreement
-    low = min((one.value for one in (first, knee) if one.value is not None), default=None)
-    high = cosine.value
-    if low is None and high is None:
+    agreement, bend, cosine, projection = says
+    second = projection if agreement.value is None else agreement
+    bends = None if bend.open_above else bend.value
+    in_order = (bends, second.value, bend.value, cosine.value)
+    low = next((value for value in in_order if value is not None), None)
+    if low is None:
         return None
-    least = low if low is not None else high
-    assert least is not None
-    middle = math.sqrt(least * max(least, high or least))  # below low, high is no upper bound
-    best = min(tried.k_values, key=lambda k: (round(abs(math.log2(k / middle)), 6), k))
+    high = cosine.value
+    middle = math.sqrt(low * high) if high is not None and low < high <= FAR * low else float(low)
+    best = min(tried.k_values, key=lambda k: (round(abs(math.log2(k / middle)), 6), -k))
+    place = tried.k_values.index(best)
     named = [end for one in says for end in (one.low, one.value) if end is not None]
+    named += tried.k_values[max(place - 1, 0) : place + 2]  # it is not told more exactly than that
     is_open = all(one.open_above for one in says if one.value is not None)
     return Interval(best, min(named), max(named), is_open)
 
@@ -202,7 +207,7 @@ def _told(
     tried: Tried, chosen: TrialRow, d_sae: Interval, k: Interval, says: Sequence[Indicator]
 ) -> Choice:
     doubts = _doubts(tried, chosen, d_sae, k)
-    wide = k.steps(tried.k_values) > 2 or d_sae.steps(tried.d_values) > 1
+    wide = k.steps(tried.k_values) > 4 or d_sae.steps(tried.d_values) > 1
     sure = "unsure" if wide or len(doubts) > 1 else "likely" if doubts else "sure"
     why = "; ".join(doubts) or "the indicators agree"
     reason = (
@@ -226,7 +231,7 @@ def _doubts(tried: Tried, chosen: TrialRow, d_sae: Interval, k: Interval) -> lis
         found.append(second_seed(tried.rows))
     if k.open_above:
         found.append("larger K were not tried")
-    elif k.steps(tried.k_values) > 1:
+    elif k.steps(tried.k_values) > 3:
         found.append(f"the indicators give K {k.words}")
     if d_sae.open_above:
         found.append("larger d_sae were not tried")

@@ -1,7 +1,9 @@
 """What each indicator says of the right d_sae and K, in words; the rule ``auto`` combines them.
 
-- The knee: the d_sae, and the K, past which a doubling gains less than a quarter of the largest gain of
-  explained variance.
+- The knee: the d_sae past which a doubling gains less than a quarter of the largest gain of explained
+  variance.
+- The bend: the K past which, from the steepest part of explained variance on, a doubling first gains less
+  than half of what it gains there. What is gained at a K far too large, as dense codes do, is no bend.
 - Agreement of seeds: the K around its best at which it stays within a twentieth of that; the largest of
   them is named.
 - The decoder's pairwise cosine: the K where it is least; it errs high. It says nothing where it is least
@@ -29,6 +31,8 @@ NOISE = 2.0
 """Differences up to so many standard deviations between seeds are none."""
 UNKNOWN_NOISE = 0.01
 """With one seed: differences up to this fraction of a value count as noise."""
+BEND = 0.5
+"""Explained variance bends where a doubling of K begins to gain less than this fraction of the most."""
 LEAST_ABOVE_CHANCE = 0.1
 """Agreement of seeds by less than this part of what chance leaves is no ground."""
 
@@ -137,14 +141,14 @@ def of_k(tried: Tried, row: int) -> list[Indicator]:
         return [Indicator("all", "sae.k", None, "only one K was tried")]
     return [
         _agreement(tried, row),
-        _knee_of_k(tried, row),
+        _bend(tried, row),
         _least(tried, row, "decoder_cosine_mean_abs", "cosine of decoder rows"),
         _least(tried, row, "decoder_projection", "projection onto the decoder"),
     ]
 
 
-def _knee_of_k(tried: Tried, row: int) -> Indicator:
-    name, count = "knee of explained variance", tried.possible(row)
+def _bend(tried: Tried, row: int) -> Indicator:
+    name, count = "bend of explained variance", tried.possible(row)
     values = tried.k_values[:count]
     if tried.ev is None or count < 2:
         return Indicator(name, "sae.k", None, tried.how)
@@ -152,11 +156,14 @@ def _knee_of_k(tried: Tried, row: int) -> Indicator:
     noise = NOISE * tried.noise("explained_variance", float(curve.max())) * math.sqrt(2)
     if curve.max() - curve[0] <= max(noise, LEAST_GAIN):
         return Indicator(name, "sae.k", None, "it does not rise with K")
-    place = _knee(curve, values, noise)
+    gain = gains(curve[None], values, axis=1)[0]
+    small = (gain < BEND * gain.max()) | (np.diff(curve) <= noise)
+    steepest = int(gain.argmax())
+    place = next((p for p in range(steepest, count - 1) if small[p]), count - 1)
     if place == count - 1:
         words = f"it still rises at the largest K tried, {values[-1]}"
         return Indicator(name, "sae.k", values[-1], words, open_above=True)
-    words = f"past K {values[place]} a doubling gains less than a quarter of the largest gain"
+    words = f"past K {values[place]} a doubling gains less than half of the largest gain"
     return Indicator(name, "sae.k", values[place], words)
 
 

@@ -164,7 +164,7 @@ def test_rising_to_the_end_is_an_open_interval():
         for j, k in enumerate(PLANTED_K)
     ]
     choice = choice_of(rows)
-    assert choice["interval"] == {"sae.k": [16, None], "sae.d_sae": [256, None]}
+    assert choice["interval"] == {"sae.k": [12, None], "sae.d_sae": [256, None]}
     assert choice["sure"] == "unsure" and "larger d_sae were not tried" in choice["why"]
 
 

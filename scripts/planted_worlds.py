@@ -3,7 +3,7 @@
 ``scripts/planted_optima.py --part auto`` prints the table. A world is independent (random atoms, one
 rate) or hard (see ``raysae.activations.hard_world``). The best d_sae is that of the trial with the best
 ``mcc``, or any whose best ``mcc`` is within ``TIE`` of that: past the number of atoms larger ones differ
-in the fourth decimal. The best K has the best ``f1`` among the trials of the d_sae nearest to that number.
+in the fourth decimal. The best K has the best ``f1`` among the trials of the d_sae nearest to the atoms.
 """
 
 import math

@@ -16,8 +16,9 @@ LEAST_NOISE = 0.02
 """Differences up to this fraction of the unexplained variance count as noise."""
 AGREEMENT_NOISE = 0.05
 """Differences between two agreements of seeds up to this count as noise."""
-SHUFFLE_NOISE = 0.15
-"""The same of a shuffled model: two shuffles of one model differ by up to a tenth."""
+SHUFFLE_NOISE = 0.2
+"""The same of a shuffled model: two shuffles of one model differ by up to a sixth
+(``scripts/controls_check.py --part random``)."""
 NAMES = {
     "frozen_decoder": "a dictionary that stayed random",
     "gaussian": "Gaussian rows of the same mean and covariance",

@@ -8,7 +8,8 @@ It is fitted by least squares on log L from several starts. Before anything is f
 fitted without the trials of the largest d_sae, and must foretell those within ``MOST_ERROR``; else it is
 refused, in words. Intervals are those of ``DRAWS`` fits to trials drawn with replacement, each with a
 residual drawn from its own; and as no draw knows how far the law itself is off, they are wider by the
-error with which it foretold the largest d_sae.
+error with which it foretold the largest d_sae. A law that is off there to one side is off by as much
+again at twice that d_sae (``scripts/scaling_check.py``), so that counts, too.
 
 Shapes: T trials, P parameters.
 """
@@ -172,11 +173,31 @@ class Check:
         pairs = zip(self.found, self.foretold, strict=True)
         return float(np.mean([abs(told / there - 1) for there, told in pairs]))
 
+    @property
+    def bias(self) -> float:
+        """The mean relative error with its sign: above 0 where more was foretold than was found."""
+        pairs = zip(self.found, self.foretold, strict=True)
+        return float(np.mean([told / there - 1 for there, told in pairs]))
+
+    @property
+    def refusal(self) -> str | None:
+        """Why nothing may be foretold by such a law, in words; None where it may."""
+        most, beyond = f"at most {MOST_ERROR:.0%} is asked", self.error + abs(self.bias)
+        off = f"a law fitted without d_sae {self.d_sae} is {self.error:.0%} off there on average"
+        if not self.error <= MOST_ERROR:
+            return f"{off} ({most}): these trials do not follow it"
+        if beyond > MOST_ERROR:
+            return (
+                f"{off}, by {self.bias:+.0%} with the sign, so that it would be about {beyond:.0%} off at "
+                f"twice that ({most}): it misses how these trials bend"
+            )
+        return None
+
     def record(self) -> dict[str, Any]:
         """As ``scaling.json`` has it."""
         return {
             "d_sae": self.d_sae, "k": self.k, "fvu": self.found, "foretold": self.foretold,
-            "error": self.error, "most": MOST_ERROR,
+            "error": self.error, "bias": self.bias, "most": MOST_ERROR,
         }  # fmt: skip
 
 
@@ -233,11 +254,8 @@ def scaling_of(trials: Sequence[TrialRow]) -> dict[str, Any]:
         return found
     checked = check(points)
     found["check"] = checked.record()
-    if not checked.error <= MOST_ERROR:
-        found["refused"] = (
-            f"a law fitted without d_sae {checked.d_sae} is {checked.error:.0%} off there on average "
-            f"(at most {MOST_ERROR:.0%} is asked): these trials do not follow it"
-        )
+    found["refused"] = checked.refusal
+    if found["refused"] is not None:
         return found
     law, largest = fit_law(points), int(points.n_T.max())
     laws = bootstrapped(points, law)

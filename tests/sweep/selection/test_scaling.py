@@ -66,6 +66,18 @@ def test_intervals_hold_the_truth_of_noisy_trials_and_are_repeatable():
     assert 0 < scaling_of(rows)["law"]["draws"] <= DRAWS
 
 
+def test_a_law_that_is_off_to_one_side_is_refused():
+    def bent(n, k):
+        """The planted law, but for the largest d_sae, which does better than it."""
+        return PLANTED.fvu(n, k) * (0.93 if n == max(SIZES) else 1)
+
+    checked = check(points_of(grid(bent)))
+    assert 0.05 < checked.error < 0.1 and checked.bias == pytest.approx(checked.error)
+    told = scaling_of(grid(bent))
+    assert not told["predictions"] and "at twice that" in told["refused"]
+    assert told["check"]["bias"] == checked.bias
+
+
 def test_trials_that_follow_no_law_are_refused_with_the_error():
     def fallen(n, k):  # from 1024 on the dictionary holds every atom
         return PLANTED.fvu(n, k) * (0.4 if n == 1024 else 1)

@@ -188,8 +188,8 @@ class Check:
             return f"{off} ({most}): these trials do not follow it"
         if beyond > MOST_ERROR:
             return (
-                f"{off}, by {self.bias:+.0%} with the sign, so that it would be about {beyond:.0%} off at "
-                f"twice that ({most}): it misses how these trials bend"
+                f"{off}, by {self.bias:+.0%} with the sign, so that it would be about {beyond:.0%} off "
+                f"at twice that ({most}): it misses how these trials bend"
             )
         return None
 

@@ -121,6 +121,18 @@ def test_one_d_sae_leaves_k():
     assert any(said["says"] == "only one d_sae was tried" for said in choice["indicators"])
 
 
+def test_what_a_k_far_too_large_gains_is_no_bend():
+    """A trained world of 256 atoms, 5.6 active: F1 is best at K 4; explained variance gains once more
+    where codes are dense."""
+    evs = (0.3380, 0.5437, 0.6781, 0.7628, 0.8290, 0.8502, 0.8681, 0.8798, 0.9032, 0.9408)
+    ks = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+    rows = [row(n, 256, k, ev) for n, (k, ev) in enumerate(zip(ks, evs, strict=True))]
+    choice = choice_of(rows)
+    assert config(rows, choice) == (256, 4) and choice["interval"]["sae.k"] == [3, 6]
+    (bend,) = [one for one in choice["indicators"] if one["indicator"].startswith("bend")]
+    assert bend["value"] == 4
+
+
 def test_seeds_that_differ_more_than_configs_are_said_and_the_smallest_is_taken():
     rows = [
         row(place, d_sae, k, 0.9 + place / 1000, stability=0.5, explained_variance_seeds=0.05)

@@ -149,11 +149,16 @@ def _k_between(tried: Tried, says: Sequence[Indicator]) -> Interval | None:
     high = cosine.value
     middle = math.sqrt(low * high) if high is not None and low < high <= FAR * low else float(low)
     best = min(tried.k_values, key=lambda k: (round(abs(math.log2(k / middle)), 6), -k))
-    place = tried.k_values.index(best)
     named = [end for one in says for end in (one.low, one.value) if end is not None]
-    named += tried.k_values[max(place - 1, 0) : place + 2]  # it is not told more exactly than that
+    named += _beside(best, tried.k_values)
     is_open = all(one.open_above for one in says if one.value is not None)
     return Interval(best, min(named), max(named), is_open)
+
+
+def _beside(best: int, values: Sequence[int]) -> list[int]:
+    """The value with its neighbours among those tried: no indicator tells more exactly than that."""
+    place = values.index(best)
+    return list(values[max(place - 1, 0) : place + 2])
 
 
 def _nothing_of_k(says: Sequence[Indicator]) -> str:
@@ -169,6 +174,7 @@ def _d_sae(tried: Tried, size: Indicator, live: Indicator) -> Interval:
     filled = live.value is None or live.value >= tried.d_values[-1]
     if size.open_above and live.value is not None and not filled:
         best = live.value
+    named += _beside(best, tried.d_values)
     return Interval(best, min(named), max(named), size.open_above and filled)
 
 
@@ -207,7 +213,7 @@ def _told(
     tried: Tried, chosen: TrialRow, d_sae: Interval, k: Interval, says: Sequence[Indicator]
 ) -> Choice:
     doubts = _doubts(tried, chosen, d_sae, k)
-    wide = k.steps(tried.k_values) > 4 or d_sae.steps(tried.d_values) > 1
+    wide = k.steps(tried.k_values) > 4 or d_sae.steps(tried.d_values) > 2
     sure = "unsure" if wide or len(doubts) > 1 else "likely" if doubts else "sure"
     why = "; ".join(doubts) or "the indicators agree"
     reason = (
@@ -235,7 +241,7 @@ def _doubts(tried: Tried, chosen: TrialRow, d_sae: Interval, k: Interval) -> lis
         found.append(f"the indicators give K {k.words}")
     if d_sae.open_above:
         found.append("larger d_sae were not tried")
-    elif d_sae.low != d_sae.high:
+    elif d_sae.steps(tried.d_values) > 2:
         found.append(f"the indicators give d_sae {d_sae.words}")
     configs = {(row.d_sae, row.k) for row in tried.rows}
     if (d_sae.best, k.best) not in configs:

@@ -44,7 +44,7 @@ def test_it_is_between_what_errs_low_and_what_errs_high():
     choice = choice_of(world())
     assert config(world(), choice) == (256, 6)
     low, high = choice["interval"]["sae.k"]
-    assert low <= 6 <= high and choice["interval"]["sae.d_sae"] == [256, 256]
+    assert low <= 6 <= high and choice["interval"]["sae.d_sae"] == [128, 512]
     said = {one["indicator"]: one["value"] for one in choice["indicators"] if one["of"] == "sae.k"}
     assert said["agreement of seeds"] == 4 and said["cosine of decoder rows"] == 8
     assert "K 3 to 8, d_sae 256 (" in choice["reason"]
@@ -176,7 +176,7 @@ def test_rising_to_the_end_is_an_open_interval():
         for j, k in enumerate(PLANTED_K)
     ]
     choice = choice_of(rows)
-    assert choice["interval"] == {"sae.k": [12, None], "sae.d_sae": [256, None]}
+    assert choice["interval"] == {"sae.k": [12, None], "sae.d_sae": [128, None]}
     assert choice["sure"] == "unsure" and "larger d_sae were not tried" in choice["why"]
 
 

@@ -47,7 +47,7 @@ def test_it_is_between_what_errs_low_and_what_errs_high():
     assert low <= 6 <= high and choice["interval"]["sae.d_sae"] == [128, 512]
     said = {one["indicator"]: one["value"] for one in choice["indicators"] if one["of"] == "sae.k"}
     assert said["agreement of seeds"] == 4 and said["cosine of decoder rows"] == 8
-    assert "K 3 to 8, d_sae 256 (" in choice["reason"]
+    assert "K 3 to 8, d_sae 128 to 512 (" in choice["reason"]
 
 
 def test_it_is_the_default_and_the_others_are_there():

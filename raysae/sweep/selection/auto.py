@@ -71,6 +71,10 @@ class Interval:
         """How many tried values its ends are apart."""
         return values.index(self.high) - values.index(self.low)
 
+    def is_wide(self, values: Sequence[int], most: int) -> bool:
+        """Whether its ends are more than ``most`` tried values apart, or it holds all of several."""
+        return self.steps(values) > most or 1 < len(values) == self.steps(values) + 1
+
 
 def auto(candidates: Sequence[TrialRow], otherwise: Choice) -> Choice:
     """The choice among the candidates, of which there is at least one; ``otherwise`` is that of
@@ -237,11 +241,11 @@ def _doubts(tried: Tried, chosen: TrialRow, d_sae: Interval, k: Interval) -> lis
         found.append(second_seed(tried.rows))
     if k.open_above:
         found.append("larger K were not tried")
-    elif k.steps(tried.k_values) > 3:
+    elif k.is_wide(tried.k_values, 3):
         found.append(f"the indicators give K {k.words}")
     if d_sae.open_above:
         found.append("larger d_sae were not tried")
-    elif d_sae.steps(tried.d_values) > 2:
+    elif d_sae.is_wide(tried.d_values, 2):
         found.append(f"the indicators give d_sae {d_sae.words}")
     configs = {(row.d_sae, row.k) for row in tried.rows}
     if (d_sae.best, k.best) not in configs:

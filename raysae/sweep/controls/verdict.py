@@ -17,7 +17,7 @@ LEAST_NOISE = 0.02
 AGREEMENT_NOISE = 0.05
 """Differences between two agreements of seeds up to this count as noise."""
 SHUFFLE_NOISE = 0.2
-"""The same of a shuffled model: two shuffles of one model differ by up to a sixth
+"""The same of a shuffled model: two shuffles of one model differ by up to 15%
 (``scripts/controls_check.py --part random``)."""
 NAMES = {
     "frozen_decoder": "a dictionary that stayed random",
